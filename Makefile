@@ -1,0 +1,52 @@
+# make demo runs the whole kit on synthetic data, make test runs the tests. Both make .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+DEMO ?= outputs/demo
+PAPERMILL := $(BIN)/papermill --no-progress-bar --log-output --log-level WARNING
+
+# The demo's pictures are small and its epochs few: it shows that everything works, in minutes on two cores.
+DEMO_DATA := -p competition_dir $(DEMO)/competition -p cache_dir $(DEMO)/cache
+DEMO_SIZE := -p image_height 128 -p image_width 96
+DEMO_TRAIN := $(DEMO_DATA) $(DEMO_SIZE) -p n_folds 2 -p learning_rate 1e-3
+DEMO_RUNS := $(DEMO)/runs/cnn,$(DEMO)/runs/resnet50,$(DEMO)/runs/rnn
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(READY): requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
+	@echo "Installing into .venv (about 6 GB with torch; some minutes, once) …"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+demo: $(READY) ## preprocess, train three architectures, tune and submit on synthetic mammograms
+	@rm -rf $(DEMO) && mkdir -p $(DEMO)/notebooks
+	$(BIN)/python -m utils.phantom $(DEMO)/competition --train-patients 100 --test-patients 40 --height 320
+	$(PAPERMILL) notebooks/preprocess.ipynb $(DEMO)/notebooks/preprocess.ipynb $(DEMO_DATA) $(DEMO_SIZE)
+	$(PAPERMILL) notebooks/train.ipynb $(DEMO)/notebooks/train-cnn.ipynb $(DEMO_TRAIN) -p architecture cnn -p run_dir $(DEMO)/runs/cnn -p epochs 12
+	$(PAPERMILL) notebooks/train.ipynb $(DEMO)/notebooks/train-resnet50.ipynb $(DEMO_TRAIN) -p architecture resnet50 -p run_dir $(DEMO)/runs/resnet50 -p epochs 4
+	$(PAPERMILL) notebooks/train.ipynb $(DEMO)/notebooks/train-rnn.ipynb $(DEMO_TRAIN) -p architecture rnn -p run_dir $(DEMO)/runs/rnn -p epochs 4
+	$(PAPERMILL) notebooks/tune_threshold.ipynb $(DEMO)/notebooks/tune_threshold.ipynb -p run_dirs $(DEMO_RUNS) -p threshold_path $(DEMO)/threshold.json
+	$(PAPERMILL) notebooks/submit.ipynb $(DEMO)/notebooks/submit.ipynb $(DEMO_DATA) -p run_dirs $(DEMO_RUNS) -p threshold_path $(DEMO)/threshold.json -p submission_path $(DEMO)/submission.csv
+	@$(BIN)/python -m utils.demo $(DEMO)
+
+test: $(READY) ## run the tests
+	$(BIN)/python -m pytest
+
+lint: $(READY) ## check style, and that the notebooks are stored without outputs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/nbstripout --verify --keep-id --extra-keys "metadata.papermill cell.metadata.papermill" notebooks/*.ipynb
+
+format: $(READY) ## mend what lint finds
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/nbstripout --keep-id --extra-keys "metadata.papermill cell.metadata.papermill" notebooks/*.ipynb
+
+clean: ## remove what runs have made; data/, .venv and submissions/ stay
+	rm -rf outputs .pytest_cache .ruff_cache

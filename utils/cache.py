@@ -1,0 +1,269 @@
+"""The image cache: every DICOM once through the preprocessing, kept as a small 8-bit PNG, and a manifest of what was done.
+
+A cache folder holds ``settings.json``, and for each split ``{split}/{image_id}.png`` and ``{split}_manifest.csv``.
+"""
+
+import contextlib
+import csv
+import errno
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from utils.breast import crop_breast, resize_pad
+from utils.dicom import read_dicom
+from utils.environment import KitError, read_json, working_dir, write_atomic, write_json
+from utils.parallel import Outcome, StopRunError, map_items
+from utils.tables import image_paths
+
+# The settings' hash comes last: a row that a kill cut short lacks it, and is dropped on reading.
+MANIFEST_COLUMNS = [
+    "image_id",
+    "source",
+    "source_height",
+    "source_width",
+    "crop_top",
+    "crop_left",
+    "crop_bottom",
+    "crop_right",
+    "flipped",
+    "flags",
+    "error",
+    "settings_hash",
+]
+SHOWN_ERRORS = 5
+
+
+class CacheError(KitError):
+    """A cache folder that can't be used as asked; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """All that decides a cached pixel, train or test.
+
+    Parameters
+    ----------
+    image_height, image_width : int
+        Size of a cached picture in pixels.
+    margin : float
+        Kept around the breast, as a share of the original's longer side.
+    version : int
+        Raised by whoever changes what preprocessing does to a pixel.
+    """
+
+    image_height: int = 1024
+    image_width: int = 512
+    margin: float = 0.03
+    version: int = 1
+
+    @property
+    def hash(self) -> str:
+        """12 hexadecimal digits that change with any setting."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def default_cache_dir(competition_dir: str | Path, settings: CacheSettings) -> Path:
+    """Folder in which notebooks that were given no ``cache_dir`` look for the same cache."""
+    size = f"{settings.image_height}x{settings.image_width}"
+    return working_dir() / "cache" / f"{Path(competition_dir).name}-{size}-{settings.hash[:6]}"
+
+
+def preprocess(path: str | Path, settings: CacheSettings) -> tuple[np.ndarray, dict]:
+    """Turn one DICOM file into a cached picture; train and test images both go through here.
+
+    Returns
+    -------
+    picture : ndarray of shape (image_height, image_width), uint8
+        Tissue bright, chest wall left.
+    row : dict
+        The manifest's columns from ``source_height`` to ``flags``.
+
+    Raises
+    ------
+    utils.dicom.DicomError
+        If the file can't be read.
+    """
+    image = read_dicom(path)
+    cropped, crop = crop_breast(image, settings.margin)
+    fitted = resize_pad(cropped, settings.image_height, settings.image_width)
+    picture = np.rint(fitted * 255).clip(0, 255).astype(np.uint8)
+    row = {
+        "source_height": image.shape[0],
+        "source_width": image.shape[1],
+        "crop_top": crop.top,
+        "crop_left": crop.left,
+        "crop_bottom": crop.bottom,
+        "crop_right": crop.right,
+        "flipped": int(crop.flipped),
+        "flags": " ".join(crop.flags),
+    }
+    return picture, row
+
+
+def build_cache(
+    images: pd.DataFrame,
+    competition_dir: str | Path,
+    split: str,
+    cache_dir: str | Path,
+    settings: CacheSettings,
+    num_workers: int = 1,
+) -> pd.DataFrame:
+    """Preprocess the images that the cache lacks, and return the manifest's rows for all of ``images``.
+
+    A run that was killed goes on where it stopped; images that failed before are tried again.
+
+    Parameters
+    ----------
+    images : DataFrame
+        From `utils.tables.read_images`.
+    competition_dir : path
+    split : {"train", "test"}
+    cache_dir : path
+        Made if needed.
+    settings : CacheSettings
+    num_workers : int
+        Number of processes.
+
+    Returns
+    -------
+    DataFrame
+        One row per image, in the order of ``images``, with the columns `MANIFEST_COLUMNS`. ``error`` is empty where the picture
+        is in the cache, else it says why it is not.
+
+    Raises
+    ------
+    CacheError
+        If the folder holds a cache with other settings.
+    StopRunError
+        If the disk is full.
+    """
+    cache_dir = Path(cache_dir)
+    _claim(cache_dir, settings)
+    path = manifest_path(cache_dir, split)
+    _write_manifest(path, _read_manifest(path, settings))  # drops what a kill left half written
+    done = read_manifest(cache_dir, split, settings)
+    done = set(done.image_id[done.error == ""]) & {picture.stem for picture in (cache_dir / split).glob("*.png")}
+    sources = dict(zip(images.image_id, image_paths(images, competition_dir, split), strict=True))
+    jobs = [(image_id, source) for image_id, source in sources.items() if image_id not in done]
+    cache_one = partial(_cache_image, folder=cache_dir / split, settings=settings)
+    with _appending(path) as write_row:
+        for outcome in map_items(cache_one, jobs, num_workers, f"Preprocessing {split}", "images"):
+            write_row(_manifest_row(outcome, competition_dir, settings))
+    manifest = read_manifest(cache_dir, split, settings)
+    _write_manifest(path, manifest)
+    return manifest.set_index("image_id").loc[list(sources)].reset_index()
+
+
+def summarise(manifest: pd.DataFrame) -> str:
+    """Say in a few lines how many images are in the cache, which are flagged, and why others failed."""
+    failed = manifest[manifest.error != ""]
+    flags = manifest["flags"][manifest["flags"] != ""].str.split().explode().value_counts()
+    lines = [f"{len(manifest) - len(failed)} of {len(manifest)} images in the cache, {len(failed)} failed."]
+    lines += [f"  flagged {flag}: {count}" for flag, count in flags.items()]
+    lines += [f"  failed {row.image_id}: {row.error}" for row in failed.head(SHOWN_ERRORS).itertuples()]
+    if len(failed) > SHOWN_ERRORS:
+        lines.append(f"  … and {len(failed) - SHOWN_ERRORS} more: see the manifest's column 'error'.")
+    return "\n".join(lines)
+
+
+def manifest_path(cache_dir: str | Path, split: str) -> Path:
+    """Path of a split's manifest."""
+    return Path(cache_dir) / f"{split}_manifest.csv"
+
+
+def picture_path(cache_dir: str | Path, split: str, image_id: str) -> Path:
+    """Path of a cached picture."""
+    return Path(cache_dir) / split / f"{image_id}.png"
+
+
+def load_picture(cache_dir: str | Path, split: str, image_id: str) -> np.ndarray:
+    """Load a cached picture.
+
+    Returns
+    -------
+    ndarray of shape (image_height, image_width), uint8
+
+    Raises
+    ------
+    CacheError
+        If the picture is missing or broken.
+    """
+    path = picture_path(cache_dir, split, image_id)
+    picture = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    if picture is None:
+        raise CacheError(f"{path} is missing or broken; delete it and run preprocess.ipynb again with the same cache_dir.")
+    return picture
+
+
+def read_manifest(cache_dir: str | Path, split: str, settings: CacheSettings) -> pd.DataFrame:
+    """Read a split's manifest: one row per image, empty where nothing has been cached yet."""
+    return _read_manifest(manifest_path(cache_dir, split), settings)
+
+
+def _claim(cache_dir: Path, settings: CacheSettings) -> None:
+    """Write the settings into a new cache, or check that they are those of an existing one."""
+    path = cache_dir / "settings.json"
+    wanted = asdict(settings) | {"hash": settings.hash}
+    if not path.exists():
+        write_json(path, wanted)
+    found = read_json(path)
+    differing = [f"{key} is {found.get(key)} there, {value} here" for key, value in wanted.items() if found.get(key) != value]
+    if differing:
+        raise CacheError(f"{cache_dir} holds a cache with other settings ({'; '.join(differing)}): choose another cache_dir.")
+
+
+def _cache_image(job: tuple[str, Path], folder: Path, settings: CacheSettings) -> dict:
+    cv2.setNumThreads(1)  # the processes are the parallelism
+    image_id, source = job
+    picture, row = preprocess(source, settings)
+    encoded = cv2.imencode(".png", picture)[1]
+    try:
+        with write_atomic(folder / f"{image_id}.png") as temporary:
+            temporary.write_bytes(encoded)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StopRunError(f"The disk of {folder} is full: free some space and run again; what is cached stays.") from error
+        raise
+    return row
+
+
+def _manifest_row(outcome: Outcome, competition_dir: str | Path, settings: CacheSettings) -> dict:
+    image_id, source = outcome.item
+    row = {"image_id": image_id, "source": str(Path(source).relative_to(competition_dir)), "error": outcome.error}
+    # One row is one line, whatever a decoder puts in its message.
+    row["error"] = " ".join(row["error"].split())
+    return row | (outcome.value or {}) | {"settings_hash": settings.hash}
+
+
+def _read_manifest(path: Path, settings: CacheSettings) -> pd.DataFrame:
+    if not path.is_file():
+        return pd.DataFrame(columns=MANIFEST_COLUMNS, dtype=str)
+    manifest = pd.read_csv(path, dtype=str, keep_default_na=False, on_bad_lines="skip")
+    whole = manifest[manifest.settings_hash == settings.hash]
+    return whole.drop_duplicates("image_id", keep="last").reset_index(drop=True)
+
+
+def _write_manifest(path: Path, manifest: pd.DataFrame) -> None:
+    with write_atomic(path) as temporary:
+        manifest.to_csv(temporary, index=False)
+
+
+@contextlib.contextmanager
+def _appending(path: Path) -> Iterator:
+    """Give a function that adds one row to a manifest and flushes it, so that a kill loses no finished image."""
+    with open(path, "a", newline="") as file:
+        writer = csv.DictWriter(file, MANIFEST_COLUMNS, restval="")
+
+        def write_row(row: dict) -> None:
+            writer.writerow(row)
+            file.flush()
+
+        yield write_row

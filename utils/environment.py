@@ -1,0 +1,162 @@
+"""Where data and outputs live, on Kaggle or at home, and how a file gets written whole or not at all."""
+
+import contextlib
+import json
+import os
+import platform
+import random
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+COMPETITION = "rsna-breast-cancer-detection"
+PROJECT = Path(__file__).resolve().parent.parent
+KAGGLE_INPUT = Path("/kaggle/input")
+KAGGLE_WORKING = Path("/kaggle/working")
+PACKAGES = (
+    "torch",
+    "timm",
+    "pydicom",
+    "imagecodecs",
+    "opencv-python-headless",
+    "albumentations",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+)
+
+
+class KitError(Exception):
+    """Base of all errors that a user can mend; a notebook shows its message alone, without the traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Tell IPython what to show in place of the traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+def on_kaggle() -> bool:
+    """Tell whether this runs in a Kaggle kernel."""
+    return KAGGLE_WORKING.is_dir() and KAGGLE_INPUT.is_dir()
+
+
+def working_dir() -> Path:
+    """Folder for everything that a run makes: ``/kaggle/working`` on Kaggle, ``outputs/`` in the project elsewhere."""
+    return KAGGLE_WORKING if on_kaggle() else PROJECT / "outputs"
+
+
+def submissions_dir() -> Path:
+    """Folder that collects submissions and their provenance."""
+    return KAGGLE_WORKING / "submissions" if on_kaggle() else PROJECT / "submissions"
+
+
+def find_competition() -> Path | None:
+    """Find the competition's data: Kaggle's input folder, else ``data/`` in the project.
+
+    Returns
+    -------
+    Path or None
+        The folder that holds ``test.csv``; None where there is no such folder.
+    """
+    roots = [KAGGLE_INPUT, KAGGLE_INPUT / "competitions", PROJECT / "data"]
+    candidates = [root / COMPETITION for root in roots] + [PROJECT / "data"]
+    return next((folder for folder in candidates if (folder / "test.csv").is_file()), None)
+
+
+def resolve(path: str | Path) -> Path:
+    """Make a notebook's path parameter absolute; a relative one starts where the notebook was called.
+
+    papermill keeps the caller's folder as the kernel's, so ``-p cache_dir outputs/cache`` means what a shell would mean.
+    """
+    return Path(path).expanduser().resolve()
+
+
+def cpu_count() -> int:
+    """Number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch."""
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def pick_device():
+    """Pick the GPU if one works, else the CPU.
+
+    ``torch.cuda.is_available()`` says True on GPUs that the installed torch no longer supports (Kaggle's P100), so an
+    operation is tried.
+
+    Returns
+    -------
+    torch.device
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        try:
+            torch.ones(8, device="cuda").mul(2).sum().item()
+            return torch.device("cuda")
+        except RuntimeError as error:
+            print(f"The GPU does not work with torch {torch.__version__} ({str(error).splitlines()[0]}): using the CPU.")
+            print("On Kaggle, choose the accelerator 'GPU T4 x2' in the notebook's settings.")
+    return torch.device("cpu")
+
+
+@contextlib.contextmanager
+def write_atomic(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path``, and rename it to ``path`` if the block succeeds.
+
+    Readers see the old file or the whole new one, never a part.
+
+    Yields
+    ------
+    Path
+        Where to write; same suffix as ``path``.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)  # mkstemp makes files that only their owner may read
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content: dict) -> None:
+    """Write a dictionary as indented JSON, atomically."""
+    with write_atomic(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> dict:
+    """Read a JSON file."""
+    return json.loads(Path(path).read_text())
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of the packages that shape a result, and the project's git commit, for provenance."""
+    found = {"python": platform.python_version(), "commit": _git_commit()}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def _git_commit() -> str:
+    command = ["git", "-C", str(PROJECT), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

@@ -1,0 +1,104 @@
+"""What a notebook works on: which competition, pictures of which size, in which cache."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from utils.cache import CacheSettings, build_cache, default_cache_dir
+from utils.environment import KitError, find_competition, resolve, working_dir
+from utils.phantom import make_competition
+from utils.tables import breasts, read_images
+
+REAL_SIZE = (1024, 512)
+PHANTOM_SIZE = (160, 96)
+SMOKE_SIZE = (64, 48)
+SMOKE_PATIENTS = 12
+SMOKE_PHANTOM = {"n_train_patients": 16, "n_test_patients": 6, "height": 128}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A competition's folder, whether it is the phantom, and the cache that belongs to it."""
+
+    competition_dir: Path
+    is_phantom: bool
+    settings: CacheSettings
+    cache_dir: Path
+    smoke_test: bool
+
+    def images(self, split: str) -> pd.DataFrame:
+        """Rows of train.csv or test.csv; those of a few patients in a smoke test."""
+        images = read_images(self.competition_dir, split)
+        return few_patients(images, SMOKE_PATIENTS) if self.smoke_test else images
+
+    def cached(self, split: str, num_workers: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Images of a split and their manifest, after preprocessing those that the cache lacks."""
+        images = self.images(split)
+        return images, build_cache(images, self.competition_dir, split, self.cache_dir, self.settings, num_workers)
+
+
+def open_inputs(
+    competition_dir: str | Path | None,
+    cache_dir: str | Path | None = None,
+    image_height: int | None = None,
+    image_width: int | None = None,
+    smoke_test: bool = False,
+) -> Inputs:
+    """Find the competition that the notebook's parameters mean, and say so; without any, make the phantom one.
+
+    Parameters
+    ----------
+    competition_dir, cache_dir : path or None
+        None looks in Kaggle's input folder, then in ``data/``; and takes the cache's default place.
+    image_height, image_width : int or None
+        None takes 1024 x 512 for real data, 160 x 96 for the phantom, 64 x 48 in a smoke test.
+    smoke_test : bool
+        Few patients and small pictures: tells in a minute whether everything works, and nothing about quality.
+
+    Returns
+    -------
+    Inputs
+
+    Raises
+    ------
+    KitError
+        If ``competition_dir`` is named but not there, or a size is not a whole number.
+    """
+    folder, is_phantom = _find_or_make(competition_dir, smoke_test)
+    default = SMOKE_SIZE if smoke_test else PHANTOM_SIZE if is_phantom else REAL_SIZE
+    sides = [given or fallback for given, fallback in zip((image_height, image_width), default, strict=True)]
+    if not all(isinstance(side, int) and side > 0 for side in sides):
+        raise KitError(
+            f"image_height and image_width are {image_height!r} and {image_width!r}, but must be whole numbers above 0."
+        )
+    settings = CacheSettings(*sides)
+    cache = resolve(cache_dir) if cache_dir else default_cache_dir(folder, settings)
+    print(f"Competition: {folder}{' (PHANTOM: synthetic pictures, no patient)' if is_phantom else ''}")
+    print(f"Pictures: {settings.image_height} x {settings.image_width} px, cached in {cache}")
+    return Inputs(folder, is_phantom, settings, cache, smoke_test)
+
+
+def few_patients(images: pd.DataFrame, count: int) -> pd.DataFrame:
+    """Keep the first patients with cancer and the first without, half and half; the first ones of a test table."""
+    if "cancer" not in images:
+        return images[images.patient_id.isin(images.patient_id.unique()[:count])]
+    positives = breasts(images).groupby("patient_id", sort=False).cancer.max()
+    kept = [*positives[positives == 1].index[: count // 2], *positives[positives == 0].index[: count // 2]]
+    return images[images.patient_id.isin(kept)]
+
+
+def _find_or_make(competition_dir: str | Path | None, smoke_test: bool) -> tuple[Path, bool]:
+    if competition_dir:
+        folder = resolve(competition_dir)
+        if not (folder / "test.csv").is_file():
+            raise KitError(
+                f"competition_dir {folder} holds no test.csv; give the folder that holds train.csv, test.csv and images."
+            )
+        return folder, (folder / "phantom.json").is_file()
+    folder = find_competition()
+    if folder:
+        return folder, (folder / "phantom.json").is_file()
+    folder = working_dir() / ("phantom-smoke" if smoke_test else "phantom")
+    print(f"No competition data found (Kaggle's input folder, data/): making the phantom competition in {folder}.")
+    return make_competition(folder, **(SMOKE_PHANTOM if smoke_test else {})), True

@@ -1,0 +1,182 @@
+"""Store phantom pictures as DICOM files in the styles of RSNA's machines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.pixels.encoders import RLELosslessEncoder
+from pydicom.uid import (
+    DigitalMammographyXRayImageStorageForPresentation,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLosslessSV1,
+    RLELossless,
+    generate_uid,
+)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How one machine frames and stores its images; ``windows`` holds (center, width) pairs on the stored scale."""
+
+    machine_id: int
+    site_id: int
+    transfer_syntax: str
+    photometric: str
+    bits_stored: int
+    windows: tuple[tuple[int, int], ...] = ()
+    voi_function: str = ""
+    boxed: bool = False
+    scale: float = 1.0
+    aspect: float = 0.8
+    mirrored_share: float = 0.05
+    train_share: float = 0.0
+    test_share: float = 0.0
+
+
+SIGMOID_WINDOWS = ((32768, 22000), (30500, 22000), (35000, 22000), (32768, 26000))
+# Styles of the real files: JPEG 2000 with and without the JP2 box, JPEG Lossless SV1, MONOCHROME1 with a SIGMOID of
+# four windows, files without a window; the last two machines, of the test alone, are what no one has trained on. In the
+# real set too, 42 % of machine 49's images face the other side.
+MACHINES = (
+    Machine(
+        *(49, 1, JPEG2000Lossless, "MONOCHROME2", 12, ((1600, 3000),), "LINEAR"),
+        boxed=True,
+        aspect=0.8125,
+        mirrored_share=0.42,
+        train_share=0.40,
+        test_share=0.34,
+    ),
+    Machine(
+        *(48, 1, JPEG2000Lossless, "MONOCHROME1", 10, ((520, 900),)),
+        scale=0.9,
+        aspect=0.75,
+        train_share=0.20,
+        test_share=0.17,
+    ),
+    Machine(
+        *(29, 2, JPEGLosslessSV1, "MONOCHROME1", 16, SIGMOID_WINDOWS, "SIGMOID"),
+        scale=1.25,
+        aspect=0.918,
+        train_share=0.20,
+        test_share=0.17,
+    ),
+    Machine(21, 2, JPEGLosslessSV1, "MONOCHROME2", 12, aspect=0.75, train_share=0.20, test_share=0.16),
+    Machine(101, 1, ExplicitVRLittleEndian, "MONOCHROME2", 12, ((2048, 4000),), "LINEAR", test_share=0.08),
+    Machine(102, 1, RLELossless, "MONOCHROME1", 14, ((8000, 14000),), "LINEAR", test_share=0.08),
+)
+
+
+def picture_shape(machine: Machine, height: int) -> tuple[int, int]:
+    """Return the rows and columns of ``machine``'s images where the phantom's nominal height is ``height``."""
+    rows = round(machine.scale * height)
+    return rows, round(machine.aspect * rows)
+
+
+def stored_values(picture: np.ndarray, machine: Machine) -> np.ndarray:
+    """Map a picture to the values that ``machine`` stores, so that its first window and the inversion give it back.
+
+    Parameters
+    ----------
+    picture : ndarray of shape (height, width), float32
+        0 for air, 1 for the brightest tissue.
+    machine : Machine
+        Gives the window, the bits and the polarity.
+
+    Returns
+    -------
+    ndarray of shape (height, width), uint16, below ``2 ** machine.bits_stored``
+
+    References
+    ----------
+    DICOM PS3.3 C.11.2.1.2.1 (LINEAR) and C.11.2.1.3.1 (SIGMOID), solved for the stored value.
+    """
+    shown = 1 - picture if machine.photometric == "MONOCHROME1" else picture
+    largest = 2**machine.bits_stored - 1
+    if not machine.windows:
+        values = shown * largest
+    elif machine.voi_function == "SIGMOID":
+        center, width = machine.windows[0]
+        shown = np.clip(shown, 0.002, 0.998)  # 0 and 1 lie at infinity
+        values = center + width / 4 * np.log(shown / (1 - shown))
+    else:
+        center, width = machine.windows[0]
+        values = (shown - 0.5) * (width - 1) + center - 0.5
+    return np.clip(np.rint(values), 0, largest).astype(np.uint16)
+
+
+def encode_frame(stored: np.ndarray, machine: Machine) -> bytes:
+    """Encode stored values losslessly in the machine's transfer syntax.
+
+    JPEG 2000 has 5 levels of lower resolution, one layer and LRCP order, as in the real files, so that half, quarter
+    and eighth sizes can be decoded alone; imagecodecs gives pictures under about 400 pixels fewer levels, but at least
+    3. The precision in the codestream is ``bits_stored``.
+    """
+    bits = machine.bits_stored
+    if machine.transfer_syntax == JPEG2000Lossless:
+        codec = "jp2" if machine.boxed else "j2k"
+        return imagecodecs.jpeg2k_encode(
+            stored, level=0, codecformat=codec, reversible=True, bitspersample=bits, resolutions=6, numthreads=1
+        )
+    if machine.transfer_syntax == JPEGLosslessSV1:  # SV1 is predictor 1
+        return imagecodecs.jpeg_encode(stored, lossless=True, predictor=1, bitspersample=bits)
+    if machine.transfer_syntax == RLELossless:
+        return RLELosslessEncoder.encode(stored, **_rle_options(stored, machine))
+    return stored.astype("<u2").tobytes()
+
+
+def _rle_options(stored: np.ndarray, machine: Machine) -> dict:
+    return {
+        "rows": stored.shape[0],
+        "columns": stored.shape[1],
+        "samples_per_pixel": 1,
+        "number_of_frames": 1,
+        "bits_allocated": 16,
+        "bits_stored": machine.bits_stored,
+        "pixel_representation": 0,
+        "photometric_interpretation": machine.photometric,
+    }
+
+
+def write_dicom(path: Path, picture: np.ndarray, machine: Machine, patient_id: str, image_id: str) -> None:
+    """Write one picture as ``machine`` would store it; Modality is absent, as in RSNA's files."""
+    stored = stored_values(picture, machine)
+    dataset = _header(machine, patient_id, image_id)
+    dataset.Rows, dataset.Columns = stored.shape
+    frame = encode_frame(stored, machine)
+    compressed = machine.transfer_syntax != ExplicitVRLittleEndian
+    dataset.add_new("PixelData", "OB" if compressed else "OW", encapsulate([frame]) if compressed else frame)
+    dataset["PixelData"].is_undefined_length = compressed
+    dataset.save_as(path, enforce_file_format=True)
+
+
+def _header(machine: Machine, patient_id: str, image_id: str) -> Dataset:
+    """Everything but size and pixels; UIDs follow from the ids, so that the same seed gives the same bytes."""
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = machine.transfer_syntax
+    dataset.SOPClassUID = DigitalMammographyXRayImageStorageForPresentation
+    dataset.SOPInstanceUID = generate_uid(entropy_srcs=["phantom image", patient_id, image_id])
+    dataset.StudyInstanceUID = generate_uid(entropy_srcs=["phantom study", patient_id])
+    dataset.SeriesInstanceUID = generate_uid(entropy_srcs=["phantom series", patient_id, image_id])
+    dataset.PatientID, dataset.InstanceNumber = patient_id, image_id
+    dataset.SamplesPerPixel, dataset.PixelRepresentation = 1, 0
+    dataset.PhotometricInterpretation = machine.photometric
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, machine.bits_stored, machine.bits_stored - 1
+    dataset.RescaleIntercept, dataset.RescaleSlope = "0", "1"
+    _add_windows(dataset, machine)
+    return dataset
+
+
+def _add_windows(dataset: Dataset, machine: Machine) -> None:
+    if not machine.windows:
+        return
+    centers, widths = zip(*machine.windows, strict=True)
+    dataset.WindowCenter, dataset.WindowWidth = list(centers), list(widths)
+    if machine.voi_function:  # where absent, LINEAR holds
+        dataset.VOILUTFunction = machine.voi_function

@@ -1,0 +1,204 @@
+"""The competition's tables: read, checked, and split into patient-grouped folds."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import StratifiedKFold
+
+from utils.environment import KitError
+
+# Ids are text: they name files, and nothing is ever computed from them.
+DTYPES = {
+    "site_id": "int64",
+    "patient_id": str,
+    "image_id": str,
+    "laterality": str,
+    "view": str,
+    "age": "float64",
+    "cancer": "int64",
+    "implant": "int64",
+    "machine_id": "int64",
+    "prediction_id": str,
+    "biopsy": "float64",
+    "invasive": "float64",
+    "BIRADS": "float64",
+    "density": str,
+    "difficult_negative_case": str,
+}
+SHARED_COLUMNS = ["site_id", "patient_id", "image_id", "laterality", "view", "age", "implant", "machine_id"]
+REQUIRED = {
+    "train": [*SHARED_COLUMNS, "cancer"],
+    "test": [*SHARED_COLUMNS, "prediction_id"],
+    "sample_submission": ["prediction_id", "cancer"],
+}
+ID_PATTERN = r"[A-Za-z0-9_.-]*[A-Za-z0-9_-][A-Za-z0-9_.-]*"  # a plain file name: no separator, not "." or ".."
+SHOWN_ROWS = 3
+
+
+class TableError(KitError, ValueError):
+    """A table that breaks a rule; the message names the file, the column and the first offending rows."""
+
+
+def read_images(competition_dir: str | Path, split: str) -> pd.DataFrame:
+    """Read and check train.csv or test.csv: one row per image.
+
+    Parameters
+    ----------
+    competition_dir : path
+        Folder that holds the CSVs.
+    split : {"train", "test"}
+
+    Returns
+    -------
+    DataFrame
+        The file's rows in its order. Ids are str, ``cancer`` is int, ``age`` is float with NaN where missing.
+        A train table gets ``prediction_id`` (patient and laterality), a test table keeps its own.
+
+    Raises
+    ------
+    TableError
+        If a column is missing or badly typed, an id is empty, repeated or not a plain file name, a laterality is not L or R,
+        a label is not 0 or 1, a breast has two labels, or a prediction_id spans two patients.
+    """
+    path = Path(competition_dir) / f"{split}.csv"
+    images = _read_csv(path, REQUIRED[split])
+    _check_ids(images, path, ["patient_id", "image_id"])
+    _reject(images, images.image_id.duplicated(keep=False), path, "image_id", "is repeated; keep one row per image")
+    _reject(images, ~images.laterality.isin(["L", "R"]), path, "laterality", "must be L or R")
+    if split == "train":
+        images["prediction_id"] = images.patient_id + "_" + images.laterality
+        _check_labels(images, path)
+    else:
+        _check_ids(images, path, ["prediction_id"])
+        patients = images.groupby("prediction_id").patient_id.transform("nunique")
+        _reject(images, patients > 1, path, "prediction_id", "must belong to one patient")
+    return images
+
+
+def read_sample_submission(competition_dir: str | Path) -> pd.DataFrame:
+    """Read and check sample_submission.csv: one row per prediction_id.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``prediction_id`` (str, unique) and ``cancer`` (float).
+
+    Raises
+    ------
+    TableError
+        If a column is missing or an id is empty or repeated.
+    """
+    path = Path(competition_dir) / "sample_submission.csv"
+    sample = _read_csv(path, REQUIRED["sample_submission"], overrides={"cancer": "float64"})
+    _check_ids(sample, path, ["prediction_id"])
+    _reject(sample, sample.prediction_id.duplicated(keep=False), path, "prediction_id", "is repeated; keep one row each")
+    return sample
+
+
+def breasts(images: pd.DataFrame) -> pd.DataFrame:
+    """Reduce a train table to one row per breast.
+
+    Returns
+    -------
+    DataFrame
+        Columns prediction_id, patient_id, laterality, site_id, cancer, and fold where ``images`` has it.
+    """
+    columns = ["prediction_id", "patient_id", "laterality", "site_id", "cancer", "fold"]
+    return images[[c for c in columns if c in images]].drop_duplicates("prediction_id").reset_index(drop=True)
+
+
+def assign_folds(images: pd.DataFrame, n_folds: int, seed: int) -> pd.DataFrame:
+    """Add an integer column ``fold``: patients whole, stratified by positive breasts and site.
+
+    A patient has zero, one or two positive breasts. Splitting the patients evenly within each (positive breasts, site) group
+    balances breasts, positives and sites at once, at the cost of one `StratifiedKFold` over patients.
+
+    Parameters
+    ----------
+    images : DataFrame
+        A train table as from `read_images`.
+    n_folds : int
+        At least 2 and at most the number of patients.
+    seed : int
+
+    Returns
+    -------
+    DataFrame
+        A copy of ``images`` with ``fold`` in ``range(n_folds)``.
+
+    Raises
+    ------
+    TableError
+        If there are fewer patients than folds.
+    """
+    patients = images.groupby("patient_id").agg(site_id=("site_id", "first"))
+    patients["positives"] = breasts(images).groupby("patient_id").cancer.sum()
+    # Neighbouring groups even each other out where one is too small to reach every fold, so like goes next to like.
+    patients = patients.sort_values(["positives", "site_id"], kind="stable")
+    if not 2 <= n_folds <= len(patients):
+        raise TableError(f"n_folds is {n_folds}, but {len(patients)} patients can be split into 2 to {len(patients)} folds.")
+    stratum = patients.positives.astype(str) + " at " + patients.site_id.astype(str)
+    if stratum.value_counts().max() < n_folds:  # too few patients to stratify at all
+        stratum = pd.Series("all", index=patients.index)
+    folds = pd.Series(0, index=patients.index)
+    splitter = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        for fold, (_, held_out) in enumerate(splitter.split(stratum, stratum)):
+            folds.iloc[held_out] = fold
+    return images.assign(fold=images.patient_id.map(folds).astype("int64"))
+
+
+def image_paths(images: pd.DataFrame, competition_dir: str | Path, split: str) -> list[Path]:
+    """Paths of the images' DICOM files in Kaggle's layout: ``{split}_images/patient_id/image_id.dcm``."""
+    root = Path(competition_dir) / f"{split}_images"
+    return [root / patient / f"{image}.dcm" for patient, image in zip(images.patient_id, images.image_id, strict=True)]
+
+
+def _read_csv(path: Path, required: list[str], overrides: dict | None = None) -> pd.DataFrame:
+    if not path.is_file():
+        raise TableError(f"{path} does not exist; competition_dir must hold train.csv, test.csv and sample_submission.csv.")
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise TableError(f"{path} is not a readable CSV ({error}); download it again.") from error
+    missing = [column for column in required if column not in table]
+    if missing:
+        raise TableError(f"{path} lacks the column(s) {', '.join(missing)}; it has {', '.join(table.columns)}.")
+    for column, dtype in (DTYPES | (overrides or {})).items():
+        if column in table and dtype is not str:
+            table[column] = _to_number(table, path, column, dtype)
+    return table
+
+
+def _to_number(table: pd.DataFrame, path: Path, column: str, dtype: str) -> pd.Series:
+    values = pd.to_numeric(table[column], errors="coerce")
+    _reject(table, values.isna() & table[column].notna(), path, column, "must be a number")
+    if dtype == "int64":
+        _reject(table, values.isna(), path, column, "must not be empty")
+        _reject(table, values % 1 != 0, path, column, "must be a whole number")
+    return values.astype(dtype)
+
+
+def _check_ids(table: pd.DataFrame, path: Path, columns: list[str]) -> None:
+    for column in columns:
+        plain = table[column].str.fullmatch(ID_PATTERN, na=False).astype(bool)
+        _reject(table, ~plain, path, column, "must be a plain name of letters, digits, '_', '-' and '.'")
+
+
+def _check_labels(images: pd.DataFrame, path: Path) -> None:
+    _reject(images, ~images.cancer.isin([0, 1]), path, "cancer", "must be 0 or 1")
+    labels = images.groupby("prediction_id").cancer.transform("nunique")
+    _reject(images, labels > 1, path, "cancer", "must be the same for all images of a breast")
+
+
+def _reject(table: pd.DataFrame, bad: pd.Series | np.ndarray, path: Path, column: str, rule: str) -> None:
+    """Raise a TableError that shows the first offending rows, if there are any."""
+    bad = np.asarray(bad, dtype=bool)
+    if not bad.any():
+        return
+    # Line 1 of the file is its header.
+    shown = [f"line {row + 2}: {table[column].iloc[row]!r}" for row in np.flatnonzero(bad)[:SHOWN_ROWS]]
+    raise TableError(f"{path}, column {column}: {rule}. {bad.sum()} row(s) break this, first {'; '.join(shown)}.")
