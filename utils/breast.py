@@ -120,9 +120,10 @@ def _shrink(image: np.ndarray, side: int) -> np.ndarray:
 
 def _detach(tissue: np.ndarray) -> np.ndarray:
     """Remove what is thin, such as frame borders, and cut burned-in labels off the breast."""
-    rim = max(1, round(FRAME_SHARE * max(tissue.shape)))
+    rim = _rim(tissue.shape)
     # A border lies on the rim itself, where opening can't remove it: it counts as breast only where the tissue next to it does.
-    inner = np.pad(tissue[rim:-rim, rim:-rim], rim, mode="edge")
+    height, width = tissue.shape
+    inner = np.pad(tissue[rim : height - rim, rim : width - rim], rim, mode="edge")
     side = 2 * max(1, round(DETACH_SHARE * max(tissue.shape) / 2)) + 1
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
     return cv2.morphologyEx(inner, cv2.MORPH_OPEN, kernel, borderType=cv2.BORDER_REPLICATE)
@@ -132,10 +133,19 @@ def _regrow(breast: np.ndarray, tissue: np.ndarray) -> np.ndarray:
     """Give back to the breast the tissue next to it that detaching cut off, such as the nipple."""
     side = 2 * round(REGROW_SHARE * max(tissue.shape)) + 1
     near = cv2.dilate(breast.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)))
-    rim = max(1, round(FRAME_SHARE * max(tissue.shape)))
+    rim = _rim(tissue.shape)
     inner = np.zeros_like(tissue)
-    inner[rim:-rim, rim:-rim] = tissue[rim:-rim, rim:-rim]  # a frame border on the rim does not grow back
-    return breast | (near & inner).astype(bool)
+    height, width = tissue.shape
+    inside = np.s_[rim : height - rim, rim : width - rim]
+    inner[inside] = tissue[inside]  # a frame border on the rim does not grow back
+    grown = (breast | (near & inner).astype(bool)).astype(np.uint8)
+    labels = cv2.connectedComponents(grown, connectivity=4)[1]
+    return labels == labels[tuple(np.argwhere(breast)[0])] if breast.any() else breast
+
+
+def _rim(shape: tuple[int, int]) -> int:
+    """Pixels of a mask's edge in which a frame border may lie; never the whole of a thin picture."""
+    return min(max(1, round(FRAME_SHARE * max(shape))), (min(shape) - 1) // 2)
 
 
 def _largest_component(tissue: np.ndarray, min_share: float) -> np.ndarray:

@@ -221,7 +221,6 @@ def _claim(cache_dir: Path, settings: CacheSettings) -> None:
 
 
 def _cache_image(job: tuple[str, Path], folder: Path, settings: CacheSettings) -> dict:
-    cv2.setNumThreads(1)  # the processes are the parallelism
     image_id, source = job
     picture, row = preprocess(source, settings)
     encoded = cv2.imencode(".png", picture)[1]

@@ -4,6 +4,8 @@ The order is the standard's: decode, modality LUT, VOI window on the stored scal
 the decoding maps one stored value to one grey value, so it is computed once per possible value and applied as a table.
 """
 
+import logging
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,21 +28,20 @@ from pydicom.uid import (
 
 from utils.environment import KitError
 
+# A broken file becomes a DicomError; pydicom would print a traceback of its own for it as well.
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+
 MAX_PIXELS = 2**27  # a 5355 x 4915 frame, the largest in RSNA's set, has 26 million
 END_OF_CODESTREAM = b"\xff\xd9"  # EOI in JPEG, EOC in JPEG 2000
-PYDICOM_DECODES = {
-    ImplicitVRLittleEndian,
-    ExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    DeflatedExplicitVRLittleEndian,
-    RLELossless,
-}
+UNCOMPRESSED = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian}
+PYDICOM_DECODES = {*UNCOMPRESSED, RLELossless}
 CODESTREAM_DECODERS: dict[str, Callable[[bytes], np.ndarray]] = {
     JPEG2000Lossless: imagecodecs.jpeg2k_decode,
     JPEG2000: imagecodecs.jpeg2k_decode,
     JPEGLosslessSV1: imagecodecs.jpeg_decode,
     JPEGLossless: imagecodecs.jpeg_decode,
 }
+JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  \r\n\x87\n"  # ISO/IEC 15444-1 I.5.1
 PHOTOMETRIC = ("MONOCHROME1", "MONOCHROME2")
 
 
@@ -83,7 +84,7 @@ def read_dicom(path: str | Path) -> np.ndarray:
     lowest, highest = int(stored.min()), int(stored.max())
     try:
         table = grey_table(dataset, lowest, highest)
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, NotImplementedError) as error:
+    except Exception as error:  # broken elements raise whatever they happen to cause
         raise DicomError(path, f"its modality LUT or window can't be applied ({error})") from error
     return table[stored.astype(np.int32) - lowest]
 
@@ -130,13 +131,15 @@ def grey_table(dataset: pydicom.Dataset, lowest: int, highest: int) -> np.ndarra
         If the window is not a valid one.
     """
     values = apply_modality_lut(np.arange(lowest, highest + 1, dtype=np.int32), dataset)
-    grey = apply_voi(values, dataset)
+    grey = to_grey(values, dataset)
+    if not np.isfinite(grey).all():
+        raise ValueError("it gives values that are no numbers")
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         grey = 1 - grey
     return grey.astype(np.float32)
 
 
-def apply_voi(values: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
+def to_grey(values: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
     """Map values after the modality LUT to [0, 1]: by the VOI LUT sequence, else the first window, else their own range.
 
     Parameters
@@ -149,7 +152,7 @@ def apply_voi(values: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
     ndarray of the same shape, float64 in [0, 1]
     """
     if dataset.get("VOILUTSequence"):
-        return _apply_voi_lut(values, dataset.VOILUTSequence[0])
+        return _apply_voi_lut(values, dataset.VOILUTSequence[0], dataset.file_meta.TransferSyntaxUID.is_little_endian)
     center, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
     if center is None or width is None:
         return _stretch(values)
@@ -200,13 +203,18 @@ def apply_window(values: np.ndarray, center: float, width: float, function: str 
     return np.clip((values - center) / width + 0.5, 0, 1)
 
 
-def _apply_voi_lut(values: np.ndarray, item: pydicom.Dataset) -> np.ndarray:
-    """Look values up in one item of the VOI LUT sequence; those outside take its first or last entry (PS3.3 C.11.2.1.1)."""
+def _apply_voi_lut(values: np.ndarray, item: pydicom.Dataset, little_endian: bool) -> np.ndarray:
+    """Look values up in one item of the VOI LUT sequence; those outside take its first or last entry (PS3.3 C.11.2.1.1).
+
+    pydicom's `apply_voi` keeps the index in the entries' type, which wraps in 8-bit tables of more than 256 entries.
+    """
     entries, first, bits = (int(number) for number in item.LUTDescriptor)
+    if not 1 <= bits <= 16:
+        raise ValueError(f"a VOI LUT of {bits} bits")
     table = item.LUTData
-    table = np.frombuffer(table, dtype="<u2") if isinstance(table, bytes) else np.asarray(table)
+    table = np.frombuffer(table, dtype="<u2" if little_endian else ">u2") if isinstance(table, bytes) else np.asarray(table)
     entries = min(entries or 2**16, len(table))
-    index = np.clip(np.asarray(values, dtype=np.int64) - first, 0, entries - 1)
+    index = np.clip(np.rint(values).astype(np.int64) - first, 0, entries - 1)
     return np.clip(table[index] / (2**bits - 1), 0, 1)
 
 
@@ -243,16 +251,19 @@ def _contradiction(dataset: pydicom.Dataset) -> str:
         rows, columns, frames = int(dataset.Rows), int(dataset.Columns), int(dataset.get("NumberOfFrames") or 1)
         samples, photometric = int(dataset.SamplesPerPixel), dataset.PhotometricInterpretation
         bits, allocated, signed = int(dataset.BitsStored), int(dataset.BitsAllocated), int(dataset.PixelRepresentation)
-    except (AttributeError, TypeError, ValueError) as error:
+        pixel_bytes = len(dataset.get("PixelData") or b"")
+    except Exception as error:  # as above
         return f"a needed header element is missing or broken ({error})"
     checks = {
-        "it has no pixel data": not dataset.get("PixelData"),
+        "it has no pixel data": not pixel_bytes,
         f"transfer syntax {syntax} is not supported": syntax not in PYDICOM_DECODES and syntax not in CODESTREAM_DECODERS,
         f"{rows} rows by {columns} columns is not a usable size": not 0 < rows * columns <= MAX_PIXELS,
         f"it has {frames} frames; only single-frame files are mammograms": frames != 1,
         f"{samples} samples per pixel, {photometric}; only {' and '.join(PHOTOMETRIC)} are mammograms": samples != 1
         or photometric not in PHOTOMETRIC,
         f"Bits Stored {bits} of Bits Allocated {allocated} is not supported": not (0 < bits <= allocated in (8, 16)),
+        f"{pixel_bytes} bytes of pixel data are too many for {rows} rows by {columns} columns": syntax in UNCOMPRESSED
+        and pixel_bytes > rows * columns * allocated // 8 + 1,  # one byte of padding to an even length
         f"Pixel Representation {signed} is neither 0 nor 1": signed not in (0, 1),
     }
     return next((reason for reason, broken in checks.items() if broken), "")
@@ -261,7 +272,7 @@ def _contradiction(dataset: pydicom.Dataset) -> str:
 def _decode(dataset: pydicom.Dataset, path: str | Path) -> np.ndarray:
     decode = CODESTREAM_DECODERS.get(dataset.file_meta.TransferSyntaxUID)
     try:
-        stored = _decode_codestream(dataset, decode) if decode else pixel_array(dataset)
+        stored = _decode_codestream(dataset, decode) if decode else _decode_plain(dataset)
     except Exception as error:  # decoders raise what they like; all of it means the same here
         raise DicomError(path, f"its pixel data can't be decoded ({type(error).__name__}: {error})") from error
     if stored.shape != (dataset.Rows, dataset.Columns):
@@ -269,14 +280,37 @@ def _decode(dataset: pydicom.Dataset, path: str | Path) -> np.ndarray:
     return stored
 
 
+def _decode_plain(dataset: pydicom.Dataset) -> np.ndarray:
+    with warnings.catch_warnings():
+        # pydicom takes pixels that its header has no rows for to be padding, and would cut the picture.
+        warnings.filterwarnings("error", ".*padding", UserWarning)
+        return pixel_array(dataset)
+
+
 def _decode_codestream(dataset: pydicom.Dataset, decode: Callable[[bytes], np.ndarray]) -> np.ndarray:
-    codestream = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    codestream = _unbox(get_frame(dataset.PixelData, 0, number_of_frames=1))
     # A cut JPEG Lossless stream decodes to a partly filled picture without an error: its end marker must be there.
     # Fragments are padded with zeros to an even length, and some writers add more.
     if not codestream.rstrip(b"\x00").endswith(END_OF_CODESTREAM):
         raise ValueError("the compressed data is truncated: its end marker is missing")
     stored = decode(codestream)
     return _extend_sign(stored, int(dataset.BitsStored)) if dataset.PixelRepresentation == 1 else stored
+
+
+def _unbox(frame: bytes) -> bytes:
+    """Take the codestream out of a JP2 file's boxes; anything else is a codestream already (ISO/IEC 15444-1 I.4)."""
+    if not frame.startswith(JP2_SIGNATURE):
+        return frame
+    start = 0
+    while start + 8 <= len(frame):
+        length, kind, header = int.from_bytes(frame[start : start + 4], "big"), frame[start + 4 : start + 8], 8
+        if length == 1:  # a length of 64 bits follows
+            length, header = int.from_bytes(frame[start + 8 : start + 16], "big"), 16
+        end = start + length if length else len(frame)  # 0: to the end of the file
+        if kind == b"jp2c":
+            return frame[start + header : end]
+        start = max(end, start + 8)
+    raise ValueError("its JP2 boxes hold no codestream")
 
 
 def _extend_sign(stored: np.ndarray, bits: int) -> np.ndarray:

@@ -47,7 +47,7 @@ def probabilistic_f1(labels: np.ndarray, probabilities: np.ndarray, beta: float 
 
 def decide(probabilities: np.ndarray, threshold: float) -> np.ndarray:
     """Turn probabilities into hard 0/1 decisions: 1 from the threshold upward. The only place that compares them."""
-    return (np.asarray(probabilities) >= threshold).astype(int)
+    return (np.asarray(probabilities, dtype=float) >= threshold).astype(int)
 
 
 def best_threshold(labels: np.ndarray, probabilities: np.ndarray) -> tuple[float, float]:

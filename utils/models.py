@@ -335,9 +335,9 @@ def _strip(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _match_by_position(found: dict, wanted: dict, path: str | Path) -> dict[str, torch.Tensor]:
-    counters = "num_batches_tracked"  # older files lack them, and no result depends on them
-    values = [value for key, value in found.items() if not key.endswith(counters)]
-    names = [key for key in wanted if not key.endswith(counters)]
+    # Counters of batches (0-dimensional) are absent from older files, and no result depends on them.
+    values = [value for value in found.values() if value.ndim]
+    names = [key for key, value in wanted.items() if value.ndim]
     adapted = [_adapt_stem(value, wanted[name]) for name, value in zip(names, values, strict=False)]
     if len(values) < len(names) or any(value.shape != wanted[n].shape for n, value in zip(names, adapted, strict=True)):
         return found

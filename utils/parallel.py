@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import joblib
 from tqdm import tqdm
 
@@ -47,11 +48,13 @@ def map_items(
     """
     with _one_thread_each(num_workers):
         pool = joblib.Parallel(n_jobs=max(num_workers, 1), return_as="generator_unordered", batch_size="auto")
-        outcomes = pool(joblib.delayed(_attempt)(function, item) for item in items)
+        outcomes = pool(joblib.delayed(_attempt)(function, item, alone=num_workers <= 1) for item in items)
         yield from _with_progress(outcomes, len(items), description, unit)
 
 
-def _attempt(function: Callable[[Any], Any], item: Any) -> Outcome:
+def _attempt(function: Callable[[Any], Any], item: Any, alone: bool) -> Outcome:
+    if not alone:
+        cv2.setNumThreads(1)  # OpenCV heeds no environment variable
     try:
         return Outcome(item, value=function(item))
     except StopRunError:
@@ -61,7 +64,7 @@ def _attempt(function: Callable[[Any], Any], item: Any) -> Outcome:
 
 
 def _one_thread_each(num_workers: int) -> contextlib.AbstractContextManager:
-    """Keep the libraries' own threads (BLAS, OpenCV) from competing with the processes."""
+    """Keep the libraries' own threads from competing with the processes."""
     if num_workers <= 1:
         return contextlib.nullcontext()
     return joblib.parallel_config(backend="loky", inner_max_num_threads=1)

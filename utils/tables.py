@@ -74,7 +74,7 @@ def read_images(competition_dir: str | Path, split: str) -> pd.DataFrame:
         _check_ids(images, path, ["prediction_id"])
         patients = images.groupby("prediction_id").patient_id.transform("nunique")
         _reject(images, patients > 1, path, "prediction_id", "must belong to one patient")
-    return images
+    return images.reset_index(drop=True)
 
 
 def read_sample_submission(competition_dir: str | Path) -> pd.DataFrame:
@@ -94,7 +94,7 @@ def read_sample_submission(competition_dir: str | Path) -> pd.DataFrame:
     sample = _read_csv(path, REQUIRED["sample_submission"], overrides={"cancer": "float64"})
     _check_ids(sample, path, ["prediction_id"])
     _reject(sample, sample.prediction_id.duplicated(keep=False), path, "prediction_id", "is repeated; keep one row each")
-    return sample
+    return sample.reset_index(drop=True)
 
 
 def breasts(images: pd.DataFrame) -> pd.DataFrame:
@@ -161,9 +161,10 @@ def _read_csv(path: Path, required: list[str], overrides: dict | None = None) ->
     if not path.is_file():
         raise TableError(f"{path} does not exist; competition_dir must hold train.csv, test.csv and sample_submission.csv.")
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""], skip_blank_lines=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise TableError(f"{path} is not a readable CSV ({error}); download it again.") from error
+    table = table.dropna(how="all")  # blank lines; the index still tells each row's line
     missing = [column for column in required if column not in table]
     if missing:
         raise TableError(f"{path} lacks the column(s) {', '.join(missing)}; it has {', '.join(table.columns)}.")
@@ -175,7 +176,7 @@ def _read_csv(path: Path, required: list[str], overrides: dict | None = None) ->
 
 def _to_number(table: pd.DataFrame, path: Path, column: str, dtype: str) -> pd.Series:
     values = pd.to_numeric(table[column], errors="coerce")
-    _reject(table, values.isna() & table[column].notna(), path, column, "must be a number")
+    _reject(table, (values.isna() & table[column].notna()) | np.isinf(values), path, column, "must be a number")
     if dtype == "int64":
         _reject(table, values.isna(), path, column, "must not be empty")
         _reject(table, values % 1 != 0, path, column, "must be a whole number")
@@ -199,6 +200,6 @@ def _reject(table: pd.DataFrame, bad: pd.Series | np.ndarray, path: Path, column
     bad = np.asarray(bad, dtype=bool)
     if not bad.any():
         return
-    # Line 1 of the file is its header.
-    shown = [f"line {row + 2}: {table[column].iloc[row]!r}" for row in np.flatnonzero(bad)[:SHOWN_ROWS]]
+    # Line 1 of the file is its header. str() and quotes instead of repr(), which would show a number's NumPy type.
+    shown = [f"line {table.index[row] + 2}: '{table[column].iloc[row]}'" for row in np.flatnonzero(bad)[:SHOWN_ROWS]]
     raise TableError(f"{path}, column {column}: {rule}. {bad.sum()} row(s) break this, first {'; '.join(shown)}.")

@@ -33,8 +33,6 @@ from utils.tables import assign_folds
 OOF_COLUMNS = ["prediction_id", "patient_id", "laterality", "image_id", "fold", "cancer", "logit", "probability"]
 KEEP_EPOCH = ("best_auc", "last")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Depthwise convolutions are slower in bfloat16 than in float32 on a CPU (measured; see the README).
-FLOAT32_ON_CPU = ("efficientnet", "mobilenet")
 EMA_WARMUP_POWER = 2 / 3  # the average forgets its random start early, also in a run of few steps
 
 
@@ -412,14 +410,12 @@ def _autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
 
 
 def _precision(config: TrainConfig, device: torch.device) -> torch.dtype:
-    """Pick the fastest number format that the device computes natively: T4 has no bfloat16, most CPUs neither."""
+    """Pick the number format: half precision on a GPU (T4 has no bfloat16), float32 on a CPU, where neither gained."""
     if config.precision != "auto":
         return PRECISIONS[config.precision]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    name = config.model.architecture
-    native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    return torch.bfloat16 if native and not any(part in name for part in FLOAT32_ON_CPU) else torch.float32
+    return torch.float32
 
 
 def _warmup_cosine(config: TrainConfig, steps_per_epoch: int):

@@ -1,0 +1,149 @@
+import os
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+
+from utils import cache
+from utils.cache import CacheError, CacheSettings, build_cache, load_picture, manifest_path, picture_path, preprocess, summarise
+from utils.dicom import read_dicom
+from utils.parallel import StopRunError
+from utils.tables import image_paths
+
+
+@pytest.fixture
+def few(competition, images, tmp_path):
+    """A small competition of its own, to be broken: the first six training images."""
+    rows = images.head(6)
+    for source in image_paths(rows, competition, "train"):
+        target = tmp_path / "data" / source.relative_to(competition)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, target)
+    return tmp_path / "data", rows
+
+
+def fingerprint(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.rglob("*.*"))}
+
+
+def test_cached_picture_is_the_cropped_resized_dicom(competition, images, cache_dir, settings):
+    source = image_paths(images.head(1), competition, "train")[0]
+    picture, row = preprocess(source, settings)
+    assert picture.dtype == np.uint8 and picture.shape == (64, 48)
+    assert np.array_equal(load_picture(cache_dir, "train", images.image_id[0]), picture)
+    assert (row["source_height"], row["source_width"]) == read_dicom(source).shape
+
+
+def test_manifest_has_one_row_per_image_in_their_order(few, settings, tmp_path):
+    data, rows = few
+    rows = rows.iloc[::-1]
+    manifest = build_cache(rows, data, "train", tmp_path / "cache", settings)
+    assert manifest.image_id.tolist() == rows.image_id.tolist()
+    assert list(manifest.columns) == cache.MANIFEST_COLUMNS
+    assert (manifest.error == "").all() and (manifest.settings_hash == settings.hash).all()
+    assert not manifest.source.str.startswith("/").any()
+
+
+def test_processes_make_the_same_cache_as_one(few, settings, tmp_path):
+    data, rows = few
+    for name, workers in {"one": 1, "two": 2}.items():
+        build_cache(rows, data, "train", tmp_path / name, settings, num_workers=workers)
+    one, two = fingerprint(tmp_path / "one" / "train"), fingerprint(tmp_path / "two" / "train")
+    assert one == two and len(one) == 6
+
+
+def test_second_run_does_only_what_is_missing(few, settings, tmp_path, monkeypatch):
+    data, rows = few
+    build_cache(rows, data, "train", tmp_path / "cache", settings)
+    lost = rows.image_id.iloc[2]
+    picture_path(tmp_path / "cache", "train", lost).unlink()
+    done = []
+    monkeypatch.setattr(cache, "preprocess", lambda path, settings: done.append(path.stem) or preprocess(path, settings))
+    manifest = build_cache(rows, data, "train", tmp_path / "cache", settings)
+    assert done == [lost] and (manifest.error == "").all()
+
+
+def test_run_that_was_killed_goes_on_to_the_same_cache(few, settings, tmp_path):
+    data, rows = few
+    build_cache(rows, data, "train", tmp_path / "whole", settings)
+    build_cache(rows.head(3), data, "train", tmp_path / "killed", settings)
+    path = manifest_path(tmp_path / "killed", "train")
+    text = path.read_text()
+    path.write_text(text[: len(text) - 9])  # a kill in the middle of a row
+    build_cache(rows, data, "train", tmp_path / "killed", settings)
+    whole, killed = fingerprint(tmp_path / "whole"), fingerprint(tmp_path / "killed")
+    assert set(whole) == set(killed)
+    assert all(whole[name] == killed[name] for name in whole if name.endswith(".png"))
+    assert sorted(path.read_text().split()) == sorted(manifest_path(tmp_path / "whole", "train").read_text().split())
+
+
+def test_bad_file_is_recorded_and_the_others_are_done(few, settings, tmp_path):
+    data, rows = few
+    bad = image_paths(rows, data, "train")[1]
+    bad.write_bytes(b"no DICOM")
+    manifest = build_cache(rows, data, "train", tmp_path / "cache", settings)
+    failed = manifest[manifest.error != ""]
+    assert failed.image_id.tolist() == [rows.image_id.iloc[1]]
+    assert "DicomError" in failed.error.iloc[0] and bad.name in failed.error.iloc[0]
+    assert "5 of 6 images in the cache, 1 failed" in summarise(manifest) and rows.image_id.iloc[1] in summarise(manifest)
+
+
+def test_image_that_failed_is_tried_again(few, settings, tmp_path):
+    data, rows = few
+    bad = image_paths(rows, data, "train")[1]
+    content = bad.read_bytes()
+    bad.unlink()
+    build_cache(rows, data, "train", tmp_path / "cache", settings)
+    bad.write_bytes(content)
+    assert (build_cache(rows, data, "train", tmp_path / "cache", settings).error == "").all()
+
+
+def test_blank_image_is_flagged_not_fatal(few, settings, tmp_path, monkeypatch):
+    data, rows = few
+    monkeypatch.setattr(cache, "read_dicom", lambda path: np.zeros((50, 40), dtype=np.float32))
+    manifest = build_cache(rows, data, "train", tmp_path / "cache", settings)
+    assert (manifest["flags"] == "no_breast").all() and (manifest.error == "").all()
+    assert "flagged no_breast: 6" in summarise(manifest)
+
+
+def test_cache_with_other_settings_is_refused(few, settings, tmp_path):
+    data, rows = few
+    build_cache(rows, data, "train", tmp_path / "cache", settings)
+    with pytest.raises(CacheError, match="image_height is 64 there, 65 here.*choose another cache_dir"):
+        build_cache(rows, data, "train", tmp_path / "cache", CacheSettings(65, 48))
+
+
+def test_every_setting_changes_the_hash():
+    settings = [CacheSettings(), CacheSettings(image_height=2), CacheSettings(image_width=2), CacheSettings(margin=0.5)]
+    assert len({setting.hash for setting in [*settings, CacheSettings(version=99)]}) == 5
+
+
+def test_full_disk_ends_the_run_and_says_so(few, settings, tmp_path, monkeypatch):
+    data, rows = few
+
+    def no_space(path):
+        raise OSError(cache.errno.ENOSPC, os.strerror(cache.errno.ENOSPC))
+
+    monkeypatch.setattr(cache, "write_atomic", no_space)
+    jobs = list(zip(rows.image_id, image_paths(rows, data, "train"), strict=True))
+    with pytest.raises(StopRunError, match="is full"):
+        cache._cache_image(jobs[0], tmp_path, settings)
+
+
+def test_lossless_picture_survives_the_file(tmp_path, settings):
+    picture = np.random.default_rng(0).integers(0, 256, (64, 48), dtype=np.uint8)
+    path = picture_path(tmp_path, "train", "1")
+    path.parent.mkdir()
+    cv2.imwrite(str(path), picture)
+    assert np.array_equal(load_picture(tmp_path, "train", "1"), picture)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x89PNG broken"])
+def test_missing_or_broken_picture_is_named_with_its_remedy(tmp_path, content):
+    path = picture_path(tmp_path, "train", "17")
+    if content is not None:
+        path.parent.mkdir()
+        path.write_bytes(content)
+    with pytest.raises(CacheError, match="17.png is missing or broken.*preprocess.ipynb"):
+        load_picture(tmp_path, "train", "17")

@@ -1,0 +1,141 @@
+"""Facts about where data lives, and about files that are written whole or not at all."""
+
+import multiprocessing
+import os
+
+import pytest
+
+from utils import environment
+from utils.environment import KitError, cpu_count, find_competition, read_json, write_atomic, write_json
+
+
+@pytest.mark.parametrize("name", ["table.csv", "weights.pt", "archive.tar.gz", "plain"])
+def test_new_file_appears_only_after_the_block(tmp_path, name):
+    path = tmp_path / "new" / "folder" / name
+    with write_atomic(path) as temporary:
+        temporary.write_text("whole")
+        assert not path.exists()
+        assert temporary.parent == path.parent  # a rename across file systems would not be atomic
+        assert temporary.suffix == path.suffix  # writers choose the format by it
+    assert path.read_text() == "whole"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_old_file_stays_until_the_block_ends(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with write_atomic(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_failed_block_keeps_the_old_file_and_leaves_nothing(tmp_path, error):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(error), write_atomic(path) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_failed_block_makes_no_file(tmp_path):
+    with pytest.raises(ValueError, match="broken"), write_atomic(tmp_path / "file.txt"):
+        raise ValueError("broken")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_written_file_may_be_read_by_others(tmp_path):
+    with write_atomic(str(tmp_path / "file.txt")) as temporary:
+        temporary.write_text("text")
+    assert (tmp_path / "file.txt").stat().st_mode & 0o777 == 0o644
+
+
+def test_nested_writers_of_one_path_do_not_share_a_temporary(tmp_path):
+    path = tmp_path / "file.txt"
+    with write_atomic(path) as outer, write_atomic(path) as inner:
+        outer.write_text("outer")
+        inner.write_text("inner")
+    assert outer != inner
+    assert path.read_text() == "outer"  # the last to finish
+
+
+def test_json_is_read_as_written(tmp_path):
+    content = {"a": [1, 2.5, None], "b": {"c": "é"}}
+    write_json(tmp_path / "file.json", content)
+    assert read_json(tmp_path / "file.json") == content
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), object()])
+def test_what_is_not_json_leaves_the_old_file(tmp_path, value):
+    path = tmp_path / "file.json"
+    write_json(path, {"a": 1})
+    with pytest.raises((ValueError, TypeError)):
+        write_json(path, {"a": value})
+    assert read_json(path) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+KAGGLE_OLD, KAGGLE_NEW, AT_HOME, AT_HOME_FLAT = FOLDERS = [
+    f"input/{environment.COMPETITION}",
+    f"input/competitions/{environment.COMPETITION}",
+    f"project/data/{environment.COMPETITION}",
+    "project/data",
+]
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A Kaggle input folder and a project, both empty."""
+    monkeypatch.setattr(environment, "KAGGLE_INPUT", tmp_path / "input")
+    monkeypatch.setattr(environment, "PROJECT", tmp_path / "project")
+    return tmp_path
+
+
+def put_competition(root, folder: str) -> None:
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    (root / folder / "test.csv").touch()
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_competition_is_found_where_test_csv_is(elsewhere, folder):
+    put_competition(elsewhere, folder)
+    assert find_competition() == elsewhere / folder
+
+
+@pytest.mark.parametrize("first, second", [(KAGGLE_OLD, AT_HOME), (KAGGLE_NEW, AT_HOME_FLAT), (AT_HOME, AT_HOME_FLAT)])
+def test_kaggles_folder_comes_before_the_projects(elsewhere, first, second):
+    put_competition(elsewhere, second)
+    put_competition(elsewhere, first)
+    assert find_competition() == elsewhere / first
+
+
+def test_no_competition_is_none(elsewhere):
+    assert find_competition() is None
+    (elsewhere / KAGGLE_OLD).mkdir(parents=True)  # an empty folder is no competition
+    (elsewhere / AT_HOME / "test.csv").mkdir(parents=True)  # nor is a folder of that name
+    assert find_competition() is None
+
+
+@pytest.mark.parametrize("cores", [{0}, {3, 5, 6}])
+def test_cpu_count_is_what_this_process_may_use(monkeypatch, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: cores, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert cpu_count() == len(cores)
+
+
+@pytest.mark.parametrize("reported, expected", [(6, 6), (None, 1)])
+def test_cpu_count_without_affinity_is_the_machines_or_one(monkeypatch, reported, expected):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: reported)
+    assert cpu_count() == expected
+
+
+def test_cpu_count_is_between_one_and_the_machines():
+    assert 1 <= cpu_count() <= multiprocessing.cpu_count()
+
+
+def test_kit_errors_show_their_message_alone_in_a_notebook():
+    assert KitError("no data")._render_traceback_() == ["KitError: no data"]

@@ -1,0 +1,54 @@
+import pytest
+
+from utils import inputs
+from utils.cache import CacheSettings
+from utils.environment import KitError
+from utils.inputs import few_patients, open_inputs
+from utils.tables import breasts
+
+
+def test_named_competition_is_taken_and_announced(competition, tmp_path, capsys):
+    found = open_inputs(competition, tmp_path / "cache", 64, 48)
+    assert found.competition_dir == competition and found.is_phantom
+    assert found.settings == CacheSettings(64, 48) and found.cache_dir == tmp_path / "cache"
+    assert "PHANTOM" in capsys.readouterr().out.splitlines()[0]
+
+
+def test_without_data_the_phantom_is_made_and_said_so(tmp_path, monkeypatch, capsys):
+    made = []
+    monkeypatch.setattr(inputs, "find_competition", lambda: None)
+    monkeypatch.setattr(inputs, "working_dir", lambda: tmp_path)
+    monkeypatch.setattr(inputs, "make_competition", lambda folder, **options: made.append(folder) or folder)
+    assert open_inputs("", smoke_test=True).is_phantom and made == [tmp_path / "phantom-smoke"]
+    assert "No competition data found" in capsys.readouterr().out.splitlines()[0]
+
+
+def test_found_data_is_preferred_to_the_phantom(competition, monkeypatch):
+    monkeypatch.setattr(inputs, "find_competition", lambda: competition)
+    monkeypatch.setattr(inputs, "make_competition", None)
+    assert open_inputs(None).competition_dir == competition
+
+
+def test_real_data_gets_the_large_default_size(competition, tmp_path, monkeypatch):
+    (tmp_path / "test.csv").touch()
+    assert open_inputs(tmp_path).settings == CacheSettings(1024, 512)
+    assert open_inputs(competition).settings == CacheSettings(160, 96)
+    assert open_inputs(competition, smoke_test=True).settings == CacheSettings(64, 48)
+
+
+def test_named_folder_without_tables_is_an_error(tmp_path):
+    with pytest.raises(KitError, match="holds no test.csv"):
+        open_inputs(tmp_path)
+
+
+@pytest.mark.parametrize("size", [("512", 512), (512, -1), (0.5, 512)])
+def test_size_must_be_whole_numbers(competition, size):
+    with pytest.raises(KitError, match="must be whole numbers"):
+        open_inputs(competition, None, *size)
+
+
+def test_smoke_test_keeps_both_classes_and_whole_patients(images, test_images):
+    few = few_patients(images, 6)
+    assert few.patient_id.nunique() == 6 and set(breasts(few).cancer) == {0, 1}
+    assert len(few) == images.patient_id.isin(few.patient_id).sum()
+    assert few_patients(test_images, 2).patient_id.nunique() == 2
