@@ -1,8 +1,9 @@
 """What several test files need: one tiny phantom competition, its cache, and one thread per process."""
 
+import contextlib
+
 import cv2
 import pytest
-import torch
 
 from utils.cache import CacheSettings, build_cache
 from utils.phantom import make_competition
@@ -14,8 +15,11 @@ TINY = CacheSettings(image_height=64, image_width=48)
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """Two torch threads stall each other where another process competes for the cores."""
-    torch.set_num_threads(1)
     cv2.setNumThreads(1)
+    with contextlib.suppress(ImportError):  # the oldest versions are tested without torch
+        import torch
+
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

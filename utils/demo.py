@@ -1,4 +1,4 @@
-"""The demo's last table: what each architecture reached on the phantom, and where everything lies."""
+"""The demo's last step: a table and a picture of what each architecture reached on the phantom."""
 
 import argparse
 from pathlib import Path
@@ -8,7 +8,9 @@ import pandas as pd
 from utils.environment import read_json
 from utils.metrics import Interval, auc_interval, probabilistic_f1
 from utils.phantom import read_truth
-from utils.predictions import tune
+from utils.plots import show_overview
+from utils.predictions import oof_of_runs, tune
+from utils.tables import read_images
 
 
 def demo_table(run_dirs: list[Path], submission_path: Path, competition_dir: Path) -> pd.DataFrame:
@@ -31,6 +33,14 @@ def demo_table(run_dirs: list[Path], submission_path: Path, competition_dir: Pat
     rows = {run.name: _row(tune([run]), _seconds(run)) for run in run_dirs}
     rows["average"] = _row(tune(run_dirs), sum(_seconds(run) for run in run_dirs)) | _test_row(submission_path, competition_dir)
     return pd.DataFrame(rows).T.fillna("").rename_axis("architecture")
+
+
+def draw_overview(run_dirs: list[Path], cache_dir: Path, competition_dir: Path, path: Path) -> None:
+    """Draw pictures, ROC and pF1 curves of the demo into one PNG."""
+    curves = {run.name: oof_of_runs([run]) for run in run_dirs}
+    average = oof_of_runs(run_dirs)
+    images = read_images(competition_dir, "train")
+    show_overview(images, cache_dir, curves | {"average": average}, average, tune(run_dirs)).savefig(path, dpi=80)
 
 
 def _row(tuned: dict, seconds: float) -> dict[str, str]:
@@ -64,6 +74,8 @@ def _main() -> None:
     print("\nOut of fold on the phantom's training breasts; each fold chose its epoch, and 'tuned' its threshold, on them.")
     print("The test columns are on hidden labels that no notebook has read.\n")
     print(table.to_string(), "\n")
+    draw_overview(runs, demo_dir / "cache", demo_dir / "competition", demo_dir / "demo.png")
+    print(f"Picture of all this: {demo_dir / 'demo.png'}")
     print(f"Executed notebooks: {demo_dir / 'notebooks'}")
     print(f"Submission: {demo_dir / 'submission.csv'}; copies with provenance: submissions/")
 
