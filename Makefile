@@ -29,8 +29,8 @@ demo: $(READY) ## preprocess, train three architectures, tune and submit on synt
 	$(BIN)/python -m utils.phantom $(DEMO)/competition --train-patients 100 --test-patients 40 --height 256 --contrast 2
 	$(PAPERMILL) notebooks/preprocess.ipynb $(DEMO)/notebooks/preprocess.ipynb $(DEMO_DATA) $(DEMO_SIZE)
 	$(PAPERMILL) notebooks/train.ipynb $(DEMO)/notebooks/train-cnn.ipynb $(DEMO_TRAIN) -p architecture cnn -p run_dir $(DEMO)/runs/cnn -p epochs 5
-	$(PAPERMILL) notebooks/train.ipynb $(DEMO)/notebooks/train-resnet50.ipynb $(DEMO_TRAIN) -p architecture resnet50 -p run_dir $(DEMO)/runs/resnet50 -p epochs 6
-	$(PAPERMILL) notebooks/train.ipynb $(DEMO)/notebooks/train-rnn.ipynb $(DEMO_TRAIN) -p architecture rnn -p run_dir $(DEMO)/runs/rnn -p epochs 5
+	$(PAPERMILL) notebooks/train.ipynb $(DEMO)/notebooks/train-resnet50.ipynb $(DEMO_TRAIN) -p architecture resnet50 -p run_dir $(DEMO)/runs/resnet50 -p epochs 4
+	$(PAPERMILL) notebooks/train.ipynb $(DEMO)/notebooks/train-rnn.ipynb $(DEMO_TRAIN) -p architecture rnn -p run_dir $(DEMO)/runs/rnn -p epochs 4
 	$(PAPERMILL) notebooks/tune_threshold.ipynb $(DEMO)/notebooks/tune_threshold.ipynb -p run_dirs $(DEMO_RUNS) -p threshold_path $(DEMO)/threshold.json
 	$(PAPERMILL) notebooks/submit.ipynb $(DEMO)/notebooks/submit.ipynb $(DEMO_DATA) -p run_dirs $(DEMO_RUNS) -p threshold_path $(DEMO)/threshold.json -p submission_path $(DEMO)/submission.csv
 	@$(BIN)/python -m utils.demo $(DEMO)

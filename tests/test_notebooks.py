@@ -98,7 +98,7 @@ def test_notebooks_lead_from_dicoms_to_a_valid_submission(executed, competition)
 
 def test_notebooks_say_what_they_did_and_what_comes_next(executed):
     assert "PHANTOM" in printed(executed / "preprocess.ipynb") and "0 failed" in printed(executed / "preprocess.ipynb")
-    assert "Out-of-fold AUC" in printed(executed / "train.ipynb")
+    assert "Out of fold (" in printed(executed / "train.ipynb")
     for name, following in {"preprocess": "train", "train": "tune_threshold", "tune_threshold": "submit"}.items():
         assert f"Next: {following}.ipynb" in printed(executed / f"{name}.ipynb")
 

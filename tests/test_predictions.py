@@ -10,6 +10,7 @@ from utils.metrics import best_threshold, decide, nested_decisions, probabilisti
 from utils.predictions import (
     PredictionError,
     aggregate,
+    describe_tuned,
     find_runs,
     find_threshold,
     one_image_per_breast,
@@ -75,6 +76,8 @@ def test_tuned_threshold_is_the_best_and_nested_is_fold_out(tmp_path):
     assert tuned["pf1_nested"]["value"] == probabilistic_f1(oof.cancer, nested)
     assert tuned["pf1_nested"]["low"] <= tuned["pf1_nested"]["value"] <= tuned["pf1_nested"]["high"]
     json.dumps(tuned, allow_nan=False)
+    shown = describe_tuned(tuned | {"auc": {"value": None, "low": None, "high": None}}).value
+    assert shown["threshold"] == threshold and "[" in shown["pf1_nested"] and "nan" in shown["auc"]
 
 
 def test_runs_are_found_by_name_or_everywhere(tmp_path, monkeypatch):

@@ -35,6 +35,7 @@ class Inputs:
     def cached(self, split: str, num_workers: int) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Images of a split and their manifest, after preprocessing those that the cache lacks."""
         images = self.images(split)
+        print(f"Pictures of {split}: {self.settings.image_height} x {self.settings.image_width} px, cached in {self.cache_dir}")
         return images, build_cache(images, self.competition_dir, split, self.cache_dir, self.settings, num_workers)
 
 
@@ -75,7 +76,6 @@ def open_inputs(
     settings = CacheSettings(*sides)
     cache = resolve(cache_dir) if cache_dir else default_cache_dir(folder, settings)
     print(f"Competition: {folder}{' (PHANTOM: synthetic pictures, no patient)' if is_phantom else ''}")
-    print(f"Pictures: {settings.image_height} x {settings.image_width} px, cached in {cache}")
     return Inputs(folder, is_phantom, settings, cache, smoke_test)
 
 

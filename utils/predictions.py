@@ -226,5 +226,15 @@ def tune(run_dirs: Sequence[Path], aggregation: str = "mean", seed: int = 0) -> 
     }
 
 
+def describe_tuned(tuned: dict) -> pd.DataFrame:
+    """Show threshold.json as a table, its intervals as text."""
+    rows = {}
+    for key, value in tuned.items():
+        if isinstance(value, dict):  # None, JSON's for "undefined", reads as NaN
+            value = str(Interval(**{name: np.nan if number is None else number for name, number in value.items()}))
+        rows[key] = ", ".join(value) if isinstance(value, list) else value
+    return pd.Series(rows).to_frame("value")
+
+
 def _plain(interval: Interval) -> dict:
     return {key: None if np.isnan(value) else value for key, value in asdict(interval).items()}
