@@ -107,6 +107,14 @@ def test_blank_image_is_flagged_not_fatal(few, settings, tmp_path, monkeypatch):
     assert "flagged no_breast: 6" in summarise(manifest)
 
 
+def test_complete_cache_is_only_read(few, settings, tmp_path, monkeypatch):
+    data, rows = few
+    first = build_cache(rows, data, "train", tmp_path / "cache", settings)
+    monkeypatch.setattr(cache, "write_atomic", None)  # as on a read-only disk
+    monkeypatch.setattr(cache, "write_json", None)
+    assert build_cache(rows, data, "train", tmp_path / "cache", settings).equals(first)
+
+
 def test_cache_with_other_settings_is_refused(few, settings, tmp_path):
     data, rows = few
     build_cache(rows, data, "train", tmp_path / "cache", settings)

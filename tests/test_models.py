@@ -142,12 +142,13 @@ def test_other_names_in_the_same_order_match_by_position(rgb_weights, tmp_path, 
     assert "matched by position" in capsys.readouterr().out
 
 
-def test_own_image_run_loads_as_an_encoder(tmp_path):
+def test_own_image_run_loads_as_an_encoder_with_a_warning(tmp_path, capsys):
     torch.manual_seed(2)
     trained = build_model(make_config("resnet18"), VOCABULARY)
-    safetensors.torch.save_file(trained.state_dict(), tmp_path / "weights.safetensors")
+    safetensors.torch.save_file(trained.state_dict(), tmp_path / "weights.safetensors", {"vocabulary": "{}"})
     config = make_config("rnn", encoders=("cnn", "resnet18"), weights_path=str(tmp_path / "weights.safetensors"))
     hybrid = build_model(config, VOCABULARY)
+    assert "not out of fold" in capsys.readouterr().out
     assert torch.equal(hybrid.encoders[1].backbone.conv1.weight, trained.encoder.backbone.conv1.weight)
 
 

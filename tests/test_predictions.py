@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from utils import predictions
+from utils import environment, predictions
 from utils.environment import write_json
 from utils.metrics import best_threshold, decide, nested_decisions, probabilistic_f1
 from utils.predictions import (
@@ -13,6 +13,7 @@ from utils.predictions import (
     describe_tuned,
     find_runs,
     find_threshold,
+    name_runs,
     one_image_per_breast,
     oof_of_runs,
     oof_summary,
@@ -58,10 +59,16 @@ def write_oof(run_dir, shift=0.0, n=60, drop=0):
     return run_dir
 
 
-def test_runs_are_averaged_over_the_breasts_that_all_predicted(tmp_path):
-    runs = [write_oof(tmp_path / "a"), write_oof(tmp_path / "b", shift=0.1, drop=6)]
+def test_runs_of_other_breasts_are_not_averaged(tmp_path):
+    runs = [write_oof(tmp_path / "a"), write_oof(tmp_path / "b", drop=6)]
+    with pytest.raises(PredictionError, match="b predicted 54 breasts, .*a 60, and not the same ones"):
+        oof_of_runs(runs)
+
+
+def test_runs_are_averaged_per_breast(tmp_path):
+    runs = [write_oof(tmp_path / "a"), write_oof(tmp_path / "b", shift=0.1)]
     both, first, second = oof_of_runs(runs), oof_of_runs(runs[:1]), oof_of_runs(runs[1:])
-    assert len(both) == 54
+    assert len(both) == 60
     merged = first.merge(second, on="prediction_id").merge(both, on="prediction_id")
     assert np.allclose(merged.probability, (merged.probability_x + merged.probability_y) / 2)
 
@@ -80,8 +87,11 @@ def test_tuned_threshold_is_the_best_and_nested_is_fold_out(tmp_path):
     assert shown["threshold"] == threshold and "[" in shown["pf1_nested"] and "nan" in shown["auc"]
 
 
-def test_runs_are_found_by_name_or_everywhere(tmp_path, monkeypatch):
-    monkeypatch.setattr(predictions, "working_dir", lambda: tmp_path)
+def test_runs_are_found_by_name_or_everywhere_but_not_those_for_show(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "working_dir", lambda: tmp_path)
+    monkeypatch.setattr(predictions, "KAGGLE_INPUT", tmp_path / "input")
+    for kind in ("kit/outputs/demo/runs", "kit/outputs/runs-phantom", "competition/train_images"):
+        write_oof(tmp_path / "input" / kind / "c")
     assert find_runs() == []
     runs = [write_oof(tmp_path / "runs" / name) for name in ("a", "b")]
     assert find_runs() == runs
@@ -101,6 +111,14 @@ def test_threshold_of_other_runs_is_not_used(tmp_path, monkeypatch):
         find_threshold(runs[1:], str(path))
     with pytest.raises(PredictionError, match="does not exist"):
         find_threshold(runs, str(tmp_path / "absent.json"))
+    oof = runs[0] / "oof.csv"
+    oof.write_text(oof.read_text().replace("0.01", "0.02"))  # trained again
+    assert find_threshold(runs[:1])["threshold"] != 0.123
+
+
+def test_runs_in_folders_of_one_name_are_told_apart(tmp_path):
+    runs = [tmp_path / "a" / "cnn", tmp_path / "b" / "cnn", tmp_path / "rnn"]
+    assert name_runs(runs) == {str(runs[0]): runs[0], str(runs[1]): runs[1], "rnn": runs[2]}
 
 
 def test_summary_sets_the_run_beside_metadata_alone(tmp_path, images):

@@ -1,17 +1,26 @@
 import json
 import math
 import shutil
-from dataclasses import replace
+from functools import partialmethod
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import TINY
 
+from utils.cache import CacheSettings
 from utils.environment import write_json
 from utils.models import ModelConfig
-from utils.submission import SubmissionError, check_preprocessing, complete, predict_runs, validate_submission, write_submission
-from utils.training import TrainConfig, load_config, train_run
+from utils.submission import (
+    SubmissionError,
+    check_run,
+    check_sample,
+    complete,
+    predict_runs,
+    validate_submission,
+    write_submission,
+)
+from utils.training import TrainConfig, train_run
 
 
 def test_every_prediction_id_gets_one_finite_value(test_images):
@@ -121,8 +130,23 @@ def test_run_of_another_preprocessing_is_refused(trained, test_images, competiti
         predict_runs([run], test_images, competition, tmp_path / "cache", "mean", 1)
 
 
-def test_changing_the_preprocessing_version_refuses_old_runs(trained, monkeypatch):
-    config = load_config(trained[0])
-    newer = replace(config, preprocessing=replace(config.preprocessing, version=config.preprocessing.version + 1))
-    with pytest.raises(SubmissionError, match="train it again"):
-        check_preprocessing(trained[0], newer)
+def test_run_of_an_older_preprocessing_version_is_refused(trained, monkeypatch):
+    check_run(trained[0], is_phantom=True)
+    monkeypatch.setattr(CacheSettings, "__init__", partialmethod(CacheSettings.__init__, version=99))
+    with pytest.raises(SubmissionError, match="version 1, which this kit .version 99. does not do"):
+        check_run(trained[0], is_phantom=True)
+
+
+def test_phantom_model_never_predicts_real_images(trained, test_images, broken_competition, tmp_path):
+    run = tmp_path / "phantom-run"
+    shutil.copytree(trained[0], run)
+    write_json(run / "config.json", json.loads((run / "config.json").read_text()) | {"phantom": True})
+    (broken_competition / "phantom.json").unlink()  # now it passes for real
+    with pytest.raises(SubmissionError, match="trained on the phantom, but the images are real"):
+        predict_runs([run], test_images, broken_competition, tmp_path / "cache", "mean", 1)
+
+
+def test_ids_are_checked_before_the_prediction(competition, test_images):
+    check_sample(test_images, competition)
+    with pytest.raises(SubmissionError, match="missing"):
+        check_sample(test_images.iloc[8:], competition)

@@ -112,6 +112,37 @@ def test_killed_run_resumes_to_the_result_of_an_uninterrupted_one(
     pd.testing.assert_frame_equal(whole, resumed)
 
 
+def test_folds_may_be_trained_in_several_sessions(run, images, cache_dir, tmp_path):
+    _, config, oof = run
+    for fold in (1, 0):
+        parts = train_run(replace(config, folds=(fold,)), images, cache_dir, tmp_path / "parts")
+    pd.testing.assert_frame_equal(parts, oof, check_dtype=False)
+
+
+def test_run_killed_before_its_history_was_written_has_it_in_the_end(images, cache_dir, settings, tmp_path, monkeypatch):
+    config, write_csv = make_config(settings, folds=(0,), epochs=1), training._write_csv
+
+    def kill(path, table):
+        if path.name == "history.csv":
+            raise KeyboardInterrupt
+        write_csv(path, table)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training, "_write_csv", kill)
+        train_run(config, images, cache_dir, tmp_path / "run")
+    train_run(config, images, cache_dir, tmp_path / "run")
+    assert len(pd.read_csv(tmp_path / "run" / "history.csv")) == 1
+
+
+def test_half_precision_keeps_logits_apart(images, cache_dir, settings):
+    config = make_config(settings, precision="bfloat16")
+    vocabulary = Vocabulary.from_images(images)
+    model = training.build_model(config.model, vocabulary)
+    dataset = ImageDataset(images, cache_dir, "train", vocabulary)
+    logits = predict_logits(model, dataset, config, torch.device("cpu"))
+    assert len(np.unique(logits)) > 0.9 * len(logits)
+
+
 def test_finished_folds_are_not_trained_again(run, images, cache_dir, monkeypatch):
     run_dir, config, oof = run
     monkeypatch.setattr(training, "_Fitting", None)

@@ -1,8 +1,6 @@
 """Screening mammography, from DICOM to submission.csv: everything that the notebooks call.
 
-The modules read in the order of the data's one-way path: ``environment``, ``parallel``, ``tables``, ``phantom``, ``dicom``,
-``breast``, ``cache``, ``augment``, ``dataset``, ``models``, ``metrics``, ``training``, ``predictions``, ``plots``.
-Each imports only from those before it.
+The modules follow the data's one-way path; the README lists them in order. Each imports only from those before it.
 """
 
 import os

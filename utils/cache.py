@@ -71,9 +71,11 @@ class CacheSettings:
 
 
 def default_cache_dir(competition_dir: str | Path, settings: CacheSettings) -> Path:
-    """Folder in which notebooks that were given no ``cache_dir`` look for the same cache."""
+    """Folder that notebooks without a ``cache_dir`` share: one for each data folder and settings."""
+    folder = Path(competition_dir).resolve()
+    place = hashlib.sha256(str(folder).encode()).hexdigest()[:4]
     size = f"{settings.image_height}x{settings.image_width}"
-    return working_dir() / "cache" / f"{Path(competition_dir).name}-{size}-{settings.hash[:6]}"
+    return working_dir() / "cache" / f"{folder.name}-{place}-{size}-{settings.hash[:6]}"
 
 
 def preprocess(path: str | Path, settings: CacheSettings) -> tuple[np.ndarray, dict]:
@@ -148,18 +150,25 @@ def build_cache(
     cache_dir = Path(cache_dir)
     _claim(cache_dir, settings)
     path = manifest_path(cache_dir, split)
-    _write_manifest(path, _read_manifest(path, settings))  # drops what a kill left half written
     done = read_manifest(cache_dir, split, settings)
     done = set(done.image_id[done.error == ""]) & {picture.stem for picture in (cache_dir / split).glob("*.png")}
     sources = dict(zip(images.image_id, image_paths(images, competition_dir, split), strict=True))
     jobs = [(image_id, source) for image_id, source in sources.items() if image_id not in done]
+    if jobs:
+        _write_manifest(path, read_manifest(cache_dir, split, settings))  # drops what a kill left half written
+        _run_jobs(jobs, competition_dir, split, cache_dir, settings, num_workers)
+        _write_manifest(path, read_manifest(cache_dir, split, settings))
+    manifest = read_manifest(cache_dir, split, settings)
+    return manifest.set_index("image_id").loc[list(sources)].reset_index()
+
+
+def _run_jobs(
+    jobs: list, competition_dir: str | Path, split: str, cache_dir: Path, settings: CacheSettings, num_workers: int
+) -> None:
     cache_one = partial(_cache_image, folder=cache_dir / split, settings=settings)
-    with _appending(path) as write_row:
+    with _appending(manifest_path(cache_dir, split)) as write_row:
         for outcome in map_items(cache_one, jobs, num_workers, f"Preprocessing {split}", "images"):
             write_row(_manifest_row(outcome, competition_dir, settings))
-    manifest = read_manifest(cache_dir, split, settings)
-    _write_manifest(path, manifest)
-    return manifest.set_index("image_id").loc[list(sources)].reset_index()
 
 
 def summarise(manifest: pd.DataFrame) -> str:

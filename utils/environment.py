@@ -48,6 +48,12 @@ def working_dir() -> Path:
     return KAGGLE_WORKING if on_kaggle() else PROJECT / "outputs"
 
 
+def runs_dir(is_phantom: bool = False, smoke_test: bool = False) -> Path:
+    """Folder of the runs that get no ``run_dir``: real ones, those on the phantom and smoke tests apart."""
+    kind = "-smoke" if smoke_test else "-phantom" if is_phantom else ""
+    return working_dir() / f"runs{kind}"
+
+
 def submissions_dir() -> Path:
     """Folder that collects submissions and their provenance."""
     return KAGGLE_WORKING / "submissions" if on_kaggle() else PROJECT / "submissions"

@@ -6,6 +6,7 @@ All take a batch of `utils.dataset` and give one logit per item: pictures come a
 from dataclasses import dataclass
 from pathlib import Path
 
+import safetensors
 import safetensors.torch
 import timm
 import torch
@@ -157,7 +158,9 @@ class ImageModel(nn.Module):
         self.head = nn.Linear(encoder.num_features, 1)
 
     def forward(self, images: torch.Tensor, metadata: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        return self.head(self.dropout(self.encoder(images))).squeeze(1)  # (B, 1) -> (B,)
+        features = self.encoder(images).float()
+        with torch.autocast(images.device.type, enabled=False):  # bfloat16 has few values: logits would tie
+            return self.head(self.dropout(features)).squeeze(1)  # (B, 1) -> (B,)
 
 
 class RecurrentHybrid(nn.Module):
@@ -315,6 +318,7 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
         raise ModelError(f"weights_path {path} does not exist.")
     try:
         if path.suffix == ".safetensors":
+            _warn_of_own_weights(path)
             return safetensors.torch.load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise many kinds on a broken or unsafe file
@@ -325,6 +329,12 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ModelError(f"{path} holds no state dict; save model.state_dict() or use safetensors.")
     return state
+
+
+def _warn_of_own_weights(path: Path) -> None:
+    with safetensors.safe_open(path, framework="pt") as file:
+        if "vocabulary" in (file.metadata() or {}):
+            print(f"{path} was trained by this kit: patients that it saw are not out of fold in what follows.")
 
 
 def _strip(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

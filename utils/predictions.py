@@ -1,5 +1,6 @@
 """From out-of-fold predictions of images to one probability per breast and a tuned threshold."""
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,12 +10,13 @@ import numpy as np
 import pandas as pd
 
 from utils.baseline import metadata_oof
-from utils.environment import KAGGLE_INPUT, KitError, cpu_count, find_competition, read_json, resolve, working_dir
+from utils.environment import KAGGLE_INPUT, KitError, cpu_count, find_competition, read_json, resolve, runs_dir, working_dir
 from utils.inputs import open_inputs
 from utils.metrics import Interval, auc_interval, best_threshold, nested_decisions, pf1_interval
 from utils.models import ModelConfig
 from utils.training import TrainConfig, read_oof, train_run
 
+SKIPPED_FOLDERS = ("runs-phantom", "runs-smoke", "demo")  # runs that only show that everything works
 AGGREGATIONS = ("mean", "max", "top_k")
 
 
@@ -92,7 +94,7 @@ def _summary_row(table: pd.DataFrame, seed: int) -> dict:
 
 
 def find_runs(run_dirs: str | Sequence[str] | None = None) -> list[Path]:
-    """Find finished runs: those named, else all under the working folder and, on Kaggle, the attached inputs.
+    """Find finished runs: those named, else all real ones under the working folder and, on Kaggle, the attached inputs.
 
     Parameters
     ----------
@@ -110,7 +112,7 @@ def find_runs(run_dirs: str | Sequence[str] | None = None) -> list[Path]:
         If a named folder holds no finished run.
     """
     if not run_dirs:
-        return [run for root in (working_dir() / "runs", KAGGLE_INPUT) for run in _runs_under(root)]
+        return [run for root in (runs_dir(), KAGGLE_INPUT) for run in _runs_under(root)]
     names = run_dirs.split(",") if isinstance(run_dirs, str) else run_dirs
     runs = [resolve(name.strip()) for name in names]
     for run in runs:
@@ -123,7 +125,7 @@ def _runs_under(root: Path) -> list[Path]:
     """List finished runs under a folder, without walking through a competition's thousands of patients."""
     found = []
     for folder, names, files in os.walk(root):
-        names[:] = [name for name in names if not name.endswith("_images")]
+        names[:] = [name for name in names if not name.endswith("_images") and name not in SKIPPED_FOLDERS]
         if {"oof.csv", "config.json"} <= set(files):
             found.append(Path(folder))
     return sorted(found)
@@ -137,18 +139,20 @@ def find_or_train_runs(run_dirs: str | Sequence[str] | None = None, smoke_test: 
     PredictionError
         If there is data, but no finished run.
     """
-    runs = find_runs(run_dirs)
+    runs = find_runs(run_dirs) if run_dirs or not smoke_test else []
+    if not runs and (smoke_test or not find_competition()):
+        runs = _runs_under(runs_dir(is_phantom=True, smoke_test=smoke_test))
     if runs:
         return runs
     if find_competition() and not smoke_test:
-        raise PredictionError(f"No finished run under {working_dir() / 'runs'}: run train.ipynb first, or name run_dirs.")
+        raise PredictionError(f"No finished run under {runs_dir()}: run train.ipynb first, or name run_dirs.")
     print("No finished run found: training a small plain CNN on the phantom competition, as an example.")
     inputs = open_inputs(None, smoke_test=smoke_test)
     images, manifest = inputs.cached("train", cpu_count())
     model = ModelConfig("cnn", inputs.settings.image_height, inputs.settings.image_width)
     config = TrainConfig(model, inputs.settings, n_folds=2, epochs=1 if smoke_test else 4, learning_rate=1e-3)
-    run_dir = working_dir() / "runs" / "cnn-example"
-    train_run(config, images[(manifest.error == "").to_numpy()], inputs.cache_dir, run_dir)
+    run_dir = runs_dir(inputs.is_phantom, smoke_test) / "cnn-example"
+    train_run(config, images[(manifest.error == "").to_numpy()], inputs.cache_dir, run_dir, is_phantom=inputs.is_phantom)
     return [run_dir]
 
 
@@ -167,11 +171,16 @@ def find_threshold(runs: Sequence[Path], threshold_path: str = "") -> dict:
         print("No threshold.json: tuning on these runs' out-of-fold predictions now.")
         return tune(runs)
     tuned = read_json(path)
-    if {Path(run).name for run in tuned["runs"]} == {run.name for run in runs}:
+    if sorted(tuned["oof_hashes"]) == sorted(
+        _hash_oof(run) for run in runs
+    ):  # paths differ from one Kaggle notebook to the next
         return tuned
     if threshold_path:
-        raise PredictionError(f"{path} was tuned on {', '.join(tuned['runs'])}: run tune_threshold.ipynb with these run_dirs.")
-    print(f"{path} was tuned on other runs: tuning on these now.")
+        tuned_on = ", ".join(tuned["runs"])
+        raise PredictionError(
+            f"{path} was tuned on {tuned_on}, or before they changed: run tune_threshold.ipynb with these run_dirs."
+        )
+    print(f"{path} was tuned on other runs, or before these changed: tuning on these now.")
     return tune(runs)
 
 
@@ -191,14 +200,24 @@ def oof_of_runs(run_dirs: Sequence[Path], aggregation: str = "mean") -> pd.DataF
     Returns
     -------
     DataFrame
-        Columns prediction_id, patient_id, fold, cancer, probability: the breasts that every run has predicted; ``fold`` is
-        the first run's.
+        Columns prediction_id, patient_id, fold, cancer, probability; ``fold`` is the first run's.
+
+    Raises
+    ------
+    PredictionError
+        If the runs did not predict the same breasts.
     """
     first = read_oof(run_dirs[0] / "oof.csv")
     breasts = first.drop_duplicates("prediction_id").set_index("prediction_id")[["patient_id", "fold", "cancer"]]
     columns = [aggregate(read_oof(run / "oof.csv"), aggregation) for run in run_dirs]
-    breasts["probability"] = pd.concat(columns, axis=1, join="inner").mean(axis=1)
-    return breasts.dropna(subset="probability").reset_index()
+    for run, column in zip(run_dirs, columns, strict=True):
+        if set(column.index) != set(breasts.index):
+            raise PredictionError(
+                f"{run} predicted {len(column)} breasts, {run_dirs[0]} {len(breasts)}, and not the same ones: name run_dirs"
+                " of one data set, with all their folds finished."
+            )
+    breasts["probability"] = pd.concat(columns, axis=1).mean(axis=1)
+    return breasts.reset_index()
 
 
 def tune(run_dirs: Sequence[Path], aggregation: str = "mean", seed: int = 0) -> dict:
@@ -223,6 +242,7 @@ def tune(run_dirs: Sequence[Path], aggregation: str = "mean", seed: int = 0) -> 
         "positives": int(oof.cancer.sum()),
         "prevalence": float(oof.cancer.mean()),
         "runs": [str(run) for run in run_dirs],
+        "oof_hashes": [_hash_oof(run) for run in run_dirs],
     }
 
 
@@ -234,6 +254,16 @@ def describe_tuned(tuned: dict) -> pd.DataFrame:
             value = str(Interval(**{name: np.nan if number is None else number for name, number in value.items()}))
         rows[key] = ", ".join(value) if isinstance(value, list) else value
     return pd.Series(rows).to_frame("value")
+
+
+def name_runs(run_dirs: Sequence[Path]) -> dict[str, Path]:
+    """Name runs by their folders; by more of the path where two folders have the same name."""
+    names = [run.name for run in run_dirs]
+    return {run.name if names.count(run.name) == 1 else str(run): run for run in run_dirs}
+
+
+def _hash_oof(run_dir: Path) -> str:
+    return hashlib.sha256((run_dir / "oof.csv").read_bytes()).hexdigest()[:12]
 
 
 def _plain(interval: Interval) -> dict:

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils.cache import build_cache, default_cache_dir, summarise
+from utils.cache import CacheSettings, build_cache, default_cache_dir, summarise
 from utils.environment import KitError, pick_device, read_json, versions, write_atomic, write_json
 from utils.metrics import decide, sigmoid
+from utils.phantom import PARAMETERS_FILE
 from utils.predictions import aggregate
 from utils.tables import read_sample_submission
 from utils.training import TrainConfig, load_config, load_fold, make_dataset, predict_logits
@@ -49,7 +50,7 @@ def predict_test(
         If the run was trained with a preprocessing that this version of the kit does not do any more.
     """
     config = load_config(run_dir)
-    check_preprocessing(run_dir, config)
+    check_run(run_dir, (Path(competition_dir) / PARAMETERS_FILE).is_file())
     settings = config.preprocessing
     cache_dir = cache_dir or default_cache_dir(competition_dir, settings)
     manifest = build_cache(test_images, competition_dir, "test", cache_dir, settings, num_workers)
@@ -75,20 +76,28 @@ def predict_runs(
     return pd.concat(by_run, axis=1).mean(axis=1)
 
 
-def check_preprocessing(run_dir: Path, config: TrainConfig) -> None:
-    """Refuse a run whose pictures were made otherwise than they would be made now.
+def check_run(run_dir: Path, is_phantom: bool) -> None:
+    """Refuse a run whose pictures were made otherwise than they would be made now, and phantom models for real images.
+
+    Parameters
+    ----------
+    run_dir : Path
+    is_phantom : bool
+        Whether the images to be predicted are the phantom's.
 
     Raises
     ------
     SubmissionError
-        If the hash of the run's preprocessing is not the one that was recorded when it was trained.
+        If the preprocessing's version or hash is not today's, or the run was trained on the phantom and the images are real.
     """
-    recorded = read_json(Path(run_dir) / "config.json").get("settings_hash")
-    if recorded != config.preprocessing.hash:
+    notes, settings = read_json(Path(run_dir) / "config.json"), load_config(run_dir).preprocessing
+    if notes["settings_hash"] != settings.hash or settings.version != CacheSettings().version:
         raise SubmissionError(
-            f"{run_dir} was trained on preprocessing {recorded}, but this version would feed it {config.preprocessing.hash}:"
-            " train it again, or submit with the version of the kit that trained it."
+            f"{run_dir} was trained on preprocessing {notes['settings_hash']} of version {settings.version}, which this kit"
+            f" (version {CacheSettings().version}) does not do: train it again, or submit with the kit that trained it."
         )
+    if notes.get("phantom", False) and not is_phantom:
+        raise SubmissionError(f"{run_dir} was trained on the phantom, but the images are real: name other run_dirs.")
 
 
 def complete(probabilities: pd.Series, test_images: pd.DataFrame, prior: float) -> tuple[pd.Series, list[str]]:
@@ -169,6 +178,18 @@ def write_submission(
     write_json(submissions_dir / f"{name}.json", provenance | {"threshold": threshold, "time": moment, "versions": versions()})
     print(f"{path}: {len(submission)} rows, {int((submission.cancer > 0.5).sum())} positive. Provenance: {name}.json")
     return submission
+
+
+def check_sample(test_images: pd.DataFrame, competition_dir: Path) -> None:
+    """Check, before hours of prediction, that test.csv and sample_submission.csv name the same prediction_ids.
+
+    Raises
+    ------
+    SubmissionError
+        Naming the first that differ.
+    """
+    prior = pd.DataFrame({"prediction_id": test_images.prediction_id.unique(), "cancer": 0.0})
+    validate_submission(prior, read_sample_submission(competition_dir))
 
 
 def validate_submission(submission: pd.DataFrame, sample: pd.DataFrame) -> None:

@@ -135,7 +135,12 @@ class TrainConfig:
 
 
 def train_run(
-    config: TrainConfig, images: pd.DataFrame, cache_dir: str | Path, run_dir: str | Path, num_workers: int = 0
+    config: TrainConfig,
+    images: pd.DataFrame,
+    cache_dir: str | Path,
+    run_dir: str | Path,
+    num_workers: int = 0,
+    is_phantom: bool = False,
 ) -> pd.DataFrame:
     """Train every fold of a configuration, and collect the out-of-fold predictions.
 
@@ -149,11 +154,13 @@ def train_run(
     cache_dir, run_dir : path
     num_workers : int
         Processes that load data; 0 loads in this one.
+    is_phantom : bool
+        Noted in the run's configuration, so that no phantom model ever predicts real images.
 
     Returns
     -------
     DataFrame
-        The out-of-fold table, as in ``oof.csv``.
+        The out-of-fold table of all folds that are finished in ``run_dir``, as in ``oof.csv``.
 
     Raises
     ------
@@ -162,11 +169,13 @@ def train_run(
     """
     run_dir = Path(run_dir)
     images = assign_folds(images, config.n_folds, config.seed)
-    _claim(run_dir, config, images)
-    folds = config.folds or range(config.n_folds)
-    tables = [fit_fold(config, images, fold, cache_dir, run_dir / f"fold{fold}", num_workers) for fold in folds]
-    oof = pd.concat(tables, ignore_index=True)
-    history = pd.concat([pd.read_csv(run_dir / f"fold{fold}" / "history.csv") for fold in folds], ignore_index=True)
+    _claim(run_dir, config, images, is_phantom)
+    for fold in config.folds or range(config.n_folds):
+        fit_fold(config, images, fold, cache_dir, run_dir / f"fold{fold}", num_workers)
+    # Folds may be trained one by one, in several sessions.
+    finished = [run_dir / f"fold{fold}" for fold in range(config.n_folds) if (run_dir / f"fold{fold}" / "oof.csv").is_file()]
+    oof = pd.concat([read_oof(fold_dir / "oof.csv") for fold_dir in finished], ignore_index=True)
+    history = pd.concat([pd.read_csv(fold_dir / "history.csv") for fold_dir in finished], ignore_index=True)
     _write_csv(run_dir / "history.csv", history)
     _write_csv(run_dir / "oof.csv", oof)
     return oof
@@ -311,6 +320,7 @@ class _Fitting:
                 self.history.append(row)
                 self._keep(validation_set)
                 bar.set_postfix(epoch=f"{epoch + 1}/{self.config.epochs}", loss=row["train_loss"], auc=row["valid_auc"])
+        _write_csv(self.fold_dir / "history.csv", pd.DataFrame(self.history))  # a kill may have come before the last row
 
     def _epoch(self, epoch: int, validation_set: ImageDataset, bar: tqdm) -> dict:
         start = time.perf_counter()
@@ -385,7 +395,8 @@ class _Fitting:
             return
         state = torch.load(self.checkpoint_path, map_location=self.device, weights_only=True)
         for name, part in self._parts().items():
-            part.load_state_dict(state[name])
+            if state[name]:  # a scaler that was not needed has none
+                part.load_state_dict(state[name])
         self.history = state["history"]
         print(f"Resuming {self.fold_dir} after {len(self.history)} finished epoch(s).")
 
@@ -459,12 +470,12 @@ def read_oof(path: str | Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype=ids, keep_default_na=False)
 
 
-def _claim(run_dir: Path, config: TrainConfig, images: pd.DataFrame) -> None:
+def _claim(run_dir: Path, config: TrainConfig, images: pd.DataFrame, is_phantom: bool) -> None:
     """Write the configuration into a new run folder, or check that it is that of an existing one."""
     path = run_dir / "config.json"
     if path.is_file():
         found, wanted = load_config(run_dir).to_json(), config.to_json()
-        differing = [key for key in wanted if found.get(key) != wanted[key]]
+        differing = [key for key in wanted if found.get(key) != wanted[key] and key != "folds"]
         if differing:
             raise TrainingError(
                 f"{run_dir} holds a run with other settings ({', '.join(differing)}): choose another run_dir, or delete it."
@@ -476,9 +487,8 @@ def _claim(run_dir: Path, config: TrainConfig, images: pd.DataFrame) -> None:
     folds = images[["patient_id", "fold"]].drop_duplicates().sort_values("patient_id")
     _write_csv(run_dir / "folds.csv", folds)
     prevalence = float(images.groupby("prediction_id").cancer.first().mean())
-    write_json(
-        path, config.to_json() | {"prevalence": prevalence, "settings_hash": config.preprocessing.hash, "versions": versions()}
-    )
+    notes = {"prevalence": prevalence, "settings_hash": config.preprocessing.hash, "phantom": is_phantom}
+    write_json(path, config.to_json() | notes | {"versions": versions()})
 
 
 def _read_folds(run_dir: Path) -> dict[str, int]:
