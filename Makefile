@@ -12,7 +12,7 @@ DEMO_TRAIN := $(DEMO_DATA) $(DEMO_SIZE) -p n_folds 2 -p batch_size 8 -p learning
 DEMO_RUNS := $(DEMO)/runs/cnn,$(DEMO)/runs/resnet50,$(DEMO)/runs/rnn
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test oldest lint format clean
+.PHONY: help venv demo test oldest lint format clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -23,6 +23,8 @@ $(READY): requirements.txt
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
+
+venv: $(READY) ## make .venv and install requirements.txt into it
 
 demo: $(READY) ## preprocess, train three architectures, tune and submit on synthetic mammograms
 	@rm -rf $(DEMO) && mkdir -p $(DEMO)/notebooks
@@ -41,7 +43,7 @@ test: $(READY) ## run the tests
 # Without torch, whose oldest build would be another 6 GB: all that reads, draws, preprocesses and measures.
 OLDEST_TESTS := $(addprefix tests/test_,$(addsuffix .py,augment breast cache dicom environment inputs metrics parallel phantom tables))
 
-oldest: ## run what needs no torch at the oldest versions that requirements.txt allows
+oldest: ## run what needs no torch at the oldest versions that requirements.txt allows (needs Python 3.11, as they do)
 	@$(PYTHON) -m venv .venv-oldest
 	@grep -vE '^(#|$$|torch|timm|jupyter|papermill|ruff|nbstripout)' requirements.txt | sed 's/>=/==/' > .venv-oldest/requirements.txt
 	@.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-oldest/requirements.txt
