@@ -112,7 +112,7 @@ def test_killed_run_resumes_to_the_result_of_an_uninterrupted_one(
     pd.testing.assert_frame_equal(whole, resumed)
 
 
-def test_folds_may_be_trained_in_several_sessions(run, images, cache_dir, tmp_path):
+def test_folds_may_be_trained_in_several_calls(run, images, cache_dir, tmp_path):
     _, config, oof = run
     for fold in (1, 0):
         parts = train_run(replace(config, folds=(fold,)), images, cache_dir, tmp_path / "parts")

@@ -172,7 +172,7 @@ def train_run(
     _claim(run_dir, config, images, is_phantom)
     for fold in config.folds or range(config.n_folds):
         fit_fold(config, images, fold, cache_dir, run_dir / f"fold{fold}", num_workers)
-    # Folds may be trained one by one, in several sessions.
+    # Folds may be trained one by one, in several calls.
     finished = [run_dir / f"fold{fold}" for fold in range(config.n_folds) if (run_dir / f"fold{fold}" / "oof.csv").is_file()]
     oof = pd.concat([read_oof(fold_dir / "oof.csv") for fold_dir in finished], ignore_index=True)
     history = pd.concat([pd.read_csv(fold_dir / "history.csv") for fold_dir in finished], ignore_index=True)
