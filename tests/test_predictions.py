@@ -4,13 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from utils import environment, predictions
+from utils import cache, environment, inputs, predictions
 from utils.environment import write_json
 from utils.metrics import best_threshold, decide, nested_decisions, probabilistic_f1
 from utils.predictions import (
     PredictionError,
     aggregate,
     describe_tuned,
+    find_or_train_runs,
     find_runs,
     find_threshold,
     name_runs,
@@ -131,3 +132,23 @@ def test_summary_sets_the_run_beside_metadata_alone(tmp_path, images):
     assert summary.loc["perfect", "AUC [95 %]"].startswith("1.000")
     assert (summary.breasts == images.prediction_id.nunique()).all()
     assert not summary.loc["metadata alone", "AUC [95 %]"].startswith("1.000")
+
+
+def test_without_data_or_runs_an_example_is_trained_once_on_the_phantom(tmp_path, monkeypatch, capsys):
+    for module in (environment, inputs, predictions, cache):
+        monkeypatch.setattr(module, "working_dir", lambda: tmp_path)
+    monkeypatch.setattr(inputs, "find_competition", lambda: None)
+    monkeypatch.setattr(predictions, "KAGGLE_INPUT", tmp_path / "input")
+    runs = find_or_train_runs("", smoke_test=True)
+    assert runs == [tmp_path / "runs-smoke" / "cnn-example"]
+    assert "No finished run found" in capsys.readouterr().out
+    assert find_or_train_runs("", smoke_test=True) == runs
+    assert "No finished run found" not in capsys.readouterr().out
+
+
+def test_with_data_but_without_runs_the_next_step_is_named(tmp_path, monkeypatch, competition):
+    monkeypatch.setattr(environment, "working_dir", lambda: tmp_path)
+    monkeypatch.setattr(predictions, "KAGGLE_INPUT", tmp_path / "input")
+    monkeypatch.setattr(predictions, "find_competition", lambda: competition)
+    with pytest.raises(PredictionError, match="No finished run under .*runs: run train.ipynb first"):
+        find_or_train_runs("")
