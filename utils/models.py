@@ -357,9 +357,8 @@ def _match_by_position(found: dict, wanted: dict, path: str | Path) -> dict[str,
 
 def _adapt_stem(value: torch.Tensor, wanted: torch.Tensor | None) -> torch.Tensor:
     """Sum RGB filters for one input channel, which is what timm does: a grey picture then gives what its RGB copy would."""
-    if wanted is None or value.ndim != 4 or value.shape[1] != 3 or wanted.shape[1] != 1 or value.shape[1] == wanted.shape[1]:
-        return value
-    return adapt_input_conv(1, value)
+    is_stem = wanted is not None and value.ndim == 4 and (value.shape[1], wanted.shape[1]) == (3, 1)
+    return adapt_input_conv(1, value) if is_stem else value
 
 
 def _is_head(key: str, model: nn.Module) -> bool:
