@@ -35,12 +35,12 @@ def demo_table(run_dirs: list[Path], submission_path: Path, competition_dir: Pat
     return pd.DataFrame(rows).T.fillna("").rename_axis("architecture")
 
 
-def draw_overview(run_dirs: list[Path], cache_dir: Path, competition_dir: Path, path: Path) -> None:
+def draw_overview(run_dirs: list[Path], tuned: dict, cache_dir: Path, competition_dir: Path, path: Path) -> None:
     """Draw pictures, ROC and pF1 curves of the demo into one PNG."""
     curves = {run.name: oof_of_runs([run]) for run in run_dirs}
     average = oof_of_runs(run_dirs)
     images = read_images(competition_dir, "train")
-    show_overview(images, cache_dir, curves | {"average": average}, average, tune(run_dirs)).savefig(path, dpi=80)
+    show_overview(images, cache_dir, curves | {"average": average}, average, tuned).savefig(path, dpi=80)
 
 
 def _row(tuned: dict, seconds: float) -> dict[str, str]:
@@ -69,12 +69,13 @@ def _main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("demo_dir", type=Path, help="holds competition/, runs/, notebooks/, threshold.json and submission.csv")
     demo_dir = parser.parse_args().demo_dir
-    runs = [Path(run) for run in read_json(demo_dir / "threshold.json")["runs"]]
+    tuned = read_json(demo_dir / "threshold.json")
+    runs = [Path(run) for run in tuned["runs"]]
     table = demo_table(runs, demo_dir / "submission.csv", demo_dir / "competition")
     print("\nOut of fold on the phantom's training breasts; each fold chose its epoch, and 'tuned' its threshold, on them.")
     print("The test columns are on hidden labels that no notebook has read.\n")
     print(table.to_string(), "\n")
-    draw_overview(runs, demo_dir / "cache", demo_dir / "competition", demo_dir / "demo.png")
+    draw_overview(runs, tuned, demo_dir / "cache", demo_dir / "competition", demo_dir / "demo.png")
     print(f"Picture of all this: {demo_dir / 'demo.png'}")
     print(f"Executed notebooks: {demo_dir / 'notebooks'}")
     print(f"Submission: {demo_dir / 'submission.csv'}; copies with provenance: submissions/")

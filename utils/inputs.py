@@ -7,7 +7,7 @@ import pandas as pd
 
 from utils.cache import CacheSettings, build_cache, default_cache_dir
 from utils.environment import KitError, find_competition, resolve, working_dir
-from utils.phantom import make_competition
+from utils.phantom import is_phantom_competition, make_competition
 from utils.tables import breasts, read_images
 
 REAL_SIZE = (1024, 512)
@@ -95,10 +95,10 @@ def _find_or_make(competition_dir: str | Path | None, smoke_test: bool) -> tuple
             raise KitError(
                 f"competition_dir {folder} holds no test.csv; give the folder that holds train.csv, test.csv and images."
             )
-        return folder, (folder / "phantom.json").is_file()
+        return folder, is_phantom_competition(folder)
     folder = find_competition()
     if folder:
-        return folder, (folder / "phantom.json").is_file()
+        return folder, is_phantom_competition(folder)
     folder = working_dir() / ("phantom-smoke" if smoke_test else "phantom")
     print(f"No competition data found (Kaggle's input folder, data/): making the phantom competition in {folder}.")
     return make_competition(folder, **(SMOKE_PHANTOM if smoke_test else {})), True

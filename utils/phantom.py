@@ -116,6 +116,11 @@ def make_competition(
     return folder
 
 
+def is_phantom_competition(folder: str | Path) -> bool:
+    """Tell whether a competition's folder holds a phantom."""
+    return (Path(folder) / PARAMETERS_FILE).is_file()
+
+
 def read_truth(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Read what the phantom hides from a competitor.
 

@@ -172,9 +172,8 @@ def find_threshold(runs: Sequence[Path], threshold_path: str = "") -> dict:
         print("No threshold.json: tuning on these runs' out-of-fold predictions now.")
         return tune(runs)
     tuned = read_json(path)
-    if sorted(tuned["oof_hashes"]) == sorted(
-        _hash_oof(run) for run in runs
-    ):  # paths differ from one Kaggle notebook to the next
+    # By content: paths differ from one Kaggle notebook to the next.
+    if sorted(tuned["oof_hashes"]) == sorted(_hash_oof(run) for run in runs):
         return tuned
     if threshold_path:
         tuned_on = ", ".join(tuned["runs"])

@@ -10,10 +10,10 @@ import pandas as pd
 from utils.cache import CacheSettings, build_cache, default_cache_dir, summarise
 from utils.environment import KitError, pick_device, read_json, versions, write_atomic, write_json
 from utils.metrics import decide, sigmoid
-from utils.phantom import PARAMETERS_FILE
+from utils.phantom import is_phantom_competition
 from utils.predictions import aggregate
 from utils.tables import read_sample_submission
-from utils.training import TrainConfig, load_config, load_fold, make_dataset, predict_logits
+from utils.training import TrainConfig, finished_folds, load_config, load_fold, make_dataset, predict_logits
 
 
 class SubmissionError(KitError):
@@ -50,15 +50,15 @@ def predict_test(
         If the run was trained with a preprocessing that this version of the kit does not do any more.
     """
     config = load_config(run_dir)
-    check_run(run_dir, (Path(competition_dir) / PARAMETERS_FILE).is_file())
+    check_run(run_dir, is_phantom_competition(competition_dir))
     settings = config.preprocessing
     cache_dir = cache_dir or default_cache_dir(competition_dir, settings)
     manifest = build_cache(test_images, competition_dir, "test", cache_dir, settings, num_workers)
     print(summarise(manifest))
     readable = test_images[(manifest.error == "").to_numpy()]
-    fold_dirs = [path.parent for path in sorted(run_dir.glob("fold*/weights.safetensors"))]
+    fold_dirs = finished_folds(run_dir)
     if not fold_dirs:
-        raise SubmissionError(f"{run_dir} holds no weights (fold*/weights.safetensors): leave it out of run_dirs, or train it.")
+        raise SubmissionError(f"{run_dir} holds no finished fold (fold*/oof.csv): leave it out of run_dirs, or train it.")
     by_fold = [_predict_fold(config, fold_dir, readable, cache_dir, aggregation) for fold_dir in fold_dirs]
     return pd.concat(by_fold, axis=1).mean(axis=1) if len(readable) else pd.Series(dtype=float)
 

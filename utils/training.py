@@ -172,8 +172,7 @@ def train_run(
     _claim(run_dir, config, images, is_phantom)
     for fold in config.folds or range(config.n_folds):
         fit_fold(config, images, fold, cache_dir, run_dir / f"fold{fold}", num_workers)
-    # Folds may be trained one by one, in several calls.
-    finished = [run_dir / f"fold{fold}" for fold in range(config.n_folds) if (run_dir / f"fold{fold}" / "oof.csv").is_file()]
+    finished = finished_folds(run_dir)  # of earlier calls too: folds may be trained one by one
     oof = pd.concat([read_oof(fold_dir / "oof.csv") for fold_dir in finished], ignore_index=True)
     history = pd.concat([pd.read_csv(fold_dir / "history.csv") for fold_dir in finished], ignore_index=True)
     _write_csv(run_dir / "history.csv", history)
@@ -181,10 +180,15 @@ def train_run(
     return oof
 
 
+def finished_folds(run_dir: Path) -> list[Path]:
+    """List the folders of a run's finished folds, by number; an unfinished fold has weights, but no ``oof.csv``."""
+    return sorted((path.parent for path in run_dir.glob("fold*/oof.csv")), key=lambda fold: int(fold.name.removeprefix("fold")))
+
+
 def fit_fold(
     config: TrainConfig, images: pd.DataFrame, fold: int, cache_dir: str | Path, fold_dir: Path, num_workers: int = 0
-) -> pd.DataFrame:
-    """Train on all folds but one and predict that one.
+) -> None:
+    """Train on all folds but one, predict that one, and write its rows of ``oof.csv`` into ``fold_dir``; once.
 
     Parameters
     ----------
@@ -196,15 +200,10 @@ def fit_fold(
     cache_dir : path
     fold_dir : Path
     num_workers : int
-
-    Returns
-    -------
-    DataFrame
-        Rows of ``oof.csv`` for the held-out fold.
     """
     oof_path = fold_dir / "oof.csv"
     if oof_path.is_file():
-        return read_oof(oof_path)
+        return
     inside, held_out = images[images.fold != fold], images[images.fold == fold]
     vocabulary = Vocabulary.from_images(inside)
     training_set = make_dataset(config, inside, cache_dir, "train", vocabulary, Augment(config.augment_strength))
@@ -214,10 +213,8 @@ def fit_fold(
     model, _ = load_fold(config, fold_dir)
     device = pick_device()
     logits = predict_logits(model.to(device), validation_set, config, device, num_workers)
-    oof = _oof_table(config, validation_set, logits, fold)
-    _write_csv(oof_path, oof)
+    _write_csv(oof_path, _oof_table(config, validation_set, logits, fold))
     fitting.checkpoint_path.unlink(missing_ok=True)
-    return oof
 
 
 def make_dataset(
