@@ -11,10 +11,10 @@ import pytest
 
 from utils.parallel import Outcome, StopRunError, map_items
 
-one_or_two_workers = pytest.mark.parametrize("num_workers", [1, 2])
+here_or_in_processes = pytest.mark.parametrize("num_workers", [0, 1, 2])
 
 
-def run(function, items, num_workers: int = 1) -> list[Outcome]:
+def run(function, items, num_workers: int = 0) -> list[Outcome]:
     return list(map_items(function, items, num_workers, "testing", "item"))
 
 
@@ -36,7 +36,7 @@ def threads_and_process(item: int) -> tuple[int, int, str | None]:
     return os.getpid(), cv2.getNumThreads(), os.environ.get("OMP_NUM_THREADS")
 
 
-@one_or_two_workers
+@here_or_in_processes
 def test_every_item_comes_back_once_with_its_value(num_workers):
     outcomes = run(math.sqrt, [1, 4, 4, 9, 16], num_workers)
     assert Counter((o.item, o.value, o.error) for o in outcomes) == {
@@ -47,7 +47,7 @@ def test_every_item_comes_back_once_with_its_value(num_workers):
     }
 
 
-@one_or_two_workers
+@here_or_in_processes
 def test_error_is_kept_with_its_item_and_does_not_end_the_run(num_workers):
     outcomes = {o.item: o for o in run(reciprocal, [2, 0, 4], num_workers)}
     assert outcomes[0] == Outcome(0, None, "ZeroDivisionError: division by zero")
@@ -55,7 +55,7 @@ def test_error_is_kept_with_its_item_and_does_not_end_the_run(num_workers):
     assert outcomes[4] == Outcome(4, 0.25)
 
 
-@one_or_two_workers
+@here_or_in_processes
 def test_stop_run_ends_the_run(num_workers):
     with pytest.raises(StopRunError, match="the disk is full"):
         run(stop_at_three, list(range(6)), num_workers)
@@ -73,13 +73,13 @@ def test_nothing_runs_after_a_stop():
     assert ran == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("num_workers", [-1, 0, 1])
-def test_one_worker_or_less_runs_in_this_process(num_workers):
-    assert [o.value[0] for o in run(threads_and_process, [1, 2], num_workers)] == [os.getpid()] * 2
+def test_no_workers_means_this_process():
+    assert [o.value[0] for o in run(threads_and_process, [1, 2], 0)] == [os.getpid()] * 2
 
 
-def test_two_workers_run_in_other_processes():
-    assert os.getpid() not in {o.value[0] for o in run(threads_and_process, [1, 2], 2)}
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_workers_are_other_processes(num_workers):
+    assert os.getpid() not in {o.value[0] for o in run(threads_and_process, [1, 2], num_workers)}
 
 
 def test_two_workers_use_one_blas_thread_each(monkeypatch):
@@ -91,7 +91,7 @@ def test_two_workers_use_one_opencv_thread_each():
     assert {o.value[1] for o in run(threads_and_process, [1, 2], 2)} == {1}
 
 
-@one_or_two_workers
+@here_or_in_processes
 def test_no_items_give_no_outcomes(num_workers):
     assert run(reciprocal, [], num_workers) == []
 
@@ -124,13 +124,13 @@ def test_keyboard_interrupt_is_not_swallowed():
 
 def test_outcomes_come_while_the_work_goes_on():
     done = []
-    outcomes = map_items(lambda item: done.append(item), [1, 2, 3], 1, "testing", "item")
+    outcomes = map_items(lambda item: done.append(item), [1, 2, 3], 0, "testing", "item")
     next(outcomes)
     assert done == [1]
     outcomes.close()
 
 
-@one_or_two_workers
+@here_or_in_processes
 def test_arrays_survive_the_way_back(num_workers):
     outcomes = {o.item: o.value for o in run(np.ones, [3, 5], num_workers)}
     np.testing.assert_array_equal(outcomes[5], np.ones(5))

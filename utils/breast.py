@@ -1,5 +1,6 @@
-"""Find the breast in a picture, crop to it, turn its chest wall to the left, and fit it into a fixed size."""
+"""Find the breast in a picture: its mask, its box, and the side of its chest wall."""
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -31,32 +32,31 @@ class Crop:
     flags: tuple[str, ...] = ()
 
 
-def crop_breast(image: np.ndarray, margin: float = 0.03) -> tuple[np.ndarray, Crop]:
-    """Crop a picture to its breast and mirror it, if needed, so that the chest wall is on the left.
+def find_breast(picture: np.ndarray, margin: float = 0.03, step: int = 1, shape: tuple[int, int] | None = None) -> Crop:
+    """Find the crop that holds the breast, and tell on which side its chest wall is.
 
     Parameters
     ----------
-    image : ndarray of shape (height, width), float32 in [0, 1]
+    picture : ndarray of shape (height, width), float32 in [0, 1]
         Tissue bright, as from `utils.dicom.read_dicom`.
     margin : float
-        Added on each side, as a share of the picture's longer side.
+        Added on each side, as a share of the original's longer side.
+    step : int
+        Distance of the picture's samples on the original, in pixels; the first lies on the original's first.
+    shape : (int, int), optional
+        Of the original; by default that of the picture.
 
     Returns
     -------
-    cropped : ndarray, float32 in [0, 1]
-        A view where nothing was mirrored.
-    crop : Crop
-        Where the crop lies; the full frame, flagged ``no_breast``, where no breast was found.
+    Crop
+        In pixels of the original; the full frame, flagged ``no_breast``, where no breast was found.
     """
-    mask = breast_mask(image)
+    shape = shape or picture.shape
+    mask = breast_mask(picture)
     if not mask.any():
-        box, flags = (0, 0, *image.shape), ("no_breast",)
-    else:
-        box, flags = _grow(_bounding_box(mask, image.shape), margin, image.shape), ()
-    flipped = mask.any() and _chest_wall_is_right(mask)
-    top, left, bottom, right = box
-    cropped = image[top:bottom, left:right]
-    return (cropped[:, ::-1] if flipped else cropped), Crop(*box, flipped=bool(flipped), flags=flags)
+        return Crop(0, 0, *shape, flags=("no_breast",))
+    box = _on_original(_bounding_box(mask, picture.shape), step, shape)
+    return Crop(*_grow(box, margin, shape), flipped=_chest_wall_is_right(mask))
 
 
 def breast_mask(image: np.ndarray) -> np.ndarray:
@@ -82,32 +82,6 @@ def breast_mask(image: np.ndarray) -> np.ndarray:
     level = (small - air) / (bright - air)
     breast = _largest_component(_detach((level > TISSUE_LEVEL).astype(np.uint8)), min_share=MIN_BREAST_SHARE)
     return _regrow(breast, (level > FAINT_LEVEL).astype(np.uint8))
-
-
-def resize_pad(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Fit a picture into ``height`` x ``width`` with its aspect ratio kept: chest wall at the left edge, centred vertically.
-
-    Parameters
-    ----------
-    image : ndarray of shape (h, w), float32
-    height, width : int
-        Of the result, in pixels.
-
-    Returns
-    -------
-    ndarray of shape (height, width), float32
-        Padded with the value 0.
-    """
-    h, w = image.shape
-    scale = min(height / h, width / w)
-    new_h, new_w = max(1, min(height, round(h * scale))), max(1, min(width, round(w * scale)))
-    # Area averaging when shrinking: no other interpolation of OpenCV's uses every pixel, and calcifications are few pixels.
-    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    resized = cv2.resize(np.ascontiguousarray(image), (new_w, new_h), interpolation=interpolation)
-    top = (height - new_h) // 2
-    padded = np.zeros((height, width), dtype=np.float32)
-    padded[top : top + new_h, :new_w] = resized
-    return padded
 
 
 def _shrink(image: np.ndarray, side: int) -> np.ndarray:
@@ -163,6 +137,15 @@ def _bounding_box(mask: np.ndarray, shape: tuple[int, int]) -> tuple[int, int, i
     top, bottom = int(rows[0] * down), int(np.ceil((rows[-1] + 1) * down))
     left, right = int(columns[0] * across), int(np.ceil((columns[-1] + 1) * across))
     return top, left, min(bottom, shape[0]), min(right, shape[1])
+
+
+def _on_original(box: tuple[int, int, int, int], step: int, shape: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Box on the original of a picture whose sample i lies on the original's sample ``step * i``."""
+    top, left, bottom, right = ((edge - 0.5) * step + 0.5 for edge in box)
+    return (
+        *(max(0, math.floor(top)), max(0, math.floor(left))),
+        *(min(shape[0], math.ceil(bottom)), min(shape[1], math.ceil(right))),
+    )
 
 
 def _grow(box: tuple[int, int, int, int], margin: float, shape: tuple[int, int]) -> tuple[int, int, int, int]:

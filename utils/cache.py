@@ -16,11 +16,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 
-from utils.breast import crop_breast, resize_pad
-from utils.dicom import read_dicom
 from utils.environment import KitError, read_json, working_dir, write_atomic, write_json
 from utils.parallel import Outcome, StopRunError, map_items
+from utils.preprocessing import preprocess
 from utils.tables import image_paths
 
 # The settings' hash comes last: a row that a kill cut short lacks it, and is dropped on reading.
@@ -35,6 +35,10 @@ MANIFEST_COLUMNS = [
     "crop_right",
     "flipped",
     "flags",
+    "codec",
+    "decoded",
+    "halved",
+    "bytes_read",
     "error",
     "settings_hash",
 ]
@@ -55,6 +59,8 @@ class CacheSettings:
         Size of a cached picture in pixels.
     margin : float
         Kept around the breast, as a share of the original's longer side.
+    exact : bool
+        Decode every picture at full resolution, as `utils.preprocessing.preprocess` explains.
     version : int
         Raised by whoever changes what preprocessing does to a pixel.
     """
@@ -62,7 +68,8 @@ class CacheSettings:
     image_height: int = 1024
     image_width: int = 512
     margin: float = 0.03
-    version: int = 1
+    exact: bool = False
+    version: int = 2
 
     @property
     def hash(self) -> str:
@@ -78,49 +85,19 @@ def default_cache_dir(competition_dir: str | Path, settings: CacheSettings) -> P
     return working_dir() / "cache" / f"{folder.name}-{place}-{size}-{settings.hash[:6]}"
 
 
-def preprocess(path: str | Path, settings: CacheSettings) -> tuple[np.ndarray, dict]:
-    """Turn one DICOM file into a cached picture; train and test images both go through here.
-
-    Returns
-    -------
-    picture : ndarray of shape (image_height, image_width), uint8
-        Tissue bright, chest wall left.
-    row : dict
-        The manifest's columns from ``source_height`` to ``flags``.
-
-    Raises
-    ------
-    utils.dicom.DicomError
-        If the file can't be read.
-    """
-    image = read_dicom(path)
-    cropped, crop = crop_breast(image, settings.margin)
-    fitted = resize_pad(cropped, settings.image_height, settings.image_width)
-    picture = np.rint(fitted * 255).clip(0, 255).astype(np.uint8)
-    row = {
-        "source_height": image.shape[0],
-        "source_width": image.shape[1],
-        "crop_top": crop.top,
-        "crop_left": crop.left,
-        "crop_bottom": crop.bottom,
-        "crop_right": crop.right,
-        "flipped": int(crop.flipped),
-        "flags": " ".join(crop.flags),
-    }
-    return picture, row
-
-
 def build_cache(
     images: pd.DataFrame,
     competition_dir: str | Path,
     split: str,
     cache_dir: str | Path,
     settings: CacheSettings,
-    num_workers: int = 1,
+    num_workers: int = 0,
+    cluster: str = "",
 ) -> pd.DataFrame:
     """Preprocess the images that the cache lacks, and return the manifest's rows for all of ``images``.
 
-    A run that was killed goes on where it stopped; images that failed before are tried again.
+    A run that was killed goes on where it stopped; images that failed before are tried again. A second run on the same cache
+    waits for the first.
 
     Parameters
     ----------
@@ -132,7 +109,9 @@ def build_cache(
         Made if needed.
     settings : CacheSettings
     num_workers : int
-        Number of processes.
+        Number of processes; 0 works in this one, which a file that crashes its decoder would end.
+    cluster : str
+        Address of a Dask scheduler whose workers see the same folders; empty works on this machine.
 
     Returns
     -------
@@ -149,26 +128,52 @@ def build_cache(
     """
     cache_dir = Path(cache_dir)
     _claim(cache_dir, settings)
-    path = manifest_path(cache_dir, split)
-    done = read_manifest(cache_dir, split, settings)
-    done = set(done.image_id[done.error == ""]) & {picture.stem for picture in (cache_dir / split).glob("*.png")}
     sources = dict(zip(images.image_id, image_paths(images, competition_dir, split), strict=True))
-    jobs = [(image_id, source) for image_id, source in sources.items() if image_id not in done]
-    if jobs:
-        _write_manifest(path, read_manifest(cache_dir, split, settings))  # drops what a kill left half written
-        _run_jobs(jobs, competition_dir, split, cache_dir, settings, num_workers)
-        _write_manifest(path, read_manifest(cache_dir, split, settings))
+    if _missing(sources, cache_dir, split, settings):
+        with _alone(cache_dir, split):
+            missing = _missing(sources, cache_dir, split, settings)  # fewer, if another run has just been here
+            _add_images(missing, competition_dir, split, cache_dir, settings, num_workers, cluster)
     manifest = read_manifest(cache_dir, split, settings)
     return manifest.set_index("image_id").loc[list(sources)].reset_index()
 
 
-def _run_jobs(
-    jobs: list, competition_dir: str | Path, split: str, cache_dir: Path, settings: CacheSettings, num_workers: int
+def _missing(sources: dict[str, Path], cache_dir: Path, split: str, settings: CacheSettings) -> list[tuple[str, Path]]:
+    manifest = read_manifest(cache_dir, split, settings)
+    done = set(manifest.image_id[manifest.error == ""]) & {picture.stem for picture in (cache_dir / split).glob("*.png")}
+    return [(image_id, source) for image_id, source in sources.items() if image_id not in done]
+
+
+@contextlib.contextmanager
+def _alone(cache_dir: Path, split: str) -> Iterator[None]:
+    """Keep other runs from adding to the same split; the lock ends with the process, however that ends."""
+    lock = FileLock(cache_dir / f".{split}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"Another run is filling {cache_dir}: waiting for it.")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _add_images(
+    jobs: list[tuple[str, Path]],
+    competition_dir: str | Path,
+    split: str,
+    cache_dir: Path,
+    settings: CacheSettings,
+    num_workers: int,
+    cluster: str,
 ) -> None:
+    path = manifest_path(cache_dir, split)
+    _write_manifest(path, read_manifest(cache_dir, split, settings))  # drops what a kill left half written
     cache_one = partial(_cache_image, folder=cache_dir / split, settings=settings)
-    with _appending(manifest_path(cache_dir, split)) as write_row:
-        for outcome in map_items(cache_one, jobs, num_workers, f"Preprocessing {split}", "images"):
+    with _appending(path) as write_row:
+        for outcome in map_items(cache_one, jobs, num_workers, f"Preprocessing {split}", "images", cluster):
             write_row(_manifest_row(outcome, competition_dir, settings))
+    _write_manifest(path, read_manifest(cache_dir, split, settings))
 
 
 def summarise(manifest: pd.DataFrame) -> str:
@@ -231,7 +236,7 @@ def _claim(cache_dir: Path, settings: CacheSettings) -> None:
 
 def _cache_image(job: tuple[str, Path], folder: Path, settings: CacheSettings) -> dict:
     image_id, source = job
-    picture, row = preprocess(source, settings)
+    picture, row = preprocess(source, settings.image_height, settings.image_width, settings.margin, settings.exact)
     encoded = cv2.imencode(".png", picture)[1]
     try:
         with write_atomic(folder / f"{image_id}.png") as temporary:

@@ -1,19 +1,21 @@
-"""One DICOM file to a picture: stored values, then float32 in [0, 1] with tissue bright.
+"""One DICOM file to a picture: its header, as much of its pixel data as is asked for, and its grey values, tissue bright."""
 
-The order is the standard's: decode, modality LUT, VOI window on the stored scale, MONOCHROME1 inversion. All that follows
-the decoding maps one stored value to one grey value, so it is computed once per possible value and applied as a table.
-"""
+from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import struct
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
 from pathlib import Path
+from typing import BinaryIO
 
 import imagecodecs
 import numpy as np
 import pydicom
-from pydicom.encaps import get_frame
-from pydicom.pixels import apply_modality_lut, pixel_array
+from pydicom.pixels import pixel_array
 from pydicom.uid import (
     JPEG2000,
     DeflatedExplicitVRLittleEndian,
@@ -26,7 +28,9 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from utils import jpeg2000
 from utils.environment import KitError
+from utils.window import grey_table, has_window
 
 # A broken file becomes a DicomError; pydicom would print a traceback of its own for it as well.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
@@ -34,15 +38,22 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 MAX_PIXELS = 2**27  # a 5355 x 4915 frame, the largest in RSNA's set, has 26 million
 END_OF_CODESTREAM = b"\xff\xd9"  # EOI in JPEG, EOC in JPEG 2000
 UNCOMPRESSED = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian}
-PYDICOM_DECODES = {*UNCOMPRESSED, RLELossless}
-CODESTREAM_DECODERS: dict[str, Callable[[bytes], np.ndarray]] = {
-    JPEG2000Lossless: imagecodecs.jpeg2k_decode,
-    JPEG2000: imagecodecs.jpeg2k_decode,
-    JPEGLosslessSV1: imagecodecs.jpeg_decode,
-    JPEGLossless: imagecodecs.jpeg_decode,
+JPEG2000_SYNTAXES = {JPEG2000Lossless, JPEG2000}
+JPEG_SYNTAXES = {JPEGLosslessSV1, JPEGLossless}
+CODECS = (
+    dict.fromkeys(UNCOMPRESSED, "uncompressed")
+    | {RLELossless: "rle"}
+    | dict.fromkeys(JPEG2000_SYNTAXES, "jpeg2000")
+    | dict.fromkeys(JPEG_SYNTAXES, "jpeg_lossless")
+)
+DECODERS: dict[str, Callable[[bytes], np.ndarray]] = {
+    "jpeg2000": partial(imagecodecs.jpeg2k_decode, numthreads=1),
+    "jpeg_lossless": imagecodecs.jpeg_decode,
 }
 JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  \r\n\x87\n"  # ISO/IEC 15444-1 I.5.1
 PHOTOMETRIC = ("MONOCHROME1", "MONOCHROME2")
+ITEM, SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
+UNDEFINED_LENGTH = 2**32 - 1
 
 
 class DicomError(KitError):
@@ -79,14 +90,8 @@ def read_dicom(path: str | Path) -> np.ndarray:
     ----------
     DICOM PS3.3 C.11.1 (modality LUT), C.11.2 (VOI LUT), C.7.6.3.1.2 (photometric interpretation).
     """
-    dataset = _read_dataset(path)
-    stored = _decode(dataset, path)
-    lowest, highest = int(stored.min()), int(stored.max())
-    try:
-        table = grey_table(dataset, lowest, highest)
-    except Exception as error:  # broken elements raise whatever they happen to cause
-        raise DicomError(path, f"its modality LUT or window can't be applied ({error})") from error
-    return table[stored.astype(np.int32) - lowest]
+    with open_dicom(path) as file:
+        return file.grey(file.stored())
 
 
 def read_stored(path: str | Path) -> np.ndarray:
@@ -107,210 +112,302 @@ def read_stored(path: str | Path) -> np.ndarray:
     DicomError
         If the file can't be read or decoded, or its header contradicts itself.
     """
-    return _decode(_read_dataset(path), path)
+    with open_dicom(path) as file:
+        return file.stored()
 
 
-def grey_table(dataset: pydicom.Dataset, lowest: int, highest: int) -> np.ndarray:
-    """Grey value of every stored value from ``lowest`` to ``highest``.
+@contextlib.contextmanager
+def open_dicom(path: str | Path) -> Iterator[DicomFile]:
+    """Open a file and read its header; pixel data are read as they are asked for.
 
-    Parameters
-    ----------
-    dataset : Dataset
-        Header with the modality LUT, VOI LUT or window, and photometric interpretation.
-    lowest, highest : int
-        The picture's smallest and largest stored value.
-
-    Returns
-    -------
-    ndarray of shape (highest - lowest + 1,), float32 in [0, 1]
-        Entry i is the grey value of stored value ``lowest + i``, tissue bright.
+    Yields
+    ------
+    DicomFile
 
     Raises
     ------
-    ValueError
-        If the window is not a valid one.
+    DicomError
+        If there is no such file, or its header contradicts itself.
     """
-    values = apply_modality_lut(np.arange(lowest, highest + 1, dtype=np.int32), dataset)
-    grey = to_grey(values, dataset)
-    if not np.isfinite(grey).all():
-        raise ValueError("it gives values that are no numbers")
-    if dataset.PhotometricInterpretation == "MONOCHROME1":
-        grey = 1 - grey
-    return grey.astype(np.float32)
-
-
-def to_grey(values: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
-    """Map values after the modality LUT to [0, 1]: by the VOI LUT sequence, else the first window, else their own range.
-
-    Parameters
-    ----------
-    values : ndarray, any shape and real dtype
-    dataset : Dataset
-
-    Returns
-    -------
-    ndarray of the same shape, float64 in [0, 1]
-    """
-    if dataset.get("VOILUTSequence"):
-        return _apply_voi_lut(values, dataset.VOILUTSequence[0], dataset.file_meta.TransferSyntaxUID.is_little_endian)
-    center, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
-    if center is None or width is None:
-        return _stretch(values)
-    return apply_window(values, center, width, dataset.get("VOILUTFunction") or "LINEAR")
-
-
-def apply_window(values: np.ndarray, center: float, width: float, function: str = "LINEAR") -> np.ndarray:
-    """Map values to [0, 1] with a DICOM window.
-
-    Apply it before the MONOCHROME1 inversion: ``center`` and ``width`` are given on the stored scale.
-
-    Parameters
-    ----------
-    values : ndarray, any shape and real dtype
-        Values after the modality LUT.
-    center, width : float
-        Window Center (0028,1050) and Window Width (0028,1051), same scale.
-    function : {"LINEAR", "LINEAR_EXACT", "SIGMOID"}
-        VOI LUT Function (0028,1056).
-
-    Returns
-    -------
-    ndarray of the same shape, float64 in [0, 1]
-
-    Raises
-    ------
-    ValueError
-        If the function is unknown, ``width < 1`` for LINEAR, or ``width <= 0`` for the others.
-
-    References
-    ----------
-    DICOM PS3.3 C.11.2.1.2.1 (LINEAR), C.11.2.1.3.1 (SIGMOID), C.11.2.1.3.2 (LINEAR_EXACT).
-    """
-    function = function.upper()
-    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
-        raise ValueError(f"unknown VOI LUT Function {function!r}")
-    if width < 1 if function == "LINEAR" else width <= 0:
-        raise ValueError(f"Window Width {width} is too small for {function}")
-    values = values.astype(np.float64)
-    if function == "SIGMOID":
-        # Far outside the window the exponential overflows to infinity, and the quotient is 0, as it should be.
-        with np.errstate(over="ignore"):
-            return 1 / (1 + np.exp(-4 * (values - center) / width))
-    if function == "LINEAR":
-        center, width = center - 0.5, width - 1
-    if width == 0:  # LINEAR with width 1 is a step
-        return (values > center).astype(np.float64)
-    return np.clip((values - center) / width + 0.5, 0, 1)
-
-
-def _apply_voi_lut(values: np.ndarray, item: pydicom.Dataset, little_endian: bool) -> np.ndarray:
-    """Look values up in one item of the VOI LUT sequence; those outside take its first or last entry (PS3.3 C.11.2.1.1).
-
-    pydicom's `apply_voi` keeps the index in the entries' type, which wraps in 8-bit tables of more than 256 entries.
-    """
-    entries, first, bits = (int(number) for number in item.LUTDescriptor)
-    if not 1 <= bits <= 16:
-        raise ValueError(f"a VOI LUT of {bits} bits")
-    table = item.LUTData
-    table = np.frombuffer(table, dtype="<u2" if little_endian else ">u2") if isinstance(table, bytes) else np.asarray(table)
-    entries = min(entries or 2**16, len(table))
-    index = np.clip(np.rint(values).astype(np.int64) - first, 0, entries - 1)
-    return np.clip(table[index] / (2**bits - 1), 0, 1)
-
-
-def _stretch(values: np.ndarray) -> np.ndarray:
-    lowest, highest = float(values.min()), float(values.max())
-    return (values - lowest) / max(highest - lowest, np.finfo(np.float32).tiny)
-
-
-def _first(value) -> float | None:
-    """First of one or several values of a header element; None where it is absent or empty."""
-    if isinstance(value, pydicom.multival.MultiValue):
-        value = value[0] if len(value) else None
-    return None if value in (None, "") else float(value)
-
-
-def _read_dataset(path: str | Path) -> pydicom.Dataset:
-    """Read a file and check that its header describes one frame that can be decoded."""
+    if not Path(path).exists():
+        raise DicomError(path, "the file does not exist")
+    if not Path(path).is_file():
+        raise DicomError(path, "it is not a file")
     try:
-        dataset = pydicom.dcmread(path)
-    except FileNotFoundError as error:
-        raise DicomError(path, "the file does not exist") from error
-    except Exception as error:  # pydicom raises whatever a broken element happens to cause
-        raise DicomError(path, f"not a readable DICOM file ({type(error).__name__}: {error})") from error
-    reason = _contradiction(dataset)
-    if reason:
-        raise DicomError(path, reason)
-    return dataset
+        file = open(path, "rb")  # noqa: SIM115 - closed below; only the opening may raise what is caught here
+    except OSError as error:
+        raise DicomError(path, f"it can't be opened ({error.strerror})") from error
+    with file:
+        yield DicomFile(path, file)
 
 
-def _contradiction(dataset: pydicom.Dataset) -> str:
+class DicomFile:
+    """A mammogram's header, and its pixel data at full or at lower resolution.
+
+    Attributes
+    ----------
+    header : Dataset
+        All elements before the pixel data.
+    shape : (int, int)
+        Rows and columns at full resolution.
+    codec : {"jpeg2000", "jpeg_lossless", "rle", "uncompressed"}
+    """
+
+    def __init__(self, path: str | Path, file: BinaryIO):
+        self.path = Path(path)
+        try:
+            self.header = pydicom.dcmread(file, stop_before_pixels=True)
+        except Exception as error:  # pydicom raises whatever a broken element happens to cause
+            raise DicomError(path, f"not a readable DICOM file ({type(error).__name__}: {error})") from error
+        reason = _contradiction(self.header)
+        if reason:
+            raise DicomError(path, reason)
+        self.shape = int(self.header.Rows), int(self.header.Columns)
+        self.codec = CODECS[self.header.file_meta.TransferSyntaxUID]
+        self._file = file
+        self._frames: dict[int, np.ndarray] = {}
+
+    @cached_property
+    def levels(self) -> int:
+        """How many times the picture can be halved without decoding it in full.
+
+        0 where the codec has no lower resolutions, where they don't lie one after the other, and where the header has no
+        window: the values are then stretched over the range of the full picture, which only the full picture tells.
+        """
+        with self._explained():
+            return self._codestream.layout.levels if self._codestream.layout and has_window(self.header) else 0
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of the file that were needed so far."""
+        if self.codec in DECODERS:
+            return self._codestream.fragments.position
+        return os.fstat(self._file.fileno()).st_size
+
+    def codestream(self, discard: int = 0) -> bytes:
+        """Compressed picture without its ``discard`` highest resolutions, as the decoder takes it."""
+        with self._explained():
+            return self._codestream.cut(discard, self.shape)
+
+    def stored(self, discard: int = 0) -> np.ndarray:
+        """Stored values of the picture, halved ``discard`` times as JPEG 2000 halves it.
+
+        Parameters
+        ----------
+        discard : int
+            From 0 to `levels`.
+
+        Returns
+        -------
+        ndarray of shape (ceil(rows / 2**discard), ceil(columns / 2**discard)), an integer dtype
+            As `read_stored` explains; the same array each time.
+
+        Raises
+        ------
+        DicomError
+        """
+        if discard not in self._frames:
+            with self._explained():
+                self.put_stored(self._decode(discard), discard)
+        return self._frames[discard]
+
+    def put_stored(self, values: np.ndarray, discard: int) -> None:
+        """Take the values that a decoder made of `codestream`, after checking their shape."""
+        expected = tuple(-(-side >> discard) for side in self.shape)
+        if values.shape != expected:
+            raise DicomError(self.path, f"decoded to {values.shape}, but the header says {expected}")
+        if self.codec in DECODERS and self.header.PixelRepresentation == 1:
+            values = _extend_sign(values, int(self.header.BitsStored))
+        self._frames[discard] = values
+
+    def grey(self, values: np.ndarray) -> np.ndarray:
+        """Turn stored values of this file into grey values.
+
+        Parameters
+        ----------
+        values : ndarray, any shape, integers
+            From `stored`, or averages of them.
+
+        Returns
+        -------
+        ndarray of the same shape, float32 in [0, 1]
+            Tissue bright.
+
+        Raises
+        ------
+        DicomError
+            If the modality LUT or the window can't be applied.
+        """
+        extremes = values if has_window(self.header) else self.stored()
+        lowest, highest = int(extremes.min()), int(extremes.max())
+        try:
+            table = grey_table(self.header, lowest, highest)
+        except Exception as error:  # broken elements raise whatever they happen to cause
+            raise DicomError(self.path, f"its modality LUT or window can't be applied ({error})") from error
+        return table[np.clip(values.astype(np.int32), lowest, highest) - lowest]
+
+    @cached_property
+    def _codestream(self) -> _Codestream:
+        return _Codestream(self._file, self.codec)
+
+    def _decode(self, discard: int) -> np.ndarray:
+        if self.codec in DECODERS:
+            return DECODERS[self.codec](self._codestream.cut(discard, self.shape))
+        return _decode_plain(self.path, self.codec)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except DicomError:
+            raise
+        except Exception as error:  # decoders raise what they like; all of it means the same here
+            raise DicomError(self.path, f"its pixel data can't be decoded ({type(error).__name__}: {error})") from error
+
+
+def _contradiction(header: pydicom.Dataset) -> str:
     """Say why a header can't describe one decodable mammogram; empty if it can."""
     try:
-        syntax = dataset.file_meta.TransferSyntaxUID
-        rows, columns, frames = int(dataset.Rows), int(dataset.Columns), int(dataset.get("NumberOfFrames") or 1)
-        samples, photometric = int(dataset.SamplesPerPixel), dataset.PhotometricInterpretation
-        bits, allocated, signed = int(dataset.BitsStored), int(dataset.BitsAllocated), int(dataset.PixelRepresentation)
-        pixel_bytes = len(dataset.get("PixelData") or b"")
+        syntax = header.file_meta.TransferSyntaxUID
+        rows, columns, frames = int(header.Rows), int(header.Columns), int(header.get("NumberOfFrames") or 1)
+        samples, photometric = int(header.SamplesPerPixel), header.PhotometricInterpretation
+        bits, allocated, signed = int(header.BitsStored), int(header.BitsAllocated), int(header.PixelRepresentation)
     except Exception as error:  # as above
         return f"a needed header element is missing or broken ({error})"
     checks = {
-        "it has no pixel data": not pixel_bytes,
-        f"transfer syntax {syntax} is not supported": syntax not in PYDICOM_DECODES and syntax not in CODESTREAM_DECODERS,
+        f"transfer syntax {syntax} is not supported": syntax not in CODECS,
         f"{rows} rows by {columns} columns is not a usable size": not 0 < rows * columns <= MAX_PIXELS,
         f"it has {frames} frames; only single-frame files are mammograms": frames != 1,
         f"{samples} samples per pixel, {photometric}; only {' and '.join(PHOTOMETRIC)} are mammograms": samples != 1
         or photometric not in PHOTOMETRIC,
         f"Bits Stored {bits} of Bits Allocated {allocated} is not supported": not (0 < bits <= allocated in (8, 16)),
-        f"{pixel_bytes} bytes of pixel data are too many for {rows} rows by {columns} columns": syntax in UNCOMPRESSED
-        and pixel_bytes > rows * columns * allocated // 8 + 1,  # one byte of padding to an even length
         f"Pixel Representation {signed} is neither 0 nor 1": signed not in (0, 1),
     }
     return next((reason for reason, broken in checks.items() if broken), "")
 
 
-def _decode(dataset: pydicom.Dataset, path: str | Path) -> np.ndarray:
-    decode = CODESTREAM_DECODERS.get(dataset.file_meta.TransferSyntaxUID)
-    try:
-        stored = _decode_codestream(dataset, decode) if decode else _decode_plain(dataset)
-    except Exception as error:  # decoders raise what they like; all of it means the same here
-        raise DicomError(path, f"its pixel data can't be decoded ({type(error).__name__}: {error})") from error
-    if stored.shape != (dataset.Rows, dataset.Columns):
-        raise DicomError(path, f"decoded to {stored.shape}, but the header says {(dataset.Rows, dataset.Columns)}")
-    return stored
-
-
-def _decode_plain(dataset: pydicom.Dataset) -> np.ndarray:
+def _decode_plain(path: Path, codec: str) -> np.ndarray:
+    dataset = pydicom.dcmread(path)
+    present = len(dataset.get("PixelData") or b"")
+    if not present:
+        raise DicomError(path, "it has no pixel data")
+    needed = dataset.Rows * dataset.Columns * dataset.BitsAllocated // 8
+    if codec == "uncompressed" and present > needed + 1:  # one byte of padding to an even length
+        raise DicomError(
+            path, f"{present} bytes of pixel data are too many for {dataset.Rows} rows by {dataset.Columns} columns"
+        )
     with warnings.catch_warnings():
         # pydicom takes pixels that its header has no rows for to be padding, and would cut the picture.
         warnings.filterwarnings("error", ".*padding", UserWarning)
         return pixel_array(dataset)
 
 
-def _decode_codestream(dataset: pydicom.Dataset, decode: Callable[[bytes], np.ndarray]) -> np.ndarray:
-    codestream = _unbox(get_frame(dataset.PixelData, 0, number_of_frames=1))
-    # A cut JPEG Lossless stream decodes to a partly filled picture without an error: its end marker must be there.
-    # Fragments are padded with zeros to an even length, and some writers add more.
-    if not codestream.rstrip(b"\x00").endswith(END_OF_CODESTREAM):
-        raise ValueError("the compressed data is truncated: its end marker is missing")
-    stored = decode(codestream)
-    return _extend_sign(stored, int(dataset.BitsStored)) if dataset.PixelRepresentation == 1 else stored
+class _Codestream:
+    """The compressed picture of a file, read as far as needed."""
+
+    def __init__(self, file: BinaryIO, codec: str):
+        self._codec = codec
+        self.fragments = _Fragments(file)
+        self._prefix = jpeg2000.Prefix(self.fragments.read)
+        self._length = _open_box(self._prefix)  # of the codestream, where a box tells it
+        self.layout: jpeg2000.Layout | None = None
+        if codec == "jpeg2000":
+            with contextlib.suppress(jpeg2000.NotScalableError):
+                self.layout = jpeg2000.read_layout(self._prefix)
+
+    def cut(self, discard: int, shape: tuple[int, int]) -> bytes:
+        """Give the codestream without its ``discard`` highest resolutions, which must be of a picture of ``shape``."""
+        if discard:
+            _check_size((self.layout.height, self.layout.width), shape)
+            return jpeg2000.shrink(self._prefix, self.layout, discard)
+        whole = bytes(self._prefix.read_all()[: self._length])
+        # A cut JPEG Lossless stream decodes to a partly filled picture without an error: its end marker must be there.
+        # Fragments are padded with zeros to an even length, and some writers add more.
+        if not whole.rstrip(b"\x00").endswith(END_OF_CODESTREAM):
+            raise ValueError("the compressed data is truncated: its end marker is missing")
+        # Before the decoder takes memory for it.
+        _check_size(jpeg2000.declared_size(whole) if self._codec == "jpeg2000" else _declared_jpeg_size(whole), shape)
+        return whole
 
 
-def _unbox(frame: bytes) -> bytes:
-    """Take the codestream out of a JP2 file's boxes; anything else is a codestream already (ISO/IEC 15444-1 I.4)."""
-    if not frame.startswith(JP2_SIGNATURE):
-        return frame
-    start = 0
-    while start + 8 <= len(frame):
-        length, kind, header = int.from_bytes(frame[start : start + 4], "big"), frame[start + 4 : start + 8], 8
+def _check_size(declared: tuple[int, int], shape: tuple[int, int]) -> None:
+    if declared != shape:
+        raise ValueError(f"the compressed picture says {declared[0]} rows by {declared[1]} columns, the header {shape}")
+
+
+class _Fragments:
+    """Read the bytes of the one frame of encapsulated pixel data across its fragments (PS3.5 A.4)."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self._size = file, os.fstat(file.fileno()).st_size
+        element = file.read(12)  # tag, VR, two bytes reserved, length
+        if not element:
+            raise ValueError("it has no pixel data")
+        if len(element) < 12 or struct.unpack("<I", element[8:])[0] != UNDEFINED_LENGTH:
+            raise ValueError("its pixel data is not encapsulated, as its transfer syntax says")
+        self._left = self._next_item() or 0
+        file.seek(self._left, os.SEEK_CUR)  # the first item is the offset table
+        self._left, self._ended = 0, False
+
+    @property
+    def position(self) -> int:
+        """Bytes of the file up to where it has been read."""
+        return self._file.tell()
+
+    def read(self, size: int) -> bytes:
+        """Give the next ``size`` bytes of the frame, fewer at its end."""
+        parts = []
+        while size > 0 and (self._left or self._next_fragment()):
+            part = self._file.read(min(size, self._left))
+            self._left -= len(part)
+            size -= len(part)
+            parts.append(part)
+        return b"".join(parts)
+
+    def _next_fragment(self) -> bool:
+        while not self._ended and not self._left:
+            length = self._next_item()
+            self._ended, self._left = length is None, length or 0
+        return not self._ended
+
+    def _next_item(self) -> int | None:
+        """Length of the item that starts here; None at the end of them."""
+        item = self._file.read(8)
+        if item[:4] == SEQUENCE_END:
+            return None
+        if len(item) < 8 or item[:4] != ITEM:
+            raise ValueError("the items of its pixel data are broken or cut off")
+        length = struct.unpack("<I", item[4:])[0]
+        missing = self.position + length - self._size
+        if missing > 0:
+            raise ValueError(f"the file ends {missing} bytes before its pixel data does")
+        return length
+
+
+def _open_box(prefix: jpeg2000.Prefix) -> int | None:
+    """Skip a JP2 file's boxes up to its codestream, if there are any (ISO/IEC 15444-1 I.4); give its length, if a box tells it."""
+    if prefix.peek(len(JP2_SIGNATURE)) != JP2_SIGNATURE:
+        return None
+    while True:
+        head = bytes(prefix.require(8)[:8])
+        length, kind, size = int.from_bytes(head[:4], "big"), head[4:], 8
         if length == 1:  # a length of 64 bits follows
-            length, header = int.from_bytes(frame[start + 8 : start + 16], "big"), 16
-        end = start + length if length else len(frame)  # 0: to the end of the file
+            length, size = int.from_bytes(prefix.require(16)[8:16], "big"), 16
         if kind == b"jp2c":
-            return frame[start + header : end]
-        start = max(end, start + 8)
-    raise ValueError("its JP2 boxes hold no codestream")
+            prefix.skip(size)
+            return length - size if length else None  # 0: to the end of the file
+        prefix.skip(max(length, 8))
+
+
+def _declared_jpeg_size(codestream: bytes) -> tuple[int, int]:
+    """Read (rows, columns) from a JPEG's frame header (ISO/IEC 10918-1 B.2.2)."""
+    position = 2
+    while codestream[position : position + 1] == b"\xff":
+        marker, length = codestream[position + 1], int.from_bytes(codestream[position + 2 : position + 4], "big")
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # SOF, not DHT, JPG or DAC
+            return struct.unpack(">HH", codestream[position + 5 : position + 9])
+        position += 2 + length
+    raise ValueError("its JPEG data has no frame header")
 
 
 def _extend_sign(stored: np.ndarray, bits: int) -> np.ndarray:

@@ -1,15 +1,18 @@
-"""One map over many items: processes on this machine, progress, and errors kept per item."""
+"""One map over many items: processes on this machine, a Dask cluster beyond it; progress, and errors kept per item."""
+
+from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import joblib
 from tqdm import tqdm
 
 from utils.environment import KitError
+from utils.isolation import IsolatedPool, IsolationError
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class StopRunError(KitError):
 
 
 def map_items(
-    function: Callable[[Any], Any], items: Sequence[Any], num_workers: int, description: str, unit: str
+    function: Callable[[Any], Any], items: Sequence[Any], num_workers: int, description: str, unit: str, cluster: str = ""
 ) -> Iterator[Outcome]:
     """Apply ``function`` to every item over processes, and yield each outcome as it is ready, in any order.
 
@@ -37,43 +40,89 @@ def map_items(
     items : sequence
         Picklable items.
     num_workers : int
-        Number of processes; 1 or less runs in this one.
+        Number of processes on this machine, each of which may die without harm to the others' items; 0 runs in this one.
     description, unit : str
         For the progress bar, which shows units per second.
+    cluster : str
+        Address of a Dask scheduler, as in ``tcp://10.0.0.1:8786``: its workers do the work, each in as many processes as it has
+        threads. They need this package and the items' files in the same places.
 
     Yields
     ------
     Outcome
-        An exception of the function becomes ``error``; it never ends the run, unless it is a `StopRunError`.
+        An exception of the function becomes ``error``, and so does the death of its process; neither ends the run, unless the
+        exception is a `StopRunError`.
     """
-    with _one_thread_each(num_workers):
-        pool = joblib.Parallel(n_jobs=max(num_workers, 1), return_as="generator_unordered", batch_size="auto")
-        outcomes = pool(joblib.delayed(_attempt)(function, item, alone=num_workers <= 1) for item in items)
+    if not items:
+        return
+    with _workers(num_workers, cluster) as (attempt, pool):
+        outcomes = pool(joblib.delayed(attempt)(function, item) for item in items)
         yield from _with_progress(outcomes, len(items), description, unit)
 
 
-def _attempt(function: Callable[[Any], Any], item: Any, alone: bool) -> Outcome:
-    if not alone:
-        cv2.setNumThreads(1)  # OpenCV heeds no environment variable
+@contextlib.contextmanager
+def _workers(num_workers: int, cluster: str) -> Iterator[tuple[Callable, joblib.Parallel]]:
+    if cluster:
+        with _dask_client(cluster) as client, joblib.parallel_config(backend="dask"):
+            yield _attempt_on_cluster, joblib.Parallel(return_as="generator_unordered")
+            client.run(_stop_pools)
+    elif num_workers < 1:
+        yield _attempt, joblib.Parallel(n_jobs=1, return_as="generator_unordered")
+    else:
+        with IsolatedPool(num_workers) as isolated:
+            # These threads only wait for the processes.
+            threads = joblib.Parallel(n_jobs=num_workers, backend="threading", return_as="generator_unordered")
+            yield (lambda function, item: _attempt(function, item, isolated)), threads
+
+
+def _dask_client(address: str):
     try:
-        return Outcome(item, value=function(item))
+        from distributed import Client
+    except ImportError as error:
+        raise KitError("cluster needs Dask: pip install distributed, here and on the workers.") from error
+    try:
+        client = Client(address, set_as_default=True)
+    except (OSError, ValueError) as error:
+        raise KitError(f"No Dask scheduler answers at {address!r} ({error}): start one with 'dask scheduler'.") from error
+    if not client.nthreads():
+        client.close()
+        raise KitError(f"The Dask scheduler at {address} has no workers: start some with 'dask worker {address}'.")
+    return client
+
+
+def _attempt(function: Callable[[Any], Any], item: Any, isolated: IsolatedPool | None = None) -> Outcome:
+    try:
+        return Outcome(item, value=isolated.call(function, item) if isolated else function(item))
     except StopRunError:
         raise
+    except IsolationError as error:
+        return Outcome(item, error=str(error))
     except Exception as error:
         return Outcome(item, error=f"{type(error).__name__}: {error}")
 
 
-def _one_thread_each(num_workers: int) -> contextlib.AbstractContextManager:
-    """Keep the libraries' own threads from competing with the processes."""
-    if num_workers <= 1:
-        return contextlib.nullcontext()
-    return joblib.parallel_config(backend="loky", inner_max_num_threads=1)
+_pools: dict[int, IsolatedPool] = {}  # of a Dask worker, kept from one item to the next
+_pools_lock = threading.Lock()
+
+
+def _attempt_on_cluster(function: Callable[[Any], Any], item: Any) -> Outcome:
+    from distributed import get_worker
+
+    num_workers = get_worker().state.nthreads
+    with _pools_lock:
+        pool = _pools.get(num_workers) or _pools.setdefault(num_workers, IsolatedPool(num_workers))
+    return _attempt(function, item, pool)
+
+
+def _stop_pools() -> None:
+    while _pools:
+        _pools.popitem()[1].stop()
 
 
 def _with_progress(outcomes: Iterable[Outcome], total: int, description: str, unit: str) -> Iterator[Outcome]:
     errors = 0
     # mininterval keeps the bar readable in a log, where each refresh is a line.
-    with tqdm(total=total, desc=description, unit=f" {unit}", mininterval=1.0, disable=total == 0) as bar:
+    with tqdm(total=total, desc=description, unit=f" {unit}", mininterval=1.0) as bar:
         for outcome in outcomes:
             if outcome.error:
                 errors += 1

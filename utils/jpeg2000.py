@@ -1,0 +1,308 @@
+"""Take a smaller picture out of a JPEG 2000 codestream without decoding the larger one.
+
+A codestream with N decompositions holds the picture at sizes 1, 1/2, … 1/2^N. Where it has one tile, one component, one layer and
+one precinct a resolution, as mammograms do, its packets lie in order of resolution whatever progression it names: the smaller
+picture is a prefix. The prefix with a header that speaks of the smaller picture is a codestream of its own, which every decoder
+reads, and it decodes to exactly what a decoder that discards the higher resolutions would give.
+
+References: ISO/IEC 15444-1 (T.800), Annex A (markers) and B.10 (packet headers).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+SOC, SIZ, COD, QCD, SOT, SOD, EOC = (bytes((0xFF, low)) for low in (0x4F, 0x51, 0x52, 0x5C, 0x90, 0x93, 0xD9))
+COM, TLM, PLM = (bytes((0xFF, low)) for low in (0x64, 0x55, 0x57))
+MANY_SEGMENTS = 0x01 | 0x04  # code-block styles (bypass, termination on each pass) with several lengths a code-block
+MIN_CODE_BLOCK = 4  # log2 of its side: smaller ones would be too many to walk through here
+MAX_BIT_PLANES = 80
+
+
+class NotScalableError(ValueError):
+    """A codestream that this module can't take a smaller picture from: decode it in full."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the main header says of a codestream whose resolutions lie one after the other.
+
+    ``sod`` is the offset of the first packet; ``code_block`` the (width, height) of a code-block.
+    """
+
+    width: int
+    height: int
+    precision: int
+    levels: int
+    code_block: tuple[int, int]
+    siz: bytes
+    cod: bytes
+    qcd: bytes
+    sod: int
+
+    def size(self, discard: int) -> tuple[int, int]:
+        """(width, height) after discarding so many resolutions."""
+        return _ceil_shift(self.width, discard), _ceil_shift(self.height, discard)
+
+
+class Prefix:
+    """The first bytes of something readable, grown as they are asked for.
+
+    Parameters
+    ----------
+    read : callable
+        Gives the next so many bytes, fewer at the end.
+    chunk : int
+        Least number of bytes read at once.
+    """
+
+    def __init__(self, read: Callable[[int], bytes], chunk: int = 2**15):
+        self._read, self._chunk = read, chunk
+        self.data = bytearray()
+
+    def __getitem__(self, index: int) -> int:
+        if index >= len(self.data):
+            self.require(index + 1)
+        return self.data[index]
+
+    def peek(self, size: int) -> bytes:
+        """Give the first ``size`` bytes, or as many as there are."""
+        if len(self.data) < size:
+            self.data += self._read(max(size - len(self.data), self._chunk))
+        return bytes(self.data[:size])
+
+    def skip(self, size: int) -> None:
+        """Drop the first ``size`` bytes."""
+        self.require(size)
+        del self.data[:size]
+
+    def read_all(self) -> bytearray:
+        """Have all the bytes that there are."""
+        while part := self._read(2**24):
+            self.data += part
+        return self.data
+
+    def require(self, size: int) -> bytearray:
+        """Have at least ``size`` bytes, or raise ValueError if there are fewer."""
+        missing = size - len(self.data)
+        if missing > 0:
+            self.data += self._read(max(missing, self._chunk))
+        if len(self.data) < size:
+            raise ValueError("the compressed data is truncated")
+        return self.data
+
+
+def declared_size(codestream: bytes) -> tuple[int, int]:
+    """Read (rows, columns) of the picture from the SIZ segment, which comes first (T.800 A.5.1)."""
+    if codestream[:4] != SOC + SIZ or len(codestream) < 24:
+        raise ValueError("its JPEG 2000 codestream does not start with SOC and SIZ")
+    right, bottom, left, top = struct.unpack(">IIII", codestream[8:24])
+    return bottom - top, right - left
+
+
+def read_layout(prefix: Prefix) -> Layout:
+    """Read a codestream's main header.
+
+    Raises
+    ------
+    NotScalableError
+        If its resolutions don't lie one after the other, or it uses what this module does not know.
+    """
+    segments, position = {}, 2
+    if prefix.require(2)[:2] != SOC:
+        raise ValueError("its JPEG 2000 codestream does not start with SOC and SIZ")
+    while True:
+        marker = bytes(prefix.require(position + 4)[position : position + 2])
+        length = int.from_bytes(prefix.data[position + 2 : position + 4], "big")
+        body = bytes(prefix.require(position + 2 + length)[position + 4 : position + 2 + length])
+        position += 2 + length
+        if marker == SOT:
+            break
+        if marker in (SIZ, COD, QCD) and marker not in segments:
+            segments[marker] = body
+        elif marker not in (COM, TLM, PLM):
+            raise NotScalableError(f"marker {marker.hex()}")
+    return _layout(segments, tile_part=body, sod=position + 2, next_marker=bytes(prefix.require(position + 2)[position:]))
+
+
+def _layout(segments: dict[bytes, bytes], tile_part: bytes, sod: int, next_marker: bytes) -> Layout:
+    try:
+        siz, cod, qcd = segments[SIZ], segments[COD], segments[QCD]
+        _, width, height, x0, y0, tile_width, tile_height, tile_x, tile_y, components = struct.unpack(">HIIIIIIIIH", siz[:36])
+        depth, dx, dy = siz[36:39]
+        style, _, layers, _, levels, code_x, code_y, code_style, _ = struct.unpack(">BBHBBBBBB", cod)
+        tile, _, part, parts = struct.unpack(">HIBB", tile_part)
+    except (KeyError, ValueError, struct.error) as error:
+        raise NotScalableError(f"main header: {error}") from error
+    checks = (
+        not any((x0, y0, tile_x, tile_y)) and tile_width >= width > 0 and tile_height >= height > 0,  # one tile, at the origin
+        (components, dx, dy, layers) == (1, 1, 1, 1),
+        style == 0,  # no precincts, no SOP or EPH markers
+        min(code_x, code_y) + 2 >= MIN_CODE_BLOCK and not code_style & MANY_SEGMENTS,
+        (tile, part, parts) == (0, 0, 1) and next_marker[:2] == SOD,
+        len(qcd) >= _qcd_length(qcd, levels) and levels <= 32,
+    )
+    if not all(checks):
+        raise NotScalableError(f"check {checks.index(False)} of its main header")
+    code_block = (1 << code_x + 2, 1 << code_y + 2)
+    return Layout(width, height, (depth & 0x7F) + 1, levels, code_block, siz, cod, qcd, sod)
+
+
+def shrink(prefix: Prefix, layout: Layout, discard: int) -> bytes:
+    """Cut out the codestream of the picture with ``discard`` resolutions discarded.
+
+    Parameters
+    ----------
+    prefix : Prefix
+        The codestream; only the bytes up to the last packet needed are read.
+    layout : Layout
+        Of `read_layout`.
+    discard : int
+        From 0 to ``layout.levels``; each halves the picture.
+
+    Returns
+    -------
+    bytes
+        A codestream of ``layout.size(discard)``.
+
+    Raises
+    ------
+    ValueError
+        If the data ends before the last packet needed.
+    """
+    end = layout.sod
+    for resolution in range(layout.levels - discard + 1):
+        end = _packet_end(prefix, end, _code_block_grids(layout, resolution))
+    packets = bytes(prefix.require(end)[layout.sod : end])
+    width, height = layout.size(discard)
+    size = struct.pack(">II", width, height)
+    siz = layout.siz[:2] + size + layout.siz[10:18] + size + layout.siz[26:]
+    levels = layout.levels - discard
+    cod = layout.cod[:5] + bytes((levels,)) + layout.cod[6:]
+    qcd = layout.qcd[: _qcd_length(layout.qcd, levels)]
+    sot = struct.pack(">HIBB", 0, 14 + len(packets), 0, 1)  # 14: SOT, its segment and SOD
+    header = b"".join(
+        marker + struct.pack(">H", len(body) + 2) + body for marker, body in ((SIZ, siz), (COD, cod), (QCD, qcd), (SOT, sot))
+    )
+    return SOC + header + SOD + packets + EOC
+
+
+def _qcd_length(qcd: bytes, levels: int) -> int:
+    """Bytes of a QCD segment: a style, then one step for each of the 3 N + 1 sub-bands, or one in all (T.800 A.6.4)."""
+    style = qcd[0] & 0x1F if qcd else 0
+    return 1 + {0: 3 * levels + 1, 1: 2}.get(style, 2 * (3 * levels + 1))
+
+
+def _code_block_grids(layout: Layout, resolution: int) -> list[tuple[int, int]]:
+    """(columns, rows) of code-blocks in each sub-band of a resolution (T.800 B.5, B.7)."""
+    if resolution == 0:
+        bands, depth = [(0, 0)], layout.levels
+    else:
+        bands, depth = [(1, 0), (0, 1), (1, 1)], layout.levels - resolution + 1
+    half = 1 << depth >> 1
+    grids = []
+    for x, y in bands:
+        width, height = _ceil_shift(layout.width - half * x, depth), _ceil_shift(layout.height - half * y, depth)
+        grids.append((-(-width // layout.code_block[0]), -(-height // layout.code_block[1])))
+    return [(columns, rows) for columns, rows in grids if columns > 0 and rows > 0]
+
+
+def _packet_end(prefix: Prefix, start: int, grids: list[tuple[int, int]]) -> int:
+    """Offset behind the packet that starts at ``start``: its header tells the length of every code-block (T.800 B.10)."""
+    bits = _Bits(prefix, start)
+    length = 0
+    if bits.next():
+        for columns, rows in grids:
+            included, planes = _TagTree(columns, rows), _TagTree(columns, rows)
+            for leaf in range(columns * rows):
+                if included.reaches(leaf, 1, bits):
+                    length += _code_block_length(bits, planes, leaf)
+    return bits.end() + length
+
+
+def _code_block_length(bits: _Bits, planes: _TagTree, leaf: int) -> int:
+    threshold = 1
+    while not planes.reaches(leaf, threshold, bits):
+        threshold += 1
+        if threshold > MAX_BIT_PLANES:
+            raise ValueError("a packet header of its JPEG 2000 codestream is broken")
+    passes = _coding_passes(bits)
+    size = 3
+    while bits.next():
+        size += 1
+    return bits.number(size + passes.bit_length() - 1)
+
+
+def _coding_passes(bits: _Bits) -> int:
+    """T.800 table B.4."""
+    for width, base in ((1, 1), (1, 2), (2, 3), (5, 6)):
+        value = bits.number(width)
+        if value < (1 << width) - 1:
+            return base + value
+    return 37 + bits.number(7)
+
+
+class _Bits:
+    """Bits of a packet header; the byte after 0xFF carries seven (T.800 B.10.1)."""
+
+    def __init__(self, prefix: Prefix, position: int):
+        self._prefix, self._position = prefix, position
+        self._byte = self._left = 0
+
+    def next(self) -> int:
+        if not self._left:
+            self._left = 7 if self._byte == 0xFF else 8
+            self._byte = self._prefix[self._position]
+            self._position += 1
+        self._left -= 1
+        return self._byte >> self._left & 1
+
+    def number(self, width: int) -> int:
+        value = 0
+        for _ in range(width):
+            value = value << 1 | self.next()
+        return value
+
+    def end(self) -> int:
+        """Offset behind the header, which never ends in 0xFF."""
+        return self._position + (self._byte == 0xFF)
+
+
+class _TagTree:
+    """T.800 B.10.2: a quad tree of minima, told bit by bit as far as a question needs."""
+
+    def __init__(self, columns: int, rows: int):
+        self._parents: list[int] = []
+        first = 0
+        while True:
+            count, wide = columns * rows, (columns + 1) // 2
+            above = first + count
+            if count == 1:
+                self._parents.append(-1)
+                break
+            self._parents += [above + row // 2 * wide + column // 2 for row in range(rows) for column in range(columns)]
+            first, columns, rows = above, wide, (rows + 1) // 2
+        self._lowest = [0] * len(self._parents)
+        self._known = [False] * len(self._parents)
+
+    def reaches(self, leaf: int, threshold: int, bits: _Bits) -> bool:
+        """Tell whether the leaf's value is below ``threshold``."""
+        path = [leaf]
+        while self._parents[path[-1]] >= 0:
+            path.append(self._parents[path[-1]])
+        lowest = 0
+        for node in reversed(path):
+            lowest = max(lowest, self._lowest[node])
+            while lowest < threshold and not self._known[node]:
+                if bits.next():
+                    self._known[node] = True
+                else:
+                    lowest += 1
+            self._lowest[node] = lowest
+        return self._known[leaf] and self._lowest[leaf] < threshold
+
+
+def _ceil_shift(value: int, by: int) -> int:
+    return -(-value >> by)
