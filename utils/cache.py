@@ -8,7 +8,7 @@ import csv
 import errno
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
+from utils import gpu
 from utils.environment import KitError, read_json, working_dir, write_atomic, write_json
 from utils.parallel import Outcome, StopRunError, map_items
 from utils.preprocessing import preprocess
@@ -43,6 +44,7 @@ MANIFEST_COLUMNS = [
     "settings_hash",
 ]
 SHOWN_ERRORS = 5
+GPU_WORKERS = 2  # processes that feed the GPU
 
 
 class CacheError(KitError):
@@ -72,6 +74,11 @@ class CacheSettings:
     version: int = 2
 
     @property
+    def arguments(self) -> tuple[int, int, float, bool]:
+        """What `utils.preprocessing.preprocess` takes after the path."""
+        return self.image_height, self.image_width, self.margin, self.exact
+
+    @property
     def hash(self) -> str:
         """12 hexadecimal digits that change with any setting."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
@@ -93,6 +100,7 @@ def build_cache(
     settings: CacheSettings,
     num_workers: int = 0,
     cluster: str = "",
+    gpu_decode: bool = False,
 ) -> pd.DataFrame:
     """Preprocess the images that the cache lacks, and return the manifest's rows for all of ``images``.
 
@@ -112,6 +120,8 @@ def build_cache(
         Number of processes; 0 works in this one, which a file that crashes its decoder would end.
     cluster : str
         Address of a Dask scheduler whose workers see the same folders; empty works on this machine.
+    gpu_decode : bool
+        Decode on this machine's GPU what nvImageCodec can, as `utils.gpu` explains, and the rest as without it.
 
     Returns
     -------
@@ -129,10 +139,14 @@ def build_cache(
     cache_dir = Path(cache_dir)
     _claim(cache_dir, settings)
     sources = dict(zip(images.image_id, image_paths(images, competition_dir, split), strict=True))
-    if _missing(sources, cache_dir, split, settings):
-        with _alone(cache_dir, split):
-            missing = _missing(sources, cache_dir, split, settings)  # fewer, if another run has just been here
-            _add_images(missing, competition_dir, split, cache_dir, settings, num_workers, cluster)
+    missing = partial(_missing, sources, cache_dir, split, settings)
+    if missing():
+        record = partial(_record, path=manifest_path(cache_dir, split), competition_dir=competition_dir, settings=settings)
+        cache_one = partial(_cache_image, folder=cache_dir / split, settings=settings)
+        with _alone(cache_dir, split):  # another run may have been here until now
+            if gpu_decode:
+                record(_gpu_outcomes(missing(), cache_dir / split, settings))
+            record(map_items(cache_one, missing(), num_workers, f"Preprocessing {split}", "images", cluster))
     manifest = read_manifest(cache_dir, split, settings)
     return manifest.set_index("image_id").loc[list(sources)].reset_index()
 
@@ -158,22 +172,26 @@ def _alone(cache_dir: Path, split: str) -> Iterator[None]:
         lock.release()
 
 
-def _add_images(
-    jobs: list[tuple[str, Path]],
-    competition_dir: str | Path,
-    split: str,
-    cache_dir: Path,
-    settings: CacheSettings,
-    num_workers: int,
-    cluster: str,
-) -> None:
-    path = manifest_path(cache_dir, split)
-    _write_manifest(path, read_manifest(cache_dir, split, settings))  # drops what a kill left half written
-    cache_one = partial(_cache_image, folder=cache_dir / split, settings=settings)
+def _record(outcomes: Iterable[Outcome], path: Path, competition_dir: str | Path, settings: CacheSettings) -> None:
+    """Add a row for each outcome as it comes."""
+    _write_manifest(path, _read_manifest(path, settings))  # drops what a kill left half written
     with _appending(path) as write_row:
-        for outcome in map_items(cache_one, jobs, num_workers, f"Preprocessing {split}", "images", cluster):
+        for outcome in outcomes:
             write_row(_manifest_row(outcome, competition_dir, settings))
-    _write_manifest(path, read_manifest(cache_dir, split, settings))
+    _write_manifest(path, _read_manifest(path, settings))
+
+
+def _gpu_outcomes(jobs: list[tuple[str, Path]], folder: Path, settings: CacheSettings) -> Iterator[Outcome]:
+    """Outcomes of the images that the GPU's path finished; the others are for the CPU, which says what is wrong with them."""
+    if not gpu.is_installed():
+        print("nvImageCodec is not installed (pip install nvidia-nvimgcodec-cu12[all]): decoding on the CPU.")
+        return
+    batches = [jobs[start : start + gpu.BATCH_SIZE] for start in range(0, len(jobs), gpu.BATCH_SIZE)]
+    cache_batch = partial(_cache_batch, folder=folder, settings=settings)
+    for batch in map_items(cache_batch, batches, GPU_WORKERS, "Preprocessing on the GPU", "batches"):
+        if batch.error:
+            print(f"The GPU did not decode a batch ({batch.error}): the CPU does it.")
+        yield from batch.value or []
 
 
 def summarise(manifest: pd.DataFrame) -> str:
@@ -236,16 +254,31 @@ def _claim(cache_dir: Path, settings: CacheSettings) -> None:
 
 def _cache_image(job: tuple[str, Path], folder: Path, settings: CacheSettings) -> dict:
     image_id, source = job
-    picture, row = preprocess(source, settings.image_height, settings.image_width, settings.margin, settings.exact)
+    picture, row = preprocess(source, *settings.arguments)
+    _write_picture(folder / f"{image_id}.png", picture)
+    return row
+
+
+def _cache_batch(jobs: list[tuple[str, Path]], folder: Path, settings: CacheSettings) -> list[Outcome]:
+    outcomes = []
+    for job, done in zip(jobs, gpu.preprocess_batch([source for _, source in jobs], *settings.arguments), strict=True):
+        if done:
+            _write_picture(folder / f"{job[0]}.png", done[0])
+            outcomes.append(Outcome(job, value=done[1]))
+    return outcomes
+
+
+def _write_picture(path: Path, picture: np.ndarray) -> None:
     encoded = cv2.imencode(".png", picture)[1]
     try:
-        with write_atomic(folder / f"{image_id}.png") as temporary:
+        with write_atomic(path) as temporary:
             temporary.write_bytes(encoded)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StopRunError(f"The disk of {folder} is full: free some space and run again; what is cached stays.") from error
+            raise StopRunError(
+                f"The disk of {path.parent} is full: free some space and run again; what is cached stays."
+            ) from error
         raise
-    return row
 
 
 def _manifest_row(outcome: Outcome, competition_dir: str | Path, settings: CacheSettings) -> dict:

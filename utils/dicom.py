@@ -385,7 +385,7 @@ class _Fragments:
 
 
 def _open_box(prefix: jpeg2000.Prefix) -> int | None:
-    """Skip a JP2 file's boxes up to its codestream, if there are any (ISO/IEC 15444-1 I.4); give its length, if a box tells it."""
+    """Skip a JP2 file's boxes up to its codestream, if there are any, and give its length, if a box tells it (T.800 I.4)."""
     if prefix.peek(len(JP2_SIGNATURE)) != JP2_SIGNATURE:
         return None
     while True:

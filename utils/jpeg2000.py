@@ -1,9 +1,9 @@
 """Take a smaller picture out of a JPEG 2000 codestream without decoding the larger one.
 
-A codestream with N decompositions holds the picture at sizes 1, 1/2, … 1/2^N. Where it has one tile, one component, one layer and
-one precinct a resolution, as mammograms do, its packets lie in order of resolution whatever progression it names: the smaller
-picture is a prefix. The prefix with a header that speaks of the smaller picture is a codestream of its own, which every decoder
-reads, and it decodes to exactly what a decoder that discards the higher resolutions would give.
+A codestream with N decompositions holds the picture at sizes 1, 1/2, … 1/2^N. Where it has one tile, one component, one layer
+and one precinct a resolution, as mammograms do, its packets lie in order of resolution whatever progression it names: the
+smaller picture is a prefix. The prefix with a header that speaks of the smaller picture is a codestream of its own, which every
+decoder reads, and it decodes to exactly what a decoder that discards the higher resolutions would give.
 
 References: ISO/IEC 15444-1 (T.800), Annex A (markers) and B.10 (packet headers).
 """

@@ -39,8 +39,9 @@ def preprocess(path: str | Path, height: int, width: int, margin: float = 0.03, 
     margin : float
         Kept around the breast, as a share of the original's longer side.
     exact : bool
-        Decode every picture at full resolution and average over areas of it. Otherwise the picture is halved first, as often as
-        leaves `MIN_OVERSAMPLING` times the pixels needed: JPEG 2000 files are decoded at that size at once, others filtered alike.
+        Decode every picture at full resolution and average over areas of it. Otherwise the picture is halved first, as often
+        as leaves `MIN_OVERSAMPLING` times the pixels needed: JPEG 2000 files are decoded at that size at once, others filtered
+        alike.
 
     Returns
     -------
@@ -55,9 +56,13 @@ def preprocess(path: str | Path, height: int, width: int, margin: float = 0.03, 
         If the file can't be read.
     """
     with open_dicom(path) as file:
-        plan = make_plan(file, height, width, margin, exact)
-        picture = pad(draw(file, plan), height, width)
-        return np.rint(picture * 255).clip(0, 255).astype(np.uint8), describe(file, plan)
+        return finish(file, make_plan(file, height, width, margin, exact), height, width)
+
+
+def finish(file: DicomFile, plan: Plan, height: int, width: int) -> tuple[np.ndarray, dict]:
+    """Give what `preprocess` gives of a file whose plan is made."""
+    picture = pad(draw(file, plan), height, width)
+    return np.rint(picture * 255).clip(0, 255).astype(np.uint8), describe(file, plan)
 
 
 def make_plan(file: DicomFile, height: int, width: int, margin: float, exact: bool) -> Plan:
@@ -113,7 +118,7 @@ def describe(file: DicomFile, plan: Plan) -> dict:
 
 
 def _overview(file: DicomFile) -> tuple[int, np.ndarray]:
-    """Take every ``step``-th row and column, after the low-pass, of a picture, so that it is at most `OVERVIEW_SIDE` px long."""
+    """Take every ``step``-th row and column of a picture, after the low-pass, so that it is `OVERVIEW_SIDE` px long at most."""
     halvings = 0
     while max(file.shape) > OVERVIEW_SIDE << halvings:
         halvings += 1

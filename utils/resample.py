@@ -118,7 +118,7 @@ def _halving_matrix(size: int, levels: int) -> sparse.csr_array:
 
 
 def _area_weights(start: float, stop: float, count: int, samples: int) -> sparse.csr_array:
-    """Matrix of shape (count, samples): integrals of the samples' interpolating kernels over ``count`` equal parts of [start, stop]."""
+    """Integrals of the samples' interpolating kernels over ``count`` equal parts of [start, stop]: (count, samples)."""
     edges = np.linspace(start, stop, count + 1)
     reach = int(np.ceil((stop - start) / count)) + 5
     near = np.floor(edges[:-1] - 2.5).astype(int)[:, None] + np.arange(reach)

@@ -1,0 +1,487 @@
+"""Facts about cutting smaller pictures out of JPEG 2000 codestreams, against OpenJPEG's own discarding of resolutions."""
+
+import io
+import struct
+from dataclasses import replace
+from functools import cache
+
+import imagecodecs
+import numpy as np
+import pytest
+from openjpeg.utils import encode_array
+from PIL import Image
+
+from utils.jpeg2000 import COD, EOC, QCD, SIZ, SOC, SOD, SOT, NotScalableError, Prefix, declared_size, read_layout, shrink
+
+PLT = b"\xff\x58"  # packet lengths, told by the encoder itself (T.800 A.7.3)
+SIZES = [(1, 1), (1, 300), (300, 1), (2, 3), (65, 63), (64, 64), (257, 129), (500, 700)]
+
+
+def noise(shape: tuple[int, int], bits: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 2**bits, shape).astype(np.uint8 if bits == 8 else np.uint16)
+
+
+def smooth(shape: tuple[int, int], bits: int, seed: int = 0) -> np.ndarray:
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    wave = np.sin(x / 17 + seed) * np.cos(y / 23) + (x + y) / sum(shape)
+    return ((wave + 1) / 4 * (2**bits - 1)).clip(0).astype(noise((1, 1), bits).dtype)
+
+
+def mostly_zero(shape: tuple[int, int], bits: int, seed: int = 0) -> np.ndarray:
+    """A few points and one block of noise: most code-blocks hold nothing."""
+    picture = np.where(np.random.default_rng(seed).random(shape) < 0.002, noise(shape, bits, seed), 0)
+    h, w = shape
+    picture[h // 3 : h // 2, w // 3 : w // 2] = noise(shape, bits, seed)[h // 3 : h // 2, w // 3 : w // 2]
+    return picture.astype(noise((1, 1), bits).dtype)
+
+
+def constant(value):
+    return lambda shape, bits, seed=0: np.full(shape, value(bits), noise((1, 1), bits).dtype)
+
+
+CONTENTS = {
+    "noise": noise,
+    "smooth": smooth,
+    "mostly_zero": mostly_zero,
+    "zero": constant(lambda bits: 0),
+    "mid_grey": constant(lambda bits: 2 ** (bits - 1)),  # every coefficient is zero
+    "white": constant(lambda bits: 2**bits - 1),
+}
+
+
+def encode(pixels: np.ndarray, bits: int, resolutions: int = 6, reversible: bool = True) -> bytes:
+    options = {"level": 0, "codecformat": "j2k", "numthreads": 1}
+    return imagecodecs.jpeg2k_encode(pixels, bitspersample=bits, resolutions=resolutions, reversible=reversible, **options)
+
+
+def encode_with_pillow(pixels: np.ndarray, **options) -> bytes:
+    """8 or 16 bits, with more choices than imagecodecs gives."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG2000", no_jp2=True, **options)
+    return buffer.getvalue()
+
+
+def layout_of(codestream: bytes):
+    return read_layout(Prefix(io.BytesIO(codestream).read))
+
+
+def cut(codestream: bytes, discard: int) -> bytes:
+    prefix = Prefix(io.BytesIO(codestream).read)
+    return shrink(prefix, read_layout(prefix), discard)
+
+
+def decode(codestream: bytes) -> np.ndarray:
+    return imagecodecs.jpeg2k_decode(codestream, numthreads=1)
+
+
+def reduced_by_openjpeg(codestream: bytes, discard: int) -> np.ndarray:
+    """Decode at lower resolution by OpenJPEG's own means, which Pillow hands on."""
+    image = Image.open(io.BytesIO(codestream))
+    # Pillow rounds the size where the standard, and OpenJPEG in it, rounds up.
+    image._size = tuple(-(-side >> discard) << discard for side in image.size)
+    image.reduce = discard
+    return np.asarray(image)
+
+
+@cache
+def unused_bits(bits: int) -> int:
+    """How far this Pillow shifts values of so many bits to the left."""
+    white = int(reduced_by_openjpeg(encode(np.full((4, 4), 2**bits - 1, np.uint16), bits), 0).max()) if bits > 8 else 255
+    return white.bit_length() - bits
+
+
+def assert_all_sizes_decode_right(codestream: bytes) -> int:
+    """Compare every resolution with OpenJPEG's; give their number."""
+    layout = layout_of(codestream)
+    for discard in range(layout.levels + 1):
+        expected = reduced_by_openjpeg(codestream, discard) >> unused_bits(layout.precision)
+        assert expected.shape[::-1] == layout.size(discard)
+        np.testing.assert_array_equal(decode(cut(codestream, discard)), expected, err_msg=f"{discard} discarded")
+    return layout.levels + 1
+
+
+def header_end(codestream: bytes) -> int:
+    """Offset of the first packet."""
+    return codestream.index(SOD, codestream.index(SOT)) + 2
+
+
+def packet_lengths(codestream: bytes) -> list[int]:
+    """Lengths of all packets, from the PLT segment of a codestream that has one."""
+    start = codestream.index(PLT, codestream.index(SOT))
+    length = int.from_bytes(codestream[start + 2 : start + 4], "big")
+    lengths, value = [], 0
+    for byte in codestream[start + 5 : start + 2 + length]:
+        value = value << 7 | byte & 0x7F
+        if not byte & 0x80:
+            lengths.append(value)
+            value = 0
+    return lengths
+
+
+# Every resolution is what a decoder makes that discards the others
+
+
+@pytest.mark.parametrize("shape", SIZES, ids=str)
+@pytest.mark.parametrize("bits", [8, 10, 12, 16])
+def test_every_resolution_equals_a_decoder_that_discards_the_others(shape, bits):
+    pixels = noise(shape, bits)
+    codestream = encode(pixels, bits)
+    resolutions = assert_all_sizes_decode_right(codestream)
+    assert resolutions == 6 or min(shape) < 300  # the encoder makes fewer of a small picture
+    np.testing.assert_array_equal(decode(cut(codestream, 0)), pixels)
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+@pytest.mark.parametrize("reversible", [True, False])
+@pytest.mark.parametrize("bits", [8, 12])
+def test_smooth_and_empty_pictures_decode_right(content, reversible, bits):
+    """Of which many code-blocks are not in the packets, and some packets are empty."""
+    assert assert_all_sizes_decode_right(encode(CONTENTS[content]((330, 401), bits), bits, reversible=reversible)) == 6
+
+
+@pytest.mark.parametrize("resolutions", range(1, 8))
+def test_any_number_of_resolutions_decodes_right(resolutions):
+    pixels = noise((131, 150), 8)
+    assert assert_all_sizes_decode_right(encode_with_pillow(pixels, num_resolutions=resolutions)) == resolutions
+
+
+@pytest.mark.parametrize("size", [(16, 16), (16, 256), (256, 16), (32, 64), (64, 64)], ids=str)
+def test_any_code_block_size_decodes_right(size):
+    """16 x 16 gives tag trees of five levels, the others trees of unequal sides."""
+    codestream = encode_with_pillow(mostly_zero((270, 210), 16), codeblock_size=size)
+    assert layout_of(codestream).code_block in (size, size[::-1])
+    assert assert_all_sizes_decode_right(codestream) == 6
+
+
+@pytest.mark.parametrize("progression", ["LRCP", "RLCP", "RPCL", "PCRL", "CPRL"])
+def test_any_progression_of_one_layer_and_precinct_decodes_right(progression):
+    codestream = encode_with_pillow(noise((90, 131), 16), progression=progression)
+    assert layout_of(codestream).cod[1] == ["LRCP", "RLCP", "RPCL", "PCRL", "CPRL"].index(progression)
+    assert assert_all_sizes_decode_right(codestream) == 6
+
+
+@pytest.mark.parametrize("ratio", [2, 20, 200])
+@pytest.mark.parametrize("irreversible", [True, False])
+def test_truncated_code_blocks_decode_right(ratio, irreversible):
+    """One layer at a lower rate: passes are dropped, and with them whole code-blocks and packets."""
+    codestream = encode_with_pillow(smooth((190, 250), 16), quality_layers=[ratio], irreversible=irreversible)
+    assert assert_all_sizes_decode_right(codestream) == 6
+
+
+@pytest.mark.parametrize("bits", [10, 12])
+@pytest.mark.parametrize("options", [{"add_tlm": True}, {"compression_ratios": [3]}], ids=str)
+def test_another_encoders_codestream_decodes_right(bits, options):
+    assert assert_all_sizes_decode_right(encode_array(noise((33, 47), bits), **options)) == 6
+
+
+def test_comment_is_no_hindrance():
+    assert assert_all_sizes_decode_right(encode_with_pillow(noise((40, 50), 8), comment="of the technician")) > 3
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16])
+def test_signed_pictures_stay_signed(dtype):
+    bits = 8 * np.dtype(dtype).itemsize
+    pixels = (noise((97, 130), bits).astype(int) - 2 ** (bits - 1)).astype(dtype)
+    codestream = imagecodecs.jpeg2k_encode(pixels, level=0, codecformat="j2k", reversible=True, numthreads=1)
+    for discard in range(layout_of(codestream).levels + 1):
+        values = decode(cut(codestream, discard))
+        assert values.dtype == dtype
+        # Pillow has no signed pictures: it puts them above zero.
+        np.testing.assert_array_equal(values.astype(int) + 2 ** (bits - 1), reduced_by_openjpeg(codestream, discard))
+
+
+def one_row(width: int, levels: int, empty: tuple[int, ...] = ()) -> bytes:
+    """A codestream of one row with as many levels as no encoder here makes of it; those named by ``empty`` have an empty packet.
+
+    One row has no LH and HH bands, so each resolution's packet is built like that of a picture without levels.
+    """
+    sizes = [-(-width >> levels), *(-(-(width - (1 << n >> 1)) >> n) for n in range(levels, 0, -1))]  # T.800 equation B-15
+    singles = [encode_with_pillow(noise((1, size), 8, seed), num_resolutions=1) for seed, size in enumerate(sizes)]
+    packets = b"".join(
+        b"\0" if band in empty else single[header_end(single) : -len(EOC)] for band, single in enumerate(singles)
+    )
+    first = encode_with_pillow(noise((1, width), 8), num_resolutions=1)
+    layout = layout_of(first)
+    cod = layout.cod[:5] + bytes((levels,)) + layout.cod[6:]
+    qcd = layout.qcd[:1] + layout.qcd[1:2] * (3 * levels + 1)
+    segments = [(SIZ, layout.siz), (COD, cod), (QCD, qcd), (SOT, struct.pack(">HIBB", 0, 14 + len(packets), 0, 1))]
+    header = b"".join(marker + struct.pack(">H", len(body) + 2) + body for marker, body in segments)
+    return SOC + header + SOD + packets + EOC
+
+
+@pytest.mark.parametrize("width", [1, 2, 33, 500, 701])
+@pytest.mark.parametrize("empty", [(), (0,), (1, 3), (0, 1, 2, 3, 4, 5)], ids=str)
+def test_one_row_of_six_resolutions_decodes_right(width, empty):
+    if width == 1:  # no band but LL has any sample: their packets are empty
+        empty = (1, 2, 3, 4, 5)
+    codestream = one_row(width, 5, empty)
+    assert assert_all_sizes_decode_right(codestream) == 6
+    assert len(np.unique(decode(codestream))) > min(width, 50) // 2 or len(empty) > 2
+
+
+def test_random_small_pictures_decode_right():
+    random = np.random.default_rng(2024)
+    sizes, bits_seen, compared = random.integers(1, 201, (240, 2)), set(), 0
+    for seed, (height, width) in enumerate(sizes):
+        content = CONTENTS[random.choice(list(CONTENTS), p=[0.4, 0.2, 0.3, 0.04, 0.03, 0.03])]
+        if seed % 2:
+            bits = int(random.choice([8, 16]))
+            sides = 2 ** random.integers(4, 7, 2)
+            options = {"codeblock_size": tuple(sides.tolist()), "num_resolutions": int(random.integers(1, 8))}
+            options |= {"irreversible": bool(random.integers(2)), "progression": random.choice(["LRCP", "RPCL", "PCRL"])}
+            codestream = encode_with_pillow(content((height, width), bits, seed), **options)
+        else:
+            bits = int(random.integers(8, 17))
+            codestream = encode(
+                content((height, width), bits, seed), bits, int(random.integers(1, 8)), bool(random.integers(2))
+            )
+        try:
+            compared += assert_all_sizes_decode_right(codestream)
+        except Exception as error:
+            raise AssertionError(f"picture {seed}: {height} x {width}, {bits} bits") from error
+        bits_seen.add(bits)
+    assert compared > 700
+    assert bits_seen == set(range(8, 17))
+
+
+# The codestream that is cut out
+
+
+def test_result_is_a_codestream_of_the_smaller_picture():
+    codestream = encode(noise((257, 129), 12), 12)
+    whole = layout_of(codestream)
+    for discard in range(whole.levels + 1):
+        part = layout_of(cut(codestream, discard))
+        assert (part.width, part.height) == (-(-129 // 2**discard), -(-257 // 2**discard))
+        assert (part.precision, part.levels, part.code_block) == (12, whole.levels - discard, whole.code_block)
+        assert declared_size(cut(codestream, discard)) == (part.height, part.width)
+
+
+def test_cutting_twice_is_cutting_once():
+    codestream = encode(noise((257, 129), 12), 12)
+    assert cut(cut(codestream, 1), 2) == cut(codestream, 3)
+    assert cut(cut(codestream, 2), 0) == cut(codestream, 2)
+
+
+def test_tile_part_tells_its_length():
+    part = cut(encode(noise((65, 63), 8), 8), 1)
+    start = part.index(SOT)
+    assert struct.unpack(">HIBB", part[start + 4 : start + 12]) == (0, len(part) - len(EOC) - start, 0, 1)
+
+
+def test_packets_are_those_of_the_original():
+    codestream = encode_with_pillow(noise((300, 200), 16), plt=True)
+    plain = encode_with_pillow(noise((300, 200), 16))
+    lengths, start = packet_lengths(codestream), header_end(plain)
+    assert sum(lengths) == len(plain) - start - len(EOC)
+    for discard in range(6):
+        part = cut(plain, discard)
+        assert part[header_end(part) : -len(EOC)] == plain[start : start + sum(lengths[: 6 - discard])]
+
+
+# How much is read
+
+
+class Counting:
+    """Bytes to read, and how many have been."""
+
+    def __init__(self, data: bytes):
+        self._file, self.total = io.BytesIO(data), 0
+
+    def __call__(self, size: int) -> bytes:
+        part = self._file.read(size)
+        self.total += len(part)
+        return part
+
+
+@pytest.mark.parametrize("discard", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("chunk", [1, 1000, 2**15])
+def test_no_more_is_read_than_the_packets_needed_and_a_chunk(discard, chunk):
+    pixels = noise((500, 700), 8)
+    plain = encode_with_pillow(pixels)
+    end = header_end(plain) + sum(packet_lengths(encode_with_pillow(pixels, plt=True))[: 6 - discard])
+    count = Counting(plain)
+    prefix = Prefix(count, chunk)
+    shrink(prefix, read_layout(prefix), discard)
+    assert count.total == len(prefix.data)
+    assert end <= count.total < end + chunk
+    assert chunk > 1 or count.total == end
+
+
+def test_quarter_size_needs_few_of_the_bytes():
+    codestream = encode(noise((500, 700), 12), 12)
+    count = Counting(codestream)
+    prefix = Prefix(count, 1)
+    shrink(prefix, read_layout(prefix), 2)
+    assert count.total < len(codestream) / 12
+
+
+@pytest.mark.parametrize("discard", [0, 1, 2])
+def test_data_cut_anywhere_before_the_last_packets_end_is_refused(discard):
+    pixels = mostly_zero((90, 70), 8, seed=3)
+    plain = encode_with_pillow(pixels, num_resolutions=4, codeblock_size=(16, 16))
+    with_lengths = encode_with_pillow(pixels, num_resolutions=4, codeblock_size=(16, 16), plt=True)
+    end = header_end(plain) + sum(packet_lengths(with_lengths)[: 4 - discard])
+    expected = cut(plain, discard)
+    for length in range(end):
+        with pytest.raises(ValueError, match="truncated") as error:
+            cut(plain[:length], discard)
+        assert not isinstance(error.value, NotScalableError)  # the caller would take it for a whole one of another kind
+    for rest in (b"", plain[end:], b"\xff" * 9, bytes(1000)):
+        assert cut(plain[:end] + rest, discard) == expected
+
+
+def test_prefix_grows_as_it_is_asked():
+    count = Counting(bytes(range(100)))
+    prefix = Prefix(count, chunk=10)
+    assert prefix.peek(3) == bytes((0, 1, 2)) and count.total == 10
+    assert prefix[9] == 9 and count.total == 10
+    assert prefix[10] == 10 and count.total == 20
+    assert bytes(prefix.require(35)) == bytes(range(35)) and count.total == 35
+    prefix.skip(40)
+    assert prefix[0] == 40
+    assert prefix.peek(1000) == bytes(range(40, 100))
+    assert bytes(prefix.read_all()) == bytes(range(40, 100))
+    for ask in (lambda: prefix[60], lambda: prefix.require(61), lambda: prefix.skip(61)):
+        with pytest.raises(ValueError, match="truncated"):
+            ask()
+
+
+# What is not of the simple kind
+
+SIMPLE = encode_with_pillow(noise((131, 150), 8))
+SIZ_AT, COD_AT, QCD_AT, SOT_AT = (SIMPLE.index(marker) for marker in (SIZ, COD, QCD, SOT))
+
+
+def patched(offset: int, value: bytes) -> bytes:
+    return SIMPLE[:offset] + value + SIMPLE[offset + len(value) :]
+
+
+def with_segment(marker: int, body: bytes = b"\0\0\0", at: int = QCD_AT) -> bytes:
+    return SIMPLE[:at] + struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body + SIMPLE[at:]
+
+
+NOT_SIMPLE = {
+    "two layers": encode_with_pillow(noise((131, 150), 8), quality_layers=[20, 5]),
+    "tiles": encode_with_pillow(noise((131, 150), 8), tile_size=(64, 64)),
+    "precincts": encode_with_pillow(noise((131, 150), 8), precinct_size=(64, 64)),
+    "packet lengths in the tile-part": encode_with_pillow(noise((131, 150), 8), plt=True),
+    "colour": encode_with_pillow(np.dstack([noise((131, 150), 8)] * 3)),
+    "two components": encode_with_pillow(np.dstack([noise((131, 150), 8)] * 2)),
+    "tiny code-blocks": encode_with_pillow(noise((131, 150), 8), codeblock_size=(8, 8)),
+    "picture off the origin": patched(SIZ_AT + 14, struct.pack(">I", 1)),
+    "tile off the origin": patched(SIZ_AT + 34, struct.pack(">I", 1)),
+    "narrow tile": patched(SIZ_AT + 22, struct.pack(">I", 149)),
+    "low tile": patched(SIZ_AT + 26, struct.pack(">I", 130)),
+    "no columns": patched(SIZ_AT + 6, struct.pack(">I", 0)),
+    "no rows": patched(SIZ_AT + 10, struct.pack(">I", 0)),
+    "subsampled across": patched(SIZ_AT + 41, b"\2"),
+    "subsampled down": patched(SIZ_AT + 42, b"\2"),
+    "precincts flagged": patched(COD_AT + 4, b"\1"),
+    "SOP markers": patched(COD_AT + 4, b"\2"),
+    "EPH markers": patched(COD_AT + 4, b"\4"),
+    "many levels": patched(COD_AT + 9, b"\x21"),
+    "more levels than quantization steps": patched(COD_AT + 9, b"\6"),
+    "arithmetic coding bypass": patched(COD_AT + 12, b"\1"),
+    "termination on each pass": patched(COD_AT + 12, b"\4"),
+    "another tile first": patched(SOT_AT + 4, b"\0\1"),
+    "a later tile-part": patched(SOT_AT + 10, b"\1"),
+    "two tile-parts": patched(SOT_AT + 11, b"\2"),
+    "unknown number of tile-parts": patched(SOT_AT + 11, b"\0"),
+    "CAP (high throughput)": with_segment(0x50),
+    "COC": with_segment(0x53),
+    "QCC": with_segment(0x5D),
+    "RGN": with_segment(0x5E),
+    "POC": with_segment(0x5F),
+    "PPM": with_segment(0x60),
+    "unknown marker": with_segment(0x30),
+    "second COD": with_segment(0x52, SIMPLE[COD_AT + 4 : QCD_AT]),
+    "PPT in the tile-part": with_segment(0x61, at=SOT_AT + 12),
+    "no COD": SIMPLE[:COD_AT] + SIMPLE[QCD_AT:],
+    "no QCD": SIMPLE[:QCD_AT] + SIMPLE[SIMPLE.index(b"\xff\x64") :],
+}
+
+
+def test_the_simple_kind_is_taken_with_comments_and_lengths_of_tile_parts():
+    layout = layout_of(SIMPLE)
+    assert (layout.width, layout.height, layout.levels) == (150, 131, 5)
+    for marker in (0x64, 0x55, 0x57):  # COM, TLM, PLM
+        assert layout_of(with_segment(marker)) == replace(layout, sod=layout.sod + 7)
+
+
+@pytest.mark.parametrize("kind", NOT_SIMPLE)
+def test_other_kinds_are_left_to_a_full_decoder(kind):
+    with pytest.raises(NotScalableError):
+        layout_of(NOT_SIMPLE[kind])
+
+
+@pytest.mark.parametrize("shape", [(8, 2**15 + 1), (2**15 + 1, 8), (4, 70_000)])
+def test_a_side_longer_than_a_precinct_is_left_to_a_full_decoder(shape):
+    """The default precinct is 2^15 on a side (T.800 A.6.1), so the larger resolutions of this picture have two packets or more."""
+    with pytest.raises(NotScalableError):
+        layout_of(encode_with_pillow(noise(shape, 8), num_resolutions=3))
+
+
+@pytest.mark.parametrize("shape", [(8, 2**15), (2**15, 8)])
+def test_a_side_as_long_as_a_precinct_decodes_right(shape):
+    assert assert_all_sizes_decode_right(encode_with_pillow(mostly_zero(shape, 8), num_resolutions=3)) == 3
+
+
+# What is broken
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 3, 4, 10])
+def test_cut_main_header_is_refused(length):
+    with pytest.raises(ValueError, match="truncated"):
+        layout_of(SIMPLE[:length])
+
+
+@pytest.mark.parametrize("content", [b"\xff\xd8\xff\xc3" * 30, bytes(100), b"no codestream at all" * 9])
+def test_what_is_no_codestream_is_refused(content):
+    with pytest.raises(ValueError, match="does not start with SOC"):
+        layout_of(content)
+    with pytest.raises(ValueError, match="does not start with SOC"):
+        declared_size(content)
+
+
+def test_declared_size_is_that_of_the_picture_area():
+    assert declared_size(SIMPLE) == (131, 150)
+    assert declared_size(patched(SIZ_AT + 14, struct.pack(">II", 30, 20))) == (111, 120)
+    with pytest.raises(ValueError):
+        declared_size(SIMPLE[:23])
+
+
+def with_packets(packets: bytes) -> Prefix:
+    """The main header of the simple kind, and other packets, read in small steps."""
+    return Prefix(io.BytesIO(SIMPLE[: header_end(SIMPLE)] + packets).read, chunk=16)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [b"\xc0", b"\xe0"],  # in the packet, in its first code-block; its bit-planes or, with none missing, its passes
+    ids=["bit-planes", "passes"],
+)
+def test_endless_number_of_a_packet_header_is_refused_at_once(start):
+    """Bit-planes: zeros without end. Passes: with the rest ones, the length of the length grows without end."""
+    rest = bytes(10**5) if start == b"\xc0" else b"\xff" * 10**5
+    prefix = with_packets(start + rest)
+    with pytest.raises(ValueError, match="broken"):
+        shrink(prefix, read_layout(prefix), 3)
+    assert len(prefix.data) < header_end(SIMPLE) + 200
+
+
+def test_garbage_packets_are_cut_or_refused_but_never_read_beyond_the_data():
+    random, outcomes = np.random.default_rng(5), set()
+    for _ in range(200):
+        packets = random.integers(0, 256, random.integers(1, 400)).astype(np.uint8).tobytes()
+        prefix = with_packets(packets)
+        layout = read_layout(prefix)
+        try:
+            part = shrink(prefix, layout, int(random.integers(0, 6)))
+        except ValueError as error:
+            assert "truncated" in str(error) or "broken" in str(error)
+            outcomes.add("refused")
+        else:
+            assert part[header_end(part) : -len(EOC)] == packets[: len(part) - header_end(part) - len(EOC)]
+            outcomes.add("cut")
+    assert outcomes == {"refused", "cut"}
