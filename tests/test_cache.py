@@ -1,5 +1,9 @@
 import os
 import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,6 +15,8 @@ from utils.dicom import DicomFile, read_dicom
 from utils.parallel import StopRunError
 from utils.preprocessing import preprocess
 from utils.tables import image_paths
+
+PROJECT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -25,7 +31,7 @@ def few(competition, images, tmp_path):
 
 
 def fingerprint(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.rglob("*.*"))}
+    return {path.name: path.read_bytes() for path in sorted(folder.rglob("[!.]*.*"))}
 
 
 def test_cached_picture_is_the_cropped_resized_dicom(competition, images, cache_dir, settings):
@@ -138,6 +144,78 @@ def test_full_disk_ends_the_run_and_says_so(few, settings, tmp_path, monkeypatch
     jobs = list(zip(rows.image_id, image_paths(rows, data, "train"), strict=True))
     with pytest.raises(StopRunError, match="is full"):
         cache._cache_image(jobs[0], tmp_path, settings)
+
+
+def test_run_on_a_full_disk_stops_and_is_completed_later(few, settings, tmp_path, monkeypatch):
+    data, rows = few
+    written, write = [], cache._write_picture
+
+    def full_after_three(path, picture):
+        if len(written) == 3:
+            monkeypatch.setattr(cache, "write_atomic", full_disk)
+        write(path, picture)
+        written.append(path)
+
+    def full_disk(path):
+        raise OSError(cache.errno.ENOSPC, os.strerror(cache.errno.ENOSPC))
+
+    monkeypatch.setattr(cache, "_write_picture", full_after_three)
+    with pytest.raises(StopRunError, match="is full: free some space and run again"):
+        build_cache(rows, data, "train", tmp_path / "cache", settings)
+    monkeypatch.undo()
+    assert len(list((tmp_path / "cache" / "train").glob("*.png"))) == 3
+    assert (build_cache(rows, data, "train", tmp_path / "cache", settings).error == "").all()
+
+
+FILL = """
+import sys
+from utils.cache import CacheSettings, build_cache
+from utils.tables import read_images
+if __name__ == "__main__":
+    data, folder = sys.argv[1:]
+    build_cache(read_images(data, "train"), data, "train", folder, CacheSettings(64, 48), num_workers=1)
+"""
+
+
+def fill(script, data, folder) -> subprocess.Popen:
+    """Fill a cache in a process of its own."""
+    script.write_text(FILL)
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    return subprocess.Popen([sys.executable, script, data, folder], env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for_pictures(folder, count: int, process: subprocess.Popen) -> None:
+    while len(list((folder / "train").glob("[!.]*.png"))) < count:
+        assert process.poll() is None, "it ended before"
+        time.sleep(0.005)
+
+
+def assert_same_cache(first, second) -> None:
+    """File by file; of the manifests' rows, which come as the images are ready, the set."""
+    one, two = fingerprint(first), fingerprint(second)
+    rows = (sorted(files.pop("train_manifest.csv").splitlines()) for files in (one, two))
+    assert next(rows) == next(rows)
+    assert one == two
+
+
+def test_run_ended_by_kill_9_goes_on_to_the_same_cache(competition, images, cache_dir, settings, tmp_path):
+    run = fill(tmp_path / "fill.py", competition, tmp_path / "killed")
+    wait_for_pictures(tmp_path / "killed", 5, run)
+    run.kill()
+    run.wait()
+    assert len(list((tmp_path / "killed/train").glob("[!.]*.png"))) < len(images)
+    build_cache(images, competition, "train", tmp_path / "killed", settings)
+    assert_same_cache(tmp_path / "killed", cache_dir)
+
+
+def test_two_runs_on_one_cache_do_its_work_once(competition, images, cache_dir, tmp_path):
+    first = fill(tmp_path / "fill.py", competition, tmp_path / "shared")
+    wait_for_pictures(tmp_path / "shared", 1, first)
+    second = fill(tmp_path / "fill.py", competition, tmp_path / "shared")
+    outputs = [run.communicate(timeout=60)[0] for run in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert "Another run is filling" in outputs[1] or outputs[1] == ""
+    assert_same_cache(tmp_path / "shared", cache_dir)
 
 
 def test_lossless_picture_survives_the_file(tmp_path, settings):

@@ -174,8 +174,10 @@ class DicomFile:
         0 where the codec has no lower resolutions, where they don't lie one after the other, and where the header has no
         window: the values are then stretched over the range of the full picture, which only the full picture tells.
         """
+        if self.codec != "jpeg2000" or not has_window(self.header):
+            return 0
         with self._explained():
-            return self._codestream.layout.levels if self._codestream.layout and has_window(self.header) else 0
+            return self._codestream.layout.levels if self._codestream.layout else 0
 
     @property
     def bytes_read(self) -> int:
