@@ -40,6 +40,7 @@ MANIFEST_COLUMNS = [
     "decoded",
     "halved",
     "bytes_read",
+    "file_bytes",
     "error",
     "settings_hash",
 ]
@@ -195,10 +196,13 @@ def _gpu_outcomes(jobs: list[tuple[str, Path]], folder: Path, settings: CacheSet
 
 
 def summarise(manifest: pd.DataFrame) -> str:
-    """Say in a few lines how many images are in the cache, which are flagged, and why others failed."""
-    failed = manifest[manifest.error != ""]
-    flags = manifest["flags"][manifest["flags"] != ""].str.split().explode().value_counts()
-    lines = [f"{len(manifest) - len(failed)} of {len(manifest)} images in the cache, {len(failed)} failed."]
+    """Say in a few lines how many images are in the cache, how they were decoded, which are flagged, and why others failed."""
+    good, failed = manifest[manifest.error == ""], manifest[manifest.error != ""]
+    lines = [f"{len(good)} of {len(manifest)} images in the cache, {len(failed)} failed."]
+    for (codec, decoded), group in good.groupby(["codec", "decoded"]):
+        read = group.bytes_read.astype(int).sum() / group.file_bytes.astype(int).sum()
+        lines.append(f"  decoded {codec} at {decoded} size: {len(group)}, reading {read:.0%} of the files")
+    flags = good["flags"][good["flags"] != ""].str.split().explode().value_counts()
     lines += [f"  flagged {flag}: {count}" for flag, count in flags.items()]
     lines += [f"  failed {row.image_id}: {row.error}" for row in failed.head(SHOWN_ERRORS).itertuples()]
     if len(failed) > SHOWN_ERRORS:

@@ -182,8 +182,11 @@ class DicomFile:
     @property
     def bytes_read(self) -> int:
         """Bytes of the file that were needed so far."""
-        if self.codec in DECODERS:
-            return self._codestream.fragments.position
+        return self._codestream.fragments.position if self.codec in DECODERS else self.bytes_total
+
+    @property
+    def bytes_total(self) -> int:
+        """Size of the file."""
         return os.fstat(self._file.fileno()).st_size
 
     def codestream(self, discard: int = 0) -> bytes:
@@ -240,13 +243,14 @@ class DicomFile:
         DicomError
             If the modality LUT or the window can't be applied.
         """
-        extremes = values if has_window(self.header) else self.stored()
+        windowed = has_window(self.header)
+        extremes = values if windowed else self.stored()
         lowest, highest = int(extremes.min()), int(extremes.max())
         try:
             table = grey_table(self.header, lowest, highest)
         except Exception as error:  # broken elements raise whatever they happen to cause
             raise DicomError(self.path, f"its modality LUT or window can't be applied ({error})") from error
-        return table[np.clip(values.astype(np.int32), lowest, highest) - lowest]
+        return table[np.subtract(values if windowed else values.clip(lowest, highest), lowest, dtype=np.int32)]
 
     @cached_property
     def _codestream(self) -> _Codestream:

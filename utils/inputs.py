@@ -32,11 +32,14 @@ class Inputs:
         images = read_images(self.competition_dir, split)
         return few_patients(images, SMOKE_PATIENTS) if self.smoke_test else images
 
-    def cached(self, split: str, num_workers: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    def cached(
+        self, split: str, num_workers: int, cluster: str = "", gpu_decode: bool = False
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Images of a split and their manifest, after preprocessing those that the cache lacks."""
         images = self.images(split)
         print(f"Pictures of {split}: {self.settings.image_height} x {self.settings.image_width} px, cached in {self.cache_dir}")
-        return images, build_cache(images, self.competition_dir, split, self.cache_dir, self.settings, num_workers)
+        workers = {"num_workers": num_workers, "cluster": cluster, "gpu_decode": gpu_decode}
+        return images, build_cache(images, self.competition_dir, split, self.cache_dir, self.settings, **workers)
 
 
 def open_inputs(
@@ -45,6 +48,7 @@ def open_inputs(
     image_height: int | None = None,
     image_width: int | None = None,
     smoke_test: bool = False,
+    exact: bool = False,
 ) -> Inputs:
     """Find the competition that the notebook's parameters mean, and say so; without any, make the phantom one.
 
@@ -56,6 +60,8 @@ def open_inputs(
         None takes 1024 x 512 for real data, 160 x 96 for the phantom, 64 x 48 in a smoke test.
     smoke_test : bool
         Few patients and small pictures: tells in a minute whether everything works, and nothing about quality.
+    exact : bool
+        Decode every picture in full.
 
     Returns
     -------
@@ -73,7 +79,7 @@ def open_inputs(
         raise KitError(
             f"image_height and image_width are {image_height!r} and {image_width!r}, but must be whole numbers above 0."
         )
-    settings = CacheSettings(*sides)
+    settings = CacheSettings(*sides, exact=exact)
     cache = resolve(cache_dir) if cache_dir else default_cache_dir(folder, settings)
     print(f"Competition: {folder}{' (PHANTOM: synthetic pictures, no patient)' if is_phantom else ''}")
     return Inputs(folder, is_phantom, settings, cache, smoke_test)

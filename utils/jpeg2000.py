@@ -19,6 +19,8 @@ COM, TLM, PLM = (bytes((0xFF, low)) for low in (0x64, 0x55, 0x57))
 MANY_SEGMENTS = 0x01 | 0x04  # code-block styles (bypass, termination on each pass) with several lengths a code-block
 MIN_CODE_BLOCK = 4  # log2 of its side: smaller ones would be too many to walk through here
 MAX_BIT_PLANES = 80
+MAX_LENGTH_BITS = 32
+MAX_PRECINCT = 2**15  # px of a side, where the codestream names no smaller precincts
 
 
 class NotScalableError(ValueError):
@@ -139,7 +141,7 @@ def _layout(segments: dict[bytes, bytes], tile_part: bytes, sod: int, next_marke
     checks = (
         not any((x0, y0, tile_x, tile_y)) and tile_width >= width > 0 and tile_height >= height > 0,  # one tile, at the origin
         (components, dx, dy, layers) == (1, 1, 1, 1),
-        style == 0,  # no precincts, no SOP or EPH markers
+        style == 0 and max(width, height) <= MAX_PRECINCT,  # one precinct, no SOP or EPH markers
         min(code_x, code_y) + 2 >= MIN_CODE_BLOCK and not code_style & MANY_SEGMENTS,
         (tile, part, parts) == (0, 0, 1) and next_marker[:2] == SOD,
         len(qcd) >= _qcd_length(qcd, levels) and levels <= 32,
@@ -213,25 +215,24 @@ def _packet_end(prefix: Prefix, start: int, grids: list[tuple[int, int]]) -> int
     """Offset behind the packet that starts at ``start``: its header tells the length of every code-block (T.800 B.10)."""
     bits = _Bits(prefix, start)
     length = 0
-    if bits.next():
+    if bits.number(1):
         for columns, rows in grids:
-            included, planes = _TagTree(columns, rows), _TagTree(columns, rows)
+            first_layer, empty_planes = _TagTree(columns, rows), _TagTree(columns, rows)
             for leaf in range(columns * rows):
-                if included.reaches(leaf, 1, bits):
-                    length += _code_block_length(bits, planes, leaf)
+                if first_layer.value(leaf, 1, bits) == 0:
+                    length += _code_block_length(bits, empty_planes, leaf)
     return bits.end() + length
 
 
-def _code_block_length(bits: _Bits, planes: _TagTree, leaf: int) -> int:
-    threshold = 1
-    while not planes.reaches(leaf, threshold, bits):
-        threshold += 1
-        if threshold > MAX_BIT_PLANES:
-            raise ValueError("a packet header of its JPEG 2000 codestream is broken")
+def _code_block_length(bits: _Bits, empty_planes: _TagTree, leaf: int) -> int:
+    if empty_planes.value(leaf, MAX_BIT_PLANES, bits) == MAX_BIT_PLANES:
+        raise ValueError("a packet header of its JPEG 2000 codestream is broken")
     passes = _coding_passes(bits)
     size = 3
-    while bits.next():
+    while bits.number(1):
         size += 1
+        if size > MAX_LENGTH_BITS:
+            raise ValueError("a packet header of its JPEG 2000 codestream is broken")
     return bits.number(size + passes.bit_length() - 1)
 
 
@@ -249,20 +250,19 @@ class _Bits:
 
     def __init__(self, prefix: Prefix, position: int):
         self._prefix, self._position = prefix, position
-        self._byte = self._left = 0
-
-    def next(self) -> int:
-        if not self._left:
-            self._left = 7 if self._byte == 0xFF else 8
-            self._byte = self._prefix[self._position]
-            self._position += 1
-        self._left -= 1
-        return self._byte >> self._left & 1
+        self._byte = self._bits = self._left = 0
 
     def number(self, width: int) -> int:
-        value = 0
-        for _ in range(width):
-            value = value << 1 | self.next()
+        """The next ``width`` bits."""
+        while self._left < width:
+            carried = 7 if self._byte == 0xFF else 8
+            self._byte = self._prefix[self._position]
+            self._position += 1
+            self._bits = self._bits << carried | self._byte
+            self._left += carried
+        self._left -= width
+        value = self._bits >> self._left
+        self._bits &= (1 << self._left) - 1
         return value
 
     def end(self) -> int:
@@ -275,33 +275,30 @@ class _TagTree:
 
     def __init__(self, columns: int, rows: int):
         self._parents: list[int] = []
-        first = 0
-        while True:
-            count, wide = columns * rows, (columns + 1) // 2
-            above = first + count
-            if count == 1:
-                self._parents.append(-1)
-                break
+        while columns * rows > 1:
+            above, wide = len(self._parents) + columns * rows, (columns + 1) // 2
             self._parents += [above + row // 2 * wide + column // 2 for row in range(rows) for column in range(columns)]
-            first, columns, rows = above, wide, (rows + 1) // 2
-        self._lowest = [0] * len(self._parents)
+            columns, rows = wide, (rows + 1) // 2
+        self._parents.append(-1)
+        self._lowest = [0] * len(self._parents)  # what the value is at least
         self._known = [False] * len(self._parents)
 
-    def reaches(self, leaf: int, threshold: int, bits: _Bits) -> bool:
-        """Tell whether the leaf's value is below ``threshold``."""
-        path = [leaf]
-        while self._parents[path[-1]] >= 0:
-            path.append(self._parents[path[-1]])
-        lowest = 0
+    def value(self, leaf: int, limit: int, bits: _Bits) -> int:
+        """The leaf's value, or ``limit`` if it is that or more."""
+        path, node = [], leaf
+        while node >= 0 and not self._known[node]:
+            path.append(node)
+            node = self._parents[node]
+        lowest = self._lowest[node] if node >= 0 else 0
         for node in reversed(path):
             lowest = max(lowest, self._lowest[node])
-            while lowest < threshold and not self._known[node]:
-                if bits.next():
-                    self._known[node] = True
-                else:
-                    lowest += 1
+            while lowest < limit and not bits.number(1):
+                lowest += 1
             self._lowest[node] = lowest
-        return self._known[leaf] and self._lowest[leaf] < threshold
+            if lowest == limit:
+                return limit
+            self._known[node] = True
+        return lowest
 
 
 def _ceil_shift(value: int, by: int) -> int:

@@ -114,6 +114,7 @@ def describe(file: DicomFile, plan: Plan) -> dict:
         "decoded": f"1/{2**decoded}",
         "halved": f"1/{2**plan.discard}",
         "bytes_read": file.bytes_read,
+        "file_bytes": file.bytes_total,
     }
 
 

@@ -46,8 +46,8 @@ def average_areas(
     """Average the picture, interpolated between its samples, over the area of each new pixel.
 
     The samples of a JPEG 2000 picture of lower resolution are no averages over areas. Linear interpolation between them is what
-    the inverse of the reversible wavelet gives where the discarded details are zero, and cubic interpolation keeps more of small
-    bright spots; half of each gives the area average of the full picture as far as it is known.
+    the inverse of the reversible wavelet gives where the discarded details are zero, and cubic interpolation keeps more of
+    small bright spots; half of each gives the area average of the full picture as far as it is known.
 
     Parameters
     ----------
