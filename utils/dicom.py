@@ -51,6 +51,7 @@ DECODERS: dict[str, Callable[[bytes], np.ndarray]] = {
     "jpeg_lossless": imagecodecs.jpeg_decode,
 }
 JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  \r\n\x87\n"  # ISO/IEC 15444-1 I.5.1
+MAX_PADDING = 4096  # bytes of zeros behind a codestream
 PHOTOMETRIC = ("MONOCHROME1", "MONOCHROME2")
 ITEM, SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 UNDEFINED_LENGTH = 2**32 - 1
@@ -246,11 +247,14 @@ class DicomFile:
         windowed = has_window(self.header)
         extremes = values if windowed else self.stored()
         lowest, highest = int(extremes.min()), int(extremes.max())
+        if windowed:
+            lowest = min(lowest, 0)  # unsigned values are then indices as they are
         try:
             table = grey_table(self.header, lowest, highest)
         except Exception as error:  # broken elements raise whatever they happen to cause
             raise DicomError(self.path, f"its modality LUT or window can't be applied ({error})") from error
-        return table[np.subtract(values if windowed else values.clip(lowest, highest), lowest, dtype=np.int32)]
+        index = values if lowest == 0 else np.subtract(values, lowest, dtype=np.int32)
+        return table.take(index, mode="clip")
 
     @cached_property
     def _codestream(self) -> _Codestream:
@@ -326,10 +330,12 @@ class _Codestream:
         if discard:
             _check_size((self.layout.height, self.layout.width), shape)
             return jpeg2000.shrink(self._prefix, self.layout, discard)
-        whole = bytes(self._prefix.read_all()[: self._length])
+        whole = self._prefix.read_all()
+        if self._length is not None:
+            whole = whole[: self._length]
         # A cut JPEG Lossless stream decodes to a partly filled picture without an error: its end marker must be there.
         # Fragments are padded with zeros to an even length, and some writers add more.
-        if not whole.rstrip(b"\x00").endswith(END_OF_CODESTREAM):
+        if not whole[-MAX_PADDING:].rstrip(b"\x00").endswith(END_OF_CODESTREAM):
             raise ValueError("the compressed data is truncated: its end marker is missing")
         # Before the decoder takes memory for it.
         _check_size(jpeg2000.declared_size(whole) if self._codec == "jpeg2000" else _declared_jpeg_size(whole), shape)

@@ -80,11 +80,12 @@ class Prefix:
         self.require(size)
         del self.data[:size]
 
-    def read_all(self) -> bytearray:
-        """Have all the bytes that there are."""
-        while part := self._read(2**24):
-            self.data += part
-        return self.data
+    def read_all(self) -> bytes:
+        """Give all the bytes that there are, read or not; the prefix does not keep them."""
+        parts = [bytes(self.data)]
+        while part := self._read(2**30):
+            parts.append(part)
+        return b"".join(parts)
 
     def require(self, size: int) -> bytearray:
         """Have at least ``size`` bytes, or raise ValueError if there are fewer."""

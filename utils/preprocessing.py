@@ -61,8 +61,8 @@ def preprocess(path: str | Path, height: int, width: int, margin: float = 0.03, 
 
 def finish(file: DicomFile, plan: Plan, height: int, width: int) -> tuple[np.ndarray, dict]:
     """Give what `preprocess` gives of a file whose plan is made."""
-    picture = pad(draw(file, plan), height, width)
-    return np.rint(picture * 255).clip(0, 255).astype(np.uint8), describe(file, plan)
+    picture = np.rint(draw(file, plan) * 255).clip(0, 255).astype(np.uint8)
+    return pad(picture, height, width), describe(file, plan)
 
 
 def make_plan(file: DicomFile, height: int, width: int, margin: float, exact: bool) -> Plan:
