@@ -47,6 +47,7 @@ MANIFEST_COLUMNS = [
 # Loads in two thirds of the default filter's time and is no larger (benchmarks.cache_format); OpenCV before 4.11 has no choice.
 PNG_OPTIONS = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP] if hasattr(cv2, "IMWRITE_PNG_FILTER") else []
 SHOWN_ERRORS = 5
+LONGEST_ERROR = 500
 GPU_WORKERS = 2  # processes that feed the GPU
 
 
@@ -291,7 +292,7 @@ def _manifest_row(outcome: Outcome, competition_dir: str | Path, settings: Cache
     image_id, source = outcome.item
     row = {"image_id": image_id, "source": str(Path(source).relative_to(competition_dir)), "error": outcome.error}
     # One row is one line, whatever a decoder puts in its message.
-    row["error"] = " ".join(row["error"].split())
+    row["error"] = " ".join(row["error"].split())[:LONGEST_ERROR]
     return row | (outcome.value or {}) | {"settings_hash": settings.hash}
 
 

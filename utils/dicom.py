@@ -165,6 +165,8 @@ class DicomFile:
             raise DicomError(path, reason)
         self.shape = int(self.header.Rows), int(self.header.Columns)
         self.codec = CODECS[self.header.file_meta.TransferSyntaxUID]
+        with self._explained("its modality LUT or window can't be applied"):
+            self._windowed = has_window(self.header)
         self._file = file
         self._frames: dict[int, np.ndarray] = {}
 
@@ -175,7 +177,7 @@ class DicomFile:
         0 where the codec has no lower resolutions, where they don't lie one after the other, and where the header has no
         window: the values are then stretched over the range of the full picture, which only the full picture tells.
         """
-        if self.codec != "jpeg2000" or not has_window(self.header):
+        if self.codec != "jpeg2000" or not self._windowed:
             return 0
         with self._explained():
             return self._codestream.layout.levels if self._codestream.layout else 0
@@ -219,6 +221,8 @@ class DicomFile:
 
     def put_stored(self, values: np.ndarray, discard: int) -> None:
         """Take the values that a decoder made of `codestream`, after checking their shape."""
+        if values.dtype.itemsize > 2:
+            raise DicomError(self.path, f"decoded to {values.dtype.itemsize * 8} bits, more than a mammogram has")
         expected = tuple(-(-side >> discard) for side in self.shape)
         if values.shape != expected:
             raise DicomError(self.path, f"decoded to {values.shape}, but the header says {expected}")
@@ -244,15 +248,12 @@ class DicomFile:
         DicomError
             If the modality LUT or the window can't be applied.
         """
-        windowed = has_window(self.header)
-        extremes = values if windowed else self.stored()
+        extremes = values if self._windowed else self.stored()
         lowest, highest = int(extremes.min()), int(extremes.max())
-        if windowed:
+        if self._windowed:
             lowest = min(lowest, 0)  # unsigned values are then indices as they are
-        try:
+        with self._explained("its modality LUT or window can't be applied"):
             table = grey_table(self.header, lowest, highest)
-        except Exception as error:  # broken elements raise whatever they happen to cause
-            raise DicomError(self.path, f"its modality LUT or window can't be applied ({error})") from error
         index = values if lowest == 0 else np.subtract(values, lowest, dtype=np.int32)
         return table.take(index, mode="clip")
 
@@ -266,13 +267,13 @@ class DicomFile:
         return _decode_plain(self.path, self.codec)
 
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _explained(self, what: str = "its pixel data can't be decoded") -> Iterator[None]:
         try:
             yield
         except DicomError:
             raise
-        except Exception as error:  # decoders raise what they like; all of it means the same here
-            raise DicomError(self.path, f"its pixel data can't be decoded ({type(error).__name__}: {error})") from error
+        except Exception as error:  # decoders and broken elements raise what they like; all of it means the same here
+            raise DicomError(self.path, f"{what} ({type(error).__name__}: {error})") from error
 
 
 def _contradiction(header: pydicom.Dataset) -> str:
@@ -385,10 +386,12 @@ class _Fragments:
     def _next_item(self) -> int | None:
         """Length of the item that starts here; None at the end of them."""
         item = self._file.read(8)
-        if item[:4] == SEQUENCE_END:
+        if (
+            item[:4] == SEQUENCE_END or len(item) < 8
+        ):  # without its end the frame may still be whole, which its end marker tells
             return None
-        if len(item) < 8 or item[:4] != ITEM:
-            raise ValueError("the items of its pixel data are broken or cut off")
+        if item[:4] != ITEM:
+            raise ValueError("the items of its pixel data are broken")
         length = struct.unpack("<I", item[4:])[0]
         missing = self.position + length - self._size
         if missing > 0:
@@ -415,6 +418,9 @@ def _declared_jpeg_size(codestream: bytes) -> tuple[int, int]:
     """Read (rows, columns) from a JPEG's frame header (ISO/IEC 10918-1 B.2.2)."""
     position = 2
     while codestream[position : position + 1] == b"\xff":
+        if codestream[position + 1 : position + 2] == b"\xff":  # a fill byte
+            position += 1
+            continue
         marker, length = codestream[position + 1], int.from_bytes(codestream[position + 2 : position + 4], "big")
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # SOF, not DHT, JPG or DAC
             return struct.unpack(">HH", codestream[position + 5 : position + 9])

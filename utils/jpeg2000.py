@@ -62,7 +62,7 @@ class Prefix:
 
     def __init__(self, read: Callable[[int], bytes], chunk: int = 2**15):
         self._read, self._chunk = read, chunk
-        self.data = bytearray()
+        self.data: bytes | bytearray = bytearray()
 
     def __getitem__(self, index: int) -> int:
         if index >= len(self.data):
@@ -81,13 +81,14 @@ class Prefix:
         del self.data[:size]
 
     def read_all(self) -> bytes:
-        """Give all the bytes that there are, read or not; the prefix does not keep them."""
+        """Give all the bytes that there are."""
         parts = [bytes(self.data)]
         while part := self._read(2**30):
             parts.append(part)
-        return b"".join(parts)
+        self.data = b"".join(parts)
+        return self.data
 
-    def require(self, size: int) -> bytearray:
+    def require(self, size: int) -> bytes | bytearray:
         """Have at least ``size`` bytes, or raise ValueError if there are fewer."""
         missing = size - len(self.data)
         if missing > 0:

@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import joblib
@@ -91,13 +92,21 @@ def _dask_client(address: str):
 
 
 def _attempt(function: Callable[[Any], Any], item: Any, isolated: IsolatedPool | None = None) -> Outcome:
+    if isolated is None:
+        return _run(function, item)
     try:
-        return Outcome(item, value=isolated.call(function, item) if isolated else function(item))
-    except StopRunError:
-        raise
+        return isolated.call(partial(_run, function), item)
     except IsolationError as error:
         return Outcome(item, error=str(error))
-    except Exception as error:
+
+
+def _run(function: Callable[[Any], Any], item: Any) -> Outcome:
+    """Turn what the function raises into text where it is raised: not every exception survives the way between processes."""
+    try:
+        return Outcome(item, value=function(item))
+    except StopRunError:
+        raise
+    except (Exception, SystemExit) as error:
         return Outcome(item, error=f"{type(error).__name__}: {error}")
 
 

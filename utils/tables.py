@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedKFold
 
 from utils.environment import KitError
 
@@ -143,6 +142,8 @@ def assign_folds(images: pd.DataFrame, n_folds: int, seed: int) -> pd.DataFrame:
     if stratum.value_counts().max() < n_folds:  # too few patients to stratify at all
         stratum = pd.Series("all", index=patients.index)
     folds = pd.Series(0, index=patients.index)
+    from sklearn.model_selection import StratifiedKFold  # here, since it takes a second that preprocessing does not need
+
     splitter = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
