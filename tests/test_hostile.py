@@ -55,6 +55,7 @@ SYNTAXES = {
 }
 # Damaged where the pixels, or those of the small picture, don't show it; and the whole file that they then equal.
 HARMLESS = {
+    "cut before the sequence's end, JPEG": "lossless",
     "cut in the sequence's end, JPEG": "lossless",
     "cut in the sequence's end, JPEG 2000": "boxed",
     "cut before the sequence's end, JPEG 2000": "boxed",

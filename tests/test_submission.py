@@ -133,7 +133,7 @@ def test_run_of_another_preprocessing_is_refused(trained, test_images, competiti
 def test_run_of_an_older_preprocessing_version_is_refused(trained, monkeypatch):
     check_run(trained[0], is_phantom=True)
     monkeypatch.setattr(CacheSettings, "__init__", partialmethod(CacheSettings.__init__, version=99))
-    with pytest.raises(SubmissionError, match="version 1, which this kit .version 99. does not do"):
+    with pytest.raises(SubmissionError, match="version 2, which this kit .version 99. does not do"):
         check_run(trained[0], is_phantom=True)
 
 

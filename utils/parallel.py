@@ -98,6 +98,10 @@ def _attempt(function: Callable[[Any], Any], item: Any, isolated: IsolatedPool |
         return isolated.call(partial(_run, function), item)
     except IsolationError as error:
         return Outcome(item, error=str(error))
+    except StopRunError:
+        raise
+    except Exception as error:  # the result can't be pickled
+        return Outcome(item, error=f"{type(error).__name__}: {error}")
 
 
 def _run(function: Callable[[Any], Any], item: Any) -> Outcome:
