@@ -12,7 +12,7 @@ DEMO_TRAIN := $(DEMO_DATA) $(DEMO_SIZE) -p n_folds 2 -p batch_size 8 -p learning
 DEMO_RUNS := $(DEMO)/runs/cnn,$(DEMO)/runs/resnet50,$(DEMO)/runs/rnn
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test oldest lint format clean
+.PHONY: help venv demo test bench oldest lint format clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -40,8 +40,11 @@ demo: $(READY) ## preprocess, train three architectures, tune and submit on synt
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest
 
+bench: $(READY) ## measure preprocessing beside other paths (about 12 minutes, 4 GB of files)
+	$(BIN)/python -m benchmarks.preprocessing
+
 # Without torch, whose oldest build would be another 6 GB: all that reads, draws, preprocesses and measures.
-OLDEST_TESTS := $(addprefix tests/test_,$(addsuffix .py,augment breast cache dicom environment inputs metrics parallel phantom tables))
+OLDEST_TESTS := $(addprefix tests/test_,$(addsuffix .py,augment breast cache cluster dicom environment gpu hostile inputs jpeg2000 metrics parallel phantom preprocessing resample tables))
 
 oldest: ## run what needs no torch at the oldest versions that requirements.txt allows (needs Python 3.11, as they do)
 	@$(PYTHON) -m venv .venv-oldest
