@@ -8,6 +8,7 @@ import csv
 import errno
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -48,6 +49,7 @@ MANIFEST_COLUMNS = [
 PNG_OPTIONS = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP] if hasattr(cv2, "IMWRITE_PNG_FILTER") else []
 SHOWN_ERRORS = 5
 LONGEST_ERROR = 500
+READ_AHEAD = 2**19  # bytes: most pictures of 512 x 512 need fewer
 GPU_WORKERS = 2  # processes that feed the GPU
 
 
@@ -150,7 +152,8 @@ def build_cache(
         with _alone(cache_dir, split):  # another run may have been here until now
             if gpu_decode:
                 record(_gpu_outcomes(missing(), cache_dir / split, settings))
-            record(map_items(cache_one, missing(), num_workers, f"Preprocessing {split}", "images", cluster))
+            ahead = None if cluster else _read_ahead
+            record(map_items(cache_one, missing(), num_workers, f"Preprocessing {split}", "images", cluster, ahead))
     manifest = read_manifest(cache_dir, split, settings)
     return manifest.set_index("image_id").loc[list(sources)].reset_index()
 
@@ -178,11 +181,12 @@ def _alone(cache_dir: Path, split: str) -> Iterator[None]:
 
 def _record(outcomes: Iterable[Outcome], path: Path, competition_dir: str | Path, settings: CacheSettings) -> None:
     """Add a row for each outcome as it comes."""
-    _write_manifest(path, _read_manifest(path, settings))  # drops what a kill left half written
-    with _appending(path) as write_row:
-        for outcome in outcomes:
-            write_row(_manifest_row(outcome, competition_dir, settings))
-    _write_manifest(path, _read_manifest(path, settings))
+    with _full_disk_stops_the_run(path.parent):
+        _write_manifest(path, _read_manifest(path, settings))  # drops what a kill left half written
+        with _appending(path) as write_row:
+            for outcome in outcomes:
+                write_row(_manifest_row(outcome, competition_dir, settings))
+        _write_manifest(path, _read_manifest(path, settings))
 
 
 def _gpu_outcomes(jobs: list[tuple[str, Path]], folder: Path, settings: CacheSettings) -> Iterator[Outcome]:
@@ -259,6 +263,16 @@ def _claim(cache_dir: Path, settings: CacheSettings) -> None:
         raise CacheError(f"{cache_dir} holds a cache with other settings ({'; '.join(differing)}): choose another cache_dir.")
 
 
+def _read_ahead(job: tuple[str, Path]) -> None:
+    """Ask the system to fetch the beginning of a file, while others are decoded; only a wish, so nothing can go wrong."""
+    with contextlib.suppress(OSError, AttributeError):  # Windows and macOS have no such call
+        file = os.open(job[1], os.O_RDONLY | os.O_NONBLOCK)  # else opening a named pipe would wait for its writer
+        try:
+            os.posix_fadvise(file, 0, READ_AHEAD, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(file)
+
+
 def _cache_image(job: tuple[str, Path], folder: Path, settings: CacheSettings) -> dict:
     image_id, source = job
     picture, row = preprocess(source, *settings.arguments)
@@ -277,14 +291,18 @@ def _cache_batch(jobs: list[tuple[str, Path]], folder: Path, settings: CacheSett
 
 def _write_picture(path: Path, picture: np.ndarray) -> None:
     encoded = cv2.imencode(".png", picture, PNG_OPTIONS)[1]
+    with _full_disk_stops_the_run(path.parent), write_atomic(path) as temporary:
+        temporary.write_bytes(encoded)
+
+
+@contextlib.contextmanager
+def _full_disk_stops_the_run(folder: Path) -> Iterator[None]:
     try:
-        with write_atomic(path) as temporary:
-            temporary.write_bytes(encoded)
+        yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StopRunError(
-                f"The disk of {path.parent} is full: free some space and run again; what is cached stays."
-            ) from error
+            message = f"The disk of {folder} is full: free some space and run again; what is cached stays."
+            raise StopRunError(message) from error
         raise
 
 

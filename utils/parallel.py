@@ -30,7 +30,13 @@ class StopRunError(KitError):
 
 
 def map_items(
-    function: Callable[[Any], Any], items: Sequence[Any], num_workers: int, description: str, unit: str, cluster: str = ""
+    function: Callable[[Any], Any],
+    items: Sequence[Any],
+    num_workers: int,
+    description: str,
+    unit: str,
+    cluster: str = "",
+    prepare: Callable[[Any], None] | None = None,
 ) -> Iterator[Outcome]:
     """Apply ``function`` to every item over processes, and yield each outcome as it is ready, in any order.
 
@@ -48,6 +54,9 @@ def map_items(
         Address of a Dask scheduler, as in ``tcp://10.0.0.1:8786``: its workers do the work, each in as many processes as it has
         threads. They need this package and the items' files in the same places.
 
+    prepare : callable, optional
+        Called here with each item when it is handed out, which is ``num_workers`` items before its turn: as to read ahead.
+
     Yields
     ------
     Outcome
@@ -57,7 +66,7 @@ def map_items(
     if not items:
         return
     with _workers(num_workers, cluster) as (attempt, pool):
-        outcomes = pool(joblib.delayed(attempt)(function, item) for item in items)
+        outcomes = pool(joblib.delayed(attempt)(function, item) for item in _handed_out(items, prepare))
         yield from _with_progress(outcomes, len(items), description, unit)
 
 
@@ -89,6 +98,13 @@ def _dask_client(address: str):
         client.close()
         raise KitError(f"The Dask scheduler at {address} has no workers: start some with 'dask worker {address}'.")
     return client
+
+
+def _handed_out(items: Iterable[Any], prepare: Callable[[Any], None] | None) -> Iterator[Any]:
+    for item in items:
+        if prepare:
+            prepare(item)
+        yield item
 
 
 def _attempt(function: Callable[[Any], Any], item: Any, isolated: IsolatedPool | None = None) -> Outcome:
