@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from utils.cache import PNG_OPTIONS
+
 IMAGES = 54_706
 ENOUGH = 600  # pictures through the loader
 
@@ -38,7 +40,8 @@ def _png(*options: int) -> Format:
 
 
 FORMATS = {
-    "PNG (OpenCV's default)": _png(),
+    "PNG, as the kit writes it": _png(*PNG_OPTIONS),
+    "PNG, OpenCV's default": _png(),
     "PNG, level 1": _png(cv2.IMWRITE_PNG_COMPRESSION, 1),
     "zstd, level 3": Format(
         lambda picture: imagecodecs.zstd_encode(picture, level=3),

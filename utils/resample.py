@@ -35,12 +35,7 @@ def low_pass(values: np.ndarray, levels: int, rows: slice = slice(None), columns
         return values[rows, columns]
     (down, rows), (across, columns) = (_surroundings(part, levels) for part in (rows, columns))
     part = values[down, across]
-    lowest, highest = int(part.min()), int(part.max())
-    middle = (lowest + highest) // 4 * 2  # even, so that halves round as without it
-    if highest - lowest <= INT16_MAX:  # then overshoots have room, and the filter takes a third of the time
-        part = part.astype(np.int16) - np.uint16(middle % 2**16).astype(np.int16)  # modulo 2**16: right for unsigned values too
-    else:
-        part = part.astype(np.float32) - np.float32(middle)
+    part, middle = _around_zero(part)
     for _axis in range(2):
         for _ in range(levels):
             part = cv2.sepFilter2D(part, -1, ONE, LOW_PASS, delta=ROUNDING)[::2]
@@ -105,6 +100,17 @@ def pad(picture: np.ndarray, height: int, width: int) -> np.ndarray:
     padded = np.zeros((height, width), dtype=picture.dtype)
     padded[top : top + h, :w] = picture
     return padded
+
+
+def _around_zero(values: np.ndarray) -> tuple[np.ndarray, int]:
+    """Values without their middle, and the middle: as int16, in which filters are fastest, where overshoots have room."""
+    lowest, highest = int(values.min()), int(values.max())
+    if max(-lowest, highest) <= INT16_MAX // 2:
+        return values.view(np.int16) if values.dtype == np.uint16 else values.astype(np.int16, copy=False), 0
+    middle = (lowest + highest) // 4 * 2  # even, so that halves round as without it
+    if highest - lowest > INT16_MAX:
+        return values.astype(np.float32) - np.float32(middle), middle
+    return values.astype(np.int16) - np.uint16(middle % 2**16).astype(np.int16), middle  # modulo 2**16: right if unsigned too
 
 
 def _surroundings(part: slice, levels: int) -> tuple[slice, slice]:
