@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import struct
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
@@ -28,7 +27,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from utils import jpeg2000
+from utils.encapsulated import Codestream
 from utils.environment import KitError
 from utils.window import grey_table, has_window
 
@@ -36,7 +35,6 @@ from utils.window import grey_table, has_window
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 MAX_PIXELS = 2**27  # a 5355 x 4915 frame, the largest in RSNA's set, has 26 million
-END_OF_CODESTREAM = b"\xff\xd9"  # EOI in JPEG, EOC in JPEG 2000
 UNCOMPRESSED = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian}
 JPEG2000_SYNTAXES = {JPEG2000Lossless, JPEG2000}
 JPEG_SYNTAXES = {JPEGLosslessSV1, JPEGLossless}
@@ -50,11 +48,7 @@ DECODERS: dict[str, Callable[[bytes], np.ndarray]] = {
     "jpeg2000": partial(imagecodecs.jpeg2k_decode, numthreads=1),
     "jpeg_lossless": imagecodecs.jpeg_decode,
 }
-JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  \r\n\x87\n"  # ISO/IEC 15444-1 I.5.1
-MAX_PADDING = 4096  # bytes of zeros behind a codestream
 PHOTOMETRIC = ("MONOCHROME1", "MONOCHROME2")
-ITEM, SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
-UNDEFINED_LENGTH = 2**32 - 1
 
 
 class DicomError(KitError):
@@ -156,10 +150,8 @@ class DicomFile:
 
     def __init__(self, path: str | Path, file: BinaryIO):
         self.path = Path(path)
-        try:
+        with self._explained("not a readable DICOM file"):
             self.header = pydicom.dcmread(file, stop_before_pixels=True)
-        except Exception as error:  # pydicom raises whatever a broken element happens to cause
-            raise DicomError(path, f"not a readable DICOM file ({type(error).__name__}: {error})") from error
         reason = _contradiction(self.header)
         if reason:
             raise DicomError(path, reason)
@@ -258,8 +250,8 @@ class DicomFile:
         return table.take(index, mode="clip")
 
     @cached_property
-    def _codestream(self) -> _Codestream:
-        return _Codestream(self._file, self.codec)
+    def _codestream(self) -> Codestream:
+        return Codestream(self._file, self.codec)
 
     def _decode(self, discard: int) -> np.ndarray:
         if self.codec in DECODERS:
@@ -311,121 +303,6 @@ def _decode_plain(path: Path, codec: str) -> np.ndarray:
         # pydicom takes pixels that its header has no rows for to be padding, and would cut the picture.
         warnings.filterwarnings("error", ".*padding", UserWarning)
         return pixel_array(dataset)
-
-
-class _Codestream:
-    """The compressed picture of a file, read as far as needed."""
-
-    def __init__(self, file: BinaryIO, codec: str):
-        self._codec = codec
-        self.fragments = _Fragments(file)
-        self._prefix = jpeg2000.Prefix(self.fragments.read)
-        self._length = _open_box(self._prefix)  # of the codestream, where a box tells it
-        self.layout: jpeg2000.Layout | None = None
-        if codec == "jpeg2000":
-            with contextlib.suppress(jpeg2000.NotScalableError):
-                self.layout = jpeg2000.read_layout(self._prefix)
-
-    def cut(self, discard: int, shape: tuple[int, int]) -> bytes:
-        """Give the codestream without its ``discard`` highest resolutions, which must be of a picture of ``shape``."""
-        if discard:
-            _check_size((self.layout.height, self.layout.width), shape)
-            return jpeg2000.shrink(self._prefix, self.layout, discard)
-        whole = self._prefix.read_all()
-        if self._length is not None:
-            whole = whole[: self._length]
-        # A cut JPEG Lossless stream decodes to a partly filled picture without an error: its end marker must be there.
-        # Fragments are padded with zeros to an even length, and some writers add more.
-        if not whole[-MAX_PADDING:].rstrip(b"\x00").endswith(END_OF_CODESTREAM):
-            raise ValueError("the compressed data is truncated: its end marker is missing")
-        # Before the decoder takes memory for it.
-        _check_size(jpeg2000.declared_size(whole) if self._codec == "jpeg2000" else _declared_jpeg_size(whole), shape)
-        return whole
-
-
-def _check_size(declared: tuple[int, int], shape: tuple[int, int]) -> None:
-    if declared != shape:
-        raise ValueError(f"the compressed picture says {declared[0]} rows by {declared[1]} columns, the header {shape}")
-
-
-class _Fragments:
-    """Read the bytes of the one frame of encapsulated pixel data across its fragments (PS3.5 A.4)."""
-
-    def __init__(self, file: BinaryIO):
-        self._file, self._size = file, os.fstat(file.fileno()).st_size
-        element = file.read(12)  # tag, VR, two bytes reserved, length
-        if not element:
-            raise ValueError("it has no pixel data")
-        if len(element) < 12 or struct.unpack("<I", element[8:])[0] != UNDEFINED_LENGTH:
-            raise ValueError("its pixel data is not encapsulated, as its transfer syntax says")
-        self._left = self._next_item() or 0
-        file.seek(self._left, os.SEEK_CUR)  # the first item is the offset table
-        self._left, self._ended = 0, False
-
-    @property
-    def position(self) -> int:
-        """Bytes of the file up to where it has been read."""
-        return self._file.tell()
-
-    def read(self, size: int) -> bytes:
-        """Give the next ``size`` bytes of the frame, fewer at its end."""
-        parts = []
-        while size > 0 and (self._left or self._next_fragment()):
-            part = self._file.read(min(size, self._left))
-            self._left -= len(part)
-            size -= len(part)
-            parts.append(part)
-        return b"".join(parts)
-
-    def _next_fragment(self) -> bool:
-        while not self._ended and not self._left:
-            length = self._next_item()
-            self._ended, self._left = length is None, length or 0
-        return not self._ended
-
-    def _next_item(self) -> int | None:
-        """Length of the item that starts here; None at the end of them."""
-        item = self._file.read(8)
-        if (
-            item[:4] == SEQUENCE_END or len(item) < 8
-        ):  # without its end the frame may still be whole, which its end marker tells
-            return None
-        if item[:4] != ITEM:
-            raise ValueError("the items of its pixel data are broken")
-        length = struct.unpack("<I", item[4:])[0]
-        missing = self.position + length - self._size
-        if missing > 0:
-            raise ValueError(f"the file ends {missing} bytes before its pixel data does")
-        return length
-
-
-def _open_box(prefix: jpeg2000.Prefix) -> int | None:
-    """Skip a JP2 file's boxes up to its codestream, if there are any, and give its length, if a box tells it (T.800 I.4)."""
-    if prefix.peek(len(JP2_SIGNATURE)) != JP2_SIGNATURE:
-        return None
-    while True:
-        head = bytes(prefix.require(8)[:8])
-        length, kind, size = int.from_bytes(head[:4], "big"), head[4:], 8
-        if length == 1:  # a length of 64 bits follows
-            length, size = int.from_bytes(prefix.require(16)[8:16], "big"), 16
-        if kind == b"jp2c":
-            prefix.skip(size)
-            return length - size if length else None  # 0: to the end of the file
-        prefix.skip(max(length, 8))
-
-
-def _declared_jpeg_size(codestream: bytes) -> tuple[int, int]:
-    """Read (rows, columns) from a JPEG's frame header (ISO/IEC 10918-1 B.2.2)."""
-    position = 2
-    while codestream[position : position + 1] == b"\xff":
-        if codestream[position + 1 : position + 2] == b"\xff":  # a fill byte
-            position += 1
-            continue
-        marker, length = codestream[position + 1], int.from_bytes(codestream[position + 2 : position + 4], "big")
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # SOF, not DHT, JPG or DAC
-            return struct.unpack(">HH", codestream[position + 5 : position + 9])
-        position += 2 + length
-    raise ValueError("its JPEG data has no frame header")
 
 
 def _extend_sign(stored: np.ndarray, bits: int) -> np.ndarray:
