@@ -1,7 +1,11 @@
 """Facts about preprocessing on a Dask cluster: a real one of two worker processes on this machine."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -88,3 +92,22 @@ def test_scheduler_without_workers_is_said_so():
         pytest.raises(KitError, match="has no workers: start some with 'dask worker"),
     ):
         list(map_items(crash_at_five, [1], 0, "testing", "items", empty.scheduler_address))
+
+
+def test_scheduler_that_does_not_find_the_kit_is_said_so(tmp_path):
+    """It would take the work and never answer."""
+    place = tmp_path / "scheduler.json"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", "from dask.__main__ import main; main()", "scheduler", "--port", "0", "--no-dashboard"]
+    scheduler = subprocess.Popen(
+        [*command, "--scheduler-file", str(place)], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
+    )
+    try:
+        while not place.is_file() or not place.read_text().endswith("}"):
+            assert scheduler.poll() is None
+            time.sleep(0.05)
+        with pytest.raises(KitError, match="must find the kit: .*PYTHONPATH=."):
+            list(map_items(crash_at_five, [1], 0, "testing", "items", json.loads(place.read_text())["address"]))
+    finally:
+        scheduler.kill()
+        scheduler.wait()

@@ -94,10 +94,31 @@ def _dask_client(address: str):
         client = Client(address, set_as_default=True)
     except (OSError, ValueError) as error:
         raise KitError(f"No Dask scheduler answers at {address!r} ({error}): start one with 'dask scheduler'.") from error
-    if not client.nthreads():
+    reason = _unready(client, address)
+    if reason:
         client.close()
-        raise KitError(f"The Dask scheduler at {address} has no workers: start some with 'dask worker {address}'.")
+        raise KitError(reason)
     return client
+
+
+def _unready(client, address: str) -> str:
+    """Say what a cluster lacks; empty if it is ready. A scheduler or worker without the kit would hang or fail later."""
+
+    def finds_kit() -> bool:  # defined here, Dask sends its code and not its name
+        from importlib.util import find_spec
+
+        try:
+            return find_spec("utils.parallel") is not None
+        except ModuleNotFoundError:
+            return False
+
+    if not (client.run_on_scheduler(finds_kit) and all(client.run(finds_kit).values())):
+        return (
+            "Dask's scheduler and workers must find the kit: start them in the project's root with PYTHONPATH=. before 'dask'."
+        )
+    if not client.nthreads():
+        return f"The Dask scheduler at {address} has no workers: start some with 'dask worker {address}'."
+    return ""
 
 
 def _handed_out(items: Iterable[Any], prepare: Callable[[Any], None] | None) -> Iterator[Any]:
