@@ -124,10 +124,8 @@ def open_dicom(path: str | Path) -> Iterator[DicomFile]:
     DicomError
         If there is no such file, or its header contradicts itself.
     """
-    if not Path(path).exists():
-        raise DicomError(path, "the file does not exist")
     if not Path(path).is_file():
-        raise DicomError(path, "it is not a file")
+        raise DicomError(path, "it is not a file" if Path(path).exists() else "the file does not exist")
     try:
         file = open(path, "rb")  # noqa: SIM115 - closed below; only the opening may raise what is caught here
     except OSError as error:
@@ -240,14 +238,19 @@ class DicomFile:
         DicomError
             If the modality LUT or the window can't be applied.
         """
-        extremes = values if self._windowed else self.stored()
-        lowest, highest = int(extremes.min()), int(extremes.max())
         if self._windowed:
-            lowest = min(lowest, 0)  # unsigned values are then indices as they are
+            lowest, highest = min(int(values.min()), 0), int(values.max())  # unsigned values are then indices as they are
+        else:
+            lowest, highest = self._full_range
         with self._explained("its modality LUT or window can't be applied"):
             table = grey_table(self.header, lowest, highest)
         index = values if lowest == 0 else np.subtract(values, lowest, dtype=np.int32)
         return table.take(index, mode="clip")
+
+    @cached_property
+    def _full_range(self) -> tuple[int, int]:
+        """Lowest and highest stored value at full resolution."""
+        return int(self.stored().min()), int(self.stored().max())
 
     @cached_property
     def _codestream(self) -> Codestream:

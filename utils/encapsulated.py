@@ -106,9 +106,8 @@ class Fragments:
     def _next_item(self) -> int | None:
         """Length of the item that starts here; None at the end of them."""
         item = self._file.read(8)
-        if (
-            item[:4] == SEQUENCE_END or len(item) < 8
-        ):  # without its end the frame may still be whole, which its end marker tells
+        # Where the sequence's end is cut off the frame may still be whole, which its own end marker tells.
+        if item[:4] == SEQUENCE_END or len(item) < 8:
             return None
         if item[:4] != ITEM:
             raise ValueError("the items of its pixel data are broken")

@@ -53,7 +53,6 @@ def map_items(
     cluster : str
         Address of a Dask scheduler, as in ``tcp://10.0.0.1:8786``: its workers do the work, each in as many processes as it has
         threads. They need this package and the items' files in the same places.
-
     prepare : callable, optional
         Called here with each item when it is handed out, which is ``num_workers`` items before its turn: as to read ahead.
 
@@ -160,8 +159,9 @@ def _attempt_on_cluster(function: Callable[[Any], Any], item: Any) -> Outcome:
 
     num_workers = get_worker().state.nthreads
     with _pools_lock:
-        pool = _pools.get(num_workers) or _pools.setdefault(num_workers, IsolatedPool(num_workers))
-    return _attempt(function, item, pool)
+        if num_workers not in _pools:
+            _pools[num_workers] = IsolatedPool(num_workers)
+    return _attempt(function, item, _pools[num_workers])
 
 
 def _stop_pools() -> None:

@@ -7,14 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.breast import Crop, find_breast
+from utils.breast import MASK_SIDE, Crop, find_breast
 from utils.dicom import DicomFile, open_dicom
-from utils.resample import average_areas, fitted_size, low_pass, pad, resize
+from utils.resample import average_areas, fitted_size, fitting_scale, low_pass, pad, resize
 
-OVERVIEW_SIDE = 256  # px of the picture's longer side, at most, on which the breast is looked for
-MIN_OVERSAMPLING = (
-    1.2  # decoded pixels per cached pixel: with fewer the error passes that of choosing Lanczos over area averaging
-)
+MIN_OVERSAMPLING = 1.2  # decoded pixels per cached pixel: with fewer the error passes Lanczos's difference from area averaging
 FILTERED_HALVINGS = 2  # of the overview of a picture decoded in full: more cost time and tell the breast no better from air
 
 
@@ -48,7 +45,7 @@ def preprocess(path: str | Path, height: int, width: int, margin: float = 0.03, 
     picture : ndarray of shape (height, width), uint8
         Tissue bright, chest wall left.
     row : dict
-        The manifest's columns from ``source_height`` to ``flags``.
+        The manifest's columns from ``source_height`` to ``file_bytes``.
 
     Raises
     ------
@@ -69,12 +66,12 @@ def make_plan(file: DicomFile, height: int, width: int, margin: float, exact: bo
     """Find the breast, and choose how often the picture is halved before it is fitted into ``height`` x ``width``."""
     step, overview = _overview(file)
     crop = find_breast(file.grey(overview), margin, step, file.shape)
-    h, w = crop.bottom - crop.top, crop.right - crop.left
-    scale = min(height / h, width / w)
+    shape = crop.bottom - crop.top, crop.right - crop.left
+    scale = fitting_scale(shape, height, width)
     discard = 0
     while not exact and scale * 2 ** (discard + 1) * MIN_OVERSAMPLING <= 1:
         discard += 1
-    return Plan(crop, *fitted_size((h, w), height, width), discard)
+    return Plan(crop, *fitted_size(shape, height, width), discard)
 
 
 def draw(file: DicomFile, plan: Plan) -> np.ndarray:
@@ -119,9 +116,9 @@ def describe(file: DicomFile, plan: Plan) -> dict:
 
 
 def _overview(file: DicomFile) -> tuple[int, np.ndarray]:
-    """Take every ``step``-th row and column of a picture, after the low-pass, so that it is `OVERVIEW_SIDE` px long at most."""
+    """Take every ``step``-th row and column of a picture, after the low-pass, so that `find_breast` need not shrink it."""
     halvings = 0
-    while max(file.shape) > OVERVIEW_SIDE << halvings:
+    while max(file.shape) > MASK_SIDE << halvings:
         halvings += 1
     decoded = min(halvings, file.levels)
     skipped = max(0, halvings - decoded - FILTERED_HALVINGS)

@@ -69,9 +69,14 @@ def average_areas(
     return _apply(_area_weights(*rows, height, picture.shape[0]), _area_weights(*columns, width, picture.shape[1]), picture)
 
 
+def fitting_scale(shape: tuple[int, int], height: int, width: int) -> float:
+    """What a picture of ``shape`` is multiplied by to fit into ``height`` x ``width`` with its aspect ratio kept."""
+    return min(height / shape[0], width / shape[1])
+
+
 def fitted_size(shape: tuple[int, int], height: int, width: int) -> tuple[int, int]:
     """(height, width) of a picture of ``shape`` after fitting it into ``height`` x ``width`` with its aspect ratio kept."""
-    scale = min(height / shape[0], width / shape[1])
+    scale = fitting_scale(shape, height, width)
     return max(1, min(height, round(shape[0] * scale))), max(1, min(width, round(shape[1] * scale)))
 
 
