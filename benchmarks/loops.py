@@ -1,0 +1,240 @@
+"""The bare model, the kit's loop and a plain loop on the same pictures, measured in interleaved rounds.
+
+`benchmarks.training` says what each is.
+"""
+
+# Before torch and albumentations, since it says what they read when they are loaded.
+import utils  # noqa: F401
+
+# isort: split
+import io
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
+from tqdm import tqdm
+
+from benchmarks.timm_loop import TimmLoop
+from utils.augment import Augment
+from utils.cache import PNG_OPTIONS, CacheSettings, picture_path
+from utils.configuration import Execution, TrainConfig
+from utils.dataset import METADATA, Vocabulary
+from utils.environment import cpu_count
+from utils.fitting import REFRESH, Fitting
+from utils.models import ModelConfig, build_model
+from utils.optimisation import autocast, make_optimizer, pick_precision
+from utils.phantom_images import draw_breast, draw_image
+from utils.processes import Ranks
+from utils.training import make_dataset
+
+LEAST_ROUNDS = 3
+VIEWS = ("CC", "MLO")
+CELL_S = 40.0  # for a network and size; the dear ones take longer, since they do the least number of rounds
+LEAST_STEPS, MOST_STEPS = 6, 1000
+EPOCH_S = {"cpu": 3.0, "cuda": 8.0}  # so long is a measured epoch, if that makes a number of steps in between
+PLAIN_SHARE = 0.5  # of the loop's steps
+DISTINCT = 32  # picture files; an epoch goes through them again and again
+
+
+class BareModel:
+    """A network and one batch on the device, and nothing else."""
+
+    def __init__(self, config: TrainConfig, vocabulary: Vocabulary, device: torch.device):
+        self.config, self.device = config, device
+        self.model = build_model(config.model, vocabulary).to(device, memory_format=torch.channels_last).train()
+        self.optimizer = make_optimizer(self.model, config)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=pick_precision(config, device) == torch.float16)
+        views = _views(config.model.architecture)
+        shape = (views * config.batch_size, 1, config.model.image_height, config.model.image_width)
+        self.images = torch.randint(256, shape, dtype=torch.uint8, device=device)
+        self.metadata = torch.zeros(len(self.images), len(METADATA), device=device)
+        self.own = torch.ones(len(self.images), dtype=torch.bool, device=device)
+        self.lengths = torch.full((config.batch_size,), views)
+        self.labels = (torch.arange(config.batch_size, device=device) % 2).float()
+
+    def step(self) -> None:
+        """Forward, backward and optimizer step."""
+        self.gradients()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def gradients(self) -> None:
+        """Forward and backward."""
+        with autocast(self.config, self.device):
+            logits = self.model(self.images, self.metadata, self.lengths, self.own).logit
+        loss = binary_cross_entropy_with_logits(logits.float(), self.labels)
+        self.scaler.scale(loss).backward()
+
+
+class Loop:
+    """The kit's loop over phantom pictures, ``steps`` an epoch."""
+
+    def __init__(self, config: TrainConfig, table: pd.DataFrame, folder: Path, device: torch.device):
+        vocabulary = Vocabulary.from_images(table)
+        training_set = make_dataset(config, table, folder, "train", vocabulary, Augment(config.augment_strength))
+        validation_set = make_dataset(config, table, folder, "train", vocabulary)
+        execution = Execution(num_workers=cpu_count() if device.type == "cuda" else 0)
+        parts = (training_set, validation_set, vocabulary, folder, Ranks(device), execution)
+        self.fitting = Fitting(config, 0, *parts, auxiliary_sizes=())
+        self.epoch = 0
+        self.data_wait = 0.0
+
+    def warm_up(self) -> None:
+        """Do one step, so that threads, processes and buffers are there."""
+        fitting = self.fitting
+        fitting.network.train()
+        fitting._guarded_step(next(iter(fitting.loader)))
+        fitting._advance(0)
+
+    def train_epoch(self) -> None:
+        """Train one epoch, without validation; ``data_wait`` is then its share of time that passed waiting for data."""
+        fitting = self.fitting
+        fitting.sampler.epoch = fitting.training_set.epoch = self.epoch
+        bar = tqdm(total=len(fitting.loader) * fitting.config.batch_size, file=io.StringIO(), mininterval=REFRESH)
+        self.data_wait = fitting._train(self.epoch, bar)["data_wait"]
+        self.epoch += 1
+
+
+def measure(architecture: str, size: tuple[int, int], batch: int, folder: Path, rounds: int, device: torch.device) -> dict:
+    """Measure one network at one size, in interleaved rounds.
+
+    Parameters
+    ----------
+    architecture : str
+    size : tuple of int
+        Height and width in pixels.
+    batch : int
+        Pictures.
+    folder : Path
+        Where `write_pictures` wrote.
+    rounds : int
+        At most.
+    device : torch.device
+
+    Returns
+    -------
+    dict
+        ``architecture``, ``size``, ``batch``, ``precision``, ``steps`` of a loop's epoch, and one number a round of ``bare_s``,
+        ``loop_s`` and ``plain_s`` (seconds a step; the last is empty where there is no plain loop) and ``data_wait``.
+    """
+    config = make_config(architecture, size, batch)
+    bare = BareModel(config, Vocabulary.from_images(make_table(batch)), device)
+    steps = _count_steps(bare, device)
+    images = make_table(steps * batch)
+    loop = Loop(config, images, folder, device)
+    loop.warm_up()
+    plain_steps = max(2, round(PLAIN_SHARE * steps))
+    plain = _plain_loop(architecture, images[: plain_steps * batch], folder, batch, device)
+    row = {"architecture": architecture, "size": list(size), "batch": batch, "steps": steps}
+    row |= {"precision": str(pick_precision(config, device)).removeprefix("torch.")}
+    row |= {"bare_s": [], "loop_s": [], "data_wait": [], "plain_s": []}
+    start = time.perf_counter()
+    for number in range(rounds):
+        if number >= LEAST_ROUNDS and (time.perf_counter() - start) * (number + 1) / number > CELL_S:
+            break
+        _measure_round(row, bare, loop, plain, device)
+    return row
+
+
+def _measure_round(row: dict, bare: BareModel, loop: Loop, plain: TimmLoop | None, device: torch.device) -> None:
+    around = max(1, row["steps"] // 4)
+    before = seconds(bare.step, device, around)
+    row["loop_s"].append(seconds(loop.train_epoch, device) / row["steps"])
+    row["bare_s"].append((before + seconds(bare.step, device, around)) / 2)
+    row["data_wait"].append(loop.data_wait)
+    if plain:
+        row["plain_s"].append(seconds(plain.train_epoch, device) / len(plain.loader))
+
+
+def _count_steps(bare: BareModel, device: torch.device) -> int:
+    """Warm up, and choose how many steps an epoch is to have."""
+    bare.step()
+    step = seconds(bare.step, device)
+    return int(np.clip(round(EPOCH_S[device.type] / step), LEAST_STEPS, MOST_STEPS))
+
+
+def _plain_loop(architecture: str, images: pd.DataFrame, folder: Path, batch: int, device: torch.device) -> TimmLoop | None:
+    if architecture == "rnn":
+        return None
+    paths = [picture_path(folder, "train", image_id) for image_id in images.image_id]
+    loop = TimmLoop(architecture, paths, images.cancer.tolist(), batch, device)
+    loop.model.train()
+    # Starts the processes, which then live on, and takes one batch through the model.
+    pictures = next(iter(loop.loader))[0].to(device)
+    loop.model(pictures).sum().backward()
+    loop.optimizer.zero_grad()
+    return loop
+
+
+def seconds(work: Callable[[], None], device: torch.device, times: int = 1) -> float:
+    """Seconds that a call takes, the mean of some."""
+    _wait_for(device)
+    start = time.perf_counter()
+    for _ in range(times):
+        work()
+    _wait_for(device)
+    return (time.perf_counter() - start) / times
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def make_config(architecture: str, size: tuple[int, int], batch: int) -> TrainConfig:
+    """Make a configuration of defaults; the schedule is so long that no round sees the learning rate change much."""
+    model = ModelConfig(architecture, *size)
+    return TrainConfig(model, CacheSettings(*size), epochs=1000, batch_size=batch // _views(architecture))
+
+
+def _views(architecture: str) -> int:
+    return len(VIEWS) if architecture == "rnn" else 1
+
+
+def write_pictures(folder: Path, size: tuple[int, int]) -> None:
+    """Write phantom pictures into a cache's folder, which leaves them in the page cache.
+
+    The air is black, so that a file is as large as those of real pictures: 40 kB at 512 x 512.
+    """
+    rng = np.random.default_rng(0)
+    for number in range(DISTINCT):
+        picture, _, mask = draw_image(draw_breast(rng, "B", False), VIEWS[number % 2], "L", size, rng)
+        path = picture_path(folder, "train", str(number))
+        path.parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(path), np.round(np.clip(picture * mask, 0, 1) * 255).astype(np.uint8), PNG_OPTIONS)
+
+
+def make_table(count: int) -> pd.DataFrame:
+    """Make a train table of ``count`` images, two views a breast and every other breast positive, of `DISTINCT` pictures."""
+    number = np.arange(count)
+    breast = number // len(VIEWS)
+    return pd.DataFrame(
+        {
+            "image_id": (number % DISTINCT).astype(str),
+            "patient_id": breast.astype(str),
+            "prediction_id": [f"{patient}_L" for patient in breast],
+            "laterality": "L",
+            "view": np.array(VIEWS)[number % len(VIEWS)],
+            "age": 60.0 + number % 7,
+            "implant": 0,
+            "machine_id": "49",
+            "site_id": "1",
+            "cancer": breast % 2,
+        }
+    )
+
+
+def overheads(row: dict) -> list[float]:
+    """Loop over bare model, one number a round."""
+    return [loop / bare for loop, bare in zip(row["loop_s"], row["bare_s"], strict=True)]
+
+
+def speeds(row: dict, path: str) -> list[float]:
+    """Images a second, one number a round; ``path`` is ``loop_s`` or ``plain_s``."""
+    return [row["batch"] / step for step in row[path]]

@@ -1,0 +1,114 @@
+"""What the training loop adds to the bare model, and how it compares with a plain loop around timm.
+
+``python -m benchmarks.training [--architectures cnn,resnet50] [--rounds 5] [--quick] [--out outputs/bench]`` from the project's
+root prints one table and writes training.json into the folder. On two cores it takes about eight minutes.
+
+- *bare model*: forward, backward and optimizer step of the very same network, with the same optimizer, number format and memory
+  layout, on one batch that lies on the device; no data, average of weights, clipping, schedule, nor bookkeeping.
+- *loop*: `utils.fitting.Fitting` with its defaults (augmentation, running average, clipping, schedule), an epoch without its
+  validation, from phantom pictures as PNG files in the page cache. On a CPU its own threads load, on a GPU a process a core.
+- *plain loop*: `benchmarks.timm_loop`, on the same files. It runs in this process, so the kit's setting for OpenMP's threads
+  (`utils.__init__`) is its own too, which on few cores is to its advantage.
+
+A round measures bare steps, a loop's epoch, bare steps again, and a plain loop's epoch, so that a noisy machine is as noisy for
+each; the ratios are within a round. A batch counts pictures: of ``rnn`` half as many breasts, each with two.
+
+On a GPU a second table holds the share of the measured matrix rate at which networks train, floating point operations being
+those that torch counts, and a measurement as timm's own benchmark.py makes it (which is in timm's repository, not in its
+package): one synthetic batch of three channels, channels_last, autocast, forward, backward and SGD step, the median of steps
+of which each is waited for. This part has not yet run on a GPU.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from benchmarks.loops import LEAST_ROUNDS, measure, overheads, speeds, write_pictures
+from benchmarks.training_gpu import gpu_table, measure_gpu
+from utils.environment import cpu_count, pick_device, versions, write_json
+
+ARCHITECTURES = ("cnn", "resnet50", "rnn", "efficientnet_b0")
+SIZES, QUICK_SIZES = ((256, 256), (512, 512)), ((64, 64), (96, 96))  # height, width
+CPU_BATCHES = {(256, 256): 8, (512, 512): 2}  # pictures; where nothing is said, `BATCH`
+BATCH, GPU_BATCH = 8, 16
+ROUNDS = 5
+
+
+def main() -> None:
+    """Measure, print the table, and write it as JSON."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--architectures", default=",".join(ARCHITECTURES), help="names with commas between")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"at most; at least {LEAST_ROUNDS} if this allows")
+    parser.add_argument("--quick", action="store_true", help="small pictures, one round: shows that everything works")
+    parser.add_argument("--out", type=Path, default=Path("outputs/bench"))
+    given = parser.parse_args()
+    device = pick_device()
+    architectures = [name.strip() for name in given.architectures.split(",")]
+    sizes, rounds = (QUICK_SIZES, 1) if given.quick else (SIZES, given.rounds)
+    results = {"machine": describe_machine(device), "rows": measure_all(architectures, sizes, rounds, device), "gpu": None}
+    print(table(results["rows"], results["machine"]), flush=True)
+    if device.type == "cuda" and not given.quick:
+        results["gpu"] = measure_gpu(device, given.rounds)
+        print(gpu_table(results["gpu"]))
+    write_json(given.out / "training.json", results)
+
+
+def measure_all(architectures: list[str], sizes: tuple, rounds: int, device: torch.device) -> list[dict]:
+    """Measure every network at every size; a dict for each, as from `measure`."""
+    rows = []
+    for size in sizes:
+        batch = GPU_BATCH if device.type == "cuda" else CPU_BATCHES.get(size, BATCH)
+        with tempfile.TemporaryDirectory() as folder:
+            write_pictures(Path(folder), size)
+            for architecture in architectures:
+                rows.append(measure(architecture, size, batch, Path(folder), rounds, device))
+                print(_progress(rows[-1]), flush=True)
+    return rows
+
+
+def table(rows: list[dict], machine: dict) -> str:
+    """Return the Markdown table."""
+    head = ("network", "picture", "batch", "loop over bare model", "waits for data", "kit, images/s")
+    head += ("plain timm loop, images/s", "kit over plain")
+    lines = [
+        "",
+        f"On {machine['device']}, {machine['threads']} threads, {rows[0]['precision']}: medians of"
+        f" {min(len(row['loop_s']) for row in rows)} to {max(len(row['loop_s']) for row in rows)} rounds [lowest, highest].",
+        "",
+        "| " + " | ".join(head) + " |",
+        "|---" * len(head) + "|",
+    ]
+    return "\n".join([*lines, *map(_table_row, rows)]) + "\n"
+
+
+def _table_row(row: dict) -> str:
+    cells = [row["architecture"], "{} × {}".format(*row["size"]), str(row["batch"])]
+    cells += [_spread(overheads(row), ".3f"), f"{median(row['data_wait']):.1%}"]
+    cells += [f"{median(speeds(row, path)):.3g}" if row[path] else "–" for path in ("loop_s", "plain_s")]
+    over_plain = [plain / loop for plain, loop in zip(row["plain_s"], row["loop_s"], strict=False)]
+    return "| " + " | ".join([*cells, _spread(over_plain, ".2f")]) + " |"
+
+
+def _spread(values: list[float], form: str) -> str:
+    if not values:
+        return "–"
+    return f"{median(values):{form}} [{min(values):{form}}, {max(values):{form}}]"
+
+
+def _progress(row: dict) -> str:
+    ratios = " ".join(f"{ratio:.3f}" for ratio in overheads(row))
+    name = f"{row['architecture']} {row['size'][0]}x{row['size'][1]}"
+    return f"{name:24} {row['steps']:4} steps of {median(row['bare_s']):.3f} s, loop over bare model: {ratios}"
+
+
+def describe_machine(device: torch.device) -> dict:
+    """Say what the figures were measured on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"a CPU of {cpu_count()} cores"
+    return {"device": name, "threads": torch.get_num_threads()} | versions()
+
+
+if __name__ == "__main__":
+    main()
