@@ -12,6 +12,16 @@ from utils.tables import read_images
 TINY = CacheSettings(image_height=64, image_width=48)
 
 
+def make_config(settings, architecture="cnn", model=None, **changes):
+    """A configuration of few steps; ``model`` changes the network's part."""
+    from utils.configuration import TrainConfig  # the oldest versions are tested without torch
+    from utils.models import ModelConfig
+
+    network = ModelConfig(architecture, settings.image_height, settings.image_width, encoders=("cnn",), **model or {})
+    values = {"n_folds": 2, "epochs": 3, "batch_size": 8, "learning_rate": 1e-3, "precision": "float32"}
+    return TrainConfig(network, settings, **values | changes)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """Two torch threads stall each other where another process competes for the cores."""

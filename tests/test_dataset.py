@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from utils.augment import Augment
+from utils.auxiliary import auxiliary_targets
+from utils.boxes import COLUMNS, CORNERS
 from utils.cache import load_picture
-from utils.dataset import METADATA, BreastDataset, ImageDataset, ShareSampler, Vocabulary, collate, make_loader
+from utils.dataset import METADATA, BreastDataset, ImageDataset, Vocabulary
 
 
 @pytest.fixture
@@ -24,7 +26,7 @@ def test_breast_item_holds_all_its_images_in_view_order(images, cache_dir, vocab
     dataset = BreastDataset(images, cache_dir, "train", vocabulary)
     assert len(dataset) == images.prediction_id.nunique()
     for index in range(len(dataset)):
-        rows = dataset.images.iloc[dataset._rows(index)]
+        rows = dataset.images.iloc[dataset._rows(index)[0]]
         wanted = images[images.prediction_id == dataset.items.prediction_id[index]]
         assert set(rows.image_id) == set(wanted.image_id)
         ranks = rows["view"].map({"CC": 0, "MLO": 1}).fillna(2)
@@ -41,7 +43,7 @@ def test_max_views_draws_anew_each_epoch_in_training_and_never_in_validation(ima
         drawn["training"].add(str([training._rows(index) for index in range(len(training))]))
         drawn["validation"].add(str([validation._rows(index) for index in range(len(validation))]))
     assert len(drawn["training"]) == 6 and len(drawn["validation"]) == 1
-    assert all(len(validation._rows(index)) == 1 for index in range(len(validation)))
+    assert all(validation._rows(index)[1] == [True] for index in range(len(validation)))
 
 
 def test_augmentation_hangs_on_seed_epoch_and_item_alone(images, cache_dir, vocabulary):
@@ -51,22 +53,6 @@ def test_augmentation_hangs_on_seed_epoch_and_item_alone(images, cache_dir, voca
     assert torch.equal(first[0]["images"], second[0]["images"])
     second.epoch = 1
     assert not torch.equal(first[0]["images"], second[0]["images"])
-
-
-def test_batch_joins_breasts_of_any_length(images, cache_dir, vocabulary):
-    dataset = BreastDataset(images, cache_dir, "train", vocabulary)
-    items = [dataset[index] for index in range(5)]
-    batch = collate(items)
-    assert batch["lengths"].tolist() == [len(item["images"]) for item in items]
-    assert batch["images"].shape == (sum(batch["lengths"]), 1, 64, 48)
-    assert batch["metadata"].shape == (sum(batch["lengths"]), len(METADATA))
-
-
-def test_loader_gives_every_item_once_whatever_the_workers(images, cache_dir, vocabulary):
-    dataset = ImageDataset(images, cache_dir, "train", vocabulary)
-    for workers in (0, 2):
-        seen = torch.cat([batch["index"] for batch in make_loader(dataset, 8, workers)])
-        assert seen.tolist() == list(range(len(dataset)))
 
 
 def test_unseen_and_missing_metadata_are_code_zero(images, vocabulary):
@@ -84,28 +70,73 @@ def test_known_values_get_codes_of_their_own(images, vocabulary):
     assert (codes.gt(0).sum(axis=1) == 1).all() and (codes.gt(0).sum(axis=0) == 1).all() and 0 not in codes.columns
 
 
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_sampler_draws_the_share_of_positives(share):
-    labels = np.array([1] * 10 + [0] * 190)
-    drawn = labels[list(ShareSampler(labels, share, seed=0))]
-    assert len(drawn) == 200 and drawn.mean() == pytest.approx(share)
+def test_metadata_of_an_item_is_that_of_its_images(images, cache_dir, vocabulary):
+    dataset = BreastDataset(images, cache_dir, "train", vocabulary)
+    item = dataset[2]
+    wanted = vocabulary.encode(dataset.images.iloc[dataset._rows(2)[0]])
+    assert np.array_equal(item["metadata"].numpy(), wanted)
+    assert torch.equal(item["auxiliary"], torch.from_numpy(auxiliary_targets(dataset.items))[2])
 
 
-def test_sampler_repeats_nothing_before_all_were_drawn():
-    labels = np.array([1] * 10 + [0] * 90)
-    counts = np.bincount(list(ShareSampler(labels, 0.5, seed=0)), minlength=100)
-    assert set(counts[:10]) == {5} and set(counts[10:]) <= {0, 1}
+def test_table_without_labels_gives_zeros(images, cache_dir, vocabulary):
+    dataset = ImageDataset(images.drop(columns="cancer"), cache_dir, "train", vocabulary)
+    assert not dataset.labels.any() and len(dataset.labels) == len(dataset) and dataset[0]["label"] == 0
 
 
-@pytest.mark.parametrize("labels", [[0, 0, 0], [1, 1], [0, 1, 0]])
-def test_sampler_without_a_share_or_a_class_shuffles(labels):
-    share = None if len(set(labels)) == 2 else 0.5
-    assert sorted(ShareSampler(np.array(labels), share, seed=0)) == list(range(len(labels)))
+# The other breast
 
 
-def test_sampler_order_hangs_on_seed_and_epoch():
-    sampler, twin = ShareSampler(np.zeros(50), None, 1), ShareSampler(np.zeros(50), None, 1)
-    first = list(sampler)
-    assert first == list(twin)
-    twin.epoch = 1
-    assert first != list(twin)
+def test_images_of_the_other_breast_follow_the_own(images, cache_dir, vocabulary):
+    dataset = BreastDataset(images, cache_dir, "train", vocabulary, both_breasts=True)
+    for index in range(len(dataset)):
+        rows, own = dataset._rows(index)
+        shown, item = dataset.images.iloc[rows], dataset.items.iloc[index]
+        assert own == sorted(own, reverse=True)
+        assert own == (shown.prediction_id == item.prediction_id).tolist()
+        assert sorted(shown.image_id) == sorted(images.image_id[images.patient_id == item.patient_id])
+    assert dataset[0]["own"].tolist() == dataset._rows(0)[1]
+
+
+def test_breast_alone_has_no_other(images, cache_dir, vocabulary):
+    single = images[(images.laterality == "L") | (images.patient_id != images.patient_id[0])]
+    dataset = BreastDataset(single, cache_dir, "train", vocabulary, both_breasts=True)
+    flags = {row.patient_id: dataset._rows(index)[1] for index, row in enumerate(dataset.items.itertuples())}
+    assert all(flags[images.patient_id[0]])
+    assert not any(all(own) for patient, own in flags.items() if patient != images.patient_id[0])
+
+
+def test_max_views_holds_for_each_breast(images, cache_dir, vocabulary):
+    dataset = BreastDataset(images, cache_dir, "train", vocabulary, Augment(), max_views=1, both_breasts=True)
+    assert all(dataset._rows(index)[1] == [True, False] for index in range(len(dataset)))
+
+
+# Boxes
+
+
+@pytest.fixture
+def boxes(images):
+    """The second image has two boxes, the fifth has one."""
+    rows = [(1, 0.1, 0.1, 0.2, 0.2), (1, 0.3, 0.4, 0.6, 0.6), (4, 0.5, 0.5, 0.7, 0.9)]
+    return pd.DataFrame([(images.image_id[number], *corners, "mass") for number, *corners in rows], columns=COLUMNS)
+
+
+def test_box_of_an_item_is_its_images_largest(images, cache_dir, vocabulary, boxes):
+    dataset = ImageDataset(images, cache_dir, "train", vocabulary, boxes=boxes)
+    for number, row in ((1, 1), (4, 2)):
+        assert dataset[number]["box"].dtype == torch.float32
+        assert dataset[number]["box"].tolist() == pytest.approx(boxes[CORNERS].iloc[row].tolist())
+    assert dataset[0]["box"].isnan().all()
+    assert ImageDataset(images, cache_dir, "train", vocabulary)[1]["box"].isnan().all()
+
+
+def test_box_moves_with_the_augmented_picture(images, cache_dir, vocabulary, boxes):
+    augment = Augment()
+    dataset = ImageDataset(images, cache_dir, "train", vocabulary, augment, seed=5, boxes=boxes)
+    found = set()
+    for dataset.epoch in range(5):
+        item = dataset[1]
+        seed = int(dataset._generator(1).integers(2**31))
+        picture, box = augment(load_picture(cache_dir, "train", images.image_id[1]), seed, dataset.boxes[1])
+        assert np.array_equal(item["images"][0, 0].numpy(), picture) and np.array_equal(item["box"].numpy(), box)
+        found.add(tuple(item["box"].tolist()))
+    assert len(found) == 5

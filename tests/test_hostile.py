@@ -32,7 +32,7 @@ from test_dicom import ENCODERS, IMAGE_GROUP, J2K, PIXEL_DATA_TAG, lut, make_dic
 
 from utils.cache import CacheSettings, build_cache, load_picture
 from utils.dicom import DicomError, read_dicom
-from utils.isolation import IsolatedPool, IsolationError
+from utils.isolation import IsolatedPool, IsolationError, Limits
 from utils.jpeg2000 import SIZ, SOD, SOT
 from utils.parallel import map_items
 from utils.preprocessing import preprocess
@@ -466,7 +466,7 @@ def test_deflated_bomb_is_refused_within_the_memory_limit(tmp_path):
     head = contents()["whole"]["deflated"]
     path = tmp_path / "bomb.dcm"
     path.write_bytes(head[: 144 + int.from_bytes(head[140:144], "little")] + megabyte * 1000 + packer.flush())
-    with IsolatedPool(1, time_limit=30, memory_limit=300 * 2**20) as pool:
+    with IsolatedPool(1, Limits(seconds=30, memory=300 * 2**20)) as pool:
         assert "not a readable DICOM file" in pool.call(refusal_and_memory, path)[0]
 
 
@@ -541,7 +541,7 @@ def running(pid: int) -> bool:
 
 @pytest.mark.parametrize("code", ["__import__('time').sleep(60)", "any(0 for _ in iter(int, 1))"], ids=["sleeps", "works"])
 def test_item_that_takes_too_long_is_ended_and_the_next_is_done(code):
-    with IsolatedPool(1, time_limit=2) as pool:
+    with IsolatedPool(1, Limits(seconds=2)) as pool:
         first = pool.call(eval, PID)
         start = time.monotonic()
         with pytest.raises(IsolationError, match="it took more than 2 seconds"):
@@ -553,7 +553,7 @@ def test_item_that_takes_too_long_is_ended_and_the_next_is_done(code):
 
 @on_linux
 def test_memory_beyond_the_limit_is_an_error_of_its_item_alone():
-    with IsolatedPool(1, memory_limit=200 * 2**20) as pool:
+    with IsolatedPool(1, Limits(memory=200 * 2**20)) as pool:
         process = pool.call(eval, PID)
         assert pool.call(eval, "len(bytearray(100 * 2**20))") == 100 * 2**20
         for _ in range(2):

@@ -1,198 +1,308 @@
-import numpy as np
+"""Facts about the networks."""
+
 import pytest
 import safetensors.torch
-import timm
 import torch
 
-from utils.dataset import Vocabulary
-from utils.models import ModelConfig, ModelError, PlainCnn, build_model, check_image_size, load_weights
+from utils.dataset import CATEGORIES, METADATA, Vocabulary
+from utils.encoders import ModelError
+from utils.models import HIDE_METADATA, BoxHead, GatedAttention, MetadataEmbedding, ModelConfig, build_model
 
 VOCABULARY = Vocabulary(58.0, 10.0, ("CC", "MLO"), ("21", "49"), ("1", "2"))
+VIEW, CC, MLO = METADATA.index("view"), 1, 2
+TINY = "test_resnet"
+multi_view = pytest.mark.parametrize("view_pooling", ["attention", "concat"])
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def make_config(architecture, **changes):
+def make_config(architecture: str = TINY, **changes) -> ModelConfig:
     return ModelConfig(**{"architecture": architecture, "image_height": 64, "image_width": 64} | changes)
 
 
-def make_batch(lengths, side=64, seed=0):
-    generator = torch.Generator().manual_seed(seed)
+def make_model(architecture: str = TINY, auxiliary_sizes: tuple[int, ...] = (), **changes) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return build_model(make_config(architecture, **changes), VOCABULARY, auxiliary_sizes).eval()
+
+
+def make_batch(lengths: list[int], others: list[int] | None = None, side: int = 64) -> Batch:
+    """A batch of items with so many pictures, of which the last ``others`` are of the other breast; views alternate."""
+    generator = torch.Generator().manual_seed(0)
     pictures = torch.randint(0, 256, (sum(lengths), 1, side, side), generator=generator, dtype=torch.uint8)
-    metadata = torch.tensor([[0.1, 0, 0, 1, 2, 1]]).repeat(sum(lengths), 1)
-    return pictures, metadata, torch.tensor(lengths)
+    metadata = torch.tensor([[0.1, 0, 0, CC, 2, 1]]).repeat(sum(lengths), 1)
+    metadata[1::2, VIEW] = MLO
+    own = [
+        number < length - other for length, other in zip(lengths, others or [0] * 9, strict=False) for number in range(length)
+    ]
+    return pictures, metadata, torch.tensor(lengths), torch.tensor(own)
+
+
+def items_of(batch: Batch) -> list[Batch]:
+    """Each item of a batch as a batch of its own."""
+    pictures, metadata, lengths, own = batch
+    parts = (values.split(lengths.tolist()) for values in (pictures, metadata, own))
+    return [(p, m, torch.tensor([len(p)]), o) for p, m, o in zip(*parts, strict=True)]
+
+
+def joined(*items: Batch) -> Batch:
+    return tuple(torch.cat(values) for values in zip(*items, strict=True))
+
+
+def logits_of(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(*batch).logit
 
 
 @pytest.mark.parametrize("architecture", ["cnn", "resnet50", "efficientnet_b0", "tf_efficientnet_lite0", "rnn"])
 def test_gives_one_logit_per_item(architecture):
-    model = build_model(make_config(architecture, encoders=("cnn", "resnet18")), VOCABULARY).eval()
-    lengths = [1, 3, 2] if architecture == "rnn" else [1, 1, 1]
-    with torch.inference_mode():
-        logits = model(*make_batch(lengths))
+    model = make_model(architecture, encoders=("cnn", TINY))
+    logits = logits_of(model, make_batch([1, 3, 2] if architecture == "rnn" else [1, 1, 1]))
     assert logits.shape == (3,) and torch.isfinite(logits).all()
 
 
 def test_maxvit_runs_at_the_size_that_it_was_made_for():
-    model = build_model(make_config("maxvit_nano_rw_256", image_height=256, image_width=256), VOCABULARY).eval()
+    model = make_model("maxvit_nano_rw_256", image_height=256, image_width=256)
+    assert logits_of(model, make_batch([1], side=256)).shape == (1,)
+
+
+def test_image_model_ignores_metadata():
+    model = make_model("cnn")
+    pictures, metadata, lengths, own = make_batch([1, 1])
     with torch.inference_mode():
-        assert model(*make_batch([1], side=256)).shape == (1,)
+        assert torch.equal(model(pictures, metadata, lengths, own).logit, model(pictures, metadata * 0, lengths, own).logit)
+
+
+# Several views
+
+
+@multi_view
+@pytest.mark.parametrize("level", ["breast", "patient"])
+def test_item_does_not_depend_on_its_neighbours_nor_on_padding(view_pooling, level):
+    model = make_model(level=level, view_pooling=view_pooling)
+    batch = make_batch([2, 1, 5, 3], others=[1, 0, 2, 0] if level == "patient" else None)
+    together = logits_of(model, batch)
+    alone = torch.cat([logits_of(model, item) for item in items_of(batch)])
+    assert together.shape == (4,) and len(set(together.tolist())) == 4
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+@multi_view
+@pytest.mark.parametrize("order", [[2, 1, 0, 3], [0, 3, 2, 1]])
+def test_order_of_the_images_of_a_view_does_not_matter(view_pooling, order):
+    model = make_model(level="breast", view_pooling=view_pooling)
+    pictures, metadata, lengths, own = make_batch([4])  # CC, MLO, CC, MLO
+    shuffled = (pictures[order], metadata[order], lengths, own[order])
+    assert torch.allclose(logits_of(model, (pictures, metadata, lengths, own)), logits_of(model, shuffled), atol=1e-6)
+
+
+def test_every_image_of_a_breast_counts():
+    for view_pooling in ("attention", "concat"):
+        model = make_model(level="breast", view_pooling=view_pooling)
+        pictures, *others = make_batch([3])
+        logits = [logits_of(model, (pictures, *others)).item()]
+        for number in range(3):
+            changed = pictures.clone()
+            changed[number] = 255 - changed[number]
+            logits.append(logits_of(model, (changed, *others)).item())
+        assert len({round(logit, 6) for logit in logits}) == 4
+
+
+def test_concatenated_views_have_places_of_their_own():
+    model = make_model(level="breast", view_pooling="concat")
+    pictures, metadata, lengths, own = make_batch([2])
+    swapped = metadata.flip(0)  # what was the CC is now called MLO
+    assert not torch.allclose(
+        logits_of(model, (pictures, metadata, lengths, own)), logits_of(model, (pictures, swapped, lengths, own))
+    )
+
+
+@multi_view
+@pytest.mark.parametrize("code", [0, CC, MLO])
+def test_breast_of_one_view_alone_has_a_logit(view_pooling, code):
+    pictures, metadata, lengths, own = make_batch([2])
+    metadata[:, VIEW] = code
+    model = make_model(level="breast", view_pooling=view_pooling)
+    assert torch.isfinite(logits_of(model, (pictures, metadata, lengths, own))).all()
+
+
+def test_vocabulary_without_cc_takes_every_view_as_another():
+    torch.manual_seed(0)
+    vocabulary = Vocabulary(58.0, 10.0, ("MLO",), ("21",), ("1",))
+    model = build_model(make_config(level="breast", view_pooling="concat"), vocabulary).eval()
+    pictures, metadata, lengths, own = make_batch([2])
+    metadata[:, VIEW] = torch.tensor([0, 1])
+    before = logits_of(model, (pictures, metadata, lengths, own))
+    assert torch.allclose(before, logits_of(model, (pictures, metadata.flip(0), lengths, own)), atol=1e-6)
+
+
+@multi_view
+def test_patient_model_reads_the_other_breast_and_tells_it_from_the_own(view_pooling):
+    model = make_model(level="patient", view_pooling=view_pooling)
+    pictures, metadata, lengths, own = make_batch([4], others=[2])
+    changed = pictures.clone()
+    changed[2:] = 255 - changed[2:]
+    logits = [logits_of(model, (p, metadata, lengths, o)) for p in (pictures, changed) for o in (own, ~own)]
+    assert len({round(logit.item(), 6) for logit in logits}) == 4
+
+
+@multi_view
+def test_patient_model_works_where_the_other_breast_is_missing(view_pooling):
+    model = make_model(level="patient", view_pooling=view_pooling)
+    with_other, without = make_batch([4], others=[2]), make_batch([2])
+    together = logits_of(model, joined(without, with_other))
+    assert torch.isfinite(together).all()
+    assert torch.allclose(together[:1], logits_of(model, without), atol=1e-5)
+
+
+@multi_view
+@pytest.mark.parametrize("level", ["breast", "patient"])
+def test_multi_view_model_learns_from_every_part(view_pooling, level):
+    model = make_model("cnn", level=level, view_pooling=view_pooling).train()
+    model(*make_batch([4, 2], others=[2, 0])).logit.square().sum().backward()
+    idle = {name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()}
+    assert not {name for name in idle if not name.endswith("score.bias")}  # which a softmax does not see
+
+
+def test_attention_is_a_mean_and_nothing_gives_zero():
+    torch.manual_seed(0)
+    attention, features = GatedAttention(6), torch.randn(3, 4, 6)
+    mask = torch.tensor([[True, False, False, False], [False] * 4, [True, True, True, False]])
+    with torch.inference_mode():
+        single, nothing, three = attention(features, mask)
+        repeated = attention(features[:1, :1].repeat(1, 4, 1), torch.ones(1, 4, dtype=torch.bool))
+    assert torch.allclose(single, features[0, 0]) and torch.equal(nothing, torch.zeros(6))
+    assert torch.allclose(repeated[0], features[0, 0], atol=1e-6)
+    lowest, highest = features[2, :3].min(dim=0).values, features[2, :3].max(dim=0).values
+    assert (three >= lowest).all() and (three <= highest).all() and not torch.allclose(three, features[2, :3].mean(dim=0))
+
+
+# The hybrid
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
 def test_recurrent_breast_does_not_depend_on_its_neighbours(cell):
-    torch.manual_seed(0)
-    model = build_model(make_config("rnn", encoders=("cnn",), recurrent_cell=cell), VOCABULARY).eval()
-    pictures, metadata, _ = make_batch([2, 1, 4])
-    with torch.inference_mode():
-        together = model(pictures, metadata, torch.tensor([2, 1, 4]))
-        alone = [
-            model(p, m, torch.tensor([len(p)]))
-            for p, m in zip(pictures.split([2, 1, 4]), metadata.split([2, 1, 4]), strict=True)
-        ]
-    assert torch.allclose(together, torch.cat(alone), atol=1e-5)
+    model = make_model("rnn", encoders=("cnn",), recurrent_cell=cell)
+    batch = make_batch([2, 1, 4])
+    alone = torch.cat([logits_of(model, item) for item in items_of(batch)])
+    assert torch.allclose(logits_of(model, batch), alone, atol=1e-5)
 
 
 def test_recurrent_model_reads_pictures_metadata_and_order():
-    torch.manual_seed(0)
-    model = build_model(make_config("rnn", encoders=("cnn",)), VOCABULARY).eval()
-    pictures, metadata, lengths = make_batch([2])
+    model = make_model("rnn", encoders=("cnn",))
+    pictures, metadata, lengths, own = make_batch([2])
     older = metadata.clone()
     older[:, 0] += 2
-    with torch.inference_mode():
-        results = [model(pictures, metadata, lengths), model(255 - pictures, metadata, lengths)]
-        results += [model(pictures, older, lengths), model(pictures.flip(0), metadata, lengths)]
+    variants = [(pictures, metadata), (255 - pictures, metadata), (pictures, older), (pictures.flip(0), metadata)]
+    results = [logits_of(model, (*variant, lengths, own)) for variant in variants]
     assert len({round(float(result), 6) for result in results}) == 4
 
 
-def test_image_model_ignores_metadata():
-    model = build_model(make_config("cnn"), VOCABULARY).eval()
-    pictures, metadata, lengths = make_batch([1, 1])
-    with torch.inference_mode():
-        assert torch.equal(model(pictures, metadata, lengths), model(pictures, metadata * 0, lengths))
-
-
 def test_recurrent_model_learns_from_every_part():
-    model = build_model(make_config("rnn", encoders=("cnn", "resnet18")), VOCABULARY)
-    model(*make_batch([2, 1])).sum().backward()
+    model = make_model("rnn", encoders=("cnn", TINY)).train()
+    model(*make_batch([2, 1])).logit.sum().backward()
     learns = {name for name, parameter in model.named_parameters() if parameter.grad is not None and parameter.grad.any()}
     parts = ["encoders.0.backbone.blocks.0.0", "encoders.1.backbone.conv1", "metadata.tables.0", "recurrent", "head"]
     assert all(any(name.startswith(part) for name in learns) for part in parts)
 
 
-def test_unknown_names_are_refused_with_a_hint():
-    with pytest.raises(ModelError, match="resnet51.*did you mean"):
-        build_model(make_config("resnet51"), VOCABULARY)
-    with pytest.raises(ModelError, match="recurrent_cell is 'gnu'; choose from gru, lstm, rnn"):
-        build_model(make_config("rnn", encoders=("cnn",), recurrent_cell="gnu"), VOCABULARY)
-
-
-@pytest.mark.parametrize(
-    ("architecture", "size", "nearest"),
-    [("maxvit_nano_rw_256", (250, 160), "256, image_width=160"), ("cnn", (16, 64), "32, image_width=64")],
-)
-def test_size_that_a_network_does_not_take_is_refused_up_front(architecture, size, nearest):
-    with pytest.raises(ModelError, match=f"does not take images of {size[0]} x {size[1]}. image_height={nearest}"):
-        check_image_size(architecture, *size)
-
-
-@pytest.mark.parametrize("architecture", ["resnet50", "efficientnet_b0"])
-def test_any_size_suits_a_convolutional_network(architecture):
-    check_image_size(architecture, 97, 65)
-
-
-@pytest.fixture
-def rgb_weights(tmp_path):
-    """Weights as published: three input channels and a head of 1000 classes."""
-    torch.manual_seed(1)
-    model = timm.create_model("resnet18", num_classes=10)
-    path = tmp_path / "weights.safetensors"
-    safetensors.torch.save_file(model.state_dict(), path)
-    return model, path
-
-
-def make_grey():
-    return timm.create_model("resnet18", in_chans=1, num_classes=0)
-
-
-def test_loaded_weights_see_a_grey_picture_as_the_rgb_network_does(rgb_weights):
-    rgb, path = rgb_weights
-    grey = make_grey()
-    assert sorted(load_weights(grey, path)) == ["fc.bias", "fc.weight"]
-    picture = torch.rand(2, 1, 64, 64)
-    with torch.inference_mode():
-        wanted = rgb.eval().forward_head(rgb.forward_features(picture.repeat(1, 3, 1, 1)), pre_logits=True)
-        assert torch.allclose(grey.eval()(picture), wanted, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {"model": {f"module.{k}": v for k, v in s.items()}}]
-)
-def test_common_checkpoint_wrappings_load(rgb_weights, tmp_path, wrap):
-    rgb, _ = rgb_weights
-    torch.save(wrap(rgb.state_dict()), tmp_path / "weights.pth")
-    grey = make_grey()
-    load_weights(grey, tmp_path / "weights.pth")
-    assert torch.equal(grey.layer1[0].conv1.weight, rgb.layer1[0].conv1.weight)
-
-
-def test_other_names_in_the_same_order_match_by_position(rgb_weights, tmp_path, capsys):
-    rgb, _ = rgb_weights
-    torch.save({f"part{i}": value for i, value in enumerate(rgb.state_dict().values())}, tmp_path / "weights.pth")
-    grey = make_grey()
-    load_weights(grey, tmp_path / "weights.pth")
-    assert torch.equal(grey.layer4[1].conv2.weight, rgb.layer4[1].conv2.weight)
-    assert "matched by position" in capsys.readouterr().out
+def test_codes_are_hidden_at_times_in_training_alone():
+    torch.manual_seed(0)
+    embedding, metadata = MetadataEmbedding(VOCABULARY), make_batch([1])[1].repeat(2000, 1)
+    known = embedding.eval()(metadata)
+    assert torch.equal(known, known[:1].expand_as(known))
+    hidden = (embedding.train()(metadata) != known[:1])[:, -8 * len(CATEGORIES) :: 8]  # first number of each embedding
+    assert hidden.double().mean(dim=0).tolist() == pytest.approx([HIDE_METADATA] * len(CATEGORIES), abs=0.03)
 
 
 def test_own_image_run_loads_as_an_encoder_with_a_warning(tmp_path, capsys):
-    torch.manual_seed(2)
-    trained = build_model(make_config("resnet18"), VOCABULARY)
+    trained = make_model(TINY)
     safetensors.torch.save_file(trained.state_dict(), tmp_path / "weights.safetensors", {"vocabulary": "{}"})
-    config = make_config("rnn", encoders=("cnn", "resnet18"), weights_path=str(tmp_path / "weights.safetensors"))
+    torch.manual_seed(1)
+    config = make_config("rnn", encoders=("cnn", TINY), weights_path=str(tmp_path / "weights.safetensors"))
     hybrid = build_model(config, VOCABULARY)
     assert "not out of fold" in capsys.readouterr().out
-    assert torch.equal(hybrid.encoders[1].backbone.conv1.weight, trained.encoder.backbone.conv1.weight)
+    found, wanted = hybrid.encoders[1].state_dict(), trained.encoder.state_dict()
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+# Further heads
+
+
+@pytest.mark.parametrize(("architecture", "level"), [("cnn", "image"), (TINY, "breast"), (TINY, "patient"), ("rnn", "image")])
+def test_auxiliary_logits_are_computed_in_training_alone(architecture, level):
+    model, batch = make_model(architecture, (2, 4), level=level, encoders=("cnn",)), make_batch([1, 1])
+    with torch.inference_mode():
+        assert model(*batch).auxiliary is None
+        assert model.train()(*batch).auxiliary.shape == (2, 6)
+        assert make_model(architecture, level=level, encoders=("cnn",)).train()(*batch).auxiliary is None
+
+
+def test_auxiliary_head_does_not_change_the_logit():
+    batch = make_batch([1, 1])
+    with_head, without = make_model("cnn", (2, 3)), make_model("cnn")
+    without.load_state_dict(with_head.state_dict(), strict=False)
+    assert torch.equal(logits_of(with_head, batch), logits_of(without, batch))
+
+
+@pytest.mark.parametrize("architecture", ["cnn", TINY, "test_convnext", "test_efficientnet"])
+def test_box_head_gives_ordered_corners(architecture):
+    batch = make_batch([1] * 8)
+    with torch.inference_mode():
+        boxes = make_model(architecture, box_head=True)(*batch).box
+        assert make_model(architecture)(*batch).box is None
+    assert boxes.shape == (8, 4) and torch.isfinite(boxes).all()
+    assert (boxes[:, :2] < boxes[:, 2:]).all() and (boxes[:, 2:] - boxes[:, :2] < 1).all()
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+    assert (centre > 0).all() and (centre < 1).all()
+
+
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (2, 1), (3, 4)])
+def test_perfect_heat_map_gives_the_centre_of_its_cell(row, column):
+    head, maps = BoxHead(2), torch.zeros(1, 2, 4, 5)
+    maps[0, 0, row, column] = 1
+    with torch.inference_mode():
+        head.heat.weight.copy_(torch.tensor([100.0, 0.0])[None, :, None, None])
+        box = head(maps)[0]
+    assert ((box[:2] + box[2:]) / 2).tolist() == pytest.approx([(column + 0.5) / 5, (row + 0.5) / 4])
+
+
+def test_size_of_a_box_follows_from_what_is_at_its_place():
+    head, maps = BoxHead(2), torch.zeros(1, 2, 4, 5)
+    maps[0, 0, 2, 1], maps[0, 1] = 1, 50.0
+    maps[0, 1, 2, 1] = 3.0  # elsewhere the channel says something else
+    with torch.inference_mode():
+        head.heat.weight.copy_(torch.tensor([1e4, 0.0])[None, :, None, None])
+        head.size.weight.copy_(torch.tensor([[0.0, 0.5], [0.0, -0.5]]))
+        head.size.bias.zero_()
+        box = head(maps)[0]
+    assert (box[2:] - box[:2]).tolist() == pytest.approx(torch.sigmoid(torch.tensor([1.5, -1.5])).tolist(), rel=1e-4)
+
+
+def test_box_needs_maps_of_height_and_width():
+    model = make_model("test_vit", image_height=160, image_width=160, box_head=True)
+    with pytest.raises(ModelError, match="box_head needs a network whose last maps"):
+        model(*make_batch([1], side=160))
+
+
+# What does not go together
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("changes", "message"),
     [
-        (lambda s: s.pop("layer1.0.conv1.weight"), "1 missing in the file: layer1.0.conv1.weight"),
-        (lambda s: s.update(strange=torch.zeros(1)), "1 not in the network: strange"),
-        (lambda s: s.update({"bn1.weight": torch.zeros(3)}), "1 of another shape: bn1.weight"),
+        ({"level": "exam"}, "level is 'exam'; choose from image, breast, patient"),
+        ({"level": "breast", "view_pooling": "sum"}, "view_pooling is 'sum'; choose from attention, concat"),
+        ({"level": "breast", "box_head": True}, "box_head needs level image"),
+        ({"architecture": "rnn", "box_head": True}, "box_head needs level image"),
+        ({"architecture": "rnn", "level": "patient"}, "rnn reads one breast"),
+        ({"architecture": "rnn", "recurrent_cell": "gnu"}, "recurrent_cell is 'gnu'; choose from gru, lstm, rnn"),
+        ({"architecture": "resnet51"}, "resnet51.*did you mean"),
     ],
 )
-def test_weights_that_do_not_fit_are_listed(rgb_weights, tmp_path, spoil, message):
-    state = rgb_weights[0].state_dict()
-    spoil(state)
-    torch.save(state, tmp_path / "weights.pth")
+def test_parts_that_do_not_go_together_are_refused(changes, message):
     with pytest.raises(ModelError, match=message):
-        load_weights(make_grey(), tmp_path / "weights.pth")
+        build_model(make_config(**{"encoders": ("cnn",)} | changes), VOCABULARY)
 
 
-class Malicious:
-    def __reduce__(self):
-        return (print, ("pickled code ran",))
-
-
-def test_pickled_code_is_never_run(tmp_path, capsys):
-    torch.save({"weight": Malicious()}, tmp_path / "weights.pth")
-    with pytest.raises(ModelError, match="can't be read as plain weights"):
-        load_weights(make_grey(), tmp_path / "weights.pth")
-    assert "pickled code ran" not in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("name", ["absent.pth", "broken.safetensors", "broken.pth"])
-def test_unreadable_weights_are_named(tmp_path, name):
-    if name.startswith("broken"):
-        (tmp_path / name).write_bytes(b"broken")
-    with pytest.raises(ModelError, match=name):
-        load_weights(make_grey(), tmp_path / name)
-
-
-def test_plain_cnn_halves_the_picture_five_times():
-    assert PlainCnn(0.0).blocks(torch.zeros(1, 1, 96, 64)).shape == (1, 256, 3, 2)
-
-
-def test_encoder_normalises_as_its_weights_expect():
-    encoder = build_model(make_config("tf_efficientnet_lite0"), VOCABULARY).encoder
-    assert (encoder.mean, encoder.std) == (0.5, 0.5)
-    assert build_model(make_config("resnet18"), VOCABULARY).encoder.mean == pytest.approx(np.mean([0.485, 0.456, 0.406]))
+def test_item_of_the_hybrid_is_a_breast_whatever_its_level():
+    assert make_config("rnn").item == "breast"
+    assert [make_config(level=level).item for level in ("image", "breast", "patient")] == ["image", "breast", "patient"]

@@ -4,43 +4,36 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors
 import safetensors.torch
 import torch
+from conftest import TINY, make_config
 
-from utils import training
+from utils import run_folder, training
+from utils.cache import picture_path
+from utils.configuration import Execution, TrainingError
 from utils.dataset import ImageDataset, Vocabulary
-from utils.metrics import sigmoid
-from utils.models import ModelConfig
-from utils.training import (
-    OOF_COLUMNS,
-    TrainConfig,
-    TrainingError,
-    as_numbers,
-    load_config,
-    load_fold,
-    predict_logits,
-    train_run,
-)
-
-
-def make_config(settings, architecture="cnn", **changes):
-    model = ModelConfig(architecture, settings.image_height, settings.image_width, encoders=("cnn",))
-    values = {"n_folds": 2, "epochs": 3, "batch_size": 8, "learning_rate": 1e-3, "precision": "float32"}
-    return TrainConfig(model, settings, **values | changes)
+from utils.fitting import Fitting
+from utils.inference import predict_logits
+from utils.metrics import area_under_roc, sigmoid
+from utils.models import build_model
+from utils.phantom import read_truth
+from utils.run_folder import OOF_COLUMNS, load_config, read_oof
+from utils.tables import assign_folds
+from utils.training import load_fold, train_run
 
 
 @pytest.fixture(scope="module")
 def run(images, cache_dir, tmp_path_factory):
     """A finished run of the plain CNN, with its configuration and out-of-fold table."""
-    from conftest import TINY
-
     run_dir = tmp_path_factory.mktemp("runs") / "cnn"
     config = make_config(TINY)
     return run_dir, config, train_run(config, images, cache_dir, run_dir)
 
 
 def weights_of(run_dir, fold=0):
-    return safetensors.torch.load_file(run_dir / f"fold{fold}" / "weights.safetensors")
+    folder = run_dir if fold is None else run_dir / f"fold{fold}"
+    return safetensors.torch.load_file(folder / "weights.safetensors")
 
 
 def equal_weights(a, b):
@@ -94,7 +87,7 @@ def test_killed_run_resumes_to_the_result_of_an_uninterrupted_one(
 ):
     config = make_config(settings, architecture, folds=(0,), positive_share=0.4, keep_epoch="last", max_views=1)
     whole = train_run(config, images, cache_dir, tmp_path / "whole")
-    train_epoch = training._Fitting._train
+    train_epoch = Fitting._train
 
     def kill(self, epoch, bar):
         if epoch == killed_after:
@@ -102,10 +95,10 @@ def test_killed_run_resumes_to_the_result_of_an_uninterrupted_one(
         return train_epoch(self, epoch, bar)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training._Fitting, "_train", kill)
+        patch.setattr(Fitting, "_train", kill)
         train_run(config, images, cache_dir, tmp_path / "killed")
     epochs = []
-    monkeypatch.setattr(training._Fitting, "_train", lambda self, e, bar: epochs.append(e) or train_epoch(self, e, bar))
+    monkeypatch.setattr(Fitting, "_train", lambda self, e, bar: epochs.append(e) or train_epoch(self, e, bar))
     resumed = train_run(config, images, cache_dir, tmp_path / "killed")
     assert epochs == list(range(killed_after, 3))
     assert equal_weights(weights_of(tmp_path / "whole"), weights_of(tmp_path / "killed"))
@@ -120,7 +113,7 @@ def test_folds_may_be_trained_in_several_calls(run, images, cache_dir, tmp_path)
 
 
 def test_run_killed_before_its_history_was_written_has_it_in_the_end(images, cache_dir, settings, tmp_path, monkeypatch):
-    config, write_csv = make_config(settings, folds=(0,), epochs=1), training._write_csv
+    config, write_csv = make_config(settings, folds=(0,), epochs=1), run_folder.write_csv
 
     def kill(path, table):
         if path.name == "history.csv":
@@ -128,7 +121,7 @@ def test_run_killed_before_its_history_was_written_has_it_in_the_end(images, cac
         write_csv(path, table)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training, "_write_csv", kill)
+        patch.setattr("utils.fitting.write_csv", kill)
         train_run(config, images, cache_dir, tmp_path / "run")
     train_run(config, images, cache_dir, tmp_path / "run")
     assert len(pd.read_csv(tmp_path / "run" / "history.csv")) == 1
@@ -137,7 +130,7 @@ def test_run_killed_before_its_history_was_written_has_it_in_the_end(images, cac
 def test_half_precision_keeps_logits_apart(images, cache_dir, settings):
     config = make_config(settings, precision="bfloat16")
     vocabulary = Vocabulary.from_images(images)
-    model = training.build_model(config.model, vocabulary)
+    model = build_model(config.model, vocabulary)
     dataset = ImageDataset(images, cache_dir, "train", vocabulary)
     logits = predict_logits(model, dataset, config, torch.device("cpu"))
     assert len(np.unique(logits)) > 0.9 * len(logits)
@@ -145,7 +138,7 @@ def test_half_precision_keeps_logits_apart(images, cache_dir, settings):
 
 def test_finished_folds_are_not_trained_again(run, images, cache_dir, monkeypatch):
     run_dir, config, oof = run
-    monkeypatch.setattr(training, "_Fitting", None)
+    monkeypatch.setattr(training, "Fitting", None)
     again = train_run(config, images, cache_dir, run_dir)
     pd.testing.assert_frame_equal(again, oof, check_dtype=False)
 
@@ -154,7 +147,7 @@ def test_run_folder_with_other_settings_is_refused(run, images, cache_dir):
     run_dir, config, _ = run
     with pytest.raises(TrainingError, match="other settings .learning_rate.: choose another run_dir"):
         train_run(replace(config, learning_rate=0.5), images, cache_dir, run_dir)
-    with pytest.raises(TrainingError, match="other images or folds"):
+    with pytest.raises(TrainingError, match="other images, labels or folds"):
         train_run(config, images[images.patient_id != images.patient_id[0]], cache_dir, run_dir)
 
 
@@ -162,7 +155,7 @@ def test_breast_level_run_gives_one_row_per_breast_without_image_id(images, cach
     oof = train_run(make_config(settings, "rnn", epochs=1), images, cache_dir, tmp_path / "rnn")
     assert sorted(oof.prediction_id) == sorted(images.prediction_id.unique())
     assert (oof.image_id == "").all()
-    assert (training.read_oof(tmp_path / "rnn" / "oof.csv").image_id == "").all()
+    assert (read_oof(tmp_path / "rnn" / "oof.csv").image_id == "").all()
 
 
 def test_model_learns_what_can_be_learned(images, settings, tmp_path):
@@ -170,58 +163,25 @@ def test_model_learns_what_can_be_learned(images, settings, tmp_path):
     import cv2
 
     for row in images.itertuples():
-        path = training.Path(tmp_path / "cache" / "train" / f"{row.image_id}.png")
+        path = picture_path(tmp_path / "cache", "train", row.image_id)
         path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), np.full((64, 48), 200 if row.cancer else 50, dtype=np.uint8))
     config = make_config(settings, folds=(0,), augment_strength=0, epochs=5)
     oof = train_run(config, images, tmp_path / "cache", tmp_path / "run")
-    assert training.area_under_roc(oof.cancer, oof.probability) == 1
-
-
-def test_diverging_run_stops_and_says_what_to_change(images, cache_dir, settings, tmp_path, monkeypatch):
-    monkeypatch.setattr(training._Fitting, "_loss", lambda self, logits, labels: logits.sum() * float("nan"))
-    with pytest.raises(TrainingError, match="became nan in epoch 0: lower learning_rate"):
-        train_run(make_config(settings, folds=(0,)), images, cache_dir, tmp_path / "run")
-
-
-def test_fold_without_positives_keeps_the_epoch_of_lowest_loss(images, cache_dir, settings, tmp_path):
-    negatives = images[images.cancer == 0]
-    oof = train_run(make_config(settings, folds=(0,), epochs=2), negatives, cache_dir, tmp_path / "run")
-    history = pd.read_csv(tmp_path / "run" / "history.csv")
-    assert history.valid_auc.isna().all() and len(oof)
-    with training.safetensors.safe_open(tmp_path / "run" / "fold0" / "weights.safetensors", "pt") as file:
-        assert int(file.metadata()["epoch"]) == history.valid_loss.idxmin()
+    assert area_under_roc(oof.cancer, oof.probability) == 1
 
 
 def test_best_epoch_is_kept(run):
     run_dir, _, _ = run
     for fold, rows in pd.read_csv(run_dir / "history.csv").groupby("fold"):
-        with training.safetensors.safe_open(run_dir / f"fold{fold}" / "weights.safetensors", "pt") as file:
+        with safetensors.safe_open(run_dir / f"fold{fold}" / "weights.safetensors", "pt") as file:
             assert int(file.metadata()["epoch"]) == rows.set_index("epoch").valid_auc.idxmax()
-
-
-def test_loss_is_weighted_smoothed_cross_entropy(settings):
-    config = make_config(settings, label_smoothing=0.2, positive_weight=3.0)
-    fitting = training._Fitting.__new__(training._Fitting)
-    fitting.config = config
-    logits, labels = torch.tensor([0.3, -1.0]), torch.tensor([1.0, 0.0])
-    p = torch.sigmoid(logits)
-    smooth = torch.tensor([0.9, 0.1])
-    wanted = -(smooth * p.log() + (1 - smooth) * (1 - p).log()) * torch.tensor([3.0, 1.0])
-    assert fitting._loss(logits, labels) == pytest.approx(wanted.mean().item(), abs=1e-6)
-
-
-def test_learning_rate_warms_up_and_falls_to_zero(settings):
-    factor = training._warmup_cosine(make_config(settings, epochs=10, warmup_share=0.1), steps_per_epoch=10)
-    values = [factor(step) for step in range(101)]
-    assert values[9] == 1 and max(values) == 1 and values[0] == pytest.approx(0.1)
-    assert all(a >= b for a, b in zip(values[9:], values[10:], strict=False)) and values[100] == pytest.approx(0)
 
 
 def test_vocabulary_knows_only_the_training_folds(run, images):
     run_dir, config, _ = run
     _, vocabulary = load_fold(config, run_dir / "fold0")
-    assigned = training.assign_folds(images, 2, 0)
+    assigned = assign_folds(images, 2, 0)
     assert vocabulary == Vocabulary.from_images(assigned[assigned.fold != 0])
 
 
@@ -237,29 +197,111 @@ def test_gpu_that_only_claims_to_work_is_not_used(monkeypatch, capsys):
     assert "no kernel image" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"learning_rate": "1e-4"}, "learning_rate is '1e-4'"),
-        ({"n_folds": 1}, "n_folds is 1"),
-        ({"epochs": 0}, "epochs"),
-        ({"folds": (5,)}, "folds is"),
-        ({"positive_share": 1.5}, "positive_share"),
-        ({"max_views": 0}, "max_views"),
-        ({"keep_epoch": "first"}, "keep_epoch"),
-        ({"precision": "int8"}, "precision"),
-    ],
-)
-def test_wrong_parameters_are_named(settings, changes, message):
-    with pytest.raises(TrainingError, match=message):
-        make_config(settings, **changes)
+def test_cache_that_lacks_images_is_refused_before_training(images, settings, tmp_path):
+    (tmp_path / "cache" / "train").mkdir(parents=True)
+    with pytest.raises(TrainingError, match=rf"lacks {len(images)} of {len(images)} images .*run preprocess.ipynb"):
+        train_run(make_config(settings), images, tmp_path / "cache", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("given", "wanted"), [("", ()), ("0,2", (0, 2)), ("1", (1,)), (1, (1,)), ([0, 1], (0, 1))])
-def test_folds_parameter_is_read_as_numbers(given, wanted):
-    assert as_numbers(given) == wanted
+def test_run_is_not_continued_on_other_labels(run, images, cache_dir):
+    run_dir, config, _ = run
+    flipped = images.assign(cancer=1 - images.cancer)
+    with pytest.raises(TrainingError, match="other images, labels or folds"):
+        train_run(config, flipped, cache_dir, run_dir)
 
 
-def test_folds_parameter_that_is_no_number_is_refused():
-    with pytest.raises(TrainingError, match="folds is 'a,b'"):
-        as_numbers("a,b")
+def test_held_out_fold_of_one_class_is_said_so_and_keeps_the_epoch_of_lowest_loss(
+    images, cache_dir, settings, tmp_path, capsys
+):
+    positive = images[images.cancer == 1].patient_id.iloc[0]
+    few = images[(images.cancer == 0) | (images.patient_id == positive)]
+    folds = assign_folds(few, 2, 0)
+    without = 1 - int(folds.fold[folds.patient_id == positive].iloc[0])
+    train_run(make_config(settings, folds=(without,), epochs=2), few, cache_dir, tmp_path / "run")
+    assert f"Fold {without} holds out breasts of one class alone" in capsys.readouterr().out
+    history = pd.read_csv(tmp_path / "run" / "history.csv")
+    assert history.valid_auc.isna().all()
+    with safetensors.safe_open(tmp_path / "run" / f"fold{without}" / "weights.safetensors", "pt") as file:
+        assert int(file.metadata()["epoch"]) == history.valid_loss.idxmin()
+    with pytest.raises(TrainingError, match=f"Fold {1 - without}: all .* show no cancer: there is nothing to tell apart"):
+        train_run(make_config(settings, folds=(1 - without,), epochs=2), few, cache_dir, tmp_path / "other")
+
+
+def test_disk_that_fills_up_ends_the_run_with_the_remedy_and_loses_no_epoch(images, cache_dir, settings, tmp_path):
+    resource = pytest.importorskip("resource")  # a limit on a file's size fails like a full disk does
+    config = make_config(settings, folds=(0,))
+    whole = train_run(config, images, cache_dir, tmp_path / "whole")
+    epoch = Fitting._epoch
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_in_second(self, number, bar):
+        row = epoch(self, number, bar)
+        if number == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+        return row
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Fitting, "_epoch", fill_in_second)
+        try:
+            with pytest.raises(TrainingError, match="can't be written .*make room and run again"):
+                train_run(config, images, cache_dir, tmp_path / "run")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len(torch.load(tmp_path / "run" / "fold0" / "checkpoint.pt", weights_only=True)["history"]) == 1
+    assert not [path for path in (tmp_path / "run" / "fold0").iterdir() if path.name.startswith(".")]
+    pd.testing.assert_frame_equal(whole, train_run(config, images, cache_dir, tmp_path / "run"))
+
+
+def test_boxes_are_predicted_out_of_fold_in_pixels_of_the_files(competition, images, cache_dir, settings, tmp_path):
+    boxes, _ = read_truth(competition)
+    config = make_config(settings, epochs=1, model={"box_head": True}, box_weight=1.0)
+    train_run(config, images, cache_dir, tmp_path / "run", boxes=boxes)
+    predicted = pd.read_csv(tmp_path / "run" / "boxes.csv", dtype={"image_id": str})
+    assert sorted(predicted.image_id) == sorted(images.image_id)
+    assert (predicted.x_max > predicted.x_min).all() and predicted.x_max.max() > 2  # pixels, not shares
+    with pytest.raises(TrainingError, match="need boxes: give boxes_path"):
+        train_run(config, images, cache_dir, tmp_path / "other")
+
+
+def test_patches_teach_the_encoder_that_the_whole_image_model_starts_from(competition, images, cache_dir, settings, tmp_path):
+    boxes, _ = read_truth(competition)
+    config = make_config(settings, folds=(0,), epochs=1, learning_rate=0.0, patch_epochs=1, patch_size=32, ema_decay=0.0)
+    train_run(config, images, cache_dir, tmp_path / "run", boxes=boxes)
+    whole, patches = weights_of(tmp_path / "run"), weights_of(tmp_path / "run" / "fold0" / "patches", None)
+    kernels = [key for key in whole if key.startswith("encoder.") and key.endswith("weight")]
+    assert kernels and all(torch.equal(whole[key], patches[key]) for key in kernels)
+
+
+def test_patch_training_is_not_repeated_by_a_resumed_run(competition, images, cache_dir, settings, tmp_path, monkeypatch):
+    boxes, _ = read_truth(competition)
+    config = make_config(settings, folds=(0,), epochs=2, patch_epochs=1, patch_size=32)
+    whole = train_run(config, images, cache_dir, tmp_path / "whole", boxes=boxes)
+    train_epoch, trained = Fitting._train, []
+
+    def kill(self, epoch, bar):
+        trained.append((self.fold_dir.name, epoch))
+        if trained[-1] == ("fold0", 1) and len(trained) == 3:
+            raise KeyboardInterrupt
+        return train_epoch(self, epoch, bar)
+
+    monkeypatch.setattr(Fitting, "_train", kill)
+    with pytest.raises(KeyboardInterrupt):
+        train_run(config, images, cache_dir, tmp_path / "run", boxes=boxes)
+    resumed = train_run(config, images, cache_dir, tmp_path / "run", boxes=boxes)
+    assert trained == [("patches", 0), ("fold0", 0), ("fold0", 1), ("fold0", 1)]
+    pd.testing.assert_frame_equal(whole, resumed)
+
+
+@pytest.mark.parametrize("level", ["breast", "patient"])
+def test_levels_above_the_image_predict_each_breast_once(images, cache_dir, settings, tmp_path, level):
+    config = make_config(settings, epochs=1, model={"level": level}, auxiliary_weight=0.1)
+    oof = train_run(config, images, cache_dir, tmp_path / "run")
+    assert sorted(oof.prediction_id) == sorted(images.prediction_id.unique()) and (oof.image_id == "").all()
+
+
+def test_weights_are_the_same_whichever_processes_load(images, cache_dir, settings, tmp_path):
+    config = make_config(settings, folds=(0,), keep_epoch="last")
+    for name, workers in {"none": 0, "two": 2}.items():
+        train_run(config, images, cache_dir, tmp_path / name, Execution(num_workers=workers))
+    assert equal_weights(weights_of(tmp_path / "none"), weights_of(tmp_path / "two"))

@@ -1,5 +1,7 @@
 """What training does to a picture so that no model learns it by heart; validation and test pictures stay as they are."""
 
+import threading
+
 import albumentations as A  # noqa: N812  (the name that its own documentation uses)
 import numpy as np
 
@@ -15,42 +17,69 @@ class Augment:
 
     def __init__(self, strength: float = 1.0):
         self.strength = strength
-        self.pipeline = A.Compose(
-            [
-                A.HorizontalFlip(p=0.5),
-                A.VerticalFlip(p=0.5),
-                A.Affine(
-                    scale=(1 - 0.15 * strength, 1 + 0.15 * strength),
-                    translate_percent=(-0.06 * strength, 0.06 * strength),
-                    rotate=(-20 * strength, 20 * strength),
-                    shear=(-8 * strength, 8 * strength),
-                    fill=0,
-                    p=0.8,
-                ),
-                A.RandomBrightnessContrast(brightness_limit=0.15 * strength, contrast_limit=0.15 * strength, p=0.5),
-                A.CoarseDropout(
-                    num_holes_range=(1, 4),
-                    hole_height_range=(0.05, 0.15),
-                    hole_width_range=(0.05, 0.15),
-                    fill=0,
-                    p=0.3 * strength,
-                ),
-            ]
-        )
+        self._local = threading.local()  # a pipeline holds its generator, so each thread needs its own
 
-    def __call__(self, picture: np.ndarray, seed: int) -> np.ndarray:
+    def __call__(self, picture: np.ndarray, seed: int, box: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None]:
         """Augment one picture; the same seed gives the same result in any process.
 
         Parameters
         ----------
         picture : ndarray of shape (height, width), uint8
         seed : int
+        box : ndarray of shape (4,), optional
+            x_min, y_min, x_max, y_max as shares of the picture's sides; moves with the picture.
 
         Returns
         -------
-        ndarray of shape (height, width), uint8
+        picture : ndarray of shape (height, width), uint8
+        box : ndarray of shape (4,), float32, or None
+            NaN where less than half of it is left in the picture.
         """
         if self.strength == 0:
-            return picture
-        self.pipeline.set_random_seed(seed)
-        return self.pipeline(image=picture)["image"]
+            return picture, box
+        pipeline = self._pipeline()
+        pipeline.set_random_seed(seed)
+        given = np.empty((0, 4)) if box is None or np.isnan(box[0]) else box[None]
+        result = pipeline(image=picture, bboxes=given)
+        if box is not None:
+            left = np.asarray(result["bboxes"], dtype=np.float32).reshape(-1, 4)
+            box = left[0] if len(left) else np.full(4, np.nan, dtype=np.float32)
+        return result["image"], box
+
+    def _pipeline(self) -> A.Compose:
+        if not hasattr(self._local, "pipeline"):
+            self._local.pipeline = _make_pipeline(self.strength)
+        return self._local.pipeline
+
+    def __getstate__(self) -> dict:
+        return {"strength": self.strength}  # for a process that is spawned
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(**state)
+
+
+def _make_pipeline(strength: float) -> A.Compose:
+    return A.Compose(
+        [
+            A.HorizontalFlip(p=0.5),
+            A.VerticalFlip(p=0.5),
+            A.Affine(
+                scale=(1 - 0.15 * strength, 1 + 0.15 * strength),
+                translate_percent=(-0.06 * strength, 0.06 * strength),
+                rotate=(-20 * strength, 20 * strength),
+                shear=(-8 * strength, 8 * strength),
+                fill=0,
+                p=0.8,
+            ),
+            A.RandomBrightnessContrast(brightness_limit=0.15 * strength, contrast_limit=0.15 * strength, p=0.5),
+            A.CoarseDropout(
+                num_holes_range=(1, 4),
+                hole_height_range=(0.05, 0.15),
+                hole_width_range=(0.05, 0.15),
+                fill=0,
+                p=0.3 * strength,
+            ),
+        ],
+        # CoarseDropout would erase boxes that a hole covers in part.
+        bbox_params=A.BboxParams(format="albumentations", min_visibility=0.5, clip=True),
+    )

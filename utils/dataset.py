@@ -1,28 +1,27 @@
-"""Cached pictures and metadata as batches: one picture an item for image models, a breast's pictures for the recurrent one.
+"""Cached pictures and metadata as items: an image, a breast with its images, or a breast beside the patient's other one.
 
-Both kinds of item have the same form, so that one training loop serves all. A batch is a dict:
-
-- ``images``: uint8 tensor (N, 1, height, width), the pictures of all items one after the other
-- ``metadata``: float32 tensor (N, 6), one row per picture, columns `METADATA`
-- ``lengths``: int64 tensor (B,), how many pictures each item has; sums to N
-- ``label``: float32 tensor (B,)
-- ``index``: int64 tensor (B,), the item's row in ``dataset.items``
+All kinds of item have the same form, so that one training loop serves all; `utils.loading` says what a batch of them is.
 """
 
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
 from utils.augment import Augment
+from utils.auxiliary import auxiliary_targets
+from utils.boxes import largest_boxes
 from utils.cache import load_picture
+from utils.environment import cpu_count
 
 METADATA = ("age", "age_missing", "implant", "view", "machine_id", "site_id")
 CATEGORIES = ("view", "machine_id", "site_id")
+NO_BOX = np.full(4, np.nan, dtype=np.float32)
 VIEW_ORDER = ("CC", "MLO", "ML", "LM", "LMO", "AT")  # the two screening views first; others follow by name
 
 
@@ -77,6 +76,8 @@ class ImageDataset(Dataset):
         None for validation and test.
     seed : int
         With ``epoch`` and the item's index, it decides every random choice.
+    boxes : DataFrame, optional
+        From `utils.boxes.to_picture`; an image's largest is its target.
     """
 
     def __init__(
@@ -87,38 +88,71 @@ class ImageDataset(Dataset):
         vocabulary: Vocabulary,
         augment: Augment | None = None,
         seed: int = 0,
+        boxes: pd.DataFrame | None = None,
     ):
         self.images = images.reset_index(drop=True)
         self.cache_dir, self.split = cache_dir, split
         self.metadata = torch.from_numpy(vocabulary.encode(self.images))
-        self.augment, self.seed, self.epoch = augment, seed, 0
+        self.augment, self.seed = augment, seed
         self.items = self.images
+        self.boxes = None if boxes is None else largest_boxes(boxes, self.images.image_id)
+        # In shared memory, so that the processes of a loader that live on see the next epoch.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     @property
+    def epoch(self) -> int:
+        """Number of the epoch, which decides what is drawn."""
+        return int(self._epoch)
+
+    @epoch.setter
+    def epoch(self, number: int) -> None:
+        self._epoch.fill_(number)
+
+    @cached_property
     def labels(self) -> np.ndarray:
         """Labels of the items, int array; zeros where the table has none."""
         return self.items["cancer"].to_numpy() if "cancer" in self.items else np.zeros(len(self.items), dtype=int)
+
+    @cached_property
+    def auxiliary(self) -> torch.Tensor:
+        """Auxiliary targets of the items, as from `utils.auxiliary.auxiliary_targets`."""
+        return torch.from_numpy(auxiliary_targets(self.items))
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: int) -> dict:
-        rows = self._rows(index)
+        rows, own = self._rows(index)
+        pictures, boxes = zip(*[self._picture(row) for row in rows], strict=True)
         return {
-            "images": torch.stack([self._picture(row) for row in rows]),  # (V, 1, H, W)
+            "images": torch.stack(pictures),  # (V, 1, H, W)
             "metadata": self.metadata[rows],  # (V, 6)
+            "own": torch.tensor(own),  # (V,)
             "label": float(self.labels[index]),
+            "auxiliary": self.auxiliary[index],
+            "box": torch.from_numpy(boxes[0]),  # (4,)
             "index": index,
         }
 
-    def _rows(self, index: int) -> list[int]:
-        return [index]
+    def __getitems__(self, indices: list[int]) -> list[dict]:
+        """Items of a batch; in threads where no process of a loader does it, since the decoder and OpenCV release the GIL."""
+        if torch.utils.data.get_worker_info() or cpu_count() == 1:
+            return [self[index] for index in indices]
+        return list(_threads().map(self.__getitem__, indices))
 
-    def _picture(self, row: int) -> torch.Tensor:
-        picture = load_picture(self.cache_dir, self.split, self.images.image_id.iloc[row])
+    def _rows(self, index: int) -> tuple[list[int], list[bool]]:
+        """Rows of an item's images, and whether each is of the breast that is asked for."""
+        return [index], [True]
+
+    def _picture(self, row: int) -> tuple[torch.Tensor, np.ndarray]:
+        picture = self._load(row)
+        box = NO_BOX if self.boxes is None else self.boxes[row]
         if self.augment:
-            picture = self.augment(picture, seed=int(self._generator(row).integers(2**31)))
-        return torch.from_numpy(np.ascontiguousarray(picture))[None]  # (1, H, W)
+            picture, box = self.augment(picture, int(self._generator(row).integers(2**31)), box)
+        return torch.from_numpy(np.ascontiguousarray(picture))[None], box  # (1, H, W), (4,)
+
+    def _load(self, row: int) -> np.ndarray:
+        return load_picture(self.cache_dir, self.split, self.images.image_id.iloc[row])
 
     def _generator(self, number: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, self.epoch, number])
@@ -133,18 +167,32 @@ class BreastDataset(ImageDataset):
     ----------
     max_views : int or None
         None takes all. 1 is needed where the number of images of a breast tells its label.
+    both_breasts : bool
+        The images of the patient's other breast follow, as many at most.
     """
 
-    def __init__(self, images: pd.DataFrame, *args, max_views: int | None = None, **kwargs):
+    def __init__(self, images: pd.DataFrame, *args, max_views: int | None = None, both_breasts: bool = False, **kwargs):
         order = images.view.map({view: rank for rank, view in enumerate(VIEW_ORDER)}).fillna(len(VIEW_ORDER))
         images = images.assign(_order=order).sort_values(["_order", "view", "image_id"]).drop(columns="_order")
         super().__init__(images, *args, **kwargs)
-        self.max_views = max_views
+        self.max_views, self.both_breasts = max_views, both_breasts
         groups = self.images.groupby("prediction_id", sort=False).indices
         self.groups = list(groups.values())
         self.items = self.images.iloc[[rows[0] for rows in self.groups]].reset_index(drop=True)
+        self.others = self._other_breasts()
 
-    def _rows(self, index: int) -> list[int]:
+    def _other_breasts(self) -> list[int | None]:
+        """Number of the item that is the patient's other breast, for each item."""
+        numbers = {key: number for number, key in enumerate(zip(self.items.patient_id, self.items.laterality, strict=True))}
+        opposite = {"L": "R", "R": "L"}
+        return [numbers.get((patient, opposite[side])) for patient, side in numbers]
+
+    def _rows(self, index: int) -> tuple[list[int], list[bool]]:
+        own = self._drawn(index)
+        other = self._drawn(self.others[index]) if self.both_breasts and self.others[index] is not None else []
+        return own + other, [True] * len(own) + [False] * len(other)
+
+    def _drawn(self, index: int) -> list[int]:
         rows = self.groups[index]
         if self.max_views is None or len(rows) <= self.max_views:
             return rows.tolist()
@@ -153,61 +201,6 @@ class BreastDataset(ImageDataset):
         return sorted(generator.choice(rows, self.max_views, replace=False).tolist())
 
 
-class ShareSampler(Sampler):
-    """Order of an epoch's items: every item once, or as many with a set share of positives.
-
-    Parameters
-    ----------
-    labels : ndarray of int
-    positive_share : float or None
-        None shuffles. Else positives are repeated, and negatives left out, so that their share is this.
-    seed : int
-    """
-
-    def __init__(self, labels: np.ndarray, positive_share: float | None, seed: int):
-        self.labels, self.positive_share, self.seed, self.epoch = np.asarray(labels), positive_share, seed, 0
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = np.random.default_rng([self.seed, self.epoch, 2])
-        positives, negatives = np.flatnonzero(self.labels == 1), np.flatnonzero(self.labels == 0)
-        if self.positive_share is None or not len(positives) or not len(negatives):
-            return iter(generator.permutation(len(self.labels)).tolist())
-        n_positives = round(self.positive_share * len(self.labels))
-        chosen = [_draw(positives, n_positives, generator), _draw(negatives, len(self.labels) - n_positives, generator)]
-        return iter(generator.permutation(np.concatenate(chosen)).tolist())
-
-
-def _draw(pool: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
-    """Draw ``count`` of ``pool``; nothing is drawn again before everything has been drawn."""
-    rounds = -(-count // len(pool))
-    return np.concatenate([generator.permutation(pool) for _ in range(rounds)] or [pool[:0]])[:count]
-
-
-def collate(items: list[dict]) -> dict[str, torch.Tensor]:
-    """Join items into a batch; see the module's first lines."""
-    return {
-        "images": torch.cat([item["images"] for item in items]),
-        "metadata": torch.cat([item["metadata"] for item in items]),
-        "lengths": torch.tensor([len(item["images"]) for item in items]),
-        "label": torch.tensor([item["label"] for item in items], dtype=torch.float32),
-        "index": torch.tensor([item["index"] for item in items]),
-    }
-
-
-def make_loader(
-    dataset: ImageDataset, batch_size: int, num_workers: int, sampler: Sampler | None = None, pin_memory: bool = False
-) -> DataLoader:
-    """Make a loader of whole epochs; with a sampler an incomplete last batch is dropped if a complete one exists."""
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=sampler,
-        num_workers=num_workers,
-        collate_fn=collate,
-        pin_memory=pin_memory,
-        # Batch normalisation over one or two left-over pictures does harm.
-        drop_last=sampler is not None and len(dataset) >= batch_size,
-    )
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(cpu_count(), thread_name_prefix="load")

@@ -94,11 +94,16 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def pick_device():
-    """Pick the GPU if one works, else the CPU.
+def pick_device(number: int = 0):
+    """Pick a GPU if one works, else the CPU.
 
     ``torch.cuda.is_available()`` says True on GPUs that the installed torch no longer supports (Kaggle's P100), so an
     operation is tried.
+
+    Parameters
+    ----------
+    number : int
+        Of the GPU, modulo how many there are.
 
     Returns
     -------
@@ -107,9 +112,11 @@ def pick_device():
     import torch
 
     if torch.cuda.is_available():
+        device = torch.device("cuda", number % max(1, torch.cuda.device_count()))
         try:
-            torch.ones(8, device="cuda").mul(2).sum().item()
-            return torch.device("cuda")
+            torch.ones(8, device=device).mul(2).sum().item()
+            torch.cuda.set_device(device)
+            return device
         except RuntimeError as error:
             print(f"The GPU does not work with torch {torch.__version__} ({str(error).splitlines()[0]}): using the CPU.")
             print("On Kaggle, choose the accelerator 'GPU T4 x2' in the notebook's settings.")

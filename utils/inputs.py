@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from utils.boxes import read_boxes
 from utils.cache import CacheSettings, build_cache, default_cache_dir
 from utils.environment import KitError, find_competition, resolve, working_dir
-from utils.phantom import is_phantom_competition, make_competition
+from utils.phantom import BOXES_FILE, is_phantom_competition, make_competition
 from utils.tables import breasts, read_images
 
 REAL_SIZE = (1024, 512)
@@ -40,6 +41,12 @@ class Inputs:
         print(f"Pictures of {split}: {self.settings.image_height} x {self.settings.image_width} px, cached in {self.cache_dir}")
         workers = {"num_workers": num_workers, "cluster": cluster, "gpu_decode": gpu_decode}
         return images, build_cache(images, self.competition_dir, split, self.cache_dir, self.settings, **workers)
+
+    def boxes(self, boxes_path: str | Path | None) -> pd.DataFrame | None:
+        """Boxes around findings: of the file that is named, else the phantom's own; None where there are none."""
+        if boxes_path:
+            return read_boxes(resolve(boxes_path))
+        return read_boxes(self.competition_dir / BOXES_FILE) if self.is_phantom else None
 
 
 def open_inputs(

@@ -9,6 +9,7 @@ import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import TimeoutError  # pebble raises this one
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -21,6 +22,25 @@ class IsolationError(Exception):
     """The process that worked on an item died, or took too long."""
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What one item may cost its process.
+
+    Parameters
+    ----------
+    seconds : float or None
+        After which the process is killed; None for no end.
+    memory : int or None
+        Bytes that the process may take beyond what it has at its start; enforced on Linux. None for no limit.
+    threads : int or None
+        Of the libraries that it computes with; None leaves the choice to them.
+    """
+
+    seconds: float | None = 120.0
+    memory: int | None = 2 * GIBIBYTE
+    threads: int | None = 1
+
+
 class IsolatedPool:
     """Processes that each work on one item at a time.
 
@@ -28,26 +48,24 @@ class IsolatedPool:
     ----------
     num_workers : int
         Number of processes.
-    time_limit : float
-        Seconds for one item, after which its process is killed.
-    memory_limit : int
-        Bytes that a process may take beyond what it has at its start; enforced on Linux.
+    limits : Limits
+        Of each.
     """
 
-    def __init__(self, num_workers: int, time_limit: float = 120.0, memory_limit: int = 2 * GIBIBYTE):
+    def __init__(self, num_workers: int, limits: Limits = Limits()):  # noqa: B008  (it is frozen)
         # In a Dask worker, which is a daemon, multiprocessing refuses children; these end with their parent by themselves.
         multiprocessing.current_process().daemon = False
         # Linux's C library returns large blocks when they are freed, and fetching them anew for each image costs a tenth of the
         # time. Processes read this at their start; more than 32 MiB is ignored.
         os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(32 * 2**20))
         os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(GIBIBYTE))
-        self._time_limit = time_limit
+        self._seconds = limits.seconds
         self._pool = ProcessPool(
             max_workers=num_workers,
             # fork would copy whatever threads and locks a notebook has; spawn is the one way that works everywhere
             context=multiprocessing.get_context("spawn"),
             initializer=_prepare,
-            initargs=(memory_limit,),
+            initargs=(limits,),
         )
         atexit.register(self.stop)
 
@@ -60,11 +78,11 @@ class IsolatedPool:
             If the process died or took too long.
         """
         try:
-            return self._pool.schedule(function, args=(item,), timeout=self._time_limit).result()
+            return self._pool.schedule(function, args=(item,), timeout=self._seconds).result()
         except ProcessExpired as error:
             raise IsolationError(f"the process that worked on it died ({_cause(error.exitcode)})") from error
         except TimeoutError as error:
-            raise IsolationError(f"it took more than {self._time_limit:g} seconds") from error
+            raise IsolationError(f"it took more than {self._seconds:g} seconds") from error
 
     def stop(self) -> None:
         """End the processes."""
@@ -79,12 +97,17 @@ class IsolatedPool:
         self.stop()
 
 
-def _prepare(memory_limit: int) -> None:
+def _prepare(limits: Limits) -> None:
+    # So that a loader of batches may start processes, in the way that is usual here, and not as this one was started.
+    multiprocessing.current_process()._config["daemon"] = False
+    multiprocessing.set_start_method(None, force=True)
     cv2.setNumThreads(1)  # one process a core: the libraries' own threads would compete; OpenCV heeds no environment variable
-    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")  # for what is imported from here on
+    if limits.threads:  # for what is imported from here on
+        os.environ.update(OMP_NUM_THREADS=str(limits.threads), OPENBLAS_NUM_THREADS=str(limits.threads))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C ends the parent, which ends these
-    with contextlib.suppress(ImportError, OSError):  # Windows, macOS
-        _limit_memory(memory_limit)
+    if limits.memory:
+        with contextlib.suppress(ImportError, OSError):  # Windows, macOS
+            _limit_memory(limits.memory)
 
 
 def _limit_memory(limit: int) -> None:

@@ -1,32 +1,31 @@
-"""The networks: a plain CNN, any timm network, and the recurrent hybrid that reads a breast's images and metadata in sequence.
+"""The networks: an encoder with a head, one that joins a breast's images, and the recurrent hybrid that reads them in sequence.
 
-All take a batch of `utils.dataset` and give one logit per item: pictures come as uint8, and are normalised here.
+All take a batch of `utils.loading` and give one logit per item; further heads are used in training, or where asked for.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
-import safetensors
-import safetensors.torch
-import timm
 import torch
-from timm.models import adapt_input_conv
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 
 from utils.dataset import CATEGORIES, METADATA, Vocabulary
-from utils.environment import KitError
+from utils.encoders import Encoder, ModelError, build_encoder
 
-CNN_CHANNELS = (16, 32, 64, 128, 256)
-SHOWN_KEYS = 6
 HIDE_METADATA = 0.1  # share of codes shown as "unseen" in training, so that an unseen machine meets a trained embedding
 RECURRENT_CELLS = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
-WRAPPERS = ("state_dict_ema", "state_dict", "model")  # where checkpoints of common training scripts keep the weights
-MULTIPLES = (1, 32, 64, 128, 256)  # of an image side, tried in this order when a network refuses a size
+LEVELS = ("image", "breast", "patient")
+VIEW_POOLINGS = ("attention", "concat")
+ATTENTION_SIZE = 128
 
 
-class ModelError(KitError, ValueError):
-    """A network that can't be built, or weights that do not fit it; the message says what to change."""
+class Outputs(NamedTuple):
+    """What a network gives for a batch of B items."""
+
+    logit: torch.Tensor  # (B,), of cancer
+    auxiliary: torch.Tensor | None = None  # (B, sum of classes), logits of the auxiliary targets; in training alone
+    box: torch.Tensor | None = None  # (B, 4): x_min, y_min, x_max, y_max as shares of the picture's sides
 
 
 @dataclass(frozen=True)
@@ -39,12 +38,21 @@ class ModelConfig:
         ``cnn``, ``rnn``, or a timm name such as ``resnet50``, ``efficientnet_b0`` or ``maxvit_nano_rw_256``.
     image_height, image_width : int
         In pixels.
+    level : {"image", "breast", "patient"}
+        What it reads at once: an image; all images of a breast; or those and the other breast's, since asymmetry is a sign.
+        ``rnn`` reads breasts whatever this says.
+    view_pooling : {"attention", "concat"}
+        How a breast's images are joined: a learned weight for each, or the means of its CC and of its other views side by side.
     pretrained : bool
         Load timm's weights, which need a network; of ``rnn``, into its timm encoders.
     weights_path : str
-        Load a local file instead; see `load_weights`. Empty for none.
+        Load a local file instead; see `utils.encoders.load_weights`. Empty for none.
+    pooling : {"", "avg", "max", "gem"}
+        Of the encoder's last maps; empty for the network's own.
     dropout, drop_path : float
         Before the head, and of residual branches where the network has them.
+    box_head : bool
+        Predict a box as well.
     encoders : tuple of str
         Image encoders of ``rnn``.
     recurrent_cell : {"gru", "lstm", "rnn"}
@@ -55,112 +63,127 @@ class ModelConfig:
     architecture: str
     image_height: int
     image_width: int
+    level: str = "image"
+    view_pooling: str = "attention"
     pretrained: bool = False
     weights_path: str = ""
+    pooling: str = ""
     dropout: float = 0.2
     drop_path: float = 0.0
+    box_head: bool = False
     encoders: tuple[str, ...] = ("cnn", "resnet50")
     recurrent_cell: str = "gru"
     hidden_size: int = 128
 
     @property
-    def breast_level(self) -> bool:
-        """Whether an item is a breast (`BreastDataset`) rather than an image."""
-        return self.architecture == "rnn"
+    def item(self) -> str:
+        """What an item of its data set is: ``image``, ``breast``, or ``patient`` (a breast beside the other one)."""
+        return "breast" if self.architecture == "rnn" else self.level
 
 
-def build_model(config: ModelConfig, vocabulary: Vocabulary) -> nn.Module:
+def build_model(config: ModelConfig, vocabulary: Vocabulary, auxiliary_sizes: tuple[int, ...] = ()) -> nn.Module:
     """Build a network.
 
     Parameters
     ----------
     config : ModelConfig
     vocabulary : Vocabulary
-        Sizes the metadata embeddings of ``rnn``.
+        Sizes the metadata embeddings of ``rnn``, and tells the views apart.
+    auxiliary_sizes : tuple of int
+        Classes of each auxiliary target; empty for a network without that head.
 
     Returns
     -------
     Module
-        ``model(images, metadata, lengths) -> logits (B,)``, with the tensors of `utils.dataset`.
+        ``model(images, metadata, lengths, own) -> Outputs``, with the tensors of `utils.loading`.
 
     Raises
     ------
     ModelError
-        If the architecture is unknown, the image size does not suit it, or the weights do not fit.
+        If the architecture is unknown, the image size does not suit it, parts do not go together, or the weights do not fit.
     """
-    if config.architecture != "rnn":
-        return ImageModel(_build_encoder(config.architecture, config), config.dropout)
-    if config.recurrent_cell not in RECURRENT_CELLS:
-        raise ModelError(f"recurrent_cell is {config.recurrent_cell!r}; choose from {', '.join(RECURRENT_CELLS)}.")
-    encoders = [_build_encoder(name, config) for name in config.encoders]
-    return RecurrentHybrid(encoders, vocabulary, config)
-
-
-class PlainCnn(nn.Module):
-    """Five blocks of convolution, normalisation, ReLU and pooling, then a fully connected layer; trained from scratch.
-
-    After the CNN of Gudur et al. 2024. The last feature map is pooled by its mean and its maximum, so that images of any size
-    are taken and a small lesion is not averaged away.
-    """
-
-    def __init__(self, dropout: float):
-        super().__init__()
-        channels = (1, *CNN_CHANNELS)
-        self.blocks = nn.Sequential(*[_conv_block(a, b) for a, b in zip(channels, channels[1:], strict=False)])
-        self.num_features = CNN_CHANNELS[-1]
-        self.fully_connected = nn.Sequential(
-            nn.Linear(2 * CNN_CHANNELS[-1], self.num_features), nn.ReLU(inplace=True), nn.Dropout(dropout)
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.blocks(x)  # (N, 1, H, W) -> (N, 256, H/32, W/32)
-        x = torch.cat([x.mean(dim=(2, 3)), x.amax(dim=(2, 3))], dim=1)  # (N, 512)
-        return self.fully_connected(x)  # (N, 256)
-
-
-def _conv_block(channels_in: int, channels_out: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1, bias=False),
-        nn.BatchNorm2d(channels_out),
-        nn.ReLU(inplace=True),
-        nn.MaxPool2d(2),
+    _check(config.level in LEVELS, f"level is {config.level!r}; choose from {', '.join(LEVELS)}.")
+    _check(
+        config.view_pooling in VIEW_POOLINGS,
+        f"view_pooling is {config.view_pooling!r}; choose from {', '.join(VIEW_POOLINGS)}.",
     )
-
-
-class Encoder(nn.Module):
-    """A network that turns uint8 pictures into features, with the input normalisation that its weights expect.
-
-    Parameters
-    ----------
-    backbone : Module
-        Takes float (N, 1, H, W), gives (N, num_features).
-    mean, std : float
-        Of the input on the [0, 1] scale.
-    """
-
-    def __init__(self, backbone: nn.Module, mean: float, std: float):
-        super().__init__()
-        self.backbone, self.num_features = backbone, backbone.num_features
-        self.mean, self.std = mean, std
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = (images.float() / 255 - self.mean) / self.std  # uint8 (N, 1, H, W) -> float
-        return self.backbone(x.contiguous(memory_format=torch.channels_last))  # (N, F)
+    _check(not config.box_head or config.item == "image", "A box is predicted for an image: box_head needs level image.")
+    if config.architecture == "rnn":
+        _check(
+            config.recurrent_cell in RECURRENT_CELLS,
+            f"recurrent_cell is {config.recurrent_cell!r}; choose from {', '.join(RECURRENT_CELLS)}.",
+        )
+        _check(config.level != "patient", "rnn reads one breast: level patient is for other architectures.")
+        return RecurrentHybrid(vocabulary, config, auxiliary_sizes)
+    network = ImageModel if config.level == "image" else MultiViewModel
+    return network(vocabulary, config, auxiliary_sizes)
 
 
 class ImageModel(nn.Module):
     """An encoder and a linear head: one logit per image. Metadata is ignored."""
 
-    def __init__(self, encoder: Encoder, dropout: float):
+    def __init__(self, vocabulary: Vocabulary, config: ModelConfig, auxiliary_sizes: tuple[int, ...]):
         super().__init__()
-        self.encoder = encoder
-        self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(encoder.num_features, 1)
+        self.encoder = _encoder(config.architecture, config)
+        self.head = Head(self.encoder.num_features, config.dropout, auxiliary_sizes)
+        self.box = BoxHead(self.encoder.num_features) if config.box_head else None
 
-    def forward(self, images: torch.Tensor, metadata: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        features = self.encoder(images).float()
-        with torch.autocast(images.device.type, enabled=False):  # bfloat16 has few values: logits would tie
-            return self.head(self.dropout(features)).squeeze(1)  # (B, 1) -> (B,)
+    def forward(self, images: torch.Tensor, metadata: torch.Tensor, lengths: torch.Tensor, own: torch.Tensor) -> Outputs:
+        features, maps = self.encoder(images)
+        return self.head(features)._replace(box=self.box(maps) if self.box else None)
+
+
+class MultiViewModel(nn.Module):
+    """A shared encoder for all images of a breast, whose features are joined to one logit; metadata is ignored.
+
+    At the patient's level the other breast's images are joined likewise, and stand beside the breast's own.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, config: ModelConfig, auxiliary_sizes: tuple[int, ...]):
+        super().__init__()
+        self.encoder = _encoder(config.architecture, config)
+        num_features = self.encoder.num_features
+        self.attention = GatedAttention(num_features) if config.view_pooling == "attention" else None
+        self.both_breasts = config.level == "patient"
+        self.cc_code = vocabulary.view.index("CC") + 1 if "CC" in vocabulary.view else -1
+        parts = (1 if self.attention else 2) * (2 if self.both_breasts else 1)
+        self.head = Head(parts * num_features, config.dropout, auxiliary_sizes)
+
+    def forward(self, images: torch.Tensor, metadata: torch.Tensor, lengths: torch.Tensor, own: torch.Tensor) -> Outputs:
+        features, _ = self.encoder(images)  # (N, F)
+        is_cc = metadata[:, METADATA.index("view")] == self.cc_code  # (N,)
+        with torch.autocast(images.device.type, enabled=False):
+            parts = lengths.tolist()
+            features = pad_sequence(features.float().split(parts), batch_first=True)  # (B, V, F)
+            present = pad_sequence(torch.ones_like(own).split(parts), batch_first=True)  # (B, V), bool
+            own, is_cc = (pad_sequence(mask.split(parts), batch_first=True) for mask in (own, is_cc))
+            sides = [present & own, present & ~own] if self.both_breasts else [present & own]
+            joined = [part for side in sides for part in self._join(features, side, is_cc)]  # each (B, F)
+        return self.head(torch.cat(joined, dim=1))
+
+    def _join(self, features: torch.Tensor, side: torch.Tensor, is_cc: torch.Tensor) -> list[torch.Tensor]:
+        if self.attention:
+            return [self.attention(features, side)]
+        return [_masked_mean(features, side & is_cc), _masked_mean(features, side & ~is_cc)]
+
+
+class GatedAttention(nn.Module):
+    """Mean of a set of features with learned weights; zero of an empty set.
+
+    References
+    ----------
+    Ilse et al., Attention-based Deep Multiple Instance Learning, 2018.
+    """
+
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.value, self.gate = nn.Linear(num_features, ATTENTION_SIZE), nn.Linear(num_features, ATTENTION_SIZE)
+        self.score = nn.Linear(ATTENTION_SIZE, 1)
+
+    def forward(self, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        scores = self.score(torch.tanh(self.value(features)) * torch.sigmoid(self.gate(features))).squeeze(2)  # (B, V)
+        weights = scores.masked_fill(~mask, -1e4).softmax(dim=1) * mask  # (B, V)
+        return (weights.unsqueeze(2) * features).sum(dim=1)  # (B, V, 1) * (B, V, F) -> (B, F)
 
 
 class RecurrentHybrid(nn.Module):
@@ -170,19 +193,18 @@ class RecurrentHybrid(nn.Module):
     reads the breast's images in view order, any number of them; its last state gives one logit per breast.
     """
 
-    def __init__(self, encoders: list[Encoder], vocabulary: Vocabulary, config: ModelConfig):
+    def __init__(self, vocabulary: Vocabulary, config: ModelConfig, auxiliary_sizes: tuple[int, ...]):
         super().__init__()
-        self.encoders = nn.ModuleList(encoders)
+        self.encoders = nn.ModuleList(_encoder(name, config) for name in config.encoders)
         self.metadata = MetadataEmbedding(vocabulary)
-        num_features = sum(encoder.num_features for encoder in encoders) + self.metadata.num_features
+        num_features = sum(encoder.num_features for encoder in self.encoders) + self.metadata.num_features
         # Encoders differ in scale; without this the loudest would drown the others.
         self.norm = nn.LayerNorm(num_features)
         self.recurrent = RECURRENT_CELLS[config.recurrent_cell](num_features, config.hidden_size, batch_first=True)
-        self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(config.hidden_size, 1)
+        self.head = Head(config.hidden_size, config.dropout, auxiliary_sizes)
 
-    def forward(self, images: torch.Tensor, metadata: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        features = [encoder(images).float() for encoder in self.encoders]  # each (N, F)
+    def forward(self, images: torch.Tensor, metadata: torch.Tensor, lengths: torch.Tensor, own: torch.Tensor) -> Outputs:
+        features = [encoder(images)[0].float() for encoder in self.encoders]  # each (N, F)
         features = torch.cat([*features, self.metadata(metadata)], dim=1)  # (N, F1 + F2 + M)
         with torch.autocast(images.device.type, enabled=False):  # few numbers, and recurrent cells want float32
             features = self.norm(features)
@@ -190,7 +212,7 @@ class RecurrentHybrid(nn.Module):
             packed = pack_padded_sequence(sequences, lengths.cpu(), batch_first=True, enforce_sorted=False)
             _, state = self.recurrent(packed)
             state = state[0] if isinstance(state, tuple) else state  # an LSTM has a cell state too
-            return self.head(self.dropout(state[-1])).squeeze(1)  # (1, B, hidden) -> (B, hidden) -> (B,)
+        return self.head(state[-1])  # (1, B, hidden) -> (B, hidden)
 
 
 class MetadataEmbedding(nn.Module):
@@ -210,162 +232,68 @@ class MetadataEmbedding(nn.Module):
         return torch.cat([numbers, *embedded], dim=1)
 
 
-def check_image_size(architecture: str, image_height: int, image_width: int) -> None:
-    """Check that a network takes images of a size, by running its shapes alone, without computing or allocating.
+class Head(nn.Module):
+    """Dropout and a linear layer to one logit, and another to the auxiliary targets' logits, which only training computes."""
 
-    Raises
-    ------
-    ModelError
-        Naming the nearest size that the network does take.
-    """
-    if _takes_size(architecture, image_height, image_width):
-        return
-    for multiple in MULTIPLES:
-        height, width = (max(multiple, round(side / multiple) * multiple) for side in (image_height, image_width))
-        if _takes_size(architecture, height, width):
-            hint = f"image_height={height}, image_width={width} would do."
-            break
-    else:
-        size = timm.get_pretrained_cfg(architecture).input_size[1:]
-        hint = f"It was made for {size[0]} x {size[1]}."
-    raise ModelError(f"{architecture} does not take images of {image_height} x {image_width}. {hint}")
+    def __init__(self, num_features: int, dropout: float, auxiliary_sizes: tuple[int, ...]):
+        super().__init__()
+        self.dropout, self.cancer = nn.Dropout(dropout), nn.Linear(num_features, 1)
+        self.auxiliary = nn.Linear(num_features, sum(auxiliary_sizes)) if auxiliary_sizes else None
+
+    def forward(self, features: torch.Tensor) -> Outputs:
+        with torch.autocast(features.device.type, enabled=False):  # bfloat16 has few values: logits would tie
+            features = self.dropout(features.float())
+            auxiliary = self.auxiliary(features) if self.auxiliary and self.training else None
+            return Outputs(self.cancer(features).squeeze(1), auxiliary)  # (B, 1) -> (B,)
 
 
-def load_weights(model: nn.Module, path: str | Path) -> list[str]:
-    """Load an encoder's weights from a local file: safetensors, or a state dict that torch loads with ``weights_only``.
+class BoxHead(nn.Module):
+    """One box from an encoder's maps: the mean place under a learned heat map, and a size that follows from what is there."""
 
-    Strict apart from the head, which is left as it is, and the stem, whose RGB filters are summed for the one input channel.
-    A state dict with other names but the same shapes in the same order (another implementation of the same network) is
-    matched by position.
+    def __init__(self, channels: int):
+        super().__init__()
+        self.heat, self.size = nn.Conv2d(channels, 1, kernel_size=1), nn.Linear(channels, 2)
 
-    Parameters
-    ----------
-    model : Module
-        A timm network with one input channel and no head, or a `PlainCnn`.
-    path : path
-
-    Returns
-    -------
-    list of str
-        Names in the file that were left out: the head's.
-
-    Raises
-    ------
-    ModelError
-        If the file can't be read safely or its tensors do not fit; lists which.
-    """
-    found = _strip(_read_state(Path(path)))
-    wanted = model.state_dict()
-    if not set(found) & set(wanted):
-        found = _match_by_position(found, wanted, path)
-    head = [key for key in found if key not in wanted and _is_head(key, model)]
-    state = {key: _adapt_stem(value, wanted.get(key)) for key, value in found.items() if key not in head}
-    problems = {
-        "missing in the file": [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")],
-        "not in the network": [key for key in state if key not in wanted],
-        "of another shape": [key for key in state if key in wanted and state[key].shape != wanted[key].shape],
-    }
-    listed = [f"{len(keys)} {what}: {_some(keys)}" for what, keys in problems.items() if keys]
-    if listed:
-        raise ModelError(f"{path} does not fit {type(model).__name__}. {'; '.join(listed)}. Is it the same architecture?")
-    model.load_state_dict(state, strict=False)
-    return head
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        if maps.ndim != 4 or maps.shape[1] != self.heat.in_channels:
+            raise ModelError(
+                "box_head needs a network whose last maps are (channels, height, width): take a convolutional one."
+            )
+        with torch.autocast(maps.device.type, enabled=False):
+            maps = maps.float()
+            weights = self.heat(maps).flatten(1).softmax(dim=1)  # (N, h * w)
+            centre = weights @ _cell_centres(*maps.shape[2:], maps.device)  # (N, h * w) @ (h * w, 2) -> (N, 2)
+            there = torch.einsum("np,ncp->nc", weights, maps.flatten(2))  # (N, C)
+            half = torch.sigmoid(self.size(there)) / 2  # (N, 2)
+            return torch.cat([centre - half, centre + half], dim=1)
 
 
-def _build_encoder(name: str, config: ModelConfig) -> Encoder:
-    if name == "cnn":
-        backbone, mean, std = PlainCnn(config.dropout), 0.5, 0.5
-    else:
-        check_image_size(name, config.image_height, config.image_width)
-        use_hub = config.pretrained and not config.weights_path
-        backbone = _create_timm(name, config.image_height, config.image_width, pretrained=use_hub, drop_path=config.drop_path)
-        cfg = backbone.pretrained_cfg
-        mean, std = (sum(cfg[key]) / len(cfg[key]) for key in ("mean", "std"))
-    # The hybrid's file is meant for its timm encoders; its plain CNN is trained from scratch.
-    if config.weights_path and not (config.breast_level and name == "cnn"):
-        load_weights(backbone, config.weights_path)
-    return Encoder(backbone, mean, std)
+def _cell_centres(height: int, width: int, device: torch.device) -> torch.Tensor:
+    """Give x and y of each cell's centre as shares of the sides, (height * width, 2), row by row."""
+    y, x = ((torch.arange(side, device=device) + 0.5) / side for side in (height, width))
+    return torch.stack([x.repeat(height), y.repeat_interleave(width)], dim=1)
 
 
-def _create_timm(name: str, image_height: int, image_width: int, pretrained: bool = False, drop_path: float = 0.0) -> nn.Module:
-    if not timm.is_model(name):
-        close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:SHOWN_KEYS])
-        raise ModelError(f"{name!r} is neither cnn, rnn nor a network of timm's{f'; did you mean {close}?' if close else '.'}")
-    options = {"in_chans": 1, "num_classes": 0}
-    if drop_path:
-        options["drop_path_rate"] = drop_path
-    if getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False):  # transformers whose positions are tied to a size
-        options["img_size"] = (image_height, image_width)
-    return timm.create_model(name, pretrained=pretrained, **options)
+def _masked_mean(features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean of the features (B, V, F) under a mask (B, V); zero where nothing is."""
+    return (features * mask.unsqueeze(2)).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)
 
 
-def _takes_size(architecture: str, image_height: int, image_width: int) -> bool:
-    if architecture == "cnn":
-        return min(image_height, image_width) >= 2 ** len(CNN_CHANNELS)
-    try:
-        with torch.device("meta"):
-            model = _create_timm(architecture, image_height, image_width).eval()
-        model(torch.empty(1, 1, image_height, image_width, device="meta"))
-    except ModelError:
-        raise
-    except (RuntimeError, AssertionError, ValueError, ZeroDivisionError, IndexError):
-        return False
-    return True
+def _encoder(name: str, config: ModelConfig) -> Encoder:
+    # The hybrid's file and pooling are meant for its timm encoders; its plain CNN is trained from scratch.
+    beside = config.architecture == "rnn" and name == "cnn"
+    return build_encoder(
+        name,
+        config.image_height,
+        config.image_width,
+        pretrained=config.pretrained,
+        weights_path="" if beside else config.weights_path,
+        dropout=config.dropout,
+        drop_path=config.drop_path,
+        pooling="" if beside else config.pooling,
+    )
 
 
-def _read_state(path: Path) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        raise ModelError(f"weights_path {path} does not exist.")
-    try:
-        if path.suffix == ".safetensors":
-            _warn_of_own_weights(path)
-            return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and safetensors raise many kinds on a broken or unsafe file
-        raise ModelError(f"{path} can't be read as plain weights ({type(error).__name__}: {error}).") from error
-    for key in WRAPPERS:
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ModelError(f"{path} holds no state dict; save model.state_dict() or use safetensors.")
-    return state
-
-
-def _warn_of_own_weights(path: Path) -> None:
-    with safetensors.safe_open(path, framework="pt") as file:
-        if "vocabulary" in (file.metadata() or {}):
-            print(f"{path} was trained by this kit: patients that it saw are not out of fold in what follows.")
-
-
-def _strip(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Drop the prefixes that wrappers add: DataParallel's, and this kit's own where the file is one of its runs."""
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    own = {key.removeprefix("encoder.backbone."): value for key, value in state.items() if key.startswith("encoder.backbone.")}
-    return own or state
-
-
-def _match_by_position(found: dict, wanted: dict, path: str | Path) -> dict[str, torch.Tensor]:
-    # Counters of batches (0-dimensional) are absent from older files, and no result depends on them.
-    values = [value for value in found.values() if value.ndim]
-    names = [key for key, value in wanted.items() if value.ndim]
-    adapted = [_adapt_stem(value, wanted[name]) for name, value in zip(names, values, strict=False)]
-    if len(values) < len(names) or any(value.shape != wanted[n].shape for n, value in zip(names, adapted, strict=True)):
-        return found
-    print(f"{path}: other names, same shapes in the same order: matched by position.")
-    return dict(zip(names, adapted, strict=True))
-
-
-def _adapt_stem(value: torch.Tensor, wanted: torch.Tensor | None) -> torch.Tensor:
-    """Sum RGB filters for one input channel, which is what timm does: a grey picture then gives what its RGB copy would."""
-    is_stem = wanted is not None and value.ndim == 4 and (value.shape[1], wanted.shape[1]) == (3, 1)
-    return adapt_input_conv(1, value) if is_stem else value
-
-
-def _is_head(key: str, model: nn.Module) -> bool:
-    classifier = getattr(model, "pretrained_cfg", {}).get("classifier") or "head"
-    names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    return key.startswith(tuple(f"{name}." for name in (*names, "head", "fc", "classifier")))
-
-
-def _some(keys: list[str]) -> str:
-    return ", ".join(keys[:SHOWN_KEYS]) + (", …" if len(keys) > SHOWN_KEYS else "")
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise ModelError(message)

@@ -13,7 +13,9 @@ import joblib
 from tqdm import tqdm
 
 from utils.environment import KitError
-from utils.isolation import IsolatedPool, IsolationError
+from utils.isolation import IsolatedPool, IsolationError, Limits
+
+DECODING = Limits()
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,12 @@ class StopRunError(KitError):
 def map_items(
     function: Callable[[Any], Any],
     items: Sequence[Any],
-    num_workers: int,
-    description: str,
-    unit: str,
+    num_workers: int = 0,
+    description: str = "",
+    unit: str = "items",
     cluster: str = "",
     prepare: Callable[[Any], None] | None = None,
+    limits: Limits = DECODING,
 ) -> Iterator[Outcome]:
     """Apply ``function`` to every item over processes, and yield each outcome as it is ready, in any order.
 
@@ -55,6 +58,8 @@ def map_items(
         threads. They need this package and the items' files in the same places.
     prepare : callable, optional
         Called here with each item when it is handed out, which is ``num_workers`` items before its turn: as to read ahead.
+    limits : Limits
+        Of each process; those of decoding one image by default.
 
     Yields
     ------
@@ -64,21 +69,21 @@ def map_items(
     """
     if not items:
         return
-    with _workers(num_workers, cluster) as (attempt, pool):
+    with _workers(num_workers, cluster, limits) as (attempt, pool):
         outcomes = pool(joblib.delayed(attempt)(function, item) for item in _handed_out(items, prepare))
         yield from _with_progress(outcomes, len(items), description, unit)
 
 
 @contextlib.contextmanager
-def _workers(num_workers: int, cluster: str) -> Iterator[tuple[Callable, joblib.Parallel]]:
+def _workers(num_workers: int, cluster: str, limits: Limits) -> Iterator[tuple[Callable, joblib.Parallel]]:
     if cluster:
         with _dask_client(cluster) as client, joblib.parallel_config(backend="dask"):
-            yield _attempt_on_cluster, joblib.Parallel(return_as="generator_unordered")
+            yield partial(_attempt_on_cluster, limits), joblib.Parallel(return_as="generator_unordered")
             client.run(_stop_pools)
     elif num_workers < 1:
         yield _attempt, joblib.Parallel(n_jobs=1, return_as="generator_unordered")
     else:
-        with IsolatedPool(num_workers) as isolated:
+        with IsolatedPool(num_workers, limits) as isolated:
             # These threads only wait for the processes.
             threads = joblib.Parallel(n_jobs=num_workers, backend="threading", return_as="generator_unordered")
             yield (lambda function, item: _attempt(function, item, isolated)), threads
@@ -150,18 +155,18 @@ def _run(function: Callable[[Any], Any], item: Any) -> Outcome:
         return Outcome(item, error=f"{type(error).__name__}: {error}")
 
 
-_pools: dict[int, IsolatedPool] = {}  # of a Dask worker, kept from one item to the next
+_pools: dict[tuple[int, Limits], IsolatedPool] = {}  # of a Dask worker, kept from one item to the next
 _pools_lock = threading.Lock()
 
 
-def _attempt_on_cluster(function: Callable[[Any], Any], item: Any) -> Outcome:
+def _attempt_on_cluster(limits: Limits, function: Callable[[Any], Any], item: Any) -> Outcome:
     from distributed import get_worker
 
     num_workers = get_worker().state.nthreads
     with _pools_lock:
-        if num_workers not in _pools:
-            _pools[num_workers] = IsolatedPool(num_workers)
-    return _attempt(function, item, _pools[num_workers])
+        if (num_workers, limits) not in _pools:
+            _pools[num_workers, limits] = IsolatedPool(num_workers, limits)
+    return _attempt(function, item, _pools[num_workers, limits])
 
 
 def _stop_pools() -> None:

@@ -24,6 +24,7 @@ from utils.phantom_images import draw_breast, draw_image, draw_lesions
 
 FORMAT_VERSION = 1
 TRUTH_FOLDER = "phantom_truth"
+BOXES_FILE = f"{TRUTH_FOLDER}/boxes.csv"
 PARAMETERS_FILE = "phantom.json"
 SUBMISSION_CONSTANT = 0.021  # the share of positive images in the real training set, 2.1 %
 TRAIN_COLUMNS = (
@@ -138,7 +139,7 @@ def read_truth(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         prediction_id (str) and cancer (0 or 1).
     """
     truth = Path(folder) / TRUTH_FOLDER
-    boxes = pd.read_csv(truth / "boxes.csv", dtype={"image_id": str})
+    boxes = pd.read_csv(Path(folder) / BOXES_FILE, dtype={"image_id": str})
     return boxes, pd.read_csv(truth / "test_labels.csv", dtype={"prediction_id": str})
 
 
@@ -185,7 +186,7 @@ def _build(folder: Path, parameters: dict, n_jobs: int) -> None:
     for row in images[["split", "patient_id"]].drop_duplicates().itertuples():
         (folder / f"{row.split}_images" / row.patient_id).mkdir(parents=True)
     boxes = _write_images(images, folder, parameters, n_jobs)
-    pd.DataFrame(boxes, columns=BOX_COLUMNS).to_csv(folder / TRUTH_FOLDER / "boxes.csv", index=False)
+    pd.DataFrame(boxes, columns=BOX_COLUMNS).to_csv(folder / BOXES_FILE, index=False)
     (folder / PARAMETERS_FILE).write_text(json.dumps(parameters, indent=2) + "\n")
 
 

@@ -1,18 +1,23 @@
 """Figures for the notebooks; nothing is computed here that anything else needs."""
 
-from collections.abc import Iterable
+import contextlib
+import io
+import threading
+from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
 from utils.cache import load_picture, picture_path
 from utils.metrics import area_under_roc
 
 COLUMNS = 6
+LOOK_EVERY = 2.0  # seconds between looks at a run's history
 
 
 def show_pictures(images: pd.DataFrame, cache_dir: str | Path, split: str, count: int = 12) -> plt.Figure:
@@ -52,33 +57,85 @@ def _draw_pictures(axes: Iterable[plt.Axes], images: pd.DataFrame, cache_dir: st
         axis.set_title(f"{row.laterality} {row.view}{label}", fontsize=9)
 
 
-def show_history(history: pd.DataFrame) -> plt.Figure:
-    """Show loss and held-out AUC per epoch, one line a fold.
+@contextlib.contextmanager
+def live_history(run_dir: str | Path) -> Iterator[None]:
+    """Show in a notebook what a run's folds have reached, epoch by epoch, while the block trains them.
+
+    It reads the folds' ``history.csv``, so it does not matter which process, or which machine, writes them.
+
+    Parameters
+    ----------
+    run_dir : path
+    """
+    from IPython.display import display
+
+    handle = display(_as_image(draw_history(_read_history(run_dir))), display_id=True)
+    ended = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(Path(run_dir), handle, ended), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def _watch(run_dir: Path, handle, ended: threading.Event) -> None:
+    shown = 0
+    while True:
+        is_last = ended.wait(timeout=LOOK_EVERY)
+        history = _read_history(run_dir)
+        if handle and len(history) != shown:
+            handle.update(_as_image(draw_history(history)))
+            shown = len(history)
+        if is_last:
+            return
+
+
+def _read_history(run_dir: str | Path) -> pd.DataFrame:
+    tables = [pd.read_csv(path) for path in sorted(Path(run_dir).glob("fold*/history.csv"))]
+    return pd.concat(tables) if tables else pd.DataFrame(columns=["fold", "epoch"])
+
+
+def _as_image(figure: Figure):
+    from IPython.display import Image
+
+    with io.BytesIO() as file:
+        figure.savefig(file, format="png")
+        return Image(file.getvalue())
+
+
+def draw_history(history: pd.DataFrame) -> Figure:
+    """Draw loss, and AUC and pF1 on the held-out breasts, per epoch, one line a fold.
 
     Parameters
     ----------
     history : DataFrame
-        As in ``history.csv``.
+        As in ``history.csv``; may be empty.
 
     Returns
     -------
     Figure
+        Made without pyplot, which threads must not share.
     """
-    figure, (loss_axis, auc_axis) = plt.subplots(1, 2, figsize=(11, 3.5))
+    figure = Figure(figsize=(13, 3.5), layout="tight")
+    losses, *others = figure.subplots(1, 3)
     for fold, rows in history.groupby("fold"):
-        color = f"C{fold % 10}"
-        epochs = rows.epoch + 1
-        loss_axis.plot(epochs, rows.train_loss, color=color, linestyle="--", marker=".")
-        loss_axis.plot(epochs, rows.valid_loss, color=color, marker=".", label=f"fold {fold}")
-        auc_axis.plot(epochs, rows.valid_auc, color=color, marker=".", label=f"fold {fold}")
-    loss_axis.set(xlabel="epoch", ylabel="loss", title="Loss: dashed in training, solid held out")
-    auc_axis.set(xlabel="epoch", ylabel="AUC", title="AUC per breast, held out")
-    auc_axis.axhline(0.5, color="0.7", linewidth=1)
-    for axis in (loss_axis, auc_axis):
+        style = {"color": f"C{fold % 10}", "marker": "."}
+        losses.plot(rows.epoch + 1, rows.train_loss, linestyle="--", **style)
+        losses.plot(rows.epoch + 1, rows.valid_loss, label=f"fold {fold}", **style)
+        for axis, column in zip(others, ("valid_auc", "valid_pf1"), strict=True):
+            axis.plot(rows.epoch + 1, rows[column], **style)
+    losses.set(ylabel="loss", title="Loss: dashed in training, solid held out")
+    others[0].set(ylabel="AUC", title="AUC per breast, held out")
+    others[0].axhline(0.5, color="0.7", linewidth=1)
+    others[1].set(ylabel="pF1", title="pF1 per breast, held out, its threshold tuned on it")
+    for axis in figure.axes:
+        axis.set(xlabel="epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.legend(fontsize=8)
-    figure.tight_layout()
-    return _done(figure)
+    if len(history):
+        losses.legend(fontsize=8)
+    return figure
 
 
 def show_roc(curves: dict[str, pd.DataFrame]) -> plt.Figure:

@@ -10,11 +10,14 @@ import numpy as np
 import pandas as pd
 
 from utils.baseline import metadata_oof
+from utils.boxes import localisation
+from utils.configuration import TrainConfig
 from utils.environment import KAGGLE_INPUT, KitError, cpu_count, find_competition, read_json, resolve, runs_dir, working_dir
 from utils.inputs import open_inputs
 from utils.metrics import Interval, auc_interval, best_threshold, nested_decisions, pf1_interval
 from utils.models import ModelConfig
-from utils.training import TrainConfig, read_oof, train_run
+from utils.run_folder import read_oof
+from utils.training import train_run
 
 SKIPPED_FOLDERS = ("runs-phantom", "runs-smoke", "demo")  # runs that only show that everything works
 AGGREGATIONS = ("mean", "max", "top_k")
@@ -84,6 +87,25 @@ def oof_summary(run_dir: Path, images: pd.DataFrame, seed: int = 0) -> pd.DataFr
         "metadata alone, one image a breast": one_image_per_breast(metadata, seed),
     }
     return pd.DataFrame({name: _summary_row(table, seed) for name, table in tables.items()}).T
+
+
+def box_summary(run_dir: Path, boxes: pd.DataFrame) -> pd.DataFrame:
+    """Say how well a run's boxes, predicted out of fold, lie on the true ones.
+
+    Parameters
+    ----------
+    run_dir : Path
+        Of a run with a box head.
+    boxes : DataFrame
+        From `utils.boxes.read_boxes`.
+
+    Returns
+    -------
+    DataFrame
+        One row; see `utils.boxes.localisation`.
+    """
+    predicted = pd.read_csv(run_dir / "boxes.csv", dtype={"image_id": str})
+    return pd.DataFrame({run_dir.name: localisation(predicted, boxes)}).T
 
 
 def _summary_row(table: pd.DataFrame, seed: int) -> dict:

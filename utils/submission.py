@@ -8,12 +8,15 @@ import numpy as np
 import pandas as pd
 
 from utils.cache import CacheSettings, build_cache, default_cache_dir, summarise
+from utils.configuration import TrainConfig
 from utils.environment import KitError, pick_device, read_json, versions, write_atomic, write_json
+from utils.inference import predict_logits
 from utils.metrics import decide, sigmoid
 from utils.phantom import is_phantom_competition
 from utils.predictions import aggregate
+from utils.run_folder import finished_folds, load_config
 from utils.tables import read_sample_submission
-from utils.training import TrainConfig, finished_folds, load_config, load_fold, make_dataset, predict_logits
+from utils.training import load_fold, make_dataset
 
 
 class SubmissionError(KitError):

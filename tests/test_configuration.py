@@ -1,0 +1,67 @@
+import json
+
+import pytest
+from conftest import TINY, make_config
+
+from utils.configuration import Execution, TrainConfig, TrainingError, as_numbers
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": "1e-4"}, "learning_rate is '1e-4'.*YAML wants"),
+        ({"auxiliary_weight": -1.0}, "auxiliary_weight is -1.0"),
+        ({"n_folds": 1}, "n_folds is 1"),
+        ({"epochs": 0}, "epochs"),
+        ({"micro_batch_size": 2.5}, "micro_batch_size is 2.5"),
+        ({"folds": (5,)}, "folds is"),
+        ({"positive_share": 1.5}, "positive_share"),
+        ({"max_views": 0}, "max_views"),
+        ({"layer_decay": 0.0}, "layer_decay"),
+        ({"loss": "hinge"}, "loss is 'hinge', but must be one of bce, focal, soft_f1"),
+        ({"keep_epoch": "first"}, "keep_epoch"),
+        ({"precision": "int8"}, "precision"),
+        ({"mixup": 0.4, "model": {"level": "breast"}}, "mixup and cutmix mix single images"),
+        ({"box_weight": 1.0}, "box_weight above 0 and the model's box_head belong together"),
+        ({"box_weight": 1.0, "cutmix": 1.0, "model": {"box_head": True}}, "no box of its own"),
+        ({"architecture": "rnn", "patch_epochs": 1}, "rnn has several"),
+    ],
+)
+def test_wrong_parameters_are_named(changes, message):
+    with pytest.raises(TrainingError, match=message):
+        make_config(TINY, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_processes": 0}, "num_processes is 0"),
+        ({"num_machines": 2}, "num_machines above 1 needs rendezvous"),
+        ({"num_processes": 2, "parallel_folds": 2}, "Either several processes share a fold"),
+        ({"num_processes": 2, "cluster": "tcp://somewhere:8786"}, "Either several processes share a fold"),
+    ],
+)
+def test_work_that_can_not_be_spread_so_is_refused(changes, message):
+    with pytest.raises(TrainingError, match=message):
+        Execution(**changes)
+
+
+def test_configuration_survives_json():
+    config = make_config(TINY, "rnn", folds=(1,), positive_share=0.3, max_views=2)
+    assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_configuration_of_an_older_run_takes_the_defaults_for_what_it_lacks():
+    content = make_config(TINY).to_json()
+    del content["mixup"], content["model"]["level"]
+    assert TrainConfig.from_json(content) == make_config(TINY)
+
+
+@pytest.mark.parametrize(("given", "wanted"), [("", ()), ("0,2", (0, 2)), ("1", (1,)), (1, (1,)), ([0, 1], (0, 1))])
+def test_folds_parameter_is_read_as_numbers(given, wanted):
+    assert as_numbers(given) == wanted
+
+
+def test_folds_parameter_that_is_no_number_is_refused():
+    with pytest.raises(TrainingError, match="folds is 'a,b'"):
+        as_numbers("a,b")

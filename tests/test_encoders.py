@@ -1,0 +1,311 @@
+"""Facts about image encoders and their weights."""
+
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from torch import nn
+
+from utils.encoders import (
+    CNN_CHANNELS,
+    GeneralisedMean,
+    ModelError,
+    PlainCnn,
+    build_encoder,
+    check_image_size,
+    load_weights,
+)
+
+CONVOLUTIONAL = ["test_resnet", "test_convnext", "test_efficientnet"]
+
+
+def make_encoder(name: str, **options) -> nn.Module:
+    torch.manual_seed(0)
+    side = 160 if name == "test_vit" else 64
+    return build_encoder(name, side, side, **options)
+
+
+def make_pictures(count: int, side: int = 64) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 1, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+# What it computes
+
+
+def test_plain_cnn_halves_the_picture_five_times():
+    assert PlainCnn(0.0).blocks(torch.zeros(1, 1, 96, 64)).shape == (1, 256, 3, 2)
+
+
+@pytest.mark.parametrize("name", ["cnn", *CONVOLUTIONAL])
+def test_features_and_the_maps_that_they_come_from(name):
+    encoder = make_encoder(name).eval()
+    with torch.inference_mode():
+        features, maps = encoder(make_pictures(2))
+        wanted = encoder.backbone.forward_head(maps, pre_logits=True)
+    assert features.shape == (2, encoder.num_features) and maps.shape[:2] == (2, encoder.num_features)
+    assert torch.equal(features, wanted)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "test_mambaout"])
+def test_features_are_as_many_as_the_encoder_says(name):
+    encoder = make_encoder(name).eval()
+    with torch.inference_mode():
+        assert encoder(make_pictures(1))[0].shape == (1, encoder.num_features)
+
+
+def test_encoder_normalises_as_its_weights_expect():
+    encoder = make_encoder("tf_efficientnet_lite0")
+    assert (encoder.mean, encoder.std) == (0.5, 0.5)
+    encoder = make_encoder("resnet18")
+    assert encoder.mean == pytest.approx(np.mean([0.485, 0.456, 0.406]))
+    seen = []
+    encoder.backbone.conv1.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    encoder(make_pictures(2))
+    assert torch.allclose(seen[0], (make_pictures(2) / 255 - encoder.mean) / encoder.std)
+
+
+def test_mixed_pictures_are_on_the_same_scale():
+    encoder = make_encoder("cnn").eval()
+    with torch.inference_mode():
+        assert torch.equal(encoder(make_pictures(2))[0], encoder(make_pictures(2).float())[0])
+
+
+def test_cnn_pools_by_mean_and_maximum():
+    cnn, maps, seen = PlainCnn(0.0), torch.rand(2, CNN_CHANNELS[-1], 3, 2), []
+    cnn.fully_connected.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].numpy()))
+    with torch.inference_mode():
+        cnn.forward_head(maps)
+    wanted = np.concatenate([maps.numpy().mean(axis=(2, 3)), maps.numpy().max(axis=(2, 3))], axis=1)
+    np.testing.assert_allclose(seen[0], wanted, rtol=1e-5)
+
+
+# Pooling
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
+@pytest.mark.parametrize(("pooling", "pool"), [("avg", np.mean), ("max", np.max)])
+def test_pooling_is_that_asked_for(name, pooling, pool):
+    encoder = make_encoder(name, pooling=pooling).eval()
+    with torch.inference_mode():
+        features, maps = encoder(make_pictures(2))
+    np.testing.assert_allclose(features.numpy(), pool(maps.numpy(), axis=(2, 3)), rtol=1e-4, atol=1e-6)
+
+
+def test_pooling_comes_before_the_norm_where_a_network_has_one_behind_it():
+    encoder = make_encoder("test_convnext", pooling="max").eval()
+    with torch.inference_mode():
+        features, maps = encoder(make_pictures(2))
+        wanted = torch.nn.functional.layer_norm(maps.amax(dim=(2, 3)), maps.shape[1:2], eps=encoder.backbone.head.norm.eps)
+    assert torch.allclose(features, wanted, atol=1e-5)
+
+
+def test_generalised_mean_lies_between_mean_and_maximum():
+    maps = torch.rand(3, 5, 4, 6, generator=torch.Generator().manual_seed(0)) + 0.1
+    mean, largest = maps.mean(dim=(2, 3), keepdim=True), maps.amax(dim=(2, 3), keepdim=True)
+    with torch.inference_mode():
+        assert torch.allclose(GeneralisedMean(1.0)(maps), mean)
+        assert torch.allclose(GeneralisedMean(200.0)(maps), largest, rtol=0.02)
+        between = GeneralisedMean(3.0)(maps)
+    assert (between > mean).all() and (between < largest).all()
+
+
+def test_power_of_the_generalised_mean_is_learned():
+    encoder = make_encoder("test_resnet", pooling="gem")
+    encoder(make_pictures(2))[0].sum().backward()
+    (power,) = (value for name, value in encoder.named_parameters() if name.endswith("power"))
+    assert power.item() == 3 and power.grad.any() and torch.isfinite(power.grad).all()
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_mambaout"])
+def test_pooling_is_refused_for_networks_without_maps_to_pool(name):
+    with pytest.raises(ModelError, match=f"{name} has no pooling 'gem': leave pooling empty"):
+        make_encoder(name, pooling="gem")
+
+
+def test_pooling_is_refused_where_channels_come_last():
+    with pytest.raises(ModelError, match="swin_tiny_patch4_window7_224 has no pooling 'gem'"):
+        build_encoder("swin_tiny_patch4_window7_224", 224, 224, pooling="gem")
+
+
+def test_cnn_keeps_its_own_pooling():
+    with pytest.raises(ModelError, match="leave pooling empty"):
+        make_encoder("cnn", pooling="avg")
+
+
+def test_unknown_pooling_is_refused():
+    with pytest.raises(ModelError, match="no pooling 'median'.*one of avg, max, gem"):
+        make_encoder("test_resnet", pooling="median")
+
+
+def test_drop_path_reaches_the_residual_branches():
+    encoder = make_encoder("test_convnext", drop_path=0.3)
+    assert max(getattr(module, "drop_prob", None) or 0 for module in encoder.modules()) == pytest.approx(0.3)
+
+
+def test_drop_path_is_refused_for_networks_without_branches():
+    with pytest.raises(ModelError, match="densenet121 has no residual branches"):
+        make_encoder("densenet121", drop_path=0.3)
+
+
+# Activation checkpointing
+
+
+def gradients_and_calls(encoder: nn.Module, side: int) -> tuple[list[torch.Tensor], int]:
+    """Gradients of one step, and how many layers were run for them."""
+    calls = []
+    for module in encoder.modules():
+        if not list(module.children()):
+            module.register_forward_hook(lambda *_: calls.append(1))
+    torch.manual_seed(0)
+    encoder.train()(make_pictures(3, side))[0].square().sum().backward()
+    return [parameter.grad for parameter in encoder.parameters() if parameter.grad is not None], len(calls)
+
+
+@pytest.mark.parametrize("name", ["cnn", *CONVOLUTIONAL, "test_vit"])
+def test_activation_checkpointing_gives_the_same_gradients(name):
+    encoder = make_encoder(name, dropout=0.2, drop_path=0.1)
+    for parameter in encoder.parameters():
+        if parameter.ndim == 1:
+            nn.init.uniform_(parameter, 0.5, 1)  # some begin at zero, and so would all gradients behind them
+    saving = deepcopy(encoder)
+    saving.backbone.set_grad_checkpointing(True)
+    side = 160 if name == "test_vit" else 64
+    (wanted, calls), (found, more_calls) = gradients_and_calls(encoder, side), gradients_and_calls(saving, side)
+    assert more_calls > calls, "nothing was computed twice"
+    assert len(found) == len(wanted)
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(found, wanted, strict=True))
+
+
+def test_checkpointing_does_not_touch_evaluation():
+    encoder = make_encoder("cnn").eval()
+    with torch.inference_mode():
+        before = encoder(make_pictures(2))[0]
+        encoder.backbone.set_grad_checkpointing()
+        assert torch.equal(encoder(make_pictures(2))[0], before)
+
+
+# Names and sizes
+
+
+def test_unknown_network_is_refused_with_a_hint():
+    with pytest.raises(ModelError, match="'resnet51' is neither.*did you mean resnet"):
+        make_encoder("resnet51")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "size", "nearest"),
+    [("maxvit_nano_rw_256", (250, 160), "256, image_width=160"), ("cnn", (16, 64), "32, image_width=64")],
+)
+def test_size_that_a_network_does_not_take_is_refused_up_front(architecture, size, nearest):
+    with pytest.raises(ModelError, match=f"does not take images of {size[0]} x {size[1]}. image_height={nearest}"):
+        check_image_size(architecture, *size)
+
+
+@pytest.mark.parametrize("architecture", ["resnet50", "efficientnet_b0"])
+def test_any_size_suits_a_convolutional_network(architecture):
+    check_image_size(architecture, 97, 65)
+
+
+# Weights
+
+
+@pytest.fixture
+def rgb_weights(tmp_path):
+    """Weights as published: three input channels and a head."""
+    torch.manual_seed(1)
+    model = timm.create_model("test_resnet", num_classes=10)
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(model.state_dict(), path)
+    return model, path
+
+
+def make_grey():
+    return timm.create_model("test_resnet", in_chans=1, num_classes=0)
+
+
+def test_loaded_weights_see_a_grey_picture_as_the_rgb_network_does(rgb_weights):
+    rgb, path = rgb_weights
+    grey = make_grey()
+    assert sorted(load_weights(grey, path)) == ["fc.bias", "fc.weight"]
+    picture = torch.rand(2, 1, 64, 64)
+    with torch.inference_mode():
+        wanted = rgb.eval().forward_head(rgb.forward_features(picture.repeat(1, 3, 1, 1)), pre_logits=True)
+        assert torch.allclose(grey.eval()(picture), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {"model": {f"module.{k}": v for k, v in s.items()}}]
+)
+def test_common_checkpoint_wrappings_load(rgb_weights, tmp_path, wrap):
+    rgb, _ = rgb_weights
+    torch.save(wrap(rgb.state_dict()), tmp_path / "weights.pth")
+    grey = make_grey()
+    load_weights(grey, tmp_path / "weights.pth")
+    assert torch.equal(grey.layer1[0].conv1.weight, rgb.layer1[0].conv1.weight)
+
+
+def test_other_names_in_the_same_order_match_by_position(rgb_weights, tmp_path, capsys):
+    rgb, _ = rgb_weights
+    torch.save({f"part{i}": value for i, value in enumerate(rgb.state_dict().values())}, tmp_path / "weights.pth")
+    grey = make_grey()
+    load_weights(grey, tmp_path / "weights.pth")
+    assert torch.equal(grey.layer4[0].conv2.weight, rgb.layer4[0].conv2.weight)
+    assert "matched by position" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda s: s.pop("layer1.0.conv1.weight"), "1 missing in the file: layer1.0.conv1.weight"),
+        (lambda s: s.update(strange=torch.zeros(1)), "1 not in the network: strange"),
+        (lambda s: s.update({"bn1.weight": torch.zeros(3)}), "1 of another shape: bn1.weight"),
+    ],
+)
+def test_weights_that_do_not_fit_are_listed(rgb_weights, tmp_path, spoil, message):
+    state = rgb_weights[0].state_dict()
+    spoil(state)
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(ModelError, match=message):
+        load_weights(make_grey(), tmp_path / "weights.pth")
+
+
+class Malicious:
+    def __reduce__(self):
+        return (print, ("pickled code ran",))
+
+
+def test_pickled_code_is_never_run(tmp_path, capsys):
+    torch.save({"weight": Malicious()}, tmp_path / "weights.pth")
+    with pytest.raises(ModelError, match="can't be read as plain weights"):
+        load_weights(make_grey(), tmp_path / "weights.pth")
+    assert "pickled code ran" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["absent.pth", "broken.safetensors", "broken.pth"])
+def test_unreadable_weights_are_named(tmp_path, name):
+    if name.startswith("broken"):
+        (tmp_path / name).write_bytes(b"broken")
+    with pytest.raises(ModelError, match=name):
+        load_weights(make_grey(), tmp_path / name)
+
+
+def test_weights_of_an_own_run_are_taken_from_its_encoder(tmp_path, capsys):
+    trained = make_encoder("test_resnet")
+    state = {f"encoder.{key}": value for key, value in trained.state_dict().items()} | {"head.cancer.bias": torch.zeros(1)}
+    safetensors.torch.save_file(state, tmp_path / "weights.safetensors", {"vocabulary": "{}"})
+    torch.manual_seed(1)
+    encoder = build_encoder("test_resnet", 64, 64, weights_path=str(tmp_path / "weights.safetensors"))
+    assert "not out of fold" in capsys.readouterr().out
+    found, wanted = encoder.state_dict(), trained.state_dict()
+    assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+@pytest.mark.parametrize("pooling", ["", "gem"])
+def test_own_run_with_generalised_mean_loads(tmp_path, pooling):
+    trained = make_encoder("test_resnet", pooling="gem")
+    state = {f"encoder.{key}": value for key, value in trained.state_dict().items()}
+    safetensors.torch.save_file(state, tmp_path / "weights.safetensors", {"vocabulary": "{}"})
+    make_encoder("test_resnet", pooling=pooling, weights_path=str(tmp_path / "weights.safetensors"))

@@ -1,0 +1,225 @@
+"""What decides a run's weights, and how the work is spread, which does not."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+
+from utils.cache import CacheSettings
+from utils.environment import KitError
+from utils.losses import LOSSES
+from utils.models import ModelConfig
+
+KEEP_EPOCH = ("best_auc", "last")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+
+
+class TrainingError(KitError):
+    """A run that can't go on; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a run's weights; saved as JSON beside them.
+
+    Parameters
+    ----------
+    model : ModelConfig
+    preprocessing : CacheSettings
+        Of the cache that the run trains on.
+    n_folds : int
+    folds : tuple of int
+        Which folds to train; empty for all.
+    epochs, batch_size : int
+        A batch counts items: images, or breasts where the model reads those. It is the batch of a step, over all processes.
+    learning_rate, weight_decay : float
+        Of AdamW, at the peak of the schedule: linear warm-up, then cosine to zero. Biases and norms do not decay.
+    layer_decay : float
+        Factor of the learning rate from one layer of the encoder to the one before it; 1 trains all alike.
+    warmup_share : float
+        Of all steps.
+    loss : {"bce", "focal", "soft_f1"}
+        See `utils.losses.cancer_loss`.
+    label_smoothing : float
+        Moves the labels to ``label_smoothing / 2`` and ``1 - label_smoothing / 2``.
+    positive_weight : float
+        Of a positive item in the loss.
+    auxiliary_weight : float
+        Of the loss of the auxiliary targets (`utils.auxiliary`); 0 trains without that head.
+    box_weight : float
+        Of the loss of the box, on images that have one; 0 trains without that head. The total is L_cancer + box_weight * L_box.
+    positive_share : float or None
+        Share of positives that the sampler draws; None draws every item once.
+    mixup, cutmix : float
+        Parameter of the beta distribution that says how much of another image is mixed in, blended or as a patch; 0 for none.
+    ema_decay : float
+        Of the running average of weights, which is what is evaluated and kept; 0 keeps the raw weights.
+    clip_norm : float
+        Largest gradient norm.
+    augment_strength : float
+        See `utils.augment.Augment`.
+    test_time_flip : bool
+        Predict the mean logit of a picture and its mirror image.
+    max_views : int or None
+        Of breasts: images that are seen at once, drawn at random; None for all.
+    patch_epochs, patch_size : int
+        Epochs on patches around boxes, whose encoder the whole-image model then starts from, and their side in pixels.
+    keep_epoch : {"best_auc", "last"}
+        ``best_auc`` keeps the epoch with the highest AUC per breast on the held-out fold (its lowest loss where AUC is
+        undefined); the out-of-fold predictions are then a little too good, since the fold chose its epoch. ``last``
+        keeps them honest.
+    micro_batch_size : int
+        Items that are computed at once; their gradients add up to a step's. 0 begins with ``batch_size``. Where the memory does
+        not suffice, it is halved by itself.
+    activation_checkpointing : bool
+        Compute activations twice instead of keeping them: a third more time, a fraction of the memory.
+    precision : {"auto", "float32", "bfloat16", "float16"}
+    deterministic : bool
+        The same weights twice on a GPU too, at some cost of speed; on a CPU they always are.
+    seed : int
+    """
+
+    model: ModelConfig
+    preprocessing: CacheSettings
+    n_folds: int = 4
+    folds: tuple[int, ...] = ()
+    epochs: int = 8
+    batch_size: int = 16
+    learning_rate: float = 3e-4
+    weight_decay: float = 0.05
+    layer_decay: float = 1.0
+    warmup_share: float = 0.1
+    loss: str = "bce"
+    label_smoothing: float = 0.0
+    positive_weight: float = 1.0
+    auxiliary_weight: float = 0.0
+    box_weight: float = 0.0
+    positive_share: float | None = None
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    ema_decay: float = 0.99
+    clip_norm: float = 1.0
+    augment_strength: float = 1.0
+    test_time_flip: bool = False
+    max_views: int | None = None
+    patch_epochs: int = 0
+    patch_size: int = 64
+    keep_epoch: str = "best_auc"
+    micro_batch_size: int = 0
+    activation_checkpointing: bool = False
+    precision: str = "auto"
+    deterministic: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        """Check types and ranges: papermill passes ``-p`` values that are no plain numbers on as text."""
+        for name in ("n_folds", "epochs", "batch_size", "patch_epochs", "patch_size", "micro_batch_size", "seed"):
+            value = getattr(self, name)
+            _check(isinstance(value, int) and value >= 0, name, value, "a whole number of 0 or more")
+        for name in (field.name for field in fields(self) if field.type is float):
+            value = getattr(self, name)
+            wanted = "a number of 0 or more (YAML wants 1.0e-4, not 1e-4)"
+            _check(isinstance(value, int | float) and value >= 0, name, value, wanted)
+        for name, choices in {"loss": LOSSES, "keep_epoch": KEEP_EPOCH, "precision": PRECISIONS}.items():
+            _check(getattr(self, name) in choices, name, getattr(self, name), f"one of {', '.join(choices)}")
+        _check(self.n_folds >= 2, "n_folds", self.n_folds, "2 or more")
+        _check(set(self.folds) <= set(range(self.n_folds)), "folds", self.folds, f"numbers from 0 to {self.n_folds - 1}")
+        _check(min(self.epochs, self.batch_size) >= 1, "epochs and batch_size", (self.epochs, self.batch_size), "1 or more")
+        _check(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "above 0 and at most 1")
+        share = self.positive_share
+        _check(share is None or 0 < share < 1, "positive_share", share, "between 0 and 1, or None")
+        _check(self.max_views is None or self.max_views >= 1, "max_views", self.max_views, "1 or more, or None")
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        item = self.model.item
+        if item != "image" and (self.mixup or self.cutmix):
+            raise TrainingError(f"mixup and cutmix mix single images: they are for level image, not {item}.")
+        if self.model.box_head != (self.box_weight > 0):
+            raise TrainingError("box_weight above 0 and the model's box_head belong together.")
+        if self.box_weight and (self.mixup or self.cutmix):
+            raise TrainingError("A mixed picture has no box of its own: use box_weight without mixup and cutmix.")
+        if self.patch_epochs and self.model.architecture == "rnn":
+            raise TrainingError("patch_epochs trains one encoder, and rnn has several: choose another architecture.")
+
+    def to_json(self) -> dict:
+        """Plain dictionary, as written to config.json."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_json(cls, content: dict) -> "TrainConfig":
+        """Undo `to_json`."""
+        known = {field.name: content[field.name] for field in fields(cls) if field.name in content}
+        model = known["model"] | {"encoders": tuple(known["model"]["encoders"])}
+        known |= {"model": ModelConfig(**model), "preprocessing": CacheSettings(**known["preprocessing"])}
+        return cls(**known | {"folds": tuple(known["folds"])})
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a run's work is spread over processes and machines.
+
+    Parameters
+    ----------
+    num_workers : int
+        Processes of a machine that load data, shared out among those that train there; 0 loads in threads of these.
+    num_processes : int
+        Processes, one a GPU, that share each step's batch (data-parallel training).
+    num_machines : int
+        Machines that do so together; the same notebook runs on each, with the same parameters.
+    rendezvous : str
+        HOST:PORT of one of those machines, where they meet.
+    parallel_folds : int
+        Folds trained side by side, each in a process and on a GPU of its own; for k-fold the better use of several GPUs. 0
+        takes as many as there are GPUs.
+    cluster : str
+        Address of a Dask scheduler whose workers train the folds, one each.
+    compile : bool
+        Compile the encoder with torch.compile: minutes at first, then often faster on a GPU.
+    tensorboard : bool
+        Write TensorBoard files into each fold's folder.
+    """
+
+    num_workers: int = 0
+    num_processes: int = 1
+    num_machines: int = 1
+    rendezvous: str = ""
+    parallel_folds: int = 0
+    cluster: str = ""
+    compile: bool = False
+    tensorboard: bool = False
+
+    def __post_init__(self):
+        """Refuse combinations that mean two things."""
+        for name, least in {"num_workers": 0, "num_processes": 1, "num_machines": 1, "parallel_folds": 0}.items():
+            value = getattr(self, name)
+            _check(isinstance(value, int) and value >= least, name, value, f"a whole number of {least} or more")
+        if self.num_machines > 1 and not self.rendezvous:
+            raise TrainingError("num_machines above 1 needs rendezvous: HOST:PORT of one of the machines.")
+        if self.world_size > 1 and (self.parallel_folds > 1 or self.cluster):
+            raise TrainingError(
+                "Either several processes share a fold (num_processes, num_machines), or folds run side by side"
+                " (parallel_folds, cluster): not both. With as many folds as GPUs or more, folds side by side are faster."
+            )
+
+    def share_workers(self, trainers: int) -> "Execution":
+        """Give one of so many processes that train on a machine its part of those that load."""
+        return replace(self, num_workers=-(-self.num_workers // trainers))
+
+    @property
+    def world_size(self) -> int:
+        """Processes that share a step's batch."""
+        return self.num_processes * self.num_machines
+
+
+def as_numbers(text: str | int | Sequence[int]) -> tuple[int, ...]:
+    """Read a notebook's parameter such as ``"0,2"``: papermill's ``-p`` knows no lists."""
+    parts = text.split(",") if isinstance(text, str) else [text] if isinstance(text, int) else text
+    try:
+        return tuple(int(part) for part in parts if str(part).strip())
+    except ValueError as error:
+        raise TrainingError(f"folds is {text!r}, but must be whole numbers with commas between.") from error
+
+
+def _check(holds: bool, name: str, value, wanted: str) -> None:
+    if not holds:
+        raise TrainingError(f"{name} is {value!r}, but must be {wanted}.")

@@ -1,0 +1,75 @@
+"""How weights are moved: groups of parameters, the schedule, and the number format."""
+
+import math
+
+import torch
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from torch import nn
+
+from utils.configuration import TrainConfig
+from utils.encoders import Encoder
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW; biases and norms do not decay, and an encoder's early layers may learn more slowly than its last."""
+    alike = config.layer_decay == 1
+    groups = param_groups_weight_decay(model, config.weight_decay) if alike else _layer_groups(model, config)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+
+
+def _layer_groups(model: nn.Module, config: TrainConfig) -> list[dict]:
+    backbones = [module.backbone for module in model.modules() if isinstance(module, Encoder)]
+    groups = [
+        group
+        for backbone in backbones
+        for group in param_groups_layer_decay(backbone, config.weight_decay, layer_decay=config.layer_decay)
+    ]
+    inside = {id(parameter) for backbone in backbones for parameter in backbone.parameters()}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in inside]
+    groups += [{"params": [p for p in rest if p.ndim > 1], "weight_decay": config.weight_decay}]
+    groups += [{"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0}]
+    for group in groups:
+        group["lr"] = config.learning_rate * group.pop("lr_scale", 1.0)
+    return groups
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Linear warm-up, then cosine to zero, by the step."""
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(config, steps_per_epoch))
+
+
+def warmup_cosine(config: TrainConfig, steps_per_epoch: int):
+    """Factor of the learning rate as a function of the step."""
+    total = config.epochs * steps_per_epoch
+    warmup = max(1, round(config.warmup_share * total))
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+    return factor
+
+
+def pick_precision(config: TrainConfig, device: torch.device) -> torch.dtype:
+    """Pick the number format: half precision on a GPU (T4 has no bfloat16), float32 on a CPU, where neither gained."""
+    if config.precision != "auto":
+        return DTYPES[config.precision]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    return torch.float32
+
+
+def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
+    """Context in which a network computes in the configuration's number format."""
+    dtype = pick_precision(config, device)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Tell whether an error means that the GPU's memory, or the machine's, did not suffice."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,149 @@
+"""The folder of a run: its configuration, its folds, and the predictions of the model that never saw a patient.
+
+A run folder holds ``config.json``, ``folds.csv``, ``oof.csv`` and ``history.csv``, and for each fold ``fold{k}/`` with
+``weights.safetensors`` (the kept epoch's averaged weights), ``history.csv``, ``oof.csv`` and, until the fold is done,
+``checkpoint.pt``.
+"""
+
+import contextlib
+import hashlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+from safetensors import SafetensorError
+
+from utils.cache import picture_path
+from utils.configuration import TrainConfig, TrainingError
+from utils.environment import read_json, versions, write_atomic, write_json
+
+OOF_COLUMNS = ["prediction_id", "patient_id", "laterality", "image_id", "fold", "cancer", "logit", "probability"]
+IDS = ["prediction_id", "patient_id", "laterality", "image_id"]
+SHOWN_IMAGES = 3
+
+
+def claim_run(run_dir: Path, config: TrainConfig, images: pd.DataFrame, data_hash: str, is_phantom: bool) -> None:
+    """Write the configuration into a new run folder, or check that it is that of an existing one.
+
+    Parameters
+    ----------
+    run_dir : Path
+    config : TrainConfig
+    images : DataFrame
+        With the column ``fold``.
+    data_hash : str
+        From `hash_data`.
+    is_phantom : bool
+
+    Raises
+    ------
+    TrainingError
+        If the folder holds a run with other settings, or on other data.
+    """
+    path = run_dir / "config.json"
+    if path.is_file():
+        _check_same(run_dir, config, images, data_hash)
+        return
+    folds = images[["patient_id", "fold"]].drop_duplicates().sort_values("patient_id")
+    write_csv(run_dir / "folds.csv", folds)
+    notes = {
+        "prevalence": float(images.groupby("prediction_id").cancer.first().mean()),
+        "settings_hash": config.preprocessing.hash,
+        "data_hash": data_hash,
+        "phantom": is_phantom,
+        "versions": versions(),
+    }
+    write_json(path, config.to_json() | notes)
+
+
+def _check_same(run_dir: Path, config: TrainConfig, images: pd.DataFrame, data_hash: str) -> None:
+    found, wanted = load_config(run_dir).to_json(), config.to_json()
+    differing = [key for key in wanted if found.get(key) != wanted[key] and key != "folds"]
+    if differing:
+        raise TrainingError(
+            f"{run_dir} holds a run with other settings ({', '.join(differing)}): choose another run_dir, or delete it."
+        )
+    folds = pd.read_csv(run_dir / "folds.csv", dtype={"patient_id": str})
+    same_folds = dict(zip(folds.patient_id, folds.fold, strict=True)) == dict(zip(images.patient_id, images.fold, strict=True))
+    if not same_folds or read_json(run_dir / "config.json").get("data_hash", data_hash) != data_hash:
+        raise TrainingError(f"{run_dir} was started on other images, labels or folds: choose another run_dir, or delete it.")
+
+
+def hash_data(images: pd.DataFrame, cache_dir: str | Path, boxes: pd.DataFrame | None = None) -> str:
+    """Hash a train table, the sizes of its cached pictures, and the boxes.
+
+    Raises
+    ------
+    TrainingError
+        If the cache lacks pictures; names the first.
+    """
+    sizes, missing = [], []
+    for image_id in images.image_id:
+        try:
+            sizes.append(picture_path(cache_dir, "train", image_id).stat().st_size)
+        except FileNotFoundError:
+            missing.append(image_id)
+    if missing:
+        raise TrainingError(
+            f"The cache {cache_dir} lacks {len(missing)} of {len(images)} images ({', '.join(missing[:SHOWN_IMAGES])}"
+            f"{', …' if len(missing) > SHOWN_IMAGES else ''}): run preprocess.ipynb with the same cache_dir, then go on."
+        )
+    tables = [images.assign(bytes=sizes), *([] if boxes is None else [boxes])]
+    return hashlib.sha256("".join(table.to_csv(index=False) for table in tables).encode()).hexdigest()[:16]
+
+
+def load_config(run_dir: str | Path) -> TrainConfig:
+    """Read a run's configuration.
+
+    Raises
+    ------
+    TrainingError
+        If there is none.
+    """
+    path = Path(run_dir) / "config.json"
+    if not path.is_file():
+        raise TrainingError(f"{run_dir} is no run folder (it has no config.json): run train.ipynb first.")
+    return TrainConfig.from_json(read_json(path))
+
+
+def finished_folds(run_dir: Path) -> list[Path]:
+    """List the folders of a run's finished folds, by number; an unfinished fold has weights, but no ``oof.csv``."""
+    return sorted((path.parent for path in run_dir.glob("fold*/oof.csv")), key=lambda fold: int(fold.name.removeprefix("fold")))
+
+
+def collect_folds(run_dir: Path, name: str) -> pd.DataFrame:
+    """Join a table of all finished folds, of earlier calls too, and write it into the run's folder."""
+    tables = [_read_csv(fold_dir / name) for fold_dir in finished_folds(run_dir) if (fold_dir / name).is_file()]
+    table = pd.concat(tables, ignore_index=True)
+    write_csv(run_dir / name, table)
+    return table
+
+
+def read_oof(path: str | Path) -> pd.DataFrame:
+    """Read an out-of-fold table; ids are text, and ``image_id`` is empty for breast-level models."""
+    return _read_csv(path)
+
+
+def _read_csv(path: str | Path) -> pd.DataFrame:
+    table = pd.read_csv(path, dtype=dict.fromkeys(IDS, str), keep_default_na=False, na_values=[""])  # an id may be "NA"
+    return table.fillna(dict.fromkeys(table.columns.intersection(IDS), ""))
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write a table, whole or not at all."""
+    with write_atomic(path) as temporary:
+        table.to_csv(temporary, index=False)
+
+
+@contextlib.contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Turn what goes wrong when a file is written into an error that says what to do."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises RuntimeError, safetensors its own
+        free = shutil.disk_usage(folder).free / 1e9 if folder.is_dir() else 0
+        raise TrainingError(
+            f"{folder} can't be written ({error}). {free:.2f} GB are free there: make room and run again with the same run_dir;"
+            " training goes on after the last epoch that was saved."
+        ) from error
