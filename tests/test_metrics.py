@@ -8,6 +8,7 @@ from utils import metrics
 from utils.metrics import (
     Interval,
     area_under_roc,
+    auc_difference,
     auc_interval,
     best_threshold,
     decide,
@@ -340,3 +341,26 @@ def test_pf1_interval_without_positives_is_zero():
 
 def test_interval_prints_with_three_digits():
     assert str(Interval(0.12345, 0.1, 0.2)) == "0.123 [0.100, 0.200]"
+
+
+def test_auc_difference_draws_the_same_patients_for_both():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 300)
+    patients, scores = np.arange(300) // 2, labels + rng.normal(0, 2, 300)
+    same = auc_difference(labels, scores, 3 * scores + 1, patients)  # another scale, the same order
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+    worse = auc_difference(labels, scores, rng.normal(size=300), patients)
+    assert worse.value == pytest.approx(area_under_roc(labels, scores) - 0.5, abs=0.08) and worse.low > 0
+
+
+def test_auc_difference_has_the_interval_of_a_bootstrap_done_by_hand():
+    rng = np.random.default_rng(1)
+    labels, patients = rng.integers(0, 2, 60), np.arange(60) // 3
+    first, second = labels + rng.normal(0, 1, 60), labels + rng.normal(0, 2, 60)
+    rows = [np.flatnonzero(patients == patient) for patient in range(20)]
+    by_hand = []
+    for _ in range(2000):
+        drawn = np.concatenate([rows[patient] for patient in rng.integers(0, 20, 20)])
+        by_hand.append(area_under_roc(labels[drawn], first[drawn]) - area_under_roc(labels[drawn], second[drawn]))
+    interval = auc_difference(labels, first, second, patients)
+    assert (interval.low, interval.high) == pytest.approx(np.percentile(by_hand, [2.5, 97.5]), abs=0.02)

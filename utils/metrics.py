@@ -1,5 +1,6 @@
 """The probabilistic F1 and its kin, the exact best threshold, and intervals from a bootstrap over patients."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -158,6 +159,32 @@ def auc_interval(labels: np.ndarray, probabilities: np.ndarray, patients: np.nda
     Interval
         Draws with one class alone do not count.
     """
+    weighted = _weighted_auc(labels, probabilities)
+    return _interval(area_under_roc(labels, probabilities), weighted, patients, seed)
+
+
+def auc_difference(labels: np.ndarray, first: np.ndarray, second: np.ndarray, patients: np.ndarray, seed: int = 0) -> Interval:
+    """AUC of the first predictions minus that of the second, on the same patients in each draw of the bootstrap.
+
+    Parameters
+    ----------
+    labels, first, second : array-like of shape (n,)
+        Of the same rows.
+    patients : array-like of shape (n,)
+    seed : int
+
+    Returns
+    -------
+    Interval
+        Without zero inside, the data show a difference beyond which patients happened to be there.
+    """
+    one, two = _weighted_auc(labels, first), _weighted_auc(labels, second)
+    value = area_under_roc(labels, first) - area_under_roc(labels, second)
+    return _interval(value, lambda weights: one(weights) - two(weights), patients, seed)
+
+
+def _weighted_auc(labels: np.ndarray, probabilities: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """AUC as a function of the rows' weights, an array of shape (draws, n)."""
     labels, probabilities = np.asarray(labels, dtype=float), np.asarray(probabilities, dtype=float)
     _, rank = np.unique(probabilities, return_inverse=True)  # equal probabilities share a rank
     order = np.argsort(rank, kind="stable")
@@ -173,7 +200,7 @@ def auc_interval(labels: np.ndarray, probabilities: np.ndarray, patients: np.nda
         with np.errstate(invalid="ignore", divide="ignore"):
             return (positives * (below + negatives / 2)).sum(axis=1) / pairs
 
-    return _interval(area_under_roc(labels, probabilities), weighted_auc, patients, seed)
+    return weighted_auc
 
 
 def pf1_interval(labels: np.ndarray, probabilities: np.ndarray, patients: np.ndarray, seed: int = 0) -> Interval:

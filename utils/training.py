@@ -179,8 +179,8 @@ def _fit_patches(
     validation_set = PatchDataset(held_out, cache_dir, vocabulary, boxes, size, None, config.seed)
     if len(set(training_set.labels)) < 2:
         raise TrainingError(
-            f"Fold {fold}: patches need images with a box and healthy ones without, and the other folds have"
-            f" {training_set.labels.sum()} boxes and {(inside.cancer == 0).sum()} images without cancer. Leave patch_epochs at 0."
+            f"Fold {fold}: patches need images with a box and healthy ones without; the other folds have"
+            f" {training_set.labels.sum()} boxes and {(inside.cancer == 0).sum()} images without cancer. Set patch_epochs to 0."
         )
     if not (folder / "history.csv").is_file() or len(pd.read_csv(folder / "history.csv")) < stage.epochs:
         parts = (training_set, validation_set, vocabulary, folder, ranks, execution)
