@@ -264,6 +264,15 @@ def test_boxes_are_predicted_out_of_fold_in_pixels_of_the_files(competition, ima
         train_run(config, images, cache_dir, tmp_path / "other")
 
 
+def test_weights_of_another_version_of_the_kit_are_refused(run, tmp_path):
+    run_dir, config, _ = run
+    with safetensors.safe_open(run_dir / "fold0" / "weights.safetensors", "pt") as file:
+        renamed = {key.replace("head.", "top."): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        safetensors.torch.save_file(renamed, tmp_path / "weights.safetensors", file.metadata())
+    with pytest.raises(TrainingError, match="does not fit the network .*train again"):
+        load_fold(config, tmp_path)
+
+
 def test_patches_teach_the_encoder_that_the_whole_image_model_starts_from(competition, images, cache_dir, settings, tmp_path):
     boxes, _ = read_truth(competition)
     config = make_config(settings, folds=(0,), epochs=1, learning_rate=0.0, patch_epochs=1, patch_size=32, ema_decay=0.0)

@@ -129,7 +129,7 @@ def draw_history(history: pd.DataFrame) -> Figure:
     losses.set(ylabel="loss", title="Loss: dashed in training, solid held out")
     others[0].set(ylabel="AUC", title="AUC per breast, held out")
     others[0].axhline(0.5, color="0.7", linewidth=1)
-    others[1].set(ylabel="pF1", title="pF1 per breast, held out, its threshold tuned on it")
+    others[1].set(ylabel="pF1", title="pF1 per breast, threshold tuned on itself")
     for axis in figure.axes:
         axis.set(xlabel="epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)

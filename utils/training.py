@@ -211,7 +211,7 @@ def load_fold(config: TrainConfig, fold_dir: str | Path) -> tuple[nn.Module, Voc
     Raises
     ------
     TrainingError
-        If the weights are missing.
+        If the weights are missing, or are those of another version of the kit.
     """
     path = Path(fold_dir) / "weights.safetensors"
     if not path.is_file():
@@ -221,7 +221,13 @@ def load_fold(config: TrainConfig, fold_dir: str | Path) -> tuple[nn.Module, Voc
     vocabulary = Vocabulary(**{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})
     # What the encoder started from does not matter any more, and need not exist here.
     model = build_model(replace(config.model, pretrained=False, weights_path=""), vocabulary)
-    model.load_state_dict(safetensors.torch.load_file(path))
+    try:
+        model.load_state_dict(safetensors.torch.load_file(path))
+    except RuntimeError as error:
+        raise TrainingError(
+            f"{path} does not fit the network that this version of the kit makes: train again, or use the version that the run's"
+            " config.json names."
+        ) from error
     return model.to(memory_format=torch.channels_last), vocabulary
 
 
