@@ -24,6 +24,7 @@ from utils.configuration import Execution, TrainConfig, TrainingError, as_number
         ({"mixup": 0.4, "model": {"level": "breast"}}, "mixup and cutmix mix single images"),
         ({"box_weight": 1.0}, "box_weight above 0 and the model's box_head belong together"),
         ({"box_weight": 1.0, "cutmix": 1.0, "model": {"box_head": True}}, "no box of its own"),
+        ({"loss": "soft_f1", "micro_batch_size": 2}, "can't be computed in parts"),
         ({"architecture": "rnn", "patch_epochs": 1}, "rnn has several"),
     ],
 )

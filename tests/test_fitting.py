@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import make_config
 
-from utils import fitting
+from utils import fitting, inference
 from utils.auxiliary import SIZES
 from utils.configuration import Execution, TrainingError
 from utils.dataset import Vocabulary
@@ -89,7 +89,41 @@ def test_resumed_run_remembers_how_much_fits(make, monkeypatch):
     fold = make()
     fold.run()
     state = torch.load(fold.checkpoint_path, weights_only=True)
-    assert state["micro_batch_size"] == 4
+    assert state["micro_batch_size"] == 4 and not state["checkpoints"]
+
+
+def test_resumed_run_remembers_that_it_computes_activations_twice(make, monkeypatch):
+    short_of_memory(monkeypatch, lambda model: getattr(model, "checkpoints_activations", False))
+    fold = make()
+    fold.run()
+    again = make()
+    again.checkpoint_path = fold.checkpoint_path
+    again._restore()
+    assert again.model.checkpoints_activations and again.micro_batch_size == 1
+
+
+def test_loss_that_is_no_sum_over_items_is_not_computed_in_parts(make, monkeypatch):
+    short_of_memory(monkeypatch, lambda model: 4)
+    with pytest.raises(TrainingError, match="CUDA out of memory.*soft_f1 .*lower batch_size"):
+        make(loss="soft_f1", positive_share=0.3).run()
+
+
+def test_validation_takes_as_many_items_at_once_as_fit(make, monkeypatch):
+    fold = make()
+    fold.micro_batch_size = 2
+    whole = fold.predict(fold.model).logits
+    sizes, forward = [], inference.forward
+    monkeypatch.setattr(
+        inference, "forward", lambda m, batch, *rest: sizes.append(len(batch["label"])) or forward(m, batch, *rest)
+    )
+    assert np.allclose(whole, fold.predict(fold.model).logits) and set(sizes) <= {1, 2}
+
+
+def test_logits_that_are_no_numbers_are_said_so(make):
+    fold = make()
+    torch.nn.init.constant_(fold.model.head.cancer.bias, float("nan"))
+    with pytest.raises(TrainingError, match="no finite logit; set precision to float32"):
+        fold.predict(fold.model)
 
 
 def test_memory_that_really_runs_out_is_survived(tmp_path):
@@ -180,7 +214,7 @@ def test_compiled_network_learns_the_same_and_keeps_its_names(make):
     plain = weights_after(make())
     with torch.compiler.set_stance("force_eager"):  # the code of compiling, without the minutes of a compiler
         fold = make(execution=Execution(compile=True))
-        assert fold.model.encoder.backbone._compiled_call_impl is not None
+        assert fold.model.encoder._compiled_call_impl is not None
         assert torch.equal(plain, weights_after(fold))
     assert not [key for key in plain_state(fold.model) if "_orig_mod" in key]
 

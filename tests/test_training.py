@@ -204,6 +204,24 @@ def test_cache_that_lacks_images_is_refused_before_training(images, settings, tm
     assert not (tmp_path / "run").exists()
 
 
+def test_run_goes_on_with_other_settings_of_memory(run, images, cache_dir):
+    run_dir, config, oof = run
+    again = train_run(replace(config, micro_batch_size=2, activation_checkpointing=True), images, cache_dir, run_dir)
+    pd.testing.assert_frame_equal(again, oof, check_dtype=False)
+
+
+def test_batch_that_processes_can_not_share_is_refused(images, cache_dir, settings, tmp_path):
+    with pytest.raises(TrainingError, match="batch_size is 8, which 3 processes can't share evenly"):
+        train_run(make_config(settings), images, cache_dir, tmp_path / "run", Execution(num_processes=3))
+
+
+def test_boxes_of_other_images_are_refused(competition, images, cache_dir, settings, tmp_path):
+    boxes, _ = read_truth(competition)
+    config = make_config(settings, model={"box_head": True}, box_weight=1.0)
+    with pytest.raises(TrainingError, match="No box lies in any of the images"):
+        train_run(config, images, cache_dir, tmp_path / "run", boxes=boxes.assign(image_id="elsewhere"))
+
+
 def test_run_is_not_continued_on_other_labels(run, images, cache_dir):
     run_dir, config, _ = run
     flipped = images.assign(cancer=1 - images.cancer)

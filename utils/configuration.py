@@ -138,6 +138,8 @@ class TrainConfig:
             raise TrainingError("box_weight above 0 and the model's box_head belong together.")
         if self.box_weight and (self.mixup or self.cutmix):
             raise TrainingError("A mixed picture has no box of its own: use box_weight without mixup and cutmix.")
+        if self.loss == "soft_f1" and self.micro_batch_size not in (0, self.batch_size):
+            raise TrainingError("soft_f1 is no sum over items, and can't be computed in parts: leave micro_batch_size at 0.")
         if self.patch_epochs and self.model.architecture == "rnn":
             raise TrainingError("patch_epochs trains one encoder, and rnn has several: choose another architecture.")
 

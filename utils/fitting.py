@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import resource
 import time
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 import safetensors.torch
 import torch
+from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -71,6 +73,8 @@ class Fitting:
         self.checkpoint_path = fold_dir / "checkpoint.pt"
         self.micro_batch_size = config.micro_batch_size or config.batch_size
         self.history: list[dict] = []
+        if ranks.world_size > 1 and len(training_set) < config.batch_size:
+            raise TrainingError(f"{len(training_set)} items are less than one step's batch_size: train in one process.")
         _set_determinism(config.deterministic)
         seed_everything(derive_seed(config.seed, fold))
         self._make_network(execution)
@@ -83,14 +87,14 @@ class Fitting:
     def _make_network(self, execution: Execution) -> None:
         model = build_model(self.config.model, self.vocabulary, self.auxiliary_sizes)
         if self.ranks.world_size > 1 and self.device.type == "cuda":
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # statistics of the whole step; torch has it for GPUs alone
+            model = convert_sync_batchnorm(model)  # statistics of the whole step; torch has it for GPUs alone
         self.model = model.to(self.device, memory_format=torch.channels_last)
         self.ema = ModelEmaV3(self.model, decay=self.config.ema_decay, use_warmup=True, warmup_power=EMA_WARMUP_POWER)
         if self.config.activation_checkpointing:
             checkpoint_activations(self.model)
         if execution.compile:
             for encoder in _encoders(self.model):
-                encoder.backbone.compile()
+                encoder.compile()
         self.network = self.model
         if self.ranks.world_size > 1:
             devices = [self.device] if self.device.type == "cuda" else None
@@ -161,8 +165,15 @@ class Fitting:
 
     def predict(self, model: nn.Module) -> Predictions:
         """Predict the validation set, each process its part, and give all of it to each."""
-        mine = predict(model, self.validation_loader, self.config, self.device)
-        return Predictions.joined(self.ranks.gather(mine))
+        self.ranks.align(model)
+        mine = predict(model, self.validation_loader, self.config, self.device, self.micro_batch_size)
+        predictions = Predictions.joined(self.ranks.gather(mine))
+        if not np.isfinite(predictions.logits).all():
+            raise TrainingError(
+                f"Fold {self.fold}: some held-out items got no finite logit; set precision to float32, or lower learning_rate"
+                f" (now {self.config.learning_rate})."
+            )
+        return predictions
 
     def _train(self, epoch: int, bar: tqdm) -> dict[str, float]:
         """Train one epoch; returns its mean loss, and the share of its time that passed waiting for data."""
@@ -251,13 +262,15 @@ class Fitting:
             self.ema.update(self.model, step=step)
 
     def _make_room(self, items: int, reason: str) -> None:
+        size = min(self.micro_batch_size, items)
         self.optimizer.zero_grad(set_to_none=True)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         if self.ranks.world_size > 1:
-            size = max(1, self.micro_batch_size // 2)
-            raise TrainingError(f"{reason} With several processes say it beforehand: micro_batch_size={size}.")
-        size = min(self.micro_batch_size, items)
+            advice = f"micro_batch_size={size // 2}" if size > 1 else "activation_checkpointing=True, or smaller pictures"
+            raise TrainingError(f"{reason} With several processes it must be said beforehand: {advice}.")
+        if size > 1 and self.config.loss == "soft_f1":
+            raise TrainingError(f"{reason} soft_f1 is no sum over items, and can't be computed in parts: lower batch_size.")
         if size > 1:
             self.micro_batch_size = -(-size // 2)
         elif not self._checkpoints() and checkpoint_activations(self.model):
@@ -294,7 +307,8 @@ class Fitting:
 
     def _state(self) -> dict:
         parts = {name: part.state_dict() for name, part in self._parts().items()}
-        return parts | {"history": self.history, "micro_batch_size": self.micro_batch_size}
+        memory = {"micro_batch_size": self.micro_batch_size, "checkpoints": self._checkpoints()}
+        return parts | {"history": self.history} | memory
 
     def _restore(self) -> None:
         if not self.checkpoint_path.is_file():
@@ -303,7 +317,10 @@ class Fitting:
         for name, part in self._parts().items():
             if state[name]:  # a scaler that was not needed has none
                 part.load_state_dict(state[name])
-        self.history, self.micro_batch_size = state["history"], state["micro_batch_size"]
+        self.history = state["history"]
+        self.micro_batch_size = min(self.micro_batch_size, state["micro_batch_size"])
+        if state["checkpoints"]:
+            checkpoint_activations(self.model)
         if self.ranks.is_first:
             print(f"Resuming {self.fold_dir} after {len(self.history)} finished epoch(s).")
 
@@ -413,6 +430,8 @@ def _checkpoint(backbone: nn.Module) -> bool:
 
 
 def _set_determinism(deterministic: bool) -> None:
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without which cuBLAS is not
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
 

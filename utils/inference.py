@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from utils.configuration import TrainConfig
 from utils.dataset import ImageDataset
-from utils.loading import Batch, make_loader
+from utils.loading import Batch, make_loader, split_batch
 from utils.models import Outputs
 from utils.optimisation import autocast
 
@@ -25,6 +25,7 @@ class Predictions:
     @classmethod
     def joined(cls, parts: list["Predictions"]) -> "Predictions":
         """Join parts, in the order of the items."""
+        parts = [part for part in parts if len(part.index)] or parts[:1]
         index = np.concatenate([part.index for part in parts])
         order = np.argsort(index)
         boxes = None if parts[0].boxes is None else np.concatenate([part.boxes for part in parts])[order]
@@ -45,12 +46,14 @@ def predict_logits(
     return predict(model, loader, config, device).logits
 
 
-def predict(model: nn.Module, loader: DataLoader, config: TrainConfig, device: torch.device) -> Predictions:
-    """Predict what a loader gives, in its order."""
+def predict(
+    model: nn.Module, loader: DataLoader, config: TrainConfig, device: torch.device, at_once: int | None = None
+) -> Predictions:
+    """Predict what a loader gives, in its order; ``at_once`` items at a time, a batch if None."""
     model.eval()
     indices, outputs = [], []
     with torch.inference_mode(), autocast(config, device):
-        for batch in loader:
+        for batch in (part for whole in loader for part in split_batch(whole, at_once or len(whole["label"]))):
             indices.append(batch["index"])
             outputs.append(_flip_averaged(model, batch, device) if config.test_time_flip else forward(model, batch, device))
     if not outputs:

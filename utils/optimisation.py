@@ -9,6 +9,8 @@ from torch import nn
 from utils.configuration import TrainConfig
 from utils.encoders import Encoder
 
+# As the C++ allocator, CUDA, cuBLAS and cuDNN say it.
+OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED", "unable to find an engine")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -72,4 +74,4 @@ def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Tell whether an error means that the GPU's memory, or the machine's, did not suffice."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)

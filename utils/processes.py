@@ -18,7 +18,7 @@ from utils.environment import cpu_count, pick_device
 from utils.isolation import Limits
 from utils.parallel import map_items
 
-PATIENCE = timedelta(seconds=60)  # for a process that does not answer; all do the same work, and differ by seconds
+PATIENCE = timedelta(minutes=10)  # for a process that lives and does not answer; a dead one of this machine is seen at once
 STANDALONE = "localhost:0"  # a free port of this machine
 UNLIMITED = Limits(seconds=None, memory=None, threads=None)
 
@@ -39,6 +39,12 @@ class Ranks:
     def mean(self, value: float) -> float:
         """Mean of a number over the processes."""
         return sum(values := self.gather(value)) / len(values)
+
+    def align(self, module: torch.nn.Module) -> None:
+        """Give a module's buffers the values of the first process."""
+        if self.world_size > 1:
+            for buffer in module.buffers():
+                distributed.broadcast(buffer, 0)
 
     def gather(self, value) -> list:
         """What each process has, in the order of their ranks."""
@@ -63,11 +69,12 @@ def joined(device_number: int = 0) -> Iterator[Ranks]:
         yield Ranks(pick_device(device_number))
         return
     device = pick_device(int(os.environ["LOCAL_RANK"]))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    if device.type == "cuda" and here > torch.cuda.device_count():
+        raise TrainingError(f"num_processes is {here}, but there are {torch.cuda.device_count()} GPUs: one process each.")
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-    try:
-        yield Ranks(device, distributed.get_rank(), world_size)
-    finally:
-        distributed.destroy_process_group()
+    yield Ranks(device, distributed.get_rank(), world_size)
+    distributed.destroy_process_group()  # after an error it could wait for the others, whom the launcher ends
 
 
 def trainers_at_once(execution: Execution, folds: int) -> int:

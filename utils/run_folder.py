@@ -20,6 +20,7 @@ from utils.environment import read_json, versions, write_atomic, write_json
 
 OOF_COLUMNS = ["prediction_id", "patient_id", "laterality", "image_id", "fold", "cancer", "logit", "probability"]
 IDS = ["prediction_id", "patient_id", "laterality", "image_id"]
+MAY_CHANGE = ("folds", "micro_batch_size", "activation_checkpointing")  # from one call for a run to the next
 SHOWN_IMAGES = 3
 
 
@@ -59,7 +60,7 @@ def claim_run(run_dir: Path, config: TrainConfig, images: pd.DataFrame, data_has
 
 def _check_same(run_dir: Path, config: TrainConfig, images: pd.DataFrame, data_hash: str) -> None:
     found, wanted = load_config(run_dir).to_json(), config.to_json()
-    differing = [key for key in wanted if found.get(key) != wanted[key] and key != "folds"]
+    differing = [key for key in wanted if found.get(key) != wanted[key] and key not in MAY_CHANGE]
     if differing:
         raise TrainingError(
             f"{run_dir} holds a run with other settings ({', '.join(differing)}): choose another run_dir, or delete it."
@@ -142,6 +143,8 @@ def writing_to(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises RuntimeError, safetensors its own
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            raise
         free = shutil.disk_usage(folder).free / 1e9 if folder.is_dir() else 0
         raise TrainingError(
             f"{folder} can't be written ({error}). {free:.2f} GB are free there: make room and run again with the same run_dir;"

@@ -68,10 +68,14 @@ def train_run(
     run_dir = Path(run_dir).resolve()
     if boxes is None and (config.box_weight or config.patch_epochs):
         raise TrainingError("box_weight and patch_epochs need boxes: give boxes_path.")
+    if config.batch_size % execution.world_size:
+        raise TrainingError(f"batch_size is {config.batch_size}, which {execution.world_size} processes can't share evenly.")
     images = assign_folds(images, config.n_folds, config.seed)
     claim_run(run_dir, config, images, hash_data(images, cache_dir, boxes), is_phantom)
     if boxes is not None:
         boxes = to_picture(boxes, read_manifest(cache_dir, "train", config.preprocessing), config.preprocessing)
+        if not len(boxes):
+            raise TrainingError("No box lies in any of the images: is boxes_path the file of this competition?")
     folds = {fold: run_dir / f"fold{fold}" for fold in config.folds or range(config.n_folds)}
     missing = {fold: fold_dir for fold, fold_dir in folds.items() if not (fold_dir / "oof.csv").is_file()}
     at_once = trainers_at_once(execution, len(missing))
@@ -184,7 +188,9 @@ def _fit_patches(
         )
     if not (folder / "history.csv").is_file() or len(pd.read_csv(folder / "history.csv")) < stage.epochs:
         parts = (training_set, validation_set, vocabulary, folder, ranks, execution)
-        Fitting(stage, fold, *parts, auxiliary_sizes=training_set.auxiliary_sizes).run()
+        fitting = Fitting(stage, fold, *parts, auxiliary_sizes=training_set.auxiliary_sizes)
+        fitting.run()
+        fitting.checkpoint_path.unlink(missing_ok=True)
     return folder / "weights.safetensors"
 
 
@@ -225,8 +231,8 @@ def load_fold(config: TrainConfig, fold_dir: str | Path) -> tuple[nn.Module, Voc
         model.load_state_dict(safetensors.torch.load_file(path))
     except RuntimeError as error:
         raise TrainingError(
-            f"{path} does not fit the network that this version of the kit makes: train again, or use the version that the run's"
-            " config.json names."
+            f"{path} does not fit the network that this version of the kit makes: train again, or use the version that"
+            " the run's config.json names."
         ) from error
     return model.to(memory_format=torch.channels_last), vocabulary
 
