@@ -79,3 +79,14 @@ def test_fold_that_fails_beside_others_is_told_and_costs_them_nothing(images, ca
         (tmp_path / "run" / "fold0" / "oof.csv").unlink()
         train_run(config, images, cache_dir, tmp_path / "run", Execution(parallel_folds=2))
     assert (tmp_path / "run" / "fold0" / "oof.csv").is_file()
+
+
+def test_folds_on_a_dask_cluster_give_the_weights_of_this_machine(images, cache_dir, settings, tmp_path):
+    distributed = pytest.importorskip("distributed")
+    config = make_config(settings, epochs=1)
+    here = train_run(config, images, cache_dir, tmp_path / "here")
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
+    with distributed.LocalCluster(**options) as cluster:
+        execution = Execution(cluster=cluster.scheduler_address)
+        there = train_run(config, images, cache_dir, tmp_path / "there", execution)
+    pd.testing.assert_frame_equal(here, there)
