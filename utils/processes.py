@@ -38,7 +38,8 @@ class Ranks:
 
     def mean(self, value: float) -> float:
         """Mean of a number over the processes."""
-        return sum(values := self.gather(value)) / len(values)
+        values = self.gather(value)
+        return sum(values) / len(values)
 
     def align(self, module: torch.nn.Module) -> None:
         """Give a module's buffers the values of the first process."""
