@@ -337,9 +337,9 @@ if __name__ == "__main__":
     parser.add_argument("--train-patients", type=int, default=120)
     parser.add_argument("--test-patients", type=int, default=40)
     parser.add_argument("--height", type=int, default=512, help="nominal rows of an image in pixels")
+    parser.add_argument("--positive-share", type=float, default=0.25, help="of patients with cancer in one breast")
     parser.add_argument("--contrast", type=float, default=1.0, help="of the lesions; 0 hides them")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    make_competition(
-        given.folder, given.train_patients, given.test_patients, given.height, contrast=given.contrast, seed=given.seed
-    )
+    sizes = (given.train_patients, given.test_patients, given.height)
+    make_competition(given.folder, *sizes, given.positive_share, given.contrast, given.seed)
