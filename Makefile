@@ -45,7 +45,7 @@ bench: $(READY) ## measure training and preprocessing beside other paths (about 
 	$(BIN)/python -m benchmarks.preprocessing
 
 # Without torch, whose oldest build would be another 6 GB: all that reads, draws, preprocesses and measures.
-OLDEST_TESTS := $(addprefix tests/test_,$(addsuffix .py,augment breast cache cluster dicom environment gpu hostile inputs jpeg2000 metrics parallel phantom preprocessing resample tables))
+OLDEST_TESTS := $(addprefix tests/test_,$(addsuffix .py,augment auxiliary boxes breast cache cluster dicom environment gpu hostile inputs jpeg2000 metrics parallel phantom preprocessing resample tables))
 
 oldest: ## run what needs no torch at the oldest versions that requirements.txt allows (needs Python 3.11, as they do)
 	@$(PYTHON) -m venv .venv-oldest
