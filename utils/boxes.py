@@ -11,6 +11,7 @@ from utils.tables import TableError
 
 CORNERS = ["x_min", "y_min", "x_max", "y_max"]
 COLUMNS = ["image_id", *CORNERS, "label"]
+CROP = ["crop_top", "crop_left", "crop_bottom", "crop_right"]
 LEAST_SEEN = 0.5  # share of a box that must lie in the cached picture
 
 
@@ -68,15 +69,14 @@ def to_picture(boxes: pd.DataFrame, manifest: pd.DataFrame, settings: CacheSetti
         Of the images in the manifest; corners as shares of the cached picture's sides, in [0, 1]. A box of which less than
         half lies in the crop is left out.
     """
-    table = boxes.merge(manifest[manifest.error == ""], on="image_id")
+    table = _with_crops(boxes, manifest[manifest.error == ""])
     scale_x, scale_y, top = _geometry(table, settings)
     height, width = table.crop_bottom - table.crop_top, table.crop_right - table.crop_left
     in_crop = table[CORNERS].to_numpy() - np.stack([table.crop_left, table.crop_top] * 2, axis=1)
     seen = np.clip(in_crop, 0, np.stack([width, height] * 2, axis=1))
     kept = _areas(seen) >= LEAST_SEEN * _areas(in_crop)
     x_min, y_min, x_max, y_max = seen.T
-    flipped = table.flipped.astype(int) == 1
-    x_min, x_max = np.where(flipped, width - x_max, x_min), np.where(flipped, width - x_min, x_max)
+    x_min, x_max = _turned(x_min, x_max, table)
     placed = {
         "x_min": x_min * scale_x / settings.image_width,
         "y_min": (y_min * scale_y + top) / settings.image_height,
@@ -88,14 +88,12 @@ def to_picture(boxes: pd.DataFrame, manifest: pd.DataFrame, settings: CacheSetti
 
 def to_source(boxes: pd.DataFrame, manifest: pd.DataFrame, settings: CacheSettings) -> pd.DataFrame:
     """Carry boxes from the cached pictures back to the stored ones; undoes `to_picture`."""
-    table = boxes.merge(manifest, on="image_id")
+    table = _with_crops(boxes, manifest)
     scale_x, scale_y, top = _geometry(table, settings)
-    x = [table[name] * settings.image_width / scale_x for name in ("x_min", "x_max")]
-    width = table.crop_right - table.crop_left
-    flipped = table.flipped.astype(int) == 1
+    x_min, x_max = _turned(*(table[name] * settings.image_width / scale_x for name in ("x_min", "x_max")), table)
     corners = {
-        "x_min": np.where(flipped, width - x[1], x[0]) + table.crop_left,
-        "x_max": np.where(flipped, width - x[0], x[1]) + table.crop_left,
+        "x_min": x_min + table.crop_left,
+        "x_max": x_max + table.crop_left,
         "y_min": (table.y_min * settings.image_height - top) / scale_y + table.crop_top,
         "y_max": (table.y_max * settings.image_height - top) / scale_y + table.crop_top,
     }
@@ -153,10 +151,19 @@ def localisation(predicted: pd.DataFrame, boxes: pd.DataFrame) -> dict[str, floa
     }
 
 
+def _with_crops(boxes: pd.DataFrame, manifest: pd.DataFrame) -> pd.DataFrame:
+    """Boxes of the images in a manifest, beside its columns; the crop, which a manifest may hold as text, as numbers."""
+    return boxes.merge(manifest, on="image_id").astype(dict.fromkeys(CROP, float))
+
+
+def _turned(x_min: np.ndarray, x_max: np.ndarray, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Mirror within the crop where the image was; the other way round it is the same."""
+    width, flipped = table.crop_right - table.crop_left, table.flipped.astype(int) == 1
+    return np.where(flipped, width - x_max, x_min), np.where(flipped, width - x_min, x_max)
+
+
 def _geometry(table: pd.DataFrame, settings: CacheSettings) -> tuple[pd.Series, pd.Series, pd.Series]:
     """Scale along x and y from the crop to the cached picture, and the rows of padding above it; as the cache is made."""
-    for column in ("crop_top", "crop_left", "crop_bottom", "crop_right"):
-        table[column] = table[column].astype(float)
     height, width = table.crop_bottom - table.crop_top, table.crop_right - table.crop_left
     limits = settings.image_height, settings.image_width
     sizes = np.array([fitted_size(shape, *limits) for shape in zip(height, width, strict=True)]).reshape(-1, 2)
