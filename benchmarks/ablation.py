@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils.metrics import auc_difference, auc_interval
-from utils.predictions import aggregate, one_image_per_breast
-from utils.run_folder import read_oof
+from utils.intervals import PatientBootstrap
+from utils.predictions import oof_of_runs
 
 
 def main() -> None:
@@ -23,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="finished; others are compared with the first")
     parser.add_argument("--one-image", action="store_true", help="count one random image a breast")
-    parser.add_argument("--aggregation", default="mean", help="of a breast's images: mean, max or top_k")
+    parser.add_argument("--aggregation", default="mean", help="of a breast's images: mean, max, top_k or noisy_or")
     given = parser.parse_args()
     print(compare(given.runs, given.one_image, given.aggregation).to_string(index=False))
 
@@ -36,29 +35,18 @@ def compare(runs: list[Path], one_image: bool = False, aggregation: str = "mean"
     DataFrame
         One row a run: run, AUC, difference (empty for the first), breasts, positives.
     """
-    tables = [per_breast(run, one_image, aggregation) for run in runs]
+    tables = [oof_of_runs([run], aggregation, one_image=one_image).set_index("prediction_id") for run in runs]
     first = tables[0]
+    bootstrap = PatientBootstrap(first.patient_id)
     rows = []
     for run, table in zip(runs, tables, strict=True):
         table = table.loc[first.index]
-        auc = auc_interval(table.cancer, table.probability, table.patient_id)
-        difference = auc_difference(table.cancer, table.probability, first.probability, table.patient_id)
+        auc = bootstrap.auc(table.cancer, table.probability)
+        difference = bootstrap.auc_difference(table.cancer, table.probability, first.probability)
         count = {"breasts": len(table), "positives": int(table.cancer.sum())}
-        rows.append({"run": run.name, "AUC": str(auc), "difference": _signed(difference)} | count)
+        rows.append({"run": run.name, "AUC": str(auc), "difference": difference.signed} | count)
     rows[0]["difference"] = ""
     return pd.DataFrame(rows)
-
-
-def per_breast(run: Path, one_image: bool, aggregation: str) -> pd.DataFrame:
-    """Out-of-fold probability of each breast, with cancer and patient_id, indexed by prediction_id."""
-    oof = read_oof(run / "oof.csv")
-    oof = one_image_per_breast(oof) if one_image else oof
-    breasts = oof.drop_duplicates("prediction_id").set_index("prediction_id")[["cancer", "patient_id"]]
-    return breasts.assign(probability=aggregate(oof, aggregation))
-
-
-def _signed(interval) -> str:
-    return f"{interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
 
 
 if __name__ == "__main__":

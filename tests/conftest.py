@@ -6,6 +6,7 @@ import cv2
 import pytest
 
 from utils.cache import CacheSettings, build_cache
+from utils.environment import write_json
 from utils.phantom import make_competition
 from utils.tables import read_images
 
@@ -20,6 +21,15 @@ def make_config(settings, architecture="cnn", model=None, **changes):
     network = ModelConfig(architecture, settings.image_height, settings.image_width, encoders=("cnn",), **model or {})
     values = {"n_folds": 2, "epochs": 3, "batch_size": 8, "learning_rate": 1e-3, "precision": "float32"}
     return TrainConfig(network, settings, **values | changes)
+
+
+def write_run(run_dir, oof, drop=0):
+    """A made-up finished run: the last ``drop`` rows of its table are not predicted, but have a fold."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    oof.iloc[: len(oof) - drop].to_csv(run_dir / "oof.csv", index=False)
+    oof[["patient_id", "fold"]].drop_duplicates().to_csv(run_dir / "folds.csv", index=False)
+    write_json(run_dir / "config.json", {"prevalence": 0.25})
+    return run_dir
 
 
 @pytest.fixture(scope="session", autouse=True)

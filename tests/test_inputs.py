@@ -3,7 +3,7 @@ import pytest
 from utils import inputs
 from utils.cache import CacheSettings
 from utils.environment import KitError
-from utils.inputs import few_patients, open_inputs
+from utils.inputs import few_patients, open_inputs, site_of_breasts
 from utils.tables import breasts
 
 
@@ -52,3 +52,18 @@ def test_smoke_test_keeps_both_classes_and_whole_patients(images, test_images):
     assert few.patient_id.nunique() == 6 and set(breasts(few).cancer) == {0, 1}
     assert len(few) == images.patient_id.isin(few.patient_id).sum()
     assert few_patients(test_images, 2).patient_id.nunique() == 2
+
+
+def test_each_breast_of_train_has_its_site(competition, images, monkeypatch):
+    sites = site_of_breasts(competition)
+    assert sites.index.tolist() == images.prediction_id.unique().tolist()
+    by_image = sites.loc[images.prediction_id].to_numpy()
+    assert (by_image == images.site_id).all() and sites.nunique() == 2
+    monkeypatch.setattr(inputs, "find_competition", lambda: competition)
+    assert site_of_breasts(None).equals(sites)
+
+
+def test_sites_without_a_competition_say_what_to_give(monkeypatch):
+    monkeypatch.setattr(inputs, "find_competition", lambda: None)
+    with pytest.raises(KitError, match="give competition_dir"):
+        site_of_breasts("")

@@ -1,24 +1,19 @@
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import write_run
 
 from utils import cache, environment, inputs, predictions
-from utils.environment import write_json
-from utils.metrics import best_threshold, decide, nested_decisions, probabilistic_f1
+from utils.leaks import LeakError
 from utils.predictions import (
     PredictionError,
     aggregate,
-    describe_tuned,
     find_or_train_runs,
     find_runs,
-    find_threshold,
     name_runs,
     one_image_per_breast,
     oof_of_runs,
     oof_summary,
-    tune,
 )
 from utils.tables import assign_folds
 from utils.training import OOF_COLUMNS
@@ -26,7 +21,9 @@ from utils.training import OOF_COLUMNS
 IMAGES = pd.DataFrame({"prediction_id": ["b", "a", "b", "b", "a"], "probability": [0.1, 0.4, 0.5, 0.9, 0.2]})
 
 
-@pytest.mark.parametrize(("method", "a", "b"), [("mean", 0.3, 0.5), ("max", 0.4, 0.9), ("top_k", 0.3, 0.7)])
+@pytest.mark.parametrize(
+    ("method", "a", "b"), [("mean", 0.3, 0.5), ("max", 0.4, 0.9), ("top_k", 0.3, 0.7), ("noisy_or", 0.52, 0.955)]
+)
 def test_images_of_a_breast_become_one_probability(method, a, b):
     result = aggregate(IMAGES, method)
     assert result.index.tolist() == ["b", "a"]
@@ -34,8 +31,24 @@ def test_images_of_a_breast_become_one_probability(method, a, b):
 
 
 def test_unknown_aggregation_is_refused():
-    with pytest.raises(PredictionError, match="'median'; choose from mean, max, top_k"):
+    with pytest.raises(PredictionError, match="'median'; choose from mean, max, top_k, noisy_or"):
         aggregate(IMAGES, "median")
+
+
+def test_noisy_or_is_one_minus_the_product_of_what_each_image_misses():
+    generator = np.random.default_rng(0)
+    images = pd.DataFrame({"prediction_id": generator.integers(0, 20, 100).astype(str), "probability": generator.random(100)})
+    found = aggregate(images, "noisy_or")
+    assert found.index.tolist() == images.prediction_id.unique().tolist()
+    for breast, probability in found.items():
+        missed = 1 - images.probability[images.prediction_id == breast]
+        assert probability == pytest.approx(1 - np.prod(missed), rel=1e-12)
+
+
+@pytest.mark.filterwarnings("error")
+def test_noisy_or_stays_finite_at_0_and_1_and_exact_near_0():
+    images = pd.DataFrame({"prediction_id": list("aabbcc"), "probability": [1, 1, 0, 0, 1e-20, 2e-20]})
+    assert aggregate(images, "noisy_or").to_dict() == pytest.approx({"a": 1, "b": 0, "c": 3e-20}, rel=1e-9, abs=0)
 
 
 def test_one_image_per_breast_hides_how_many_there_are():
@@ -44,9 +57,9 @@ def test_one_image_per_breast_hides_how_many_there_are():
     assert {len(one_image_per_breast(IMAGES, seed).merge(kept)) for seed in range(20)} > {2}  # the draw changes with the seed
 
 
-def write_oof(run_dir, shift=0.0, n=60, drop=0):
+def write_oof(run_dir, shift=0.0, n=60, drop=0, seed=0):
     """A made-up finished run: n breasts of one image, two folds."""
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     labels = (np.arange(n) % 3 == 0).astype(int)
     probability = np.clip(0.3 * labels + 0.5 * generator.random(n) + shift, 0.01, 0.99)
     table = pd.DataFrame(
@@ -54,10 +67,7 @@ def write_oof(run_dir, shift=0.0, n=60, drop=0):
     )
     table["prediction_id"], table["image_id"] = table.patient_id + "_L", [str(i) for i in range(n)]
     table["probability"], table["logit"] = probability, np.log(probability / (1 - probability))
-    run_dir.mkdir(parents=True)
-    table[OOF_COLUMNS].iloc[: n - drop].to_csv(run_dir / "oof.csv", index=False)
-    write_json(run_dir / "config.json", {"prevalence": 0.25})
-    return run_dir
+    return write_run(run_dir, table[OOF_COLUMNS], drop)
 
 
 def test_runs_of_other_breasts_are_not_averaged(tmp_path):
@@ -74,18 +84,38 @@ def test_runs_are_averaged_per_breast(tmp_path):
     assert np.allclose(merged.probability, (merged.probability_x + merged.probability_y) / 2)
 
 
-def test_tuned_threshold_is_the_best_and_nested_is_fold_out(tmp_path):
-    run = write_oof(tmp_path / "a")
-    tuned, oof = tune([run]), oof_of_runs([run])
-    threshold, pf1 = best_threshold(oof.cancer, oof.probability)
-    assert (tuned["threshold"], tuned["pf1"]) == (threshold, pf1)
-    assert pf1 == probabilistic_f1(oof.cancer, decide(oof.probability, threshold))
-    nested = nested_decisions(oof.cancer, oof.probability, oof.fold)
-    assert tuned["pf1_nested"]["value"] == probabilistic_f1(oof.cancer, nested)
-    assert tuned["pf1_nested"]["low"] <= tuned["pf1_nested"]["value"] <= tuned["pf1_nested"]["high"]
-    json.dumps(tuned, allow_nan=False)
-    shown = describe_tuned(tuned | {"auc": {"value": None, "low": None, "high": None}}).value
-    assert shown["threshold"] == threshold and "[" in shown["pf1_nested"] and "nan" in shown["auc"]
+def test_weights_are_of_the_runs_and_need_not_sum_to_one(tmp_path):
+    runs = [write_oof(tmp_path / "a"), write_oof(tmp_path / "b", seed=1)]
+    first, second = (oof_of_runs([run]).probability for run in runs)
+    assert np.allclose(oof_of_runs(runs, weights=[1, 3]).probability, 0.25 * first + 0.75 * second)
+    assert np.allclose(oof_of_runs(runs, weights=[0, 3]).probability, second)
+
+
+def test_runs_are_joined_by_breast_whatever_their_order(tmp_path):
+    runs = [write_oof(tmp_path / "a"), write_oof(tmp_path / "b", seed=1)]
+    both, table = oof_of_runs(runs), pd.read_csv(runs[1] / "oof.csv", dtype={"patient_id": str})
+    shuffled = write_run(tmp_path / "shuffled", table.sample(frac=1, random_state=0))
+    pd.testing.assert_frame_equal(oof_of_runs([runs[0], shuffled]), both)
+
+
+@pytest.mark.parametrize("one_image", [False, True])
+def test_images_of_a_breast_are_joined_or_one_is_taken(tmp_path, one_image):
+    table = pd.read_csv(write_oof(tmp_path / "a") / "oof.csv", dtype={"patient_id": str})
+    double = pd.concat([table, table.assign(image_id=[f"{i}b" for i in range(60)], probability=table.probability / 2)])
+    found = oof_of_runs([write_run(tmp_path / "double", double)], "max", one_image=one_image)
+    assert len(found) == 60
+    highest = table.set_index("prediction_id").probability.loc[found.prediction_id].to_numpy()
+    taken = (found.probability == highest).mean()
+    assert 0.3 < taken < 0.7 if one_image else taken == 1
+
+
+def test_runs_that_are_not_out_of_fold_are_not_averaged(tmp_path):
+    table = pd.read_csv(write_oof(tmp_path / "a") / "oof.csv", dtype={"patient_id": str})
+    run = write_run(tmp_path / "b", table.assign(fold=1 - table.fold))
+    oof_of_runs([run])
+    table.to_csv(run / "oof.csv", index=False)  # beside the folds of the other
+    with pytest.raises(LeakError, match="trained on"):
+        oof_of_runs([run])
 
 
 def test_runs_are_found_by_name_or_everywhere_but_not_those_for_show(tmp_path, monkeypatch):
@@ -101,22 +131,6 @@ def test_runs_are_found_by_name_or_everywhere_but_not_those_for_show(tmp_path, m
         find_runs(str(tmp_path / "absent"))
 
 
-def test_threshold_of_other_runs_is_not_used(tmp_path, monkeypatch):
-    monkeypatch.setattr(predictions, "working_dir", lambda: tmp_path)
-    runs = [write_oof(tmp_path / "a"), write_oof(tmp_path / "b", shift=0.1)]
-    path = tmp_path / "threshold.json"
-    write_json(path, tune(runs[:1]) | {"threshold": 0.123})
-    assert find_threshold(runs[:1])["threshold"] == 0.123
-    assert find_threshold(runs[1:]) == tune(runs[1:])  # found by chance: tuned anew
-    with pytest.raises(PredictionError, match="was tuned on"):  # named: an error
-        find_threshold(runs[1:], str(path))
-    with pytest.raises(PredictionError, match="does not exist"):
-        find_threshold(runs, str(tmp_path / "absent.json"))
-    oof = runs[0] / "oof.csv"
-    oof.write_text(oof.read_text().replace("0.01", "0.02"))  # trained again
-    assert find_threshold(runs[:1])["threshold"] != 0.123
-
-
 def test_runs_in_folders_of_one_name_are_told_apart(tmp_path):
     runs = [tmp_path / "a" / "cnn", tmp_path / "b" / "cnn", tmp_path / "rnn"]
     assert name_runs(runs) == {str(runs[0]): runs[0], str(runs[1]): runs[1], "rnn": runs[2]}
@@ -126,8 +140,7 @@ def test_summary_sets_the_run_beside_metadata_alone(tmp_path, images):
     run = tmp_path / "perfect"
     folded = assign_folds(images, 2, 0)
     perfect = folded.assign(probability=folded.cancer * 0.8 + 0.1, logit=0.0)
-    run.mkdir()
-    perfect[OOF_COLUMNS].to_csv(run / "oof.csv", index=False)
+    write_run(run, perfect[OOF_COLUMNS])
     summary = oof_summary(run, folded)
     assert summary.loc["perfect", "AUC [95 %]"].startswith("1.000")
     assert (summary.breasts == images.prediction_id.nunique()).all()
@@ -135,7 +148,7 @@ def test_summary_sets_the_run_beside_metadata_alone(tmp_path, images):
 
 
 def test_without_data_or_runs_an_example_is_trained_once_on_the_phantom(tmp_path, monkeypatch, capsys):
-    for module in (environment, inputs, predictions, cache):
+    for module in (environment, inputs, cache):
         monkeypatch.setattr(module, "working_dir", lambda: tmp_path)
     monkeypatch.setattr(inputs, "find_competition", lambda: None)
     monkeypatch.setattr(predictions, "KAGGLE_INPUT", tmp_path / "input")

@@ -278,6 +278,64 @@ def test_impossible_number_of_folds_is_refused(n_patients, n_folds):
         assign_folds(many_patients(n_patients), n_folds, seed=0)
 
 
+def many_machines(n: int, n_machines: int) -> pd.DataFrame:
+    """`many_patients`, a machine for each; cancers on all of them."""
+    images = many_patients(n, positive_every=3)
+    return images.assign(machine_id=100 + images.patient_id.str[1:].astype(int) % n_machines)
+
+
+@pytest.mark.parametrize("n_folds", [2, 3, 5])
+def test_no_machine_and_no_patient_is_in_two_folds_by_machine(n_folds):
+    images = many_machines(70, 7)
+    folded = assign_folds(images, n_folds, seed=0, fold_by="machine")
+    for unit in ("machine_id", "patient_id"):
+        assert (folded.groupby(unit).fold.nunique() == 1).all()
+    assert sorted(folded.fold.unique()) == list(range(n_folds)) and folded.fold.dtype == np.int64
+    pd.testing.assert_frame_equal(folded.drop(columns="fold"), images)
+    assert (assign_folds(images, n_folds, seed=0).groupby("machine_id").fold.nunique() > 1).any()  # by patient
+
+
+def test_machines_that_share_a_patient_stay_together():
+    images = many_machines(60, 6)
+    images.loc[images.patient_id == "p0", "machine_id"] = [100, 101, 102]  # one patient, three machines
+    for seed in range(5):
+        folds = assign_folds(images, 4, seed, "machine").groupby("machine_id").fold
+        assert (folds.nunique() == 1).all() and folds.first().loc[[100, 101, 102]].nunique() == 1
+
+
+def test_folds_by_machine_share_the_positives_where_machines_allow_it():
+    images = many_patients(80, positive_every=2)
+    patient = images.patient_id.str[1:].astype(int)
+    images["machine_id"] = np.where(patient % 2 == 0, patient // 20, 4 + patient // 20)  # 4 of 8 see no cancer
+    assert images.groupby("machine_id").cancer.sum().tolist() == [20] * 4 + [0] * 4
+    for seed in range(3):
+        assert assign_folds(images, 4, seed, "machine").groupby("fold").cancer.sum().tolist() == [20] * 4
+
+
+def test_folds_by_machine_depend_on_the_seed_alone():
+    images = many_machines(70, 14)
+    first, again, other = (assign_folds(images, 3, seed, "machine").fold for seed in (1, 1, 2))
+    assert first.equals(again) and not first.equals(other)
+
+
+@pytest.mark.parametrize(("n_machines", "n_folds"), [(3, 4), (1, 2), (3, 1)])
+def test_impossible_number_of_folds_by_machine_is_refused(n_machines, n_folds):
+    with pytest.raises(TableError, match=f"n_folds is {n_folds}, but {n_machines} groups of machines"):
+        assign_folds(many_machines(30, n_machines), n_folds, 0, "machine")
+
+
+def test_machines_joined_by_patients_count_as_one():
+    images = many_machines(30, 3)
+    images.loc[images.patient_id == "p0", "machine_id"] = [100, 101, 102]
+    with pytest.raises(TableError, match="1 groups of machines without a common patient"):
+        assign_folds(images, 2, 0, "machine")
+
+
+def test_unknown_way_to_fold_is_refused():
+    with pytest.raises(TableError, match="fold_by is 'site'; choose from patient, machine"):
+        assign_folds(many_machines(30, 3), 2, 0, "site")
+
+
 @pytest.fixture(scope="module")
 def real_images() -> pd.DataFrame:
     if not REAL_TABLE.is_dir():
@@ -307,3 +365,11 @@ def test_real_table_has_the_published_counts(real_images):
     assert real_images.patient_id.nunique() == 11_913
     assert real_images.prediction_id.nunique() == 23_826
     assert real_images.age.isna().sum() == 37
+
+
+@pytest.mark.skipif(not REAL_TABLE.is_dir(), reason="the competition's table is not here")
+def test_real_folds_by_machine_hold_machines_and_patients_out_whole(real_images):
+    folded = assign_folds(real_images, 4, 0, "machine")
+    for unit in ("machine_id", "patient_id"):
+        assert (folded.groupby(unit).fold.nunique() == 1).all()
+    assert (breasts(folded).groupby("fold").cancer.sum() > 0).all()

@@ -8,6 +8,7 @@ from utils.cache import CacheSettings
 from utils.environment import KitError
 from utils.losses import LOSSES
 from utils.models import ModelConfig
+from utils.tables import FOLD_BY
 
 KEEP_EPOCH = ("best_auc", "last")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -27,6 +28,8 @@ class TrainConfig:
     preprocessing : CacheSettings
         Of the cache that the run trains on.
     n_folds : int
+    fold_by : {"patient", "machine"}
+        What is held out whole; ``machine`` tells what the model is worth on machines that it never saw.
     folds : tuple of int
         Which folds to train; empty for all.
     epochs, batch_size : int
@@ -81,6 +84,7 @@ class TrainConfig:
     model: ModelConfig
     preprocessing: CacheSettings
     n_folds: int = 4
+    fold_by: str = "patient"
     folds: tuple[int, ...] = ()
     epochs: int = 8
     batch_size: int = 16
@@ -121,6 +125,7 @@ class TrainConfig:
             _check(isinstance(value, int | float) and value >= 0, name, value, wanted)
         for name, choices in {"loss": LOSSES, "keep_epoch": KEEP_EPOCH, "precision": PRECISIONS}.items():
             _check(getattr(self, name) in choices, name, getattr(self, name), f"one of {', '.join(choices)}")
+        _check(self.fold_by in FOLD_BY, "fold_by", self.fold_by, f"one of {', '.join(FOLD_BY)}")
         _check(self.n_folds >= 2, "n_folds", self.n_folds, "2 or more")
         _check(set(self.folds) <= set(range(self.n_folds)), "folds", self.folds, f"numbers from 0 to {self.n_folds - 1}")
         _check(min(self.epochs, self.batch_size) >= 1, "epochs and batch_size", (self.epochs, self.batch_size), "1 or more")

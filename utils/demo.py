@@ -6,11 +6,13 @@ from pathlib import Path
 import pandas as pd
 
 from utils.environment import read_json
-from utils.metrics import Interval, auc_interval, probabilistic_f1
+from utils.intervals import Interval, PatientBootstrap
+from utils.metrics import probabilistic_f1
 from utils.phantom import read_truth
-from utils.plots import show_overview
-from utils.predictions import oof_of_runs, tune
+from utils.plots_evaluation import show_overview
+from utils.predictions import oof_of_runs
 from utils.tables import read_images
+from utils.tuning import tune, tuned_breasts
 
 
 def demo_table(run_dirs: list[Path], submission_path: Path, competition_dir: Path) -> pd.DataFrame:
@@ -38,7 +40,7 @@ def demo_table(run_dirs: list[Path], submission_path: Path, competition_dir: Pat
 def draw_overview(run_dirs: list[Path], tuned: dict, cache_dir: Path, competition_dir: Path, path: Path) -> None:
     """Draw pictures, ROC and pF1 curves of the demo into one PNG."""
     curves = {run.name: oof_of_runs([run]) for run in run_dirs}
-    average = oof_of_runs(run_dirs)
+    average = tuned_breasts(run_dirs, tuned)
     images = read_images(competition_dir, "train")
     show_overview(images, cache_dir, curves | {"average": average}, average, tuned).savefig(path, dpi=80)
 
@@ -57,7 +59,7 @@ def _test_row(submission_path: Path, competition_dir: Path) -> dict[str, str]:
     ids = {"prediction_id": str}
     table = labels.merge(pd.read_csv(submission_path, dtype=ids), on="prediction_id", suffixes=("", "_decided"))
     table = table.merge(pd.read_csv(submission_path.with_name("probabilities.csv"), dtype=ids), on="prediction_id")
-    auc = auc_interval(table.cancer, table.probability, table.prediction_id.str.split("_").str[0])
+    auc = PatientBootstrap(table.prediction_id.str.split("_").str[0]).auc(table.cancer, table.probability)
     return {"test AUC [95 %]": str(auc), "test pF1": f"{probabilistic_f1(table.cancer, table.cancer_decided):.3f}"}
 
 
@@ -67,7 +69,7 @@ def _seconds(run_dir: Path) -> float:
 
 def _main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("demo_dir", type=Path, help="holds competition/, runs/, notebooks/, threshold.json and submission.csv")
+    parser.add_argument("demo_dir", type=Path, help="where make demo has put everything")
     demo_dir = parser.parse_args().demo_dir
     tuned = read_json(demo_dir / "threshold.json")
     runs = [Path(run) for run in tuned["runs"]]
@@ -77,6 +79,7 @@ def _main() -> None:
     print(table.to_string(), "\n")
     draw_overview(runs, tuned, demo_dir / "cache", demo_dir / "competition", demo_dir / "demo.png")
     print(f"Picture of all this: {demo_dir / 'demo.png'}")
+    print(f"Report: {demo_dir / 'report.html'} (open it in a browser)")
     print(f"Executed notebooks: {demo_dir / 'notebooks'}")
     print(f"Submission: {demo_dir / 'submission.csv'}; copies with provenance: submissions/")
 

@@ -92,6 +92,25 @@ def open_inputs(
     return Inputs(folder, is_phantom, settings, cache, smoke_test)
 
 
+def site_of_breasts(competition_dir: str | Path | None) -> pd.Series:
+    """Site of each breast of train.csv.
+
+    Returns
+    -------
+    Series
+        site_id by prediction_id.
+
+    Raises
+    ------
+    KitError
+        If no competition is named and none is found.
+    """
+    folder = resolve(competition_dir) if competition_dir else find_competition()
+    if not folder:
+        raise KitError("Thresholds for each site need the train.csv that the runs were trained on: give competition_dir.")
+    return breasts(read_images(folder, "train")).set_index("prediction_id").site_id
+
+
 def few_patients(images: pd.DataFrame, count: int) -> pd.DataFrame:
     """Keep the first patients with cancer and the first without, half and half; the first ones of a test table."""
     if "cancer" not in images:

@@ -1,9 +1,7 @@
-"""From out-of-fold predictions of images to one probability per breast and a tuned threshold."""
+"""From out-of-fold predictions of images to one probability per breast."""
 
-import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +10,15 @@ import pandas as pd
 from utils.baseline import metadata_oof
 from utils.boxes import localisation
 from utils.configuration import TrainConfig
-from utils.environment import KAGGLE_INPUT, KitError, cpu_count, find_competition, read_json, resolve, runs_dir, working_dir
+from utils.environment import KAGGLE_INPUT, KitError, cpu_count, find_competition, resolve, runs_dir
 from utils.inputs import open_inputs
-from utils.metrics import Interval, auc_interval, best_threshold, nested_decisions, pf1_interval
+from utils.intervals import PatientBootstrap
+from utils.leaks import read_honest_oof
 from utils.models import ModelConfig
-from utils.run_folder import read_oof
 from utils.training import train_run
 
 SKIPPED_FOLDERS = ("runs-phantom", "runs-smoke", "demo")  # runs that only show that everything works
-AGGREGATIONS = ("mean", "max", "top_k")
+AGGREGATIONS = ("mean", "max", "top_k", "noisy_or")
 
 
 class PredictionError(KitError):
@@ -34,8 +32,9 @@ def aggregate(predictions: pd.DataFrame, method: str = "mean", top_k: int = 2) -
     ----------
     predictions : DataFrame
         Columns prediction_id and probability, one row per image (or per breast).
-    method : {"mean", "max", "top_k"}
-        ``top_k`` is the mean of the ``top_k`` highest; of all where a breast has fewer.
+    method : {"mean", "max", "top_k", "noisy_or"}
+        ``top_k`` is the mean of the ``top_k`` highest; of all where a breast has fewer. ``noisy_or`` is the probability that at
+        least one image shows cancer, were they independent: ``1 - prod(1 - p)``.
     top_k : int
 
     Returns
@@ -45,6 +44,9 @@ def aggregate(predictions: pd.DataFrame, method: str = "mean", top_k: int = 2) -
     """
     if method not in AGGREGATIONS:
         raise PredictionError(f"aggregation is {method!r}; choose from {', '.join(AGGREGATIONS)}.")
+    if method == "noisy_or":
+        missed = np.log1p(-predictions.probability.clip(upper=1 - 1e-12))
+        return -np.expm1(missed.groupby(predictions.prediction_id, sort=False).sum()).rename("probability")
     if method == "top_k":
         predictions = predictions.sort_values("probability", ascending=False, kind="stable")
         kept = predictions.groupby("prediction_id", sort=False).head(top_k)
@@ -78,7 +80,7 @@ def oof_summary(run_dir: Path, images: pd.DataFrame, seed: int = 0) -> pd.DataFr
     DataFrame
         AUC with its 95 % interval, breasts and positives, one row each.
     """
-    oof, metadata = read_oof(run_dir / "oof.csv"), metadata_oof(images)
+    oof, metadata = read_honest_oof(run_dir), metadata_oof(images)
     metadata = metadata[metadata.fold.isin(oof.fold.unique())]
     tables = {
         run_dir.name: oof,
@@ -111,7 +113,7 @@ def box_summary(run_dir: Path, boxes: pd.DataFrame) -> pd.DataFrame:
 def _summary_row(table: pd.DataFrame, seed: int) -> dict:
     breasts = table.drop_duplicates("prediction_id").set_index("prediction_id")
     probability = aggregate(table).loc[breasts.index]
-    auc = auc_interval(breasts.cancer, probability, breasts.patient_id, seed)
+    auc = PatientBootstrap(breasts.patient_id, seed=seed).auc(breasts.cancer, probability)
     return {"AUC [95 %]": str(auc), "breasts": len(breasts), "positives": int(breasts.cancer.sum())}
 
 
@@ -179,45 +181,20 @@ def find_or_train_runs(run_dirs: str | Sequence[str] | None = None, smoke_test: 
     return [run_dir]
 
 
-def find_threshold(runs: Sequence[Path], threshold_path: str = "") -> dict:
-    """Read threshold.json where it is for these runs; else tune now, with the defaults.
-
-    Raises
-    ------
-    PredictionError
-        If the named file does not exist, or was tuned on other runs.
-    """
-    path = resolve(threshold_path) if threshold_path else working_dir() / "threshold.json"
-    if not path.is_file():
-        if threshold_path:
-            raise PredictionError(f"threshold_path {path} does not exist: run tune_threshold.ipynb first.")
-        print("No threshold.json: tuning on these runs' out-of-fold predictions now.")
-        return tune(runs)
-    tuned = read_json(path)
-    # By content: paths differ from one Kaggle notebook to the next.
-    if sorted(tuned["oof_hashes"]) == sorted(_hash_oof(run) for run in runs):
-        return tuned
-    if threshold_path:
-        tuned_on = ", ".join(tuned["runs"])
-        raise PredictionError(
-            f"{path} was tuned on {tuned_on}, or before they changed: run tune_threshold.ipynb with these run_dirs."
-        )
-    print(f"{path} was tuned on other runs, or before these changed: tuning on these now.")
-    return tune(runs)
-
-
-def runs_to_submit(run_dirs: str = "", threshold_path: str = "", smoke_test: bool = False) -> list[Path]:
-    """Runs that are named; else those that the threshold was tuned on, where they are still there; else all."""
-    path = resolve(threshold_path) if threshold_path else working_dir() / "threshold.json"
-    if not run_dirs and path.is_file():
-        tuned = [Path(run) for run in read_json(path)["runs"]]
-        if all((run / "oof.csv").is_file() for run in tuned):
-            return tuned
-    return find_or_train_runs(run_dirs, smoke_test)
-
-
-def oof_of_runs(run_dirs: Sequence[Path], aggregation: str = "mean") -> pd.DataFrame:
+def oof_of_runs(
+    run_dirs: Sequence[Path], aggregation: str = "mean", weights: Sequence[float] | None = None, one_image: bool = False
+) -> pd.DataFrame:
     """Average the out-of-fold probabilities of runs, one row per breast.
+
+    Parameters
+    ----------
+    run_dirs : sequence of Path
+    aggregation : str
+        See `aggregate`.
+    weights : sequence of float, optional
+        Of the runs; all alike if None.
+    one_image : bool
+        Count one random image of each breast, where the number of images tells the label.
 
     Returns
     -------
@@ -228,65 +205,29 @@ def oof_of_runs(run_dirs: Sequence[Path], aggregation: str = "mean") -> pd.DataF
     ------
     PredictionError
         If the runs did not predict the same breasts.
+    LeakError
+        If a prediction is not out of fold.
     """
-    first = read_oof(run_dirs[0] / "oof.csv")
-    breasts = first.drop_duplicates("prediction_id").set_index("prediction_id")[["patient_id", "fold", "cancer"]]
-    columns = [aggregate(read_oof(run / "oof.csv"), aggregation) for run in run_dirs]
-    for run, column in zip(run_dirs, columns, strict=True):
-        if set(column.index) != set(breasts.index):
+    tables = [_breasts_of(run, aggregation, one_image) for run in run_dirs]
+    first = tables[0]
+    for run, table in zip(run_dirs, tables, strict=True):
+        if set(table.index) != set(first.index):
             raise PredictionError(
-                f"{run} predicted {len(column)} breasts, {run_dirs[0]} {len(breasts)}, and not the same ones: name run_dirs"
+                f"{run} predicted {len(table)} breasts, {run_dirs[0]} {len(first)}, and not the same ones: name run_dirs"
                 " of one data set, with all their folds finished."
             )
-    breasts["probability"] = pd.concat(columns, axis=1).mean(axis=1)
-    return breasts.reset_index()
+    columns = np.stack([table.probability.loc[first.index] for table in tables])
+    return first.assign(probability=np.average(columns, axis=0, weights=weights)).reset_index()
 
 
-def tune(run_dirs: Sequence[Path], aggregation: str = "mean", seed: int = 0) -> dict:
-    """Choose the threshold of one or several averaged runs on their out-of-fold predictions.
-
-    Returns
-    -------
-    dict
-        As in ``threshold.json``: threshold, aggregation, pf1 (naive: tuned and measured on the same data), pf1_nested (each
-        fold decided with the others' threshold) with its 95 % interval, auc with its interval, and the runs.
-    """
-    oof = oof_of_runs(run_dirs, aggregation)
-    threshold, pf1 = best_threshold(oof.cancer, oof.probability)
-    nested = nested_decisions(oof.cancer, oof.probability, oof.fold)
-    return {
-        "threshold": threshold,
-        "aggregation": aggregation,
-        "pf1": pf1,
-        "pf1_nested": _plain(pf1_interval(oof.cancer, nested, oof.patient_id, seed)),
-        "auc": _plain(auc_interval(oof.cancer, oof.probability, oof.patient_id, seed)),
-        "breasts": len(oof),
-        "positives": int(oof.cancer.sum()),
-        "prevalence": float(oof.cancer.mean()),
-        "runs": [str(run) for run in run_dirs],
-        "oof_hashes": [_hash_oof(run) for run in run_dirs],
-    }
-
-
-def describe_tuned(tuned: dict) -> pd.DataFrame:
-    """Show threshold.json as a table, its intervals as text."""
-    rows = {}
-    for key, value in tuned.items():
-        if isinstance(value, dict):  # None, JSON's for "undefined", reads as NaN
-            value = str(Interval(**{name: np.nan if number is None else number for name, number in value.items()}))
-        rows[key] = ", ".join(value) if isinstance(value, list) else value
-    return pd.Series(rows).to_frame("value")
+def _breasts_of(run_dir: Path, aggregation: str, one_image: bool) -> pd.DataFrame:
+    oof = read_honest_oof(run_dir)
+    oof = one_image_per_breast(oof) if one_image else oof
+    breasts = oof.drop_duplicates("prediction_id").set_index("prediction_id")[["patient_id", "fold", "cancer"]]
+    return breasts.assign(probability=aggregate(oof, aggregation))
 
 
 def name_runs(run_dirs: Sequence[Path]) -> dict[str, Path]:
     """Name runs by their folders; by more of the path where two folders have the same name."""
     names = [run.name for run in run_dirs]
     return {run.name if names.count(run.name) == 1 else str(run): run for run in run_dirs}
-
-
-def _hash_oof(run_dir: Path) -> str:
-    return hashlib.sha256((run_dir / "oof.csv").read_bytes()).hexdigest()[:12]
-
-
-def _plain(interval: Interval) -> dict:
-    return {key: None if np.isnan(value) else value for key, value in asdict(interval).items()}

@@ -65,7 +65,7 @@ def _check_same(run_dir: Path, config: TrainConfig, images: pd.DataFrame, data_h
         raise TrainingError(
             f"{run_dir} holds a run with other settings ({', '.join(differing)}): choose another run_dir, or delete it."
         )
-    folds = pd.read_csv(run_dir / "folds.csv", dtype={"patient_id": str})
+    folds = read_folds(run_dir)
     same_folds = dict(zip(folds.patient_id, folds.fold, strict=True)) == dict(zip(images.patient_id, images.fold, strict=True))
     if not same_folds or read_json(run_dir / "config.json").get("data_hash", data_hash) != data_hash:
         raise TrainingError(f"{run_dir} was started on other images, labels or folds: choose another run_dir, or delete it.")
@@ -123,6 +123,26 @@ def collect_folds(run_dir: Path, name: str) -> pd.DataFrame:
 
 def read_oof(path: str | Path) -> pd.DataFrame:
     """Read an out-of-fold table; ids are text, and ``image_id`` is empty for breast-level models."""
+    return _read_csv(path)
+
+
+def read_history(run_dir: str | Path) -> pd.DataFrame:
+    """Read what each fold has reached so far, epoch by epoch."""
+    tables = [pd.read_csv(path) for path in sorted(Path(run_dir).glob("fold*/history.csv"))]
+    return pd.concat(tables) if tables else pd.DataFrame(columns=["fold", "epoch"])
+
+
+def read_folds(run_dir: str | Path) -> pd.DataFrame:
+    """Read which fold held out which patient: patient_id (str), fold (int).
+
+    Raises
+    ------
+    TrainingError
+        If the run does not say.
+    """
+    path = Path(run_dir) / "folds.csv"
+    if not path.is_file():
+        raise TrainingError(f"{path} is missing: without it nobody can tell which model saw whom. Train the run again.")
     return _read_csv(path)
 
 

@@ -11,12 +11,13 @@ from utils.cache import CacheSettings, build_cache, default_cache_dir, summarise
 from utils.configuration import TrainConfig
 from utils.environment import KitError, pick_device, read_json, versions, write_atomic, write_json
 from utils.inference import predict_logits
-from utils.metrics import decide, sigmoid
+from utils.metrics import sigmoid
 from utils.phantom import is_phantom_competition
 from utils.predictions import aggregate
 from utils.run_folder import finished_folds, load_config
 from utils.tables import read_sample_submission
 from utils.training import load_fold, make_dataset
+from utils.tuning import apply_tuned, weights_of
 
 
 class SubmissionError(KitError):
@@ -71,12 +72,30 @@ def predict_runs(
     test_images: pd.DataFrame,
     competition_dir: Path,
     cache_dir: Path | None,
-    aggregation: str,
+    tuned: dict,
     num_workers: int,
 ) -> pd.Series:
-    """Average the predictions of runs; the parameters are those of `predict_test`."""
-    by_run = [predict_test(run, test_images, competition_dir, cache_dir, aggregation, num_workers) for run in runs]
-    return pd.concat(by_run, axis=1).mean(axis=1)
+    """Average the predictions of runs by their weights, and calibrate them.
+
+    Parameters
+    ----------
+    runs : sequence of Path
+    test_images, competition_dir, cache_dir, num_workers
+        As in `predict_test`.
+    tuned : dict
+        From `utils.tuning.find_threshold`.
+
+    Returns
+    -------
+    Series
+        Probability indexed by prediction_id; breasts that no run could predict are absent.
+    """
+    weights = {run: weight for run, weight in zip(runs, weights_of(tuned, runs), strict=True) if weight > 0}
+    aggregation = tuned["aggregation"]
+    by_run = [predict_test(run, test_images, competition_dir, cache_dir, aggregation, num_workers) for run in weights]
+    table, weight = pd.concat(by_run, axis=1), list(weights.values())
+    averaged = (table * weight).sum(axis=1) / (table.notna() * weight).sum(axis=1)  # of the runs that could read the breast
+    return apply_tuned(tuned, averaged)
 
 
 def check_run(run_dir: Path, is_phantom: bool) -> None:
@@ -131,7 +150,7 @@ def write_submission(
     path: Path,
     submissions_dir: Path,
     probabilities: pd.Series,
-    threshold: float | None,
+    decisions: pd.Series | None,
     competition_dir: Path,
     provenance: dict,
 ) -> pd.DataFrame:
@@ -145,8 +164,8 @@ def write_submission(
         Gets ``NAME.csv``, ``NAME_probabilities.csv`` and ``NAME.json``.
     probabilities : Series
         From `complete`.
-    threshold : float or None
-        None submits the probabilities themselves instead of hard 0/1.
+    decisions : Series or None
+        0 or 1 by prediction_id, from `utils.tuning.decide_tuned`; None submits the probabilities themselves.
     competition_dir : Path
         Its sample_submission.csv says which ids are wanted.
     provenance : dict
@@ -164,8 +183,8 @@ def write_submission(
     """
     submission = probabilities.rename("cancer").rename_axis("prediction_id").reset_index()
     table = submission.rename(columns={"cancer": "probability"})
-    if threshold is not None:
-        submission["cancer"] = decide(submission.cancer, threshold)
+    if decisions is not None:
+        submission["cancer"] = decisions.loc[submission.prediction_id].to_numpy()
     validate_submission(submission, read_sample_submission(competition_dir))
     moment = time.strftime("%Y%m%d-%H%M%S")
     name = f"{moment}-{provenance.get('name', 'submission')}"
@@ -178,7 +197,8 @@ def write_submission(
     for target, content in copies.items():
         with write_atomic(target) as temporary:
             content.to_csv(temporary, index=False)
-    write_json(submissions_dir / f"{name}.json", provenance | {"threshold": threshold, "time": moment, "versions": versions()})
+    made = {"hard": decisions is not None, "time": moment, "versions": versions()}
+    write_json(submissions_dir / f"{name}.json", provenance | made)
     print(f"{path}: {len(submission)} rows, {int((submission.cancer > 0.5).sum())} positive. Provenance: {name}.json")
     return submission
 

@@ -33,6 +33,7 @@ REQUIRED = {
     "sample_submission": ["prediction_id", "cancer"],
 }
 ID_PATTERN = r"[A-Za-z0-9_.-]*[A-Za-z0-9_-][A-Za-z0-9_.-]*"  # a plain file name: no separator, not "." or ".."
+FOLD_BY = ("patient", "machine")
 SHOWN_ROWS = 3
 
 
@@ -108,8 +109,8 @@ def breasts(images: pd.DataFrame) -> pd.DataFrame:
     return images[[c for c in columns if c in images]].drop_duplicates("prediction_id").reset_index(drop=True)
 
 
-def assign_folds(images: pd.DataFrame, n_folds: int, seed: int) -> pd.DataFrame:
-    """Add an integer column ``fold``: patients whole, stratified by positive breasts and site.
+def assign_folds(images: pd.DataFrame, n_folds: int, seed: int, fold_by: str = "patient") -> pd.DataFrame:
+    """Add an integer column ``fold``: patients whole, stratified by positive breasts and site; or machines whole.
 
     A patient has zero, one or two positive breasts. Splitting the patients evenly within each (positive breasts, site) group
     balances breasts, positives and sites at once, at the cost of one `StratifiedKFold` over patients.
@@ -121,6 +122,9 @@ def assign_folds(images: pd.DataFrame, n_folds: int, seed: int) -> pd.DataFrame:
     n_folds : int
         At least 2 and at most the number of patients.
     seed : int
+    fold_by : {"patient", "machine"}
+        ``machine`` holds machines out whole, with all their patients: what a model is worth on a machine that it never saw.
+        Positives are then as even as the machines allow. Machines that share a patient stay together.
 
     Returns
     -------
@@ -130,8 +134,12 @@ def assign_folds(images: pd.DataFrame, n_folds: int, seed: int) -> pd.DataFrame:
     Raises
     ------
     TableError
-        If there are fewer patients than folds.
+        If there are fewer patients, or machines, than folds, or ``fold_by`` is unknown.
     """
+    if fold_by not in FOLD_BY:
+        raise TableError(f"fold_by is {fold_by!r}; choose from {', '.join(FOLD_BY)}.")
+    if fold_by == "machine":
+        return _assign_machines(images, n_folds, seed)
     patients = images.groupby("patient_id").agg(site_id=("site_id", "first"))
     patients["positives"] = breasts(images).groupby("patient_id").cancer.sum()
     # Neighbouring groups even each other out where one is too small to reach every fold, so like goes next to like.
@@ -150,6 +158,35 @@ def assign_folds(images: pd.DataFrame, n_folds: int, seed: int) -> pd.DataFrame:
         for fold, (_, held_out) in enumerate(splitter.split(stratum, stratum)):
             folds.iloc[held_out] = fold
     return images.assign(fold=images.patient_id.map(folds).astype("int64"))
+
+
+def _assign_machines(images: pd.DataFrame, n_folds: int, seed: int) -> pd.DataFrame:
+    group = _joined_machines(images)
+    if not 2 <= n_folds <= group.nunique():
+        raise TableError(
+            f"n_folds is {n_folds}, but {group.nunique()} groups of machines without a common patient can be split into 2 to"
+            f" {group.nunique()} folds."
+        )
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    folds = pd.Series(0, index=images.index)
+    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        for fold, (_, held_out) in enumerate(splitter.split(images, images.cancer, group)):
+            folds.iloc[held_out] = fold
+    return images.assign(fold=folds.astype("int64"))
+
+
+def _joined_machines(images: pd.DataFrame) -> pd.Series:
+    """Number of each image's group of machines, where machines that share a patient are one group."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    machines, patients = (pd.factorize(images[column])[0] for column in ("machine_id", "patient_id"))
+    n_machines = machines.max() + 1
+    edges = coo_matrix((np.ones(len(images)), (machines, n_machines + patients)), shape=[n_machines + patients.max() + 1] * 2)
+    return pd.Series(connected_components(edges, directed=False)[1][machines], index=images.index)
 
 
 def image_paths(images: pd.DataFrame, competition_dir: str | Path, split: str) -> list[Path]:

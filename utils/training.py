@@ -17,9 +17,10 @@ from utils.auxiliary import SIZES
 from utils.boxes import CORNERS, to_picture, to_source
 from utils.cache import read_manifest
 from utils.configuration import Execution, TrainConfig, TrainingError
-from utils.dataset import BreastDataset, ImageDataset, Vocabulary
+from utils.dataset import CATEGORIES, BreastDataset, ImageDataset, Vocabulary
 from utils.encoders import takes_any_size
 from utils.fitting import Fitting
+from utils.leaks import check_features
 from utils.metrics import sigmoid
 from utils.models import build_model
 from utils.patches import PatchDataset
@@ -70,7 +71,9 @@ def train_run(
         raise TrainingError("box_weight and patch_epochs need boxes: give boxes_path.")
     if config.batch_size % execution.world_size:
         raise TrainingError(f"batch_size is {config.batch_size}, which {execution.world_size} processes can't share evenly.")
-    images = assign_folds(images, config.n_folds, config.seed)
+    if config.model.item != "image":
+        check_features(images, ("age", "implant", *CATEGORIES))
+    images = assign_folds(images, config.n_folds, config.seed, config.fold_by)
     claim_run(run_dir, config, images, hash_data(images, cache_dir, boxes), is_phantom)
     if boxes is not None:
         boxes = to_picture(boxes, read_manifest(cache_dir, "train", config.preprocessing), config.preprocessing)
