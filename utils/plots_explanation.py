@@ -1,0 +1,138 @@
+"""Figures of explanations: maps over the original images, right and wrong decisions side by side."""
+
+import textwrap
+from pathlib import Path
+
+import cv2
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.patches import Rectangle
+
+from utils.boxes import CORNERS
+from utils.cache import CacheSettings, read_manifest
+from utils.dicom import open_dicom
+from utils.explanation import to_source_map
+from utils.plots import finished
+from utils.tables import image_paths
+
+TALLEST = 600  # px of a shown image
+LEAST_SHOWN = 0.5  # of a map's maximum: below it the image is left as it is
+DENSEST = 0.55  # opacity where a map is strongest, so that the tissue still shows through
+DPI = 80
+COLUMN_WIDTH, ROW_HEIGHT = 2.4, 3.6  # inches
+HEAT = LinearSegmentedColormap.from_list("heat", ["#e69f00", "#ffe34d"])  # orange to yellow: apart from grey to every eye
+BOX_COLOUR = "#56b4e9"  # sky blue
+CAPTION = "Orange to yellow: where Grad-CAM is {least:.0%} to 100% of the image's strongest; not comparable between images."
+
+
+def show_explanations(
+    examples: pd.DataFrame,
+    maps: dict[str, np.ndarray],
+    competition_dir: str | Path,
+    cache_dir: str | Path,
+    settings: CacheSettings,
+    boxes: pd.DataFrame | None = None,
+    split: str = "train",
+) -> plt.Figure:
+    """Show maps on the original images, a row for each kind of decision.
+
+    Parameters
+    ----------
+    examples : DataFrame
+        From `utils.explanation.choose_examples`.
+    maps : dict
+        From `utils.explanation.explain_run`; an image without one is shown bare.
+    competition_dir, cache_dir : path
+    settings : CacheSettings
+        Of the cache.
+    boxes : DataFrame, optional
+        From `utils.boxes.read_boxes`: true findings, which are outlined.
+    split : {"train", "test"}
+
+    Returns
+    -------
+    Figure
+    """
+    manifest = read_manifest(cache_dir, split, settings).set_index("image_id")
+    paths = dict(zip(examples.image_id, image_paths(examples, competition_dir, split), strict=True))
+    kinds = list(dict.fromkeys(examples.kind))
+    columns = max(examples.groupby("kind").size(), default=1)
+    rows = max(len(kinds), 1)
+    size = (COLUMN_WIDTH * max(columns, 2), ROW_HEIGHT * rows + 0.5)
+    figure, axes = plt.subplots(rows, columns, figsize=size, dpi=DPI, squeeze=False, layout="constrained")
+    figure.get_layout_engine().set(wspace=0.03)
+    for axis in axes.flat:
+        axis.axis("off")
+    for kind, row_axes in zip(kinds, axes, strict=False):
+        for axis, row in zip(row_axes, examples[examples.kind == kind].itertuples(), strict=False):
+            heat = maps.get(row.image_id)
+            heat = None if heat is None else to_source_map(heat, manifest.loc[row.image_id], settings)
+            found = None if boxes is None else boxes[boxes.image_id == row.image_id]
+            draw_overlay(axis, read_original(paths[row.image_id]), heat, found)
+            axis.set_title(_title(row, heat), fontsize=8)
+    blue = "" if boxes is None else " Blue: true findings."
+    caption = CAPTION.format(least=LEAST_SHOWN) + blue
+    figure.supxlabel(textwrap.fill(caption, width=int(size[0] * 15)), fontsize=8)
+    return finished(figure)
+
+
+def draw_overlay(
+    axis: plt.Axes, picture: np.ndarray, heat: np.ndarray | None = None, boxes: pd.DataFrame | None = None
+) -> None:
+    """Draw an image, the strong parts of its map over it, and its boxes.
+
+    Parameters
+    ----------
+    axis : Axes
+    picture : ndarray of shape (h, w), float32 in [0, 1]
+        From `read_original`: the stored picture, or a smaller copy.
+    heat : ndarray of shape (stored height, stored width), float32 in [0, 1], optional
+        From `utils.explanation.to_source_map`.
+    boxes : DataFrame, optional
+        Corners in pixels of the stored picture; needs ``heat`` to tell its size unless the picture is at full size.
+    """
+    axis.imshow(picture, cmap="gray", vmin=0, vmax=1)
+    stored = picture.shape if heat is None else heat.shape
+    if heat is not None:
+        small = cv2.resize(heat, picture.shape[::-1], interpolation=cv2.INTER_AREA)
+        strength = ((small - LEAST_SHOWN) / (1 - LEAST_SHOWN)).clip(0, 1)
+        opacity = np.where(small > LEAST_SHOWN, DENSEST * (0.3 + 0.7 * strength), 0)
+        axis.imshow(np.dstack([HEAT(strength)[..., :3], opacity]))
+    down, across = picture.shape[0] / stored[0], picture.shape[1] / stored[1]
+    for x_min, y_min, x_max, y_max in [] if boxes is None else boxes[CORNERS].to_numpy(dtype=float):
+        # Pixel i of a shown picture reaches from i - 0.5 to i + 0.5.
+        corner = x_min * across - 0.5, y_min * down - 0.5
+        size = (x_max - x_min) * across, (y_max - y_min) * down
+        axis.add_patch(Rectangle(corner, *size, fill=False, edgecolor=BOX_COLOUR, linewidth=1.2))
+
+
+def read_original(path: str | Path, tallest: int = TALLEST) -> np.ndarray:
+    """Read an image as a person would see it, in its own orientation, at most so many pixels tall.
+
+    Of a JPEG 2000 file only the resolution that this needs is decoded.
+
+    Returns
+    -------
+    ndarray of shape (h, w), float32 in [0, 1]
+
+    Raises
+    ------
+    utils.dicom.DicomError
+        If the file can't be read.
+    """
+    with open_dicom(path) as file:
+        discard = 0
+        while discard < file.levels and file.shape[0] >> (discard + 1) >= tallest:
+            discard += 1
+        picture = file.grey(file.stored(discard))
+        height = min(tallest, file.shape[0])
+        width = max(1, round(file.shape[1] * height / file.shape[0]))
+    return cv2.resize(np.ascontiguousarray(picture), (width, height), interpolation=cv2.INTER_AREA)
+
+
+def _title(row, heat: np.ndarray | None) -> str:
+    label = "cancer" if row.cancer else "no cancer"
+    empty = "\nno map" if heat is None else "" if heat.any() else "\nnothing speaks for cancer"
+    return f"{row.kind}: {row.laterality} {row.view}\n{label}, probability {row.probability:.2f}{empty}"
