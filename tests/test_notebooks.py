@@ -16,6 +16,7 @@ from utils.tables import read_images
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
 SHARED_PARAMETERS = {
+    "explore": {"competition_dir", "cache_dir", "image_height", "image_width", "num_workers", "seed", "smoke_test"},
     "preprocess": {"competition_dir", "cache_dir", "image_height", "image_width", "num_workers", "smoke_test"},
     "train": {
         *(
@@ -32,6 +33,7 @@ SHARED_PARAMETERS = {
         *("batch_size", "learning_rate", "pretrained", "weights_path", "seed", "num_workers", "smoke_test"),
     },
     "tune_threshold": {"run_dirs", "seed", "smoke_test"},
+    "report": {"competition_dir", "cache_dir", "run_dirs", "seed", "smoke_test"},
     "submit": {"competition_dir", "cache_dir", "run_dirs", "num_workers", "submission_path", "smoke_test"},
 }
 
@@ -63,18 +65,18 @@ def printed(path):
 
 @pytest.fixture(scope="module")
 def executed(competition, tmp_path_factory):
-    """All four notebooks on the phantom with smoke_test: from the root, and train from notebooks/."""
+    """All notebooks on the phantom with smoke_test: from the root, and train from notebooks/."""
     folder = tmp_path_factory.mktemp("executed")
     data = {"competition_dir": competition, "cache_dir": folder / "cache", "smoke_test": True}
     run, threshold = folder / "runs" / "cnn", folder / "threshold.json"
+    tuned = {"run_dirs": run, "threshold_path": threshold}
     steps = {
+        "explore": (ROOT, data),
         "preprocess": (ROOT, data),
         "train": (ROOT / "notebooks", data | {"architecture": "cnn", "run_dir": run}),
-        "tune_threshold": (ROOT, {"run_dirs": run, "threshold_path": threshold}),
-        "submit": (
-            ROOT,
-            data | {"run_dirs": run, "threshold_path": threshold, "submission_path": folder / "submission.csv"},
-        ),
+        "tune_threshold": (ROOT, tuned),
+        "report": (ROOT, data | tuned | {"report_path": folder / "report.html"}),
+        "submit": (ROOT, data | tuned | {"submission_path": folder / "submission.csv"}),
     }
     for name, (start, values) in steps.items():
         result = execute(name, folder / f"{name}.ipynb", start, **values)
@@ -99,7 +101,8 @@ def test_notebooks_lead_from_dicoms_to_a_valid_submission(executed, competition)
 def test_notebooks_say_what_they_did_and_what_comes_next(executed):
     assert "PHANTOM" in printed(executed / "preprocess.ipynb") and "0 failed" in printed(executed / "preprocess.ipynb")
     assert "Out of fold (" in printed(executed / "train.ipynb")
-    for name, following in {"preprocess": "train", "train": "tune_threshold", "tune_threshold": "submit"}.items():
+    order = {"explore": "preprocess", "preprocess": "train", "train": "tune_threshold", "tune_threshold": "submit"}
+    for name, following in (order | {"report": "submit"}).items():
         assert f"Next: {following}.ipynb" in printed(executed / f"{name}.ipynb")
 
 
@@ -113,6 +116,15 @@ def test_executed_notebooks_show_pictures(executed):
         pictures = [output for output in outputs if "image/png" in output.get("data", {})]
         assert pictures, name
         assert not [output for output in outputs if "Warning" in output.get("text", "")], name
+
+
+def test_report_is_written_where_it_was_asked_for_and_holds_what_the_notebook_shows(executed):
+    content = (executed / "report.html").read_text()
+    cells = nbformat.read(executed / "report.ipynb", as_version=4).cells
+    pictures = [output for cell in cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+    assert content.count("<img ") == len(pictures) >= 5
+    assert f"The report is in {executed / 'report.html'}" in printed(executed / "report.ipynb")
+    assert "Out-of-fold predictions of cnn: 24 breasts" in content
 
 
 def test_threshold_file_keeps_its_contract(executed):

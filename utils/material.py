@@ -1,0 +1,206 @@
+"""What a report is about: runs, their out-of-fold breasts, the table that they were trained on, and its pictures."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from utils.boxes import to_picture
+from utils.cache import default_cache_dir, picture_path, read_manifest
+from utils.environment import resolve
+from utils.evaluation import predict_training_rows
+from utils.explanation import choose_examples, explain_run
+from utils.inputs import Inputs, open_inputs
+from utils.intervals import PatientBootstrap
+from utils.plots_explanation import show_explanations
+from utils.pointing import compare_pointing
+from utils.predictions import PredictionError, find_or_train_runs, name_runs, oof_of_runs
+from utils.run_folder import load_config
+from utils.subgroups import VERDICT, with_traits
+from utils.thresholds import CHOICES, nested_decisions
+from utils.tuning import find_threshold, text_of, tune, tuned_breasts, weights_of
+
+SHOWN_EXAMPLES = 4  # of each kind of decision
+POINTED_IMAGES = 300  # that the pointing game is played on, at most
+SUSPICIOUS_AUC = 0.6  # of the number of images; on the real set it is near chance
+
+
+@dataclass(frozen=True)
+class Material:
+    """Everything that a report is made from.
+
+    Parameters
+    ----------
+    runs : dict
+        Name to run folder.
+    inputs : Inputs
+        Of the first run's pictures.
+    cache_dir : Path or None
+        One for all runs; None for each run's default.
+    images : DataFrame
+        The train table.
+    tuned : dict
+        From threshold.json.
+    curves : dict
+        Name to out-of-fold breasts of each run, uncalibrated.
+    breasts : DataFrame
+        Of the runs' average: calibrated, with the traits of `utils.subgroups.with_traits`.
+    decisions : ndarray of shape (len(breasts),)
+        Each fold decided with the others' threshold.
+    """
+
+    runs: dict[str, Path]
+    inputs: Inputs
+    cache_dir: Path | None
+    images: pd.DataFrame
+    tuned: dict
+    curves: dict[str, pd.DataFrame]
+    breasts: pd.DataFrame
+    decisions: np.ndarray
+
+    @property
+    def title(self) -> str:
+        """The run's name, or that it is an average."""
+        return next(iter(self.runs)) if len(self.runs) == 1 else f"the average of {len(self.runs)} runs"
+
+    @property
+    def subtitle(self) -> str:
+        """What the report rests on."""
+        count = f"{len(self.breasts):,} breasts, {self.breasts.cancer.sum():,} with cancer"
+        kind = "PHANTOM: synthetic pictures, no patient. " if self.inputs.is_phantom else ""
+        how = ", one random image of each breast" if self.tuned["one_image"] else ""
+        return f"{kind}Out-of-fold predictions of {self.title}: {count}{how}. Not a medical device."
+
+    def headline(self, sources: pd.DataFrame) -> pd.DataFrame:
+        """The figures that count, as text with intervals; ``sources`` is from `utils.subgroups.sources_of_auc`."""
+        metadata = sources.index[sources.index.str.startswith("metadata")][0]
+        precision = PatientBootstrap(self.breasts.patient_id).average_precision(self.breasts.cancer, self.breasts.probability)
+        rows = {
+            "AUC": (sources.loc["the model", "AUC [95 %]"], "1 is perfect, 0.5 is chance"),
+            "AUC of metadata alone": (sources.loc[metadata, "AUC [95 %]"], f"the model is {sources.loc[metadata, VERDICT]}"),
+            "average precision": (precision, f"{self.breasts.cancer.mean():.3f} is chance"),
+            "pF1, nested over folds": (text_of(self.tuned["pf1_nested"]), "an honest estimate for new patients"),
+            "pF1, nested over patients": (text_of(self.tuned["pf1_patient_nested"]), "without the folds' differences"),
+            "pF1, naive": (f"{self.tuned['pf1']:.3f}", f"measured where it was chosen: {self.tuned['optimism']:+.3f}"),
+            "threshold": (f"{self.tuned['threshold']:.4f}", f"{self.tuned['choice']}, of the calibrated probability"),
+        }
+        return pd.DataFrame(rows, index=["value [95 %]", "what it says"]).T.rename_axis("figure")
+
+    def notes(self, sources: pd.DataFrame) -> list[str]:
+        """What a reader must know before any figure: traps in the data, and what the figures do not show."""
+        found = []
+        auc = sources.loc["images per breast", "AUC [95 %]"]
+        if auc.low > SUSPICIOUS_AUC and not self.tuned["one_image"]:
+            found.append(
+                f"How many images a breast has tells cancer with an AUC of {auc}: an artefact of the data, which a model of"
+                " breasts may count. Run again with -p one_image True, and train with -p max_views 1."
+            )
+        metadata = sources.index[sources.index.str.startswith("metadata")][0]
+        if auc.low > SUSPICIOUS_AUC and self.tuned["one_image"]:
+            found.append(
+                f"How many images a breast has tells cancer with an AUC of {auc}: an artefact of the data, left out of all"
+                " figures here by counting one random image of each breast."
+            )
+        if sources.loc[metadata, VERDICT] != "better":
+            found.append("The model is not better than metadata alone: it has not yet shown that it reads the pictures.")
+        return found
+
+    def cache_of(self, run: Path) -> Path:
+        """Cache of a run's pictures."""
+        return self.cache_dir or default_cache_dir(self.inputs.competition_dir, load_config(run).preprocessing)
+
+    def manifest_of(self, run: Path) -> pd.DataFrame:
+        """Rows of a run's cached pictures; empty where there is no cache."""
+        return read_manifest(self.cache_of(run), "train", load_config(run).preprocessing)
+
+    def trained_rows(self) -> dict[str, pd.DataFrame]:
+        """Breasts that trained the runs, predicted again; of runs whose pictures are in the cache."""
+        how = {"aggregation": self.tuned["aggregation"], "one_image": self.tuned["one_image"]}
+        with_pictures = {name: run for name, run in self.runs.items() if self.has_pictures(run)}
+        return {
+            name: predict_training_rows(run, self.readable_images(run), self.cache_of(run), **how)
+            for name, run in with_pictures.items()
+        }
+
+    def readable_images(self, run: Path) -> pd.DataFrame:
+        """Rows of the train table whose pictures are in a run's cache: what it was trained on."""
+        cache, readable = self.cache_of(run), set(self.manifest_of(run).query("error == ''").image_id)
+        kept = [name in readable and picture_path(cache, "train", name).is_file() for name in self.images.image_id]
+        return self.images[kept]
+
+    def has_pictures(self, run: Path) -> bool:
+        """Whether the cache holds pictures of all the breasts that the run predicted."""
+        return set(self.breasts.prediction_id) <= set(self.readable_images(run).prediction_id)
+
+    def gallery(self, name: str):
+        """Show what a run was surest of, right and wrong, with Grad-CAM on the original images."""
+        run, curve = self.runs[name], self.curves[name]
+        threshold = CHOICES[self.tuned["choice"]](curve.cancer, curve.probability)
+        images, cache = self.readable_images(run), self.cache_of(run)
+        examples = choose_examples(curve, images, threshold, SHOWN_EXAMPLES)
+        maps = explain_run(run, images, cache, examples.image_id)
+        boxes = self.inputs.boxes(None)
+        return show_explanations(examples, maps, self.inputs.competition_dir, cache, load_config(run).preprocessing, boxes)
+
+    def pointing(self, name: str) -> pd.DataFrame:
+        """Play the pointing game on the phantom: whether Grad-CAM finds the true boxes of images with cancer."""
+        run, settings = self.runs[name], load_config(self.runs[name]).preprocessing
+        boxes = to_picture(self.inputs.boxes(None), self.manifest_of(run), settings)
+        images = self.readable_images(run)
+        known = boxes.image_id[boxes.image_id.isin(images.image_id)].drop_duplicates().head(POINTED_IMAGES)
+        return compare_pointing(explain_run(run, images, self.cache_of(run), known), boxes, self.cache_of(run))
+
+
+def gather(
+    run_dirs: str = "",
+    threshold_path: str = "",
+    competition_dir: str = "",
+    cache_dir: str = "",
+    one_image: bool = False,
+    smoke_test: bool = False,
+) -> Material:
+    """Find runs, threshold and data, and check that they belong together.
+
+    Parameters
+    ----------
+    run_dirs, threshold_path, competition_dir, cache_dir : str
+        As the notebooks' parameters; empty to look for them.
+    one_image : bool
+        Count one random image of each breast.
+    smoke_test : bool
+
+    Returns
+    -------
+    Material
+
+    Raises
+    ------
+    PredictionError
+        If there are no runs, or train.csv does not have their breasts with their labels.
+    """
+    runs = find_or_train_runs(run_dirs, smoke_test)
+    tuned = find_threshold(runs, threshold_path)
+    if one_image and not tuned["one_image"]:
+        tuned = tune(runs, tuned["aggregation"], choice=tuned["choice"], weights=weights_of(tuned, runs), one_image=True)
+    settings = load_config(runs[0]).preprocessing
+    inputs = open_inputs(competition_dir, cache_dir, settings.image_height, settings.image_width, smoke_test)
+    images = inputs.images("train")
+    named = name_runs(runs)
+    how = {"aggregation": tuned["aggregation"], "one_image": tuned["one_image"]}
+    curves = {name: oof_of_runs([run], **how) for name, run in named.items()}
+    breasts = tuned_breasts(runs, tuned)
+    _check_same_data(breasts, images, inputs.competition_dir)
+    decisions = nested_decisions(breasts.cancer, breasts.probability, breasts.fold, CHOICES[tuned["choice"]])
+    cache = resolve(cache_dir) if cache_dir else None
+    return Material(named, inputs, cache, images, tuned, curves, with_traits(breasts, images), decisions)
+
+
+def _check_same_data(breasts: pd.DataFrame, images: pd.DataFrame, competition_dir: Path) -> None:
+    labels = breasts.prediction_id.map(images.drop_duplicates("prediction_id").set_index("prediction_id").cancer)
+    differing = breasts.prediction_id[labels.to_numpy() != breasts.cancer.to_numpy()].tolist()
+    if differing:
+        raise PredictionError(
+            f"{competition_dir}/train.csv lacks {len(differing)} of the runs' {len(breasts)} breasts, or labels them otherwise,"
+            f" first {differing[0]}: give the competition_dir that they were trained on."
+        )
