@@ -26,7 +26,7 @@ $(READY): requirements.txt
 
 venv: $(READY) ## make .venv and install requirements.txt into it
 
-demo: $(READY) ## preprocess, train three architectures, tune and submit on synthetic mammograms
+demo: $(READY) ## preprocess, train three architectures, tune, submit and report on synthetic mammograms
 	@rm -rf $(DEMO) && mkdir -p $(DEMO)/notebooks
 	$(BIN)/python -m utils.phantom $(DEMO)/competition --train-patients 100 --test-patients 40 --height 256 --contrast 2
 	$(PAPERMILL) notebooks/preprocess.ipynb $(DEMO)/notebooks/preprocess.ipynb $(DEMO_DATA) $(DEMO_SIZE)
@@ -35,17 +35,19 @@ demo: $(READY) ## preprocess, train three architectures, tune and submit on synt
 	$(PAPERMILL) notebooks/train.ipynb $(DEMO)/notebooks/train-rnn.ipynb $(DEMO_TRAIN) -p architecture rnn -p run_dir $(DEMO)/runs/rnn -p epochs 4
 	$(PAPERMILL) notebooks/tune_threshold.ipynb $(DEMO)/notebooks/tune_threshold.ipynb -p run_dirs $(DEMO_RUNS) -p threshold_path $(DEMO)/threshold.json
 	$(PAPERMILL) notebooks/submit.ipynb $(DEMO)/notebooks/submit.ipynb $(DEMO_DATA) -p run_dirs $(DEMO_RUNS) -p threshold_path $(DEMO)/threshold.json -p submission_path $(DEMO)/submission.csv
+	$(PAPERMILL) notebooks/report.ipynb $(DEMO)/notebooks/report.ipynb $(DEMO_DATA) -p run_dirs $(DEMO_RUNS) -p threshold_path $(DEMO)/threshold.json -p report_path $(DEMO)/report.html
 	@$(BIN)/python -m utils.demo $(DEMO)
 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest
 
-bench: $(READY) ## measure training and preprocessing beside other paths (about 20 minutes, 4 GB of files)
+bench: $(READY) ## measure training and preprocessing beside other paths, and the evaluation (about 20 minutes, 4 GB of files)
+	$(BIN)/python -m benchmarks.evaluation
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.preprocessing
 
 # Without torch, whose oldest build would be another 6 GB: all that reads, draws, preprocesses and measures.
-OLDEST_TESTS := $(addprefix tests/test_,$(addsuffix .py,augment auxiliary boxes breast cache cluster dicom environment gpu hostile inputs jpeg2000 metrics parallel phantom preprocessing resample tables))
+OLDEST_TESTS := $(addprefix tests/test_,$(addsuffix .py,augment auxiliary boxes breast cache calibration cluster coverage dicom environment exploration gpu hostile inputs intervals jpeg2000 metrics observer parallel phantom preprocessing resample tables thresholds))
 
 oldest: ## run what needs no torch at the oldest versions that requirements.txt allows (needs Python 3.11, as they do)
 	@$(PYTHON) -m venv .venv-oldest
