@@ -6,8 +6,10 @@ import pytest
 from conftest import TINY, make_config, write_run
 from sklearn.metrics import roc_auc_score
 
+from utils import material as material_module
 from utils import tuning
 from utils.environment import write_json
+from utils.explanation import ExplanationError
 from utils.intervals import Interval
 from utils.material import SUSPICIOUS_AUC, gather
 from utils.predictions import PredictionError, oof_of_runs
@@ -162,7 +164,7 @@ def test_run_without_its_pictures_has_no_training_rows(where, run, tmp_path):
     assert material.manifest_of(run).empty
 
 
-def test_manifest_with_a_picture_that_is_gone_is_not_trusted(where, run, images, cache_dir, tmp_path):
+def test_picture_that_is_gone_costs_its_image_and_a_breast_without_any_the_pictures(where, run, images, cache_dir, tmp_path):
     copy = tmp_path / "copy"
     copy.mkdir()
     (copy / "train_manifest.csv").write_text((cache_dir / "train_manifest.csv").read_text())
@@ -170,6 +172,21 @@ def test_manifest_with_a_picture_that_is_gone_is_not_trusted(where, run, images,
     for picture in (cache_dir / "train").glob("*.png"):
         (copy / "train" / picture.name).symlink_to(picture)
     material = gather(**where | {"cache_dir": str(copy)})
-    assert material.has_pictures(run)
-    (copy / "train" / f"{images.image_id.iloc[5]}.png").unlink()
+    assert material.readable_images(run).equals(images)
+    first, *others = images.image_id[images.prediction_id == images.prediction_id.mode()[0]]
+    (copy / "train" / f"{first}.png").unlink()
+    assert material.has_pictures(run) and first not in material.readable_images(run).image_id.tolist()
+    for name in others:
+        (copy / "train" / f"{name}.png").unlink()
     assert not material.has_pictures(run)
+
+
+def test_explanations_that_cant_be_had_are_a_sentence(where, tmp_path, monkeypatch):
+    [(without, _)] = gather(**where | {"cache_dir": str(tmp_path / "empty")}).explanations("a")
+    assert without == "a: the cache lacks its pictures; give the cache_dir that it was trained on."
+
+    def refuse(*_):
+        raise ExplanationError("Swin gives tokens")
+
+    monkeypatch.setattr(material_module, "explain_run", refuse)
+    assert gather(**where).explanations("a") == [("a: Swin gives tokens", "")]

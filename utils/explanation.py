@@ -25,7 +25,7 @@ from utils.inference import forward
 from utils.loading import Batch, make_loader
 from utils.metrics import decide
 from utils.resample import fitted_size
-from utils.run_folder import load_config
+from utils.run_folder import load_config, read_folds
 from utils.training import load_fold, make_dataset
 
 Maps = dict[str, np.ndarray]  # by image_id
@@ -221,7 +221,10 @@ def _heats(model: nn.Module, batch: Batch, config: TrainConfig, device: torch.de
 
 def _evidence(model: nn.Module, batch: Batch, images: torch.Tensor, finer: int) -> torch.Tensor:
     """What each part of a picture adds to its item's logit, by Grad-CAM of all encoders: (N, H, W)."""
-    from captum.attr import LayerAttribution, LayerGradCam  # here, since it takes a second that nothing else needs
+    try:
+        from captum.attr import LayerAttribution, LayerGradCam  # here, since it takes a second that nothing else needs
+    except ImportError as error:
+        raise ExplanationError("Grad-CAM needs captum, which is not installed: pip install captum.") from error
 
     def logits(images: torch.Tensor) -> torch.Tensor:
         return forward(model, batch, images.device, images).logit  # items do not depend on each other, so one pass serves all
@@ -276,8 +279,7 @@ def _items_with(dataset: ImageDataset, image_ids: Iterable[str] | None) -> list[
 
 
 def _folds_of(run_dir: str | Path, images: pd.DataFrame) -> pd.Series:
-    folds = pd.read_csv(Path(run_dir) / "folds.csv", dtype={"patient_id": str}, keep_default_na=False)
-    return images.patient_id.map(folds.set_index("patient_id").fold)
+    return images.patient_id.map(read_folds(run_dir).set_index("patient_id").fold)
 
 
 def _check_images(wanted: set[str], images: pd.DataFrame, manifest: pd.DataFrame, cache_dir: str | Path) -> None:

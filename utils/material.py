@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from utils.boxes import to_picture
 from utils.cache import default_cache_dir, picture_path, read_manifest
 from utils.environment import resolve
 from utils.evaluation import predict_training_rows
-from utils.explanation import choose_examples, explain_run
+from utils.explanation import ExplanationError, choose_examples, explain_run
 from utils.inputs import Inputs, open_inputs
 from utils.intervals import PatientBootstrap
 from utils.plots_explanation import show_explanations
@@ -133,7 +134,20 @@ class Material:
         """Whether the cache holds pictures of all the breasts that the run predicted."""
         return set(self.breasts.prediction_id) <= set(self.readable_images(run).prediction_id)
 
-    def gallery(self, name: str):
+    def explanations(self, name: str) -> list[tuple[Figure | pd.DataFrame | str, str]]:
+        """Show what a run rests on, with captions; a sentence instead where there is no picture, or no map of its network."""
+        run = self.runs[name]
+        if not self.has_pictures(run):
+            return [(f"{name}: the cache lacks its pictures; give the cache_dir that it was trained on.", "")]
+        try:
+            shown = [(self.gallery(name), f"{name}: the surest decisions, right and wrong.")]
+            if self.inputs.is_phantom:
+                shown.append((self.pointing(name), f"{name}: how often the strongest place lies in a true box."))
+            return shown
+        except ExplanationError as error:
+            return [(f"{name}: {error}", "")]
+
+    def gallery(self, name: str) -> Figure:
         """Show what a run was surest of, right and wrong, with Grad-CAM on the original images."""
         run, curve = self.runs[name], self.curves[name]
         threshold = CHOICES[self.tuned["choice"]](curve.cancer, curve.probability)
