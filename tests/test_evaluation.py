@@ -145,7 +145,7 @@ def test_predictions_of_training_rows_are_another_models_than_out_of_fold(traine
 
 def test_no_more_training_patients_are_asked_than_allowed(trained_run, images, cache_dir, monkeypatch):
     monkeypatch.setattr(evaluation, "TRAINING_PATIENTS", 3)
-    drawn = [set(predict_training_rows(trained_run, images, cache_dir, seed).patient_id) for seed in range(4)]
+    drawn = [set(predict_training_rows(trained_run, images, cache_dir, seed=seed).patient_id) for seed in range(4)]
     assert {len(patients) for patients in drawn} == {3}
     assert len(set.union(*drawn)) > 3
 
