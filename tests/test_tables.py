@@ -312,10 +312,10 @@ def test_folds_by_machine_share_the_positives_where_machines_allow_it():
         assert assign_folds(images, 4, seed, "machine").groupby("fold").cancer.sum().tolist() == [20] * 4
 
 
-def test_folds_by_machine_depend_on_the_seed_alone():
-    images = many_machines(70, 14)
-    first, again, other = (assign_folds(images, 3, seed, "machine").fold for seed in (1, 1, 2))
-    assert first.equals(again) and not first.equals(other)
+def test_folds_by_machine_are_the_same_whatever_the_seed():
+    images = many_machines(70, 7)
+    first, other = (assign_folds(images, 3, seed, "machine").fold for seed in (1, 2))
+    assert first.equals(other)
 
 
 @pytest.mark.parametrize(("n_machines", "n_folds"), [(3, 4), (1, 2), (3, 1)])
