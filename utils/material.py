@@ -83,7 +83,7 @@ class Material:
             "average precision": (precision, f"{self.breasts.cancer.mean():.3f} is chance"),
             "pF1, nested over folds": (text_of(self.tuned["pf1_nested"]), "an honest estimate for new patients"),
             "pF1, nested over patients": (text_of(self.tuned["pf1_patient_nested"]), "without the folds' differences"),
-            "pF1, naive": (f"{self.tuned['pf1']:.3f}", f"measured where it was chosen: {self.tuned['optimism']:+.3f}"),
+            "pF1, naive": (f"{self.tuned['pf1']:.3f}", f"on the breasts that chose it; optimism {self.tuned['optimism']:+.3f}"),
             "threshold": (f"{self.tuned['threshold']:.4f}", f"{self.tuned['choice']}, of the calibrated probability"),
         }
         return pd.DataFrame(rows, index=["value [95 %]", "what it says"]).T.rename_axis("figure")
