@@ -18,7 +18,10 @@ from utils.predictions import AGGREGATIONS, aggregate
 from utils.thresholds import CHOICES, nested_decisions, nested_site_decisions, patient_nested, pf1_curve, prevalence_shift
 
 PATIENTS, POSITIVE_BREASTS, IMAGES = 11_913, 492, 54_706  # of the competition's train.csv
-SETTINGS = [(24_000, 0.02, 1.8), (24_000, 0.02, 2.6), (4_000, 0.02, 1.8), (1_000, 0.2, 1.0), (300, 0.3, 1.5), (1_000, 0.5, 0.5)]
+SETTINGS = [  # breasts, prevalence, d'
+    *((24_000, 0.02, 1.8), (24_000, 0.02, 2.6), (4_000, 0.02, 1.8)),
+    *((1_000, 0.2, 1.0), (300, 0.3, 1.5), (1_000, 0.5, 0.5), (1_000, 0.5, 1.0)),
+]
 DATA_SETS = 300
 
 

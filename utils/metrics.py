@@ -65,10 +65,13 @@ def best_threshold(labels: np.ndarray, probabilities: np.ndarray) -> tuple[float
     f1 = 2 * hits / (labels.sum() + np.arange(1, len(labels) + 1))
     can_cut = np.append(taken[:-1] > taken[1:], True)  # equal probabilities can't be told apart
     best = int(np.argmax(np.where(can_cut, f1, -1)))
-    below = taken[best + 1] if best + 1 < len(taken) else 0.0
-    threshold = (taken[best] + below) / 2
-    # Half way between two neighbouring floats may round down to the lower one.
-    return float(threshold if threshold > below else taken[best]), float(f1[best])
+    return half_way(taken[best], taken[best + 1] if best + 1 < len(taken) else 0.0), float(f1[best])
+
+
+def half_way(upper: float, lower: float) -> float:
+    """A threshold between two probabilities: takes the upper one, leaves the lower one out."""
+    middle = (upper + lower) / 2
+    return float(middle if middle > lower else upper)  # half way between neighbouring floats may round down
 
 
 def area_under_roc(labels: np.ndarray, probabilities: np.ndarray) -> float:
