@@ -26,7 +26,7 @@ $(READY): requirements.txt
 
 venv: $(READY) ## make .venv and install requirements.txt into it
 
-demo: $(READY) ## preprocess, train three architectures, tune, submit and report on synthetic mammograms
+demo: $(READY) ## preprocess, train three architectures, tune, report and submit on synthetic mammograms
 	@rm -rf $(DEMO) && mkdir -p $(DEMO)/notebooks
 	$(BIN)/python -m utils.phantom $(DEMO)/competition --train-patients 100 --test-patients 40 --height 256 --contrast 2
 	$(PAPERMILL) notebooks/preprocess.ipynb $(DEMO)/notebooks/preprocess.ipynb $(DEMO_DATA) $(DEMO_SIZE)
@@ -34,8 +34,8 @@ demo: $(READY) ## preprocess, train three architectures, tune, submit and report
 	$(PAPERMILL) notebooks/train.ipynb $(DEMO)/notebooks/train-resnet50.ipynb $(DEMO_TRAIN) -p architecture resnet50 -p run_dir $(DEMO)/runs/resnet50 -p epochs 4
 	$(PAPERMILL) notebooks/train.ipynb $(DEMO)/notebooks/train-rnn.ipynb $(DEMO_TRAIN) -p architecture rnn -p run_dir $(DEMO)/runs/rnn -p epochs 4
 	$(PAPERMILL) notebooks/tune_threshold.ipynb $(DEMO)/notebooks/tune_threshold.ipynb -p run_dirs $(DEMO_RUNS) -p threshold_path $(DEMO)/threshold.json
-	$(PAPERMILL) notebooks/submit.ipynb $(DEMO)/notebooks/submit.ipynb $(DEMO_DATA) -p run_dirs $(DEMO_RUNS) -p threshold_path $(DEMO)/threshold.json -p submission_path $(DEMO)/submission.csv
 	$(PAPERMILL) notebooks/report.ipynb $(DEMO)/notebooks/report.ipynb $(DEMO_DATA) -p run_dirs $(DEMO_RUNS) -p threshold_path $(DEMO)/threshold.json -p report_path $(DEMO)/report.html
+	$(PAPERMILL) notebooks/submit.ipynb $(DEMO)/notebooks/submit.ipynb $(DEMO_DATA) -p run_dirs $(DEMO_RUNS) -p threshold_path $(DEMO)/threshold.json -p submission_path $(DEMO)/submission.csv
 	@$(BIN)/python -m utils.demo $(DEMO)
 
 test: $(READY) ## run the tests

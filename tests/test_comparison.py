@@ -62,7 +62,7 @@ def test_differences_are_paired_and_taken_at_bonferronis_level(choice):
     runs = {name: run_with(1.5, seed) for seed, name in enumerate("abc")}
     table = compare_runs(runs, seed=2, choice=choice)
     assert list(zip(table.run, table.beside, strict=True)) == [("a", "b"), ("a", "c"), ("b", "c")]
-    bootstrap, level = PatientBootstrap(runs["a"].patient_id, seed=2), 1 - 0.05 / 3
+    bootstrap, level = PatientBootstrap(runs["a"].patient_id, seed=2), 1 - 0.05 / 6  # three pairs, two measures
     tail = 100 * (1 - level) / 2
     for row in table.itertuples(index=False):
         one, other = runs[row.run], runs[row.beside]

@@ -158,9 +158,14 @@ def test_thresholds_by_site_are_accepted_where_sites_differ(tmp_path):
     expected = site_thresholds(oof.cancer, calibrated, site)
     assert tuned["site_thresholds"] == {str(name): value for name, value in expected.items()}
     assert tuned["site_thresholds"]["1"] < tuned["threshold"] < tuned["site_thresholds"]["2"]
+    each = nested_site_decisions(oof.cancer, oof.probability, oof.fold, site)
+    assert tuned["pf1_nested"]["value"] == probabilistic_f1(oof.cancer, each)  # of what is submitted
+    each = patient_nested(oof.cancer, oof.probability, oof.patient_id, sites=site)
+    assert tuned["pf1_patient_nested"]["value"] == probabilistic_f1(oof.cancer, each)
     again = json.loads(json.dumps(tuned))  # keys of JSON are text
     decisions = decide_tuned(again, calibrated, sites.sample(frac=1, random_state=0))
     np.testing.assert_array_equal(decisions, decide(calibrated, calibrated.index.map(sites).map(expected)))
+    assert tuned["pf1"] == probabilistic_f1(oof.cancer, decisions)
 
 
 def test_thresholds_by_site_are_not_accepted_where_sites_are_alike(tmp_path):

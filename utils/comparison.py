@@ -42,8 +42,8 @@ def align(runs: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
 def compare_runs(runs: dict[str, pd.DataFrame], seed: int = 0, choice: str = "plateau") -> pd.DataFrame:
     """Compare every two runs on the same patients, by AUC and by nested pF1.
 
-    With m pairs each interval holds at 1 - 0.05 / m (Bonferroni), so that all hold at once in 95 of 100 data sets: the best of
-    many runs is not called better for being the best.
+    With m pairs each interval holds at 1 - 0.05 / 2m (Bonferroni, for two measures), so that all hold at once in 95 of 100 data
+    sets: the best of many runs is not called better for being the best.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def compare_runs(runs: dict[str, pd.DataFrame], seed: int = 0, choice: str = "pl
     labels, patients = any_run.cancer, any_run.patient_id
     bootstrap = PatientBootstrap(patients, seed=seed)
     pairs = list(combinations(runs, 2))
-    level = 1 - (1 - LEVEL) / max(len(pairs), 1)
+    level = 1 - (1 - LEVEL) / max(2 * len(pairs), 1)
     auc = {name: _auc(bootstrap, table) for name, table in runs.items()}
     pf1 = {name: _pf1(bootstrap, table, choice, seed) for name, table in runs.items()}
     rows = []

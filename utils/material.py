@@ -19,7 +19,7 @@ from utils.pointing import compare_pointing
 from utils.predictions import PredictionError, find_or_train_runs, name_runs, oof_of_runs
 from utils.run_folder import load_config
 from utils.subgroups import VERDICT, with_traits
-from utils.thresholds import CHOICES, nested_decisions
+from utils.thresholds import CHOICES, nested_decisions, nested_site_decisions
 from utils.tuning import find_threshold, text_of, tune, tuned_breasts, weights_of
 
 SHOWN_EXAMPLES = 4  # of each kind of decision
@@ -81,12 +81,19 @@ class Material:
             "AUC": (sources.loc["the model", "AUC [95 %]"], "1 is perfect, 0.5 is chance"),
             "AUC of metadata alone": (sources.loc[metadata, "AUC [95 %]"], f"the model is {sources.loc[metadata, VERDICT]}"),
             "average precision": (precision, f"{self.breasts.cancer.mean():.3f} is chance"),
-            "pF1, nested over folds": (text_of(self.tuned["pf1_nested"]), "an honest estimate for new patients"),
+            "pF1, nested over folds": (text_of(self.tuned["pf1_nested"]), self._worth),
             "pF1, nested over patients": (text_of(self.tuned["pf1_patient_nested"]), "without the folds' differences"),
             "pF1, naive": (f"{self.tuned['pf1']:.3f}", f"on the breasts that chose it; optimism {self.tuned['optimism']:+.3f}"),
             "threshold": (f"{self.tuned['threshold']:.4f}", f"{self.tuned['choice']}, of the calibrated probability"),
         }
         return pd.DataFrame(rows, index=["value [95 %]", "what it says"]).T.rename_axis("figure")
+
+    @property
+    def _worth(self) -> str:
+        """What the nested pF1 is an estimate of."""
+        if any(load_config(run).keep_epoch == "best_auc" for run in self.runs.values()):
+            return "of new patients; a little too good: epochs were chosen on these breasts (keep_epoch best_auc)"
+        return "an honest estimate for new patients"
 
     def notes(self, sources: pd.DataFrame) -> list[str]:
         """What a reader must know before any figure: traps in the data, and what the figures do not show."""
@@ -205,9 +212,13 @@ def gather(
     curves = {name: oof_of_runs([run], **how) for name, run in named.items()}
     breasts = tuned_breasts(runs, tuned)
     _check_same_data(breasts, images, inputs.competition_dir)
-    decisions = nested_decisions(breasts.cancer, breasts.probability, breasts.fold, CHOICES[tuned["choice"]])
+    breasts = with_traits(breasts, images)
+    values = breasts.cancer, breasts.probability, breasts.fold
+    choose = CHOICES[tuned["choice"]]
+    by_site = tuned["site_thresholds"]
+    decisions = nested_site_decisions(*values, breasts.site_id, choose) if by_site else nested_decisions(*values, choose)
     cache = resolve(cache_dir) if cache_dir else None
-    return Material(named, inputs, cache, images, tuned, curves, with_traits(breasts, images), decisions)
+    return Material(named, inputs, cache, images, tuned, curves, breasts, decisions)
 
 
 def _check_same_data(breasts: pd.DataFrame, images: pd.DataFrame, competition_dir: Path) -> None:

@@ -92,25 +92,44 @@ def nested_decisions(
 
 
 def patient_nested(
-    labels: np.ndarray, probabilities: np.ndarray, patients: np.ndarray, choose: Choose = plateau_threshold, seed: int = 0
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    patients: np.ndarray,
+    choose: Choose = plateau_threshold,
+    seed: int = 0,
+    sites: np.ndarray | None = None,
 ) -> np.ndarray:
     """Decide random tenths of the patients with the threshold of the other nine, ten times over.
+
+    Parameters
+    ----------
+    labels, probabilities, patients : array-like of shape (n,)
+    choose : function
+        One of `CHOICES`.
+    seed : int
+    sites : array-like of shape (n,), optional
+        Gives each site a threshold of its own.
 
     Returns
     -------
     ndarray of shape (n,), float in [0, 1]
         Mean decisions; their pF1 is the estimate.
     """
-    labels, probabilities = np.asarray(labels), np.asarray(probabilities)
-    order = np.argsort(-probabilities, kind="stable")  # sorting what is sorted, a hundred times, costs little
+    order = np.argsort(-np.asarray(probabilities), kind="stable")  # sorting what is sorted, a hundred times, costs little
+    labels, probabilities = np.asarray(labels)[order], np.asarray(probabilities)[order]
+    sites = None if sites is None else np.asarray(sites)[order]
     codes, names = pd.factorize(np.asarray(patients))
     generator, n_groups = np.random.default_rng(seed), min(N_GROUPS, len(names))
     dealt = (generator.permutation(np.arange(len(names)) % n_groups)[codes[order]] for _ in range(N_REPEATS))
     decisions = np.empty(len(labels))
-    decisions[order] = np.mean(
-        [nested_decisions(labels[order], probabilities[order], groups, choose) for groups in dealt], axis=0
-    )
+    decisions[order] = np.mean([_nested(labels, probabilities, groups, choose, sites) for groups in dealt], axis=0)
     return decisions
+
+
+def _nested(labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray, choose: Choose, sites: np.ndarray | None):
+    if sites is None:
+        return nested_decisions(labels, probabilities, groups, choose)
+    return nested_site_decisions(labels, probabilities, groups, sites, choose)
 
 
 def site_thresholds(

@@ -76,8 +76,15 @@ def tune(
     calibrated = calibration(oof.probability)
     threshold = choose(oof.cancer, calibrated)
     fold_nested = nested_decisions(oof.cancer, oof.probability, oof.fold, choose)
-    pf1 = probabilistic_f1(oof.cancer, decide(calibrated, threshold))
-    nested = bootstrap.pf1(oof.cancer, patient_nested(oof.cancer, oof.probability, oof.patient_id, choose, seed))
+    decisions = decide(calibrated, threshold)
+    each, gain, site = {}, None, None
+    if sites is not None:
+        each, gain, site = _try_sites(oof, calibrated, sites, choose, fold_nested, bootstrap)
+    if each:  # what is submitted is what is estimated
+        fold_nested = nested_site_decisions(oof.cancer, oof.probability, oof.fold, site, choose)
+        decisions = site_decisions(calibrated, site, each, threshold)
+    pf1, used = probabilistic_f1(oof.cancer, decisions), site if each else None
+    nested = bootstrap.pf1(oof.cancer, patient_nested(oof.cancer, oof.probability, oof.patient_id, choose, seed, used))
     return {
         "threshold": threshold,
         "choice": choice,
@@ -89,7 +96,8 @@ def tune(
         "pf1_patient_nested": _plain(nested),
         "optimism": pf1 - nested.value,
         "auc": _plain(bootstrap.auc(oof.cancer, oof.probability)),
-        **_try_sites(oof, calibrated, sites, choose, fold_nested, bootstrap),
+        "site_thresholds": {str(name): value for name, value in each.items()},
+        "site_gain": gain,
         "breasts": len(oof),
         "positives": int(oof.cancer.sum()),
         "prevalence": float(oof.cancer.mean()),
@@ -105,11 +113,9 @@ def _best_calibration(oof: pd.DataFrame) -> Calibration:
 
 
 def _try_sites(
-    oof: pd.DataFrame, calibrated: np.ndarray, sites: pd.Series | None, choose, without: np.ndarray, bootstrap: PatientBootstrap
-) -> dict:
-    """Thresholds for each site, if their nested pF1 passes that of one threshold by more than noise."""
-    if sites is None:
-        return {"site_thresholds": {}, "site_gain": None}
+    oof: pd.DataFrame, calibrated: np.ndarray, sites: pd.Series, choose, without: np.ndarray, bootstrap: PatientBootstrap
+) -> tuple[dict[int, float], dict, pd.Series]:
+    """Thresholds for each site, none unless their nested pF1 gains more than noise; that gain; each row's site."""
     site = oof.prediction_id.map(sites)
     if site.isna().any():
         lost = oof.prediction_id[site.isna()].iloc[0]
@@ -117,7 +123,7 @@ def _try_sites(
     each = nested_site_decisions(oof.cancer, oof.probability, oof.fold, site, choose)
     gain = bootstrap.pf1_difference(oof.cancer, each, without)
     kept = site_thresholds(oof.cancer, calibrated, site, choose) if gain.low > 0 else {}
-    return {"site_thresholds": {str(name): value for name, value in kept.items()}, "site_gain": _plain(gain)}
+    return kept, _plain(gain), site
 
 
 def apply_tuned(tuned: dict, probabilities: pd.Series) -> pd.Series:
