@@ -11,7 +11,7 @@ from utils.intervals import Interval, PatientBootstrap, proportion
 from utils.metrics import decide, sigmoid
 from utils.predictions import aggregate, one_image_per_breast
 from utils.run_folder import finished_folds, load_config, read_folds
-from utils.thresholds import CHOICES, cut_points, nested_decisions
+from utils.thresholds import CHOICES, cut_bins, cut_points, nested_decisions
 from utils.training import load_fold, make_dataset
 
 TRAINING_PATIENTS = 200  # that a model is asked about again, for the figures on its own training rows
@@ -158,7 +158,7 @@ def _operating_points(breasts: pd.DataFrame, seed: int) -> tuple[Interval, Inter
     """Sensitivity at 90 % specificity, and specificity at 90 % sensitivity, on the ROC curve of each draw."""
     labels, probabilities = breasts.cancer.to_numpy(dtype=float), breasts.probability.to_numpy()
     cuts = cut_points(probabilities)
-    bins = np.minimum(np.searchsorted(-cuts, -probabilities, "left"), len(cuts) - 1)
+    bins = cut_bins(probabilities, cuts)
     bootstrap = PatientBootstrap(breasts.patient_id, seed=seed)
     drawn = [np.cumsum(bootstrap.histograms(bins, len(cuts), column), axis=1) for column in (labels, 1 - labels)]
     once = [np.cumsum(np.bincount(bins, column, len(cuts)))[None] for column in (labels, 1 - labels)]

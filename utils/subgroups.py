@@ -161,9 +161,8 @@ def auc_within(breasts: pd.DataFrame, images: pd.DataFrame, column: str, seed: i
     for number, (_, table) in enumerate(breasts.groupby(groups.to_numpy())):
         count = int(table.cancer.sum() * (table.cancer == 0).sum())
         if count:
-            bootstrap = PatientBootstrap(
-                table.patient_id, seed=seed + number
-            )  # else groups of one size would share their draws
+            # With one seed, groups of one size would share their draws.
+            bootstrap = PatientBootstrap(table.patient_id, seed=seed + number)
             values.append(area_under_roc(table.cancer, table.probability))
             drawn = bootstrap.auc_draws(table.cancer, table.probability)
             draws.append(np.where(np.isfinite(drawn), drawn, values[-1]))

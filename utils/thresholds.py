@@ -168,6 +168,11 @@ def cut_points(probabilities: np.ndarray, n_cuts: int = N_CUTS) -> np.ndarray:
     return (ranked[places] + np.append(ranked, 0.0)[places + 1]) / 2
 
 
+def cut_bins(probabilities: np.ndarray, cuts: np.ndarray) -> np.ndarray:
+    """Number of the first of the falling ``cuts`` that takes each probability; the last where none does."""
+    return np.minimum(np.searchsorted(-cuts, -probabilities, "left"), len(cuts) - 1)
+
+
 def pf1_curve(labels: np.ndarray, probabilities: np.ndarray, bootstrap: PatientBootstrap) -> pd.DataFrame:
     """Compute the pF1 of hard decisions at many thresholds, with its bootstrap band.
 
@@ -178,7 +183,7 @@ def pf1_curve(labels: np.ndarray, probabilities: np.ndarray, bootstrap: PatientB
     """
     labels, probabilities = np.asarray(labels, dtype=float), np.asarray(probabilities, dtype=float)
     cuts = cut_points(probabilities)
-    bins = np.minimum(np.searchsorted(-cuts, -probabilities, "left"), len(cuts) - 1)
+    bins = cut_bins(probabilities, cuts)
     hits, taken = (
         np.cumsum(bootstrap.histograms(bins, len(cuts), values), axis=1) for values in (labels, np.ones(len(labels)))
     )

@@ -79,10 +79,12 @@ def tune(
     decisions = decide(calibrated, threshold)
     each, gain, site = {}, None, None
     if sites is not None:
-        each, gain, site = _try_sites(oof, calibrated, sites, choose, fold_nested, bootstrap)
-    if each:  # what is submitted is what is estimated
-        fold_nested = nested_site_decisions(oof.cancer, oof.probability, oof.fold, site, choose)
-        decisions = site_decisions(calibrated, site, each, threshold)
+        site = _site_of(oof, sites)
+        by_site = nested_site_decisions(oof.cancer, oof.probability, oof.fold, site, choose)
+        gain = bootstrap.pf1_difference(oof.cancer, by_site, fold_nested)
+        if gain.low > 0:  # what is submitted is what is estimated
+            each, fold_nested = site_thresholds(oof.cancer, calibrated, site, choose), by_site
+            decisions = site_decisions(calibrated, site, each, threshold)
     pf1, used = probabilistic_f1(oof.cancer, decisions), site if each else None
     nested = bootstrap.pf1(oof.cancer, patient_nested(oof.cancer, oof.probability, oof.patient_id, choose, seed, used))
     return {
@@ -97,7 +99,7 @@ def tune(
         "optimism": pf1 - nested.value,
         "auc": _plain(bootstrap.auc(oof.cancer, oof.probability)),
         "site_thresholds": {str(name): value for name, value in each.items()},
-        "site_gain": gain,
+        "site_gain": _plain(gain) if gain else None,
         "breasts": len(oof),
         "positives": int(oof.cancer.sum()),
         "prevalence": float(oof.cancer.mean()),
@@ -112,18 +114,12 @@ def _best_calibration(oof: pd.DataFrame) -> Calibration:
     return fit_calibration(method, oof.cancer, oof.probability)
 
 
-def _try_sites(
-    oof: pd.DataFrame, calibrated: np.ndarray, sites: pd.Series, choose, without: np.ndarray, bootstrap: PatientBootstrap
-) -> tuple[dict[int, float], dict, pd.Series]:
-    """Thresholds for each site, none unless their nested pF1 gains more than noise; that gain; each row's site."""
+def _site_of(oof: pd.DataFrame, sites: pd.Series) -> pd.Series:
     site = oof.prediction_id.map(sites)
     if site.isna().any():
         lost = oof.prediction_id[site.isna()].iloc[0]
         raise PredictionError(f"The runs predicted breast {lost}, which competition_dir's train.csv does not have.")
-    each = nested_site_decisions(oof.cancer, oof.probability, oof.fold, site, choose)
-    gain = bootstrap.pf1_difference(oof.cancer, each, without)
-    kept = site_thresholds(oof.cancer, calibrated, site, choose) if gain.low > 0 else {}
-    return kept, _plain(gain), site
+    return site
 
 
 def apply_tuned(tuned: dict, probabilities: pd.Series) -> pd.Series:
