@@ -9,8 +9,14 @@ from torch import nn
 from utils.configuration import TrainConfig
 from utils.encoders import Encoder
 
-# As the C++ allocator, CUDA, cuBLAS and cuDNN say it.
-OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED", "unable to find an engine")
+# As the C++ allocator, CUDA, cuBLAS, cuDNN and oneDNN say it.
+OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "STATUS_ALLOC_FAILED",
+    "unable to find an engine",
+    "could not create a primitive",
+)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
