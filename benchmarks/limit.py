@@ -29,9 +29,10 @@ from utils.models import ModelConfig
 from utils.observer import efficiency, share_of_possible
 from utils.phantom import make_competition, read_truth
 from utils.phantom_observer import fit_observer, per_breast, score_images
-from utils.submission import predict_test
+from utils.streaming import predict_runs
 from utils.tables import read_images
 from utils.training import train_run
+from utils.tuning import tune
 
 PATIENTS, EPOCHS = (60, 120, 240, 480), (4, 8, 16)
 QUICK_PATIENTS, QUICK_EPOCHS = (24, 48), (1, 2)
@@ -118,7 +119,8 @@ def measure(study: Study, n_patients: int, epochs: int, seed: int) -> dict:
     run = study.folder / f"cnn-{n_patients}-{epochs}-{seed}"
     oof = train_run(config, images, study.cache, run, is_phantom=True)
     test_images = read_images(study.competition, "test")
-    auc = auc_per_breast(study, predict_test(run, test_images, study.competition, study.cache, "mean", 0))
+    predicted, _ = predict_runs([run], test_images, study.competition, study.cache, tune([run]), 0)
+    auc = auc_per_breast(study, predicted)
     print(f"{run.name}: AUC {auc}", flush=True)
     return {"patients": n_patients - oof.patient_id.nunique(), "epochs": epochs, "seed": seed, "auc": auc}
 

@@ -107,6 +107,7 @@ def build_cache(
     num_workers: int = 0,
     cluster: str = "",
     gpu_decode: bool = False,
+    quiet: bool = False,
 ) -> pd.DataFrame:
     """Preprocess the images that the cache lacks, and return the manifest's rows for all of ``images``.
 
@@ -128,6 +129,8 @@ def build_cache(
         Address of a Dask scheduler whose workers see the same folders; empty works on this machine.
     gpu_decode : bool
         Decode on this machine's GPU what nvImageCodec can, as `utils.gpu` explains, and the rest as without it.
+    quiet : bool
+        Show no progress bar.
 
     Returns
     -------
@@ -153,7 +156,8 @@ def build_cache(
             if gpu_decode:
                 record(_gpu_outcomes(missing(), cache_dir / split, settings))
             ahead = None if cluster else _read_ahead
-            record(map_items(cache_one, missing(), num_workers, f"Preprocessing {split}", "images", cluster, ahead))
+            title = "" if quiet else f"Preprocessing {split}"
+            record(map_items(cache_one, missing(), num_workers, title, "images", cluster, ahead))
     manifest = read_manifest(cache_dir, split, settings)
     return manifest.set_index("image_id").loc[list(sources)].reset_index()
 

@@ -114,6 +114,11 @@ class ImageDataset(Dataset):
         return self.items["cancer"].to_numpy() if "cancer" in self.items else np.zeros(len(self.items), dtype=int)
 
     @cached_property
+    def sizes(self) -> np.ndarray:
+        """Numbers of pictures of the items, int array."""
+        return np.array([len(self._rows(index)[0]) for index in range(len(self))], dtype=int)
+
+    @cached_property
     def auxiliary(self) -> torch.Tensor:
         """Auxiliary targets of the items, as from `utils.auxiliary.auxiliary_targets`."""
         return torch.from_numpy(auxiliary_targets(self.items))
@@ -128,6 +133,7 @@ class ImageDataset(Dataset):
             "images": torch.stack(pictures),  # (V, 1, H, W)
             "metadata": self.metadata[rows],  # (V, 6)
             "own": torch.tensor(own),  # (V,)
+            "rows": torch.tensor(rows),  # (V,)
             "label": float(self.labels[index]),
             "auxiliary": self.auxiliary[index],
             "box": torch.from_numpy(boxes[0]),  # (4,)
@@ -152,7 +158,8 @@ class ImageDataset(Dataset):
         return torch.from_numpy(np.ascontiguousarray(picture))[None], box  # (1, H, W), (4,)
 
     def _load(self, row: int) -> np.ndarray:
-        return load_picture(self.cache_dir, self.split, self.images.image_id.iloc[row])
+        cache_dir = self.images.cache_dir.iloc[row] if "cache_dir" in self.images else self.cache_dir
+        return load_picture(cache_dir, self.split, self.images.image_id.iloc[row])
 
     def _generator(self, number: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, self.epoch, number])

@@ -72,6 +72,11 @@ def find_competition() -> Path | None:
     return next((folder for folder in candidates if (folder / "test.csv").is_file()), None)
 
 
+def competition_folder(competition_dir: str | Path | None) -> Path | None:
+    """The folder that is named, else the one that `find_competition` finds."""
+    return resolve(competition_dir) if competition_dir else find_competition()
+
+
 def resolve(path: str | Path) -> Path:
     """Make a notebook's path parameter absolute; a relative one starts where the notebook was called.
 
@@ -121,6 +126,19 @@ def pick_device(number: int = 0):
             print(f"The GPU does not work with torch {torch.__version__} ({str(error).splitlines()[0]}): using the CPU.")
             print("On Kaggle, choose the accelerator 'GPU T4 x2' in the notebook's settings.")
     return torch.device("cpu")
+
+
+def pick_devices() -> list:
+    """Pick all GPUs if they work, else the CPU.
+
+    Returns
+    -------
+    list of torch.device
+    """
+    import torch
+
+    first = pick_device()
+    return [torch.device("cuda", number) for number in range(torch.cuda.device_count())] if first.type == "cuda" else [first]
 
 
 @contextlib.contextmanager

@@ -55,7 +55,7 @@ def predict(
     with torch.inference_mode(), autocast(config, device):
         for batch in (part for whole in loader for part in split_batch(whole, at_once or len(whole["label"]))):
             indices.append(batch["index"])
-            outputs.append(_flip_averaged(model, batch, device) if config.test_time_flip else forward(model, batch, device))
+            outputs.append(forward_flipped(model, batch, device) if config.test_time_flip else forward(model, batch, device))
     if not outputs:
         return Predictions(np.empty(0, dtype=int), np.empty(0), None)
     logits = torch.cat([output.logit.float().cpu() for output in outputs]).double().numpy()
@@ -71,7 +71,8 @@ def forward(model: nn.Module, batch: Batch, device: torch.device, images: torch.
     return model(images, metadata, batch["lengths"], own)  # lengths stay on the CPU, where they are read
 
 
-def _flip_averaged(model: nn.Module, batch: Batch, device: torch.device) -> Outputs:
+def forward_flipped(model: nn.Module, batch: Batch, device: torch.device) -> Outputs:
+    """Pass a batch and its mirror images through a network, and average the two logits."""
     images = batch["images"].to(device, non_blocking=True)
     outputs = forward(model, batch, device, images)
     mirrored = forward(model, batch, device, images.flip(-1))

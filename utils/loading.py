@@ -5,6 +5,7 @@ A batch of B items with N pictures is a dict:
 - ``images``: uint8 tensor (N, 1, height, width), the pictures of all items one after the other
 - ``metadata``: float32 tensor (N, 6), one row per picture, columns `utils.dataset.METADATA`
 - ``own``: bool tensor (N,), whether the picture is of the breast that is asked for, not of the patient's other one
+- ``rows``: int64 tensor (N,), the pictures' rows in ``dataset.images``
 - ``lengths``: int64 tensor (B,), how many pictures each item has; sums to N
 - ``label``: float32 tensor (B,)
 - ``auxiliary``: int64 tensor (B, targets), see `utils.auxiliary`
@@ -21,7 +22,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from utils.dataset import ImageDataset
 
-PER_PICTURE = ("images", "metadata", "own")
+PER_PICTURE = ("images", "metadata", "own", "rows")
 PREFETCHED = 4  # batches a process, so that a slow one does not keep the network waiting
 
 Batch = dict[str, torch.Tensor]
@@ -95,6 +96,30 @@ class StepSampler(Sampler):
         order = list(self.order)
         for step in range(len(self)):
             yield order[step * self.batch_size : (step + 1) * self.batch_size][self.rank :: self.world_size]
+
+
+def by_size(sizes: np.ndarray, pictures: int) -> list[list[int]]:
+    """Batches of items for prediction: those with the most pictures first, so that memory runs out at once or never.
+
+    Parameters
+    ----------
+    sizes : ndarray of int
+        Pictures of each item.
+    pictures : int
+        Of a batch at most, unless one item alone has more.
+
+    Returns
+    -------
+    list of list of int
+        Every item once.
+    """
+    order = np.argsort(-sizes, kind="stable")
+    batches: list[list[int]] = []
+    for index in order.tolist():
+        if not batches or (len(batches[-1]) + 1) * sizes[batches[-1][0]] > pictures:
+            batches.append([])
+        batches[-1].append(index)
+    return batches
 
 
 def collate(items: list[dict]) -> Batch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -52,7 +53,7 @@ def map_items(
     num_workers : int
         Number of processes on this machine, each of which may die without harm to the others' items; 0 runs in this one.
     description, unit : str
-        For the progress bar, which shows units per second.
+        For the progress bar, which shows units per second; without a description there is none.
     cluster : str
         Address of a Dask scheduler, as in ``tcp://10.0.0.1:8786``: its workers do the work, each in as many processes as it has
         threads. They need this package and the items' files in the same places.
@@ -72,6 +73,16 @@ def map_items(
     with _workers(num_workers, cluster, limits) as (attempt, pool):
         outcomes = pool(joblib.delayed(attempt)(function, item) for item in _handed_out(items, prepare))
         yield from _with_progress(outcomes, len(items), description, unit)
+
+
+def prefetched(items: Iterator[Any]) -> Iterator[Any]:
+    """Yield what an iterator gives, whose next item is made in a thread while this one is used."""
+    end = object()
+    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as thread:
+        coming = thread.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = thread.submit(next, items, end)
+            yield item
 
 
 @contextlib.contextmanager
@@ -177,7 +188,7 @@ def _stop_pools() -> None:
 def _with_progress(outcomes: Iterable[Outcome], total: int, description: str, unit: str) -> Iterator[Outcome]:
     errors = 0
     # mininterval keeps the bar readable in a log, where each refresh is a line.
-    with tqdm(total=total, desc=description, unit=f" {unit}", mininterval=1.0) as bar:
+    with tqdm(total=total, desc=description, unit=f" {unit}", mininterval=1.0, disable=not description) as bar:
         for outcome in outcomes:
             if outcome.error:
                 errors += 1

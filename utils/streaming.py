@@ -1,0 +1,233 @@
+"""A test set chunk by chunk: decode, predict, and a better submission after each, until it is done or the time is over."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from utils.cache import CacheSettings, build_cache, default_cache_dir, picture_path, summarise
+from utils.deadline import Deadline, Pace, Plan
+from utils.ensemble import Variant, load_variants
+from utils.environment import on_kaggle, pick_devices
+from utils.parallel import prefetched
+from utils.phantom import is_phantom_competition
+from utils.tuning import apply_tuned, weights_of
+
+FIRST_CHUNK = 64  # images: soon measured
+LARGEST_CHUNK = 2000
+CHUNK_SECONDS = 120.0
+SPARE_DISK = 2**30  # bytes that the cache leaves free
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Test images of some patients in the caches; ``manifests`` and ``seconds`` of decoding, one for each picture size."""
+
+    images: pd.DataFrame
+    plan: Plan
+    manifests: list[pd.DataFrame]
+    seconds: list[float]
+
+
+@dataclass
+class Log:
+    """What happened, for the provenance.
+
+    Parameters
+    ----------
+    stages : dict
+        Images and seconds of each stage.
+    plans : dict of str to int
+        Images that were predicted by each plan.
+    failures : list of str
+        Chunks that could not be predicted, and why.
+    """
+
+    stages: dict = field(default_factory=dict)
+    plans: dict[str, int] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+    def table(self) -> pd.DataFrame:
+        """Stages: images, seconds, and seconds an image."""
+        table = pd.DataFrame(self.stages).T.astype({"images": int})
+        return table.assign(per_image=table.seconds / table.images.where(table.images > 0)).rename_axis("stage").round(3)
+
+    def to_json(self, deadline: Deadline) -> dict:
+        """Plain dictionary for the provenance, with the whole time."""
+        return asdict(self) | {"stages": self.stages | {"total": {"seconds": deadline.spent}}}
+
+    def spent(self, stage: str, seconds: float, images: int = 0) -> None:
+        """Add to a stage."""
+        row = self.stages.setdefault(stage, {"images": 0, "seconds": 0.0})
+        row["images"] += images
+        row["seconds"] += seconds
+
+
+def predict_runs(
+    runs: Sequence[Path],
+    test_images: pd.DataFrame,
+    competition_dir: Path,
+    cache_dir: Path | None,
+    tuned: dict,
+    num_workers: int,
+    deadline: Deadline | None = None,
+    publish: Callable[[pd.Series], None] | None = None,
+) -> tuple[pd.Series, Log]:
+    """Predict test breasts with every fold of every run, average them by the runs' weights, and calibrate.
+
+    The images go through the preprocessing that each run was trained on, and no other. Where the time does not suffice, mirror
+    images are left out first, then folds, then the picture sizes that ``runs`` name last. Pictures are decoded while a GPU
+    predicts others; on a CPU, where both want the same cores, one after the other.
+
+    Parameters
+    ----------
+    runs : sequence of Path
+    test_images : DataFrame
+        From `utils.tables.read_images`.
+    competition_dir : Path
+    cache_dir : Path or None
+        None for the default of each preprocessing; of several, each has a folder inside.
+    tuned : dict
+        From `utils.tuning.find_threshold`.
+    num_workers : int
+        Processes that decode.
+    deadline : Deadline, optional
+    publish : callable, optional
+        Called after each chunk with the probabilities so far.
+
+    Returns
+    -------
+    probabilities : Series
+        Indexed by prediction_id; breasts that no run could predict are absent.
+    log : Log
+
+    Raises
+    ------
+    SubmissionError
+        If a run can't be used, see `utils.ensemble.load_variants`.
+    Exception
+        Whatever ended the first chunk; later ones only cost their own breasts.
+    """
+    weights = {run: weight for run, weight in zip(runs, weights_of(tuned, runs), strict=True) if weight > 0}
+    stream = _Stream(list(weights), test_images, Path(competition_dir), cache_dir, num_workers, deadline or Deadline())
+    predicted = pd.Series(dtype=float)
+    for by_run in stream.predictions(tuned["aggregation"]):
+        weight = pd.Series(weights).loc[by_run.columns]
+        averaged = (by_run * weight).sum(axis=1) / (by_run.notna() * weight).sum(axis=1)  # of the runs that could read it
+        predicted = pd.concat([predicted, apply_tuned(tuned, averaged)]) if len(predicted) else apply_tuned(tuned, averaged)
+        if publish:
+            publish(predicted)
+    return predicted, stream.log
+
+
+class _Stream:
+    def __init__(self, runs, test_images, competition_dir, cache_dir, num_workers, deadline):
+        self.log, self.deadline = Log(), deadline
+        start = time.perf_counter()
+        devices = pick_devices()
+        self.variants = load_variants(runs, is_phantom_competition(competition_dir), devices)
+        self.log.spent("start", time.perf_counter() - start)
+        self.images = test_images.sort_values("patient_id", kind="stable").reset_index(drop=True)
+        self.competition_dir, self.num_workers = competition_dir, num_workers
+        self.cache_dirs = [self._cache_dir(cache_dir, variant.settings) for variant in self.variants]
+        self.overlaps = devices[0].type == "cuda"
+        self.pace = Pace([variant.work for variant in self.variants], self.overlaps)
+        self.keeps_pictures = cache_dir is not None or not on_kaggle()  # there, thousands of files would become output
+        self.done_pictures: list[Path] = []
+        self.manifests: list[list[pd.DataFrame]] = [[] for _ in self.variants]
+
+    def _cache_dir(self, cache_dir: Path | None, settings: CacheSettings) -> Path:
+        default = default_cache_dir(self.competition_dir, settings)
+        if cache_dir is None:
+            return default
+        return Path(cache_dir) if len(self.variants) == 1 else Path(cache_dir) / default.name
+
+    def predictions(self, aggregation: str) -> Iterator[pd.DataFrame]:
+        """Yield each chunk's probabilities: breasts by runs."""
+        chunks = self._chunks()
+        with tqdm(total=len(self.images), desc="Predicting", unit=" images", mininterval=1.0) as bar:
+            for number, chunk in enumerate(prefetched(chunks) if self.overlaps else chunks):
+                try:
+                    yield from self._predict(chunk, aggregation)
+                except Exception as error:  # what is wrong with all chunks shows in the first
+                    if number == 0:
+                        raise
+                    self._fail(chunk.images, error)
+                self._make_room(chunk, bar.total - bar.n)
+                bar.set_postfix_str(str(chunk.plan), refresh=False)
+                bar.update(len(chunk.images))
+        for variant, manifests in zip(self.variants, self.manifests, strict=True):
+            if manifests:
+                settings = variant.settings
+                print(f"Pictures of {settings.image_height} x {settings.image_width} px: {summarise(pd.concat(manifests))}")
+
+    def _chunks(self) -> Iterator[Chunk]:
+        """Decode chunk after chunk, each as large as two minutes allow, until the images or the time are at an end."""
+        ends = self.images.groupby("patient_id", sort=False).size().cumsum().to_numpy()
+        start = 0
+        while start < len(self.images):
+            plan = self.pace.choose(len(self.images) - start, self.deadline.left)
+            rate = self.pace.seconds_per_image(plan)
+            size = min(LARGEST_CHUNK, max(FIRST_CHUNK, int(CHUNK_SECONDS / rate))) if rate else FIRST_CHUNK
+            end = int(ends[ends <= max(start + size, ends[ends > start][0])][-1])
+            images = self.images.iloc[start:end]
+            if (end - start) * rate > self.deadline.left:
+                self.log.failures.append(f"The time is over: {len(self.images) - start} images are not predicted.")
+                print(self.log.failures[-1])
+                return
+            try:
+                yield self._decode(images, plan)
+            except Exception as error:
+                if start == 0:
+                    raise
+                self._fail(images, error)
+            start = end
+
+    def _decode(self, images: pd.DataFrame, plan: Plan) -> Chunk:
+        manifests, seconds = [], []
+        for variant, cache_dir in zip(self.variants[: plan.variants], self.cache_dirs, strict=False):
+            began = time.perf_counter()
+            workers = {"num_workers": self.num_workers, "quiet": True}
+            manifests.append(build_cache(images, self.competition_dir, "test", cache_dir, variant.settings, **workers))
+            seconds.append(time.perf_counter() - began)
+            self.log.spent("decode", seconds[-1], len(images))
+        return Chunk(images, plan, manifests, seconds)
+
+    def _predict(self, chunk: Chunk, aggregation: str) -> Iterator[pd.DataFrame]:
+        by_variant = []
+        for place, manifest in enumerate(chunk.manifests):
+            readable = chunk.images[(manifest.error == "").to_numpy()]
+            self.manifests[place].append(manifest)
+            began = time.perf_counter()
+            if len(readable):
+                variant: Variant = self.variants[place]
+                by_variant.append(variant.predict(readable, self.cache_dirs[place], aggregation, chunk.plan))
+            seconds = time.perf_counter() - began
+            self.pace.measured(place, chunk.plan, len(chunk.images), chunk.seconds[place], seconds)
+            self.log.spent("predict", seconds, len(readable))
+        self.log.plans[str(chunk.plan)] = self.log.plans.get(str(chunk.plan), 0) + len(chunk.images)
+        if by_variant:
+            yield pd.concat(by_variant, axis=1)
+
+    def _fail(self, images: pd.DataFrame, error: Exception) -> None:
+        reason = " ".join(str(error).split())
+        self.log.failures.append(f"{len(images)} images are not predicted: {type(error).__name__}: {reason}")
+        print(self.log.failures[-1])
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _make_room(self, chunk: Chunk, images_left: int) -> None:
+        """Delete pictures that have been predicted, where they are not kept or the disk will not hold the others."""
+        places = zip(self.cache_dirs, chunk.manifests, strict=False)
+        written = [picture_path(folder, "test", name) for folder, table in places for name in table.image_id[table.error == ""]]
+        self.done_pictures += written
+        needed = sum(path.stat().st_size for path in written) / len(chunk.images) * images_left
+        if not self.keeps_pictures or shutil.disk_usage(self.cache_dirs[0]).free < needed + SPARE_DISK:
+            for path in self.done_pictures:
+                path.unlink(missing_ok=True)
+            self.done_pictures = []
