@@ -1,6 +1,7 @@
 """Facts about threshold.json: what is in it, what it decides, and when it is not used."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,7 @@ import pytest
 from conftest import write_run
 from test_predictions import write_oof
 
-from utils import tuning
+from utils import predictions, tuning
 from utils.calibration import METHODS, Calibration, compare_calibrations, fit_calibration
 from utils.environment import write_json
 from utils.intervals import PatientBootstrap
@@ -278,6 +279,20 @@ def test_runs_of_threshold_json_are_submitted_unless_others_are_named(at_work):
     write_json(at_work / "threshold.json", tune(runs[1:]))
     assert runs_to_submit() == runs[1:]
     assert runs_to_submit(str(runs[0])) == runs[:1]
+
+
+def test_attached_threshold_json_finds_its_runs_by_content(tmp_path, at_work, monkeypatch):
+    """On Kaggle: runs and threshold.json come from datasets, under other paths than those that they were tuned under."""
+    runs = [write_oof(tmp_path / "home" / name, seed=seed) for seed, name in enumerate("abc")]
+    tuned = tune(runs[:2])
+    attached = tmp_path / "input"
+    shutil.move(tmp_path / "home", attached / "weights")
+    write_json(attached / "weights" / "threshold.json", tuned)
+    monkeypatch.setattr(tuning, "KAGGLE_INPUT", attached)
+    monkeypatch.setattr(predictions, "KAGGLE_INPUT", attached)
+    found = runs_to_submit()
+    assert found == [attached / "weights" / name for name in "ab"]
+    assert find_threshold(found) == tuned
 
 
 def test_weights_follow_their_runs_whatever_the_order(tmp_path):

@@ -146,11 +146,16 @@ def find_runs(run_dirs: str | Sequence[str] | None = None) -> list[Path]:
 
 
 def _runs_under(root: Path) -> list[Path]:
-    """List finished runs under a folder, without walking through a competition's thousands of patients."""
+    """List finished runs under a folder."""
+    return folders_with({"oof.csv", "config.json"}, root)
+
+
+def folders_with(files: set[str], root: Path) -> list[Path]:
+    """List folders that hold some files, without walking through a competition's thousands of patients."""
     found = []
-    for folder, names, files in os.walk(root):
+    for folder, names, present in os.walk(root):
         names[:] = [name for name in names if not name.endswith("_images") and name not in SKIPPED_FOLDERS]
-        if {"oof.csv", "config.json"} <= set(files):
+        if files <= set(present):
             found.append(Path(folder))
     return sorted(found)
 

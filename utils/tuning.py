@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from utils.calibration import Calibration, compare_calibrations, fit_calibration
-from utils.environment import read_json, resolve, working_dir
+from utils.environment import KAGGLE_INPUT, read_json, resolve, working_dir
 from utils.intervals import Interval, PatientBootstrap
 from utils.metrics import decide, probabilistic_f1
-from utils.predictions import AGGREGATIONS, PredictionError, find_or_train_runs, oof_of_runs
+from utils.predictions import AGGREGATIONS, PredictionError, find_or_train_runs, find_runs, folders_with, oof_of_runs
 from utils.thresholds import (
     CHOICES,
     nested_decisions,
@@ -212,10 +212,8 @@ def find_threshold(runs: Sequence[Path], threshold_path: str = "") -> dict:
     PredictionError
         If the named file does not exist, or was tuned on other runs.
     """
-    path = resolve(threshold_path) if threshold_path else working_dir() / "threshold.json"
-    if not path.is_file():
-        if threshold_path:
-            raise PredictionError(f"threshold_path {path} does not exist: run tune_threshold.ipynb first.")
+    path = threshold_file(threshold_path)
+    if path is None:
         print("No threshold.json: tuning on these runs' out-of-fold predictions now.")
         return tune(runs)
     tuned = read_json(path)
@@ -233,13 +231,31 @@ def find_threshold(runs: Sequence[Path], threshold_path: str = "") -> dict:
     return tune(runs)
 
 
+def threshold_file(threshold_path: str = "") -> Path | None:
+    """The threshold.json that is named; else that of the working folder or, on Kaggle, of an attached input; else None.
+
+    Raises
+    ------
+    PredictionError
+        If the named file does not exist.
+    """
+    if threshold_path:
+        path = resolve(threshold_path)
+        if not path.is_file():
+            raise PredictionError(f"threshold_path {path} does not exist: run tune_threshold.ipynb first.")
+        return path
+    folders = [working_dir(), *folders_with({"threshold.json"}, KAGGLE_INPUT)]
+    return next((folder / "threshold.json" for folder in folders if (folder / "threshold.json").is_file()), None)
+
+
 def runs_to_submit(run_dirs: str = "", threshold_path: str = "", smoke_test: bool = False) -> list[Path]:
-    """Runs that are named; else those that the threshold was tuned on, where they are still there; else all."""
-    path = resolve(threshold_path) if threshold_path else working_dir() / "threshold.json"
-    if not run_dirs and path.is_file():
-        tuned = [Path(run) for run in read_json(path)["runs"]]
-        if all((run / "oof.csv").is_file() for run in tuned):
-            return tuned
+    """Runs that are named; else those that the threshold was tuned on, wherever they lie now; else all."""
+    path = threshold_file(threshold_path)
+    if not run_dirs and path:
+        tuned = read_json(path)
+        found = {_hash_oof(run): run for run in [*find_runs(), *map(Path, tuned["runs"])] if (run / "oof.csv").is_file()}
+        if set(tuned["oof_hashes"]) <= found.keys():
+            return [found[content] for content in tuned["oof_hashes"]]
     return find_or_train_runs(run_dirs, smoke_test)
 
 
