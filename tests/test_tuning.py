@@ -11,7 +11,7 @@ from test_predictions import write_oof
 
 from utils import predictions, tuning
 from utils.calibration import METHODS, Calibration, compare_calibrations, fit_calibration
-from utils.environment import write_json
+from utils.environment import read_json, write_json
 from utils.intervals import PatientBootstrap
 from utils.metrics import best_threshold, decide, probabilistic_f1, sigmoid
 from utils.predictions import AGGREGATIONS, PredictionError, aggregate, oof_of_runs
@@ -292,7 +292,7 @@ def test_attached_threshold_json_finds_its_runs_by_content(tmp_path, at_work, mo
     monkeypatch.setattr(predictions, "KAGGLE_INPUT", attached)
     found = runs_to_submit()
     assert found == [attached / "weights" / name for name in "ab"]
-    assert find_threshold(found) == tuned
+    assert find_threshold(found) == read_json(attached / "weights" / "threshold.json")
 
 
 def test_weights_follow_their_runs_whatever_the_order(tmp_path):
