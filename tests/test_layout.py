@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def documented_order():
     """Modules in the order in which the README lists them."""
     text = (ROOT / "README.md").read_text()
-    listed = re.search(r"imports only from those before it: (.*?)\.\n", text, re.DOTALL)[1]
+    listed = re.search(r"imports only from those before it:\s+(.*?)\.\n", text, re.DOTALL)[1]
     return re.findall(r"`(\w+)`", listed)
 
 

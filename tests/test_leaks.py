@@ -133,6 +133,14 @@ def test_model_is_not_scored_on_the_patients_that_trained_it(tmp_path):
         check_unseen(run, 0, ["p0", "p1", "p1", "p3", "new"])
 
 
+def test_model_is_not_scored_on_patients_of_the_extra_sets_that_trained_it(tmp_path):
+    run = write_run(tmp_path / "run", oof_table())
+    check_unseen(run, 0, ["vindr_1"])
+    pd.DataFrame({"extra_set": "vindr", "patient_id": ["vindr_1"], "image_id": "a", "cancer": 0}).to_csv(run / "extra.csv")
+    with pytest.raises(LeakError, match="trained on 1 of these patients, first vindr_1"):
+        check_unseen(run, 0, ["vindr_1"])
+
+
 def test_honest_predictions_are_read_as_they_are(tmp_path):
     table = oof_table()
     pd.testing.assert_frame_equal(read_honest_oof(write_run(tmp_path / "run", table)), table, check_dtype=False)

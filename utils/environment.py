@@ -190,4 +190,5 @@ def _git_commit() -> str:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
+        bundled = PROJECT / "kit.json"  # in the zip for Kaggle, where there is no git
+        return read_json(bundled)["commit"] if bundled.is_file() else "unknown"

@@ -1,6 +1,6 @@
 """What a notebook works on: which competition, pictures of which size, in which cache."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -41,6 +41,47 @@ class Inputs:
         print(f"Pictures of {split}: {self.settings.image_height} x {self.settings.image_width} px, cached in {self.cache_dir}")
         workers = {"num_workers": num_workers, "cluster": cluster, "gpu_decode": gpu_decode}
         return images, build_cache(images, self.competition_dir, split, self.cache_dir, self.settings, **workers)
+
+    def extra(self, extra_competition_dirs: str, num_workers: int) -> pd.DataFrame | None:
+        """Images of other sets to train on, after preprocessing those that their caches lack.
+
+        Parameters
+        ----------
+        extra_competition_dirs : str
+            Folders with train.csv and train_images, as from `utils.external`, with commas between.
+        num_workers : int
+
+        Returns
+        -------
+        DataFrame or None
+            Their train tables with ``cache_dir``, where an image's picture is, and ``extra_set``, the folder's name. None
+            where no folder is named.
+
+        Raises
+        ------
+        KitError
+            If a folder holds no train.csv, is the phantom beside real data, or none of its images can be read.
+        """
+        folders = [resolve(name.strip()) for name in extra_competition_dirs.split(",") if name.strip()]
+        parts = [self._extra_set(folder, num_workers) for folder in folders]
+        return pd.concat(parts, ignore_index=True) if parts else None
+
+    def _extra_set(self, folder: Path, num_workers: int) -> pd.DataFrame:
+        if not (folder / "train.csv").is_file():
+            raise KitError(
+                f"extra_competition_dirs {folder} holds no train.csv: convert the set with python -m utils.external."
+            )
+        if is_phantom_competition(folder) and not self.is_phantom:
+            raise KitError(f"extra_competition_dirs {folder} is the phantom: no model for real images learns from it.")
+        cache_dir = default_cache_dir(folder, self.settings)
+        other = replace(self, competition_dir=folder, cache_dir=cache_dir)
+        images, manifest = other.cached("train", num_workers)
+        usable = images[(manifest.error == "").to_numpy()]
+        if usable.empty:
+            raise KitError(f"extra_competition_dirs {folder}: none of its images can be read: {manifest.error.iloc[0]}")
+        share = f"{usable.cancer.mean():.1%} positive"
+        print(f"Extra, to train on alone: {len(usable)} of {len(images)} images of {folder.name}, {share}")
+        return usable.assign(cache_dir=str(cache_dir), extra_set=folder.name)
 
     def boxes(self, boxes_path: str | Path | None) -> pd.DataFrame | None:
         """Boxes around findings: of the file that is named, else the phantom's own; None where there are none."""

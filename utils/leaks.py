@@ -9,7 +9,7 @@ import pandas as pd
 
 from utils.environment import KitError
 from utils.metrics import area_under_roc
-from utils.run_folder import read_folds, read_oof
+from utils.run_folder import read_extra_patients, read_folds, read_oof
 from utils.tables import SHARED_COLUMNS
 
 TELLS_THE_LABEL = 0.99  # AUC of a single column; age and machine together reach 0.64 on the real set
@@ -94,7 +94,7 @@ def check_unseen(run_dir: str | Path, fold: int, patients: Iterable[str]) -> Non
     ----------
     run_dir : path
     fold : int
-        Whose model it is: it was trained on the patients of all other folds.
+        Whose model it is: it was trained on the patients of all other folds, and of the extra sets.
     patients : iterable of str
         Those to be scored.
 
@@ -104,7 +104,7 @@ def check_unseen(run_dir: str | Path, fold: int, patients: Iterable[str]) -> Non
         Naming the first that trained it.
     """
     folds = read_folds(run_dir)
-    trained = set(folds.patient_id[folds.fold != fold])
+    trained = {*folds.patient_id[folds.fold != fold], *read_extra_patients(run_dir)}
     seen = [patient for patient in pd.unique(pd.Series(list(patients), dtype=object)) if patient in trained]
     if seen:
         raise LeakError(

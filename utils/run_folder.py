@@ -2,7 +2,7 @@
 
 A run folder holds ``config.json``, ``folds.csv``, ``oof.csv`` and ``history.csv``, and for each fold ``fold{k}/`` with
 ``weights.safetensors`` (the kept epoch's averaged weights), ``history.csv``, ``oof.csv`` and, until the fold is done,
-``checkpoint.pt``.
+``checkpoint.pt``. Where images of other sets joined the training, ``extra.csv`` names them: they are in no fold.
 """
 
 import contextlib
@@ -24,7 +24,14 @@ MAY_CHANGE = ("folds", "micro_batch_size", "activation_checkpointing")  # from o
 SHOWN_IMAGES = 3
 
 
-def claim_run(run_dir: Path, config: TrainConfig, images: pd.DataFrame, data_hash: str, is_phantom: bool) -> None:
+def claim_run(
+    run_dir: Path,
+    config: TrainConfig,
+    images: pd.DataFrame,
+    data_hash: str,
+    is_phantom: bool,
+    extra: pd.DataFrame | None = None,
+) -> None:
     """Write the configuration into a new run folder, or check that it is that of an existing one.
 
     Parameters
@@ -36,6 +43,8 @@ def claim_run(run_dir: Path, config: TrainConfig, images: pd.DataFrame, data_has
     data_hash : str
         From `hash_data`.
     is_phantom : bool
+    extra : DataFrame, optional
+        Images of other sets; they count neither in the folds nor in the prevalence.
 
     Raises
     ------
@@ -48,11 +57,14 @@ def claim_run(run_dir: Path, config: TrainConfig, images: pd.DataFrame, data_has
         return
     folds = images[["patient_id", "fold"]].drop_duplicates().sort_values("patient_id")
     write_csv(run_dir / "folds.csv", folds)
+    if extra is not None:
+        write_csv(run_dir / "extra.csv", extra[["extra_set", "patient_id", "image_id", "cancer"]])
     notes = {
         "prevalence": float(images.groupby("prediction_id").cancer.first().mean()),
         "settings_hash": config.preprocessing.hash,
         "data_hash": data_hash,
         "phantom": is_phantom,
+        "extra_sets": {} if extra is None else extra.groupby("extra_set", sort=False).size().to_dict(),
         "versions": versions(),
     }
     write_json(path, config.to_json() | notes)
@@ -68,17 +80,32 @@ def _check_same(run_dir: Path, config: TrainConfig, images: pd.DataFrame, data_h
     folds = read_folds(run_dir)
     same_folds = dict(zip(folds.patient_id, folds.fold, strict=True)) == dict(zip(images.patient_id, images.fold, strict=True))
     if not same_folds or read_json(run_dir / "config.json").get("data_hash", data_hash) != data_hash:
-        raise TrainingError(f"{run_dir} was started on other images, labels or folds: choose another run_dir, or delete it.")
+        sets = ", ".join(read_json(run_dir / "config.json").get("extra_sets", {})) or "none"
+        raise TrainingError(
+            f"{run_dir} was started on other images, labels or folds, or with other extra_competition_dirs (then: {sets}):"
+            " choose another run_dir, or delete it."
+        )
 
 
-def hash_data(images: pd.DataFrame, cache_dir: str | Path, boxes: pd.DataFrame | None = None) -> str:
-    """Hash a train table, the sizes of its cached pictures, and the boxes.
+def hash_data(
+    images: pd.DataFrame, cache_dir: str | Path, boxes: pd.DataFrame | None = None, extra: pd.DataFrame | None = None
+) -> str:
+    """Hash a train table, the sizes of its cached pictures, the boxes, and the images of other sets with their pictures.
 
     Raises
     ------
     TrainingError
-        If the cache lacks pictures; names the first.
+        If a cache lacks pictures; names the first.
     """
+    tables = [_with_sizes(images, cache_dir), *([] if boxes is None else [boxes])]
+    if extra is not None:  # where their caches lie does not matter
+        parts = extra.groupby("cache_dir", sort=False)
+        tables += [_with_sizes(part.drop(columns="cache_dir"), folder) for folder, part in parts]
+    return hashlib.sha256("".join(table.to_csv(index=False) for table in tables).encode()).hexdigest()[:16]
+
+
+def _with_sizes(images: pd.DataFrame, cache_dir: str | Path) -> pd.DataFrame:
+    """Add the sizes of the cached pictures in bytes."""
     sizes, missing = [], []
     for image_id in images.image_id:
         try:
@@ -90,8 +117,7 @@ def hash_data(images: pd.DataFrame, cache_dir: str | Path, boxes: pd.DataFrame |
             f"The cache {cache_dir} lacks {len(missing)} of {len(images)} images ({', '.join(missing[:SHOWN_IMAGES])}"
             f"{', …' if len(missing) > SHOWN_IMAGES else ''}): run preprocess.ipynb with the same cache_dir, then go on."
         )
-    tables = [images.assign(bytes=sizes), *([] if boxes is None else [boxes])]
-    return hashlib.sha256("".join(table.to_csv(index=False) for table in tables).encode()).hexdigest()[:16]
+    return images.assign(bytes=sizes)
 
 
 def load_config(run_dir: str | Path) -> TrainConfig:
@@ -144,6 +170,12 @@ def read_folds(run_dir: str | Path) -> pd.DataFrame:
     if not path.is_file():
         raise TrainingError(f"{path} is missing: without it nobody can tell which model saw whom. Train the run again.")
     return _read_csv(path)
+
+
+def read_extra_patients(run_dir: str | Path) -> list[str]:
+    """Patients of other sets that every fold was trained on; none where there were no such sets."""
+    path = Path(run_dir) / "extra.csv"
+    return _read_csv(path).patient_id.unique().tolist() if path.is_file() else []
 
 
 def _read_csv(path: str | Path) -> pd.DataFrame:

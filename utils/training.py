@@ -37,6 +37,7 @@ def train_run(
     execution: Execution = Execution(),  # noqa: B008  (it is frozen)
     is_phantom: bool = False,
     boxes: pd.DataFrame | None = None,
+    extra: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Train every fold of a configuration, and collect the out-of-fold predictions.
 
@@ -53,6 +54,9 @@ def train_run(
         Noted in the run's configuration, so that no phantom model ever predicts real images.
     boxes : DataFrame, optional
         From `utils.boxes.read_boxes`; for ``box_weight`` and ``patch_epochs``.
+    extra : DataFrame, optional
+        Images of other sets, from `utils.inputs.Inputs.extra`. They are in the training part of every fold, and nowhere else:
+        not held out, not predicted, and not in the prevalence.
 
     Returns
     -------
@@ -63,8 +67,8 @@ def train_run(
     Raises
     ------
     TrainingError
-        If the run folder holds another configuration, the cache lacks images, a fold lacks a class, the loss diverges, the disk
-        is full, or a process dies.
+        If the run folder holds another configuration, the cache lacks images, a fold lacks a class, extra images are not of
+        other patients, the loss diverges, the disk is full, or a process dies.
     """
     run_dir = Path(run_dir).resolve()
     if boxes is None and (config.box_weight or config.patch_epochs):
@@ -73,8 +77,10 @@ def train_run(
         raise TrainingError(f"batch_size is {config.batch_size}, which {execution.world_size} processes can't share evenly.")
     if config.model.item != "image":
         check_features(images, ("age", "implant", *CATEGORIES))
+    if extra is not None:
+        _check_apart(images, extra)
     images = assign_folds(images, config.n_folds, config.seed, config.fold_by)
-    claim_run(run_dir, config, images, hash_data(images, cache_dir, boxes), is_phantom)
+    claim_run(run_dir, config, images, hash_data(images, cache_dir, boxes, extra), is_phantom, extra)
     if boxes is not None:
         boxes = to_picture(boxes, read_manifest(cache_dir, "train", config.preprocessing), config.preprocessing)
         if not len(boxes):
@@ -82,7 +88,7 @@ def train_run(
     folds = {fold: run_dir / f"fold{fold}" for fold in config.folds or range(config.n_folds)}
     missing = {fold: fold_dir for fold, fold_dir in folds.items() if not (fold_dir / "oof.csv").is_file()}
     at_once = trainers_at_once(execution, len(missing))
-    common = {"execution": execution.share_workers(at_once), "boxes": boxes}
+    common = {"execution": execution.share_workers(at_once), "boxes": boxes, "extra": extra}
     tasks = [partial(fit_fold, config, images, fold, cache_dir, fold_dir, **common) for fold, fold_dir in missing.items()]
     run_tasks(tasks, execution)
     collect_folds(run_dir, "history.csv")
@@ -99,6 +105,7 @@ def fit_fold(
     fold_dir: Path,
     execution: Execution,
     boxes: pd.DataFrame | None = None,
+    extra: pd.DataFrame | None = None,
     device_number: int = 0,
 ) -> None:
     """Train on all folds but one, predict that one, and write its rows of ``oof.csv`` into ``fold_dir``.
@@ -115,11 +122,16 @@ def fit_fold(
     execution : Execution
     boxes : DataFrame, optional
         From `utils.boxes.to_picture`.
+    extra : DataFrame, optional
+        Images of other sets, trained on as well. The vocabulary has their sites and machines too: as unseen ones, they would
+        teach that an unseen machine means as much cancer as those sets have.
     device_number : int
         Of the GPU, where each fold has its own.
     """
     inside, held_out = images[images.fold != fold], images[images.fold == fold]
     check_classes(inside, held_out, fold)
+    if extra is not None:
+        inside = pd.concat([inside.assign(cache_dir=str(cache_dir)), extra], ignore_index=True)
     vocabulary = Vocabulary.from_images(inside)
     training_set = make_dataset(config, inside, cache_dir, "train", vocabulary, Augment(config.augment_strength), boxes)
     validation_set = make_dataset(config, held_out, cache_dir, "train", vocabulary, boxes=boxes)
@@ -138,6 +150,19 @@ def fit_fold(
                 write_csv(fold_dir / "boxes.csv", _box_table(items, predictions.boxes, cache_dir, config))
             _write_oof(fold_dir / "oof.csv", items, config)
             fitting.checkpoint_path.unlink(missing_ok=True)
+
+
+def _check_apart(images: pd.DataFrame, extra: pd.DataFrame) -> None:
+    """Refuse extra images of patients that a fold may hold out, and those that come twice."""
+    shared = extra.patient_id[extra.patient_id.isin(images.patient_id)]
+    if len(shared):
+        raise TrainingError(
+            f"extra_competition_dirs: patient {shared.iloc[0]} is in the competition too, and would train the model that"
+            " predicts it. Give other sets, converted by utils.external."
+        )
+    repeated = extra.image_id[extra.image_id.duplicated() | extra.image_id.isin(images.image_id)]
+    if len(repeated):
+        raise TrainingError(f"extra_competition_dirs: image {repeated.iloc[0]} comes twice. Name each set once.")
 
 
 def check_classes(inside: pd.DataFrame, held_out: pd.DataFrame, fold: int) -> None:

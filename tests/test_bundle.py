@@ -1,0 +1,543 @@
+import contextlib
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from test_wheels import make_wheel
+
+from utils import bundle, bundle_checks
+from utils.bundle import LIMITS, BundleError, check_bundle, name_weights, write_bundle
+from utils.bundle_checks import slug_of
+from utils.environment import PROJECT, read_json, write_json
+
+USER = "some-reader"
+
+
+def make_run(folder, text="oof"):
+    files = {name: name for name in ("config.json", "folds.csv", "history.csv", "boxes.csv")} | {"oof.csv": text}
+    for fold in ("fold0", "fold1"):
+        files |= {f"{fold}/{name}": fold for name in ("oof.csv", "weights.safetensors", "checkpoint.pt", "history.csv")}
+    files |= {"fold2/weights.safetensors": "unfinished", "fold2/checkpoint.pt": "unfinished"}
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    return folder
+
+
+def make_threshold(path, *runs):
+    hashes = [hashlib.sha256((run / "oof.csv").read_bytes()).hexdigest()[:12] for run in runs]
+    write_json(path, {"oof_hashes": hashes, "calibration": {}, "runs": [str(run) for run in runs]})
+    return path
+
+
+def change(path, **fields):
+    write_json(path, read_json(path) | fields)
+
+
+def files_under(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def run(tmp_path):
+    return make_run(tmp_path / "runs" / "resnet50_1024")
+
+
+@pytest.fixture
+def wheels(monkeypatch):
+    """Stand in for the download, which tests/test_wheels.py holds."""
+
+    def download(folder, requirements, python_version):
+        assert requirements == PROJECT / "requirements.txt"
+        return [make_wheel(folder, "imagecodecs", tag=f"cp{python_version.replace('.', '')}-abi3-manylinux_2_28_x86_64")]
+
+    monkeypatch.setattr(bundle, "download_wheels", download)
+
+
+@pytest.fixture
+def made(tmp_path, run, wheels):
+    """A bundle with one run and its threshold."""
+    folder = tmp_path / "bundle"
+    write_bundle(folder, USER, [run], make_threshold(tmp_path / "threshold.json", run))
+    return folder
+
+
+def test_a_bundle_has_a_folder_for_each_dataset_and_notebook(tmp_path, run, wheels):
+    named = write_bundle(tmp_path / "bundle", USER, [run], None)
+    datasets, kernels = ["code", "weights-resnet50-1024", "wheels"], {path.stem for path in PROJECT.glob("notebooks/*.ipynb")}
+    assert list(named)[:3] == datasets and set(named) == {*datasets, *kernels}
+    assert all(path.is_dir() for path in named.values())
+    assert check_bundle(tmp_path / "bundle") == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "runs"]  # nothing temporary is left
+
+
+def test_the_code_is_one_zip_with_its_version_and_the_same_bytes_each_time(tmp_path, made, run):
+    write_bundle(tmp_path / "again", USER, [run], None, with_wheels=False)
+    zips = [next(folder.glob("datasets/code/mammography-kit-*.zip")) for folder in (made, tmp_path / "again")]
+    assert zips[0].read_bytes() == zips[1].read_bytes()
+    with zipfile.ZipFile(zips[0]) as archive:
+        held, kit = set(archive.namelist()), json.loads(archive.read("kit.json"))
+        assert archive.read("utils/metrics.py") == (PROJECT / "utils" / "metrics.py").read_bytes()
+    assert {"utils/environment.py", "notebooks/submit.ipynb", "requirements.txt", "LICENSE"} <= held
+    assert {name.partition("/")[0] for name in held} == {"utils", "notebooks", "requirements.txt", "LICENSE", "kit.json"}
+    assert zips[0].name == f"mammography-kit-{kit['version']}.zip" and kit["commit"]
+
+
+def test_the_zipped_code_can_be_imported(tmp_path, made):
+    with zipfile.ZipFile(next(made.glob("datasets/code/*.zip"))) as archive:
+        archive.extractall(tmp_path / "kit")
+    command = "import utils.environment; print(utils.__path__[0])"
+    done = subprocess.run([sys.executable, "-c", command], cwd=tmp_path / "kit", capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(tmp_path / "kit" / "utils")
+
+
+def test_a_run_is_sent_with_its_finished_folds_and_without_checkpoints(made, run):
+    folder = made / "datasets" / "weights-resnet50-1024"
+    of_folds = [f"{fold}/{name}" for fold in ("fold0", "fold1") for name in ("history.csv", "oof.csv", "weights.safetensors")]
+    sent = ["config.json", *of_folds, "folds.csv", "history.csv", "oof.csv"]
+    assert files_under(folder) == ["dataset-metadata.json", *(f"resnet50_1024/{name}" for name in sent), "threshold.json"]
+    assert (folder / "resnet50_1024" / "oof.csv").read_bytes() == (run / "oof.csv").read_bytes()
+
+
+def test_a_run_is_copied_where_there_are_no_hard_links(tmp_path, run, monkeypatch):
+    def refuse(*_):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    write_bundle(tmp_path / "bundle", USER, [run], None, with_wheels=False)
+    copy = next((tmp_path / "bundle").glob("datasets/weights-*/*/fold1/weights.safetensors"))
+    assert copy.read_text() == "fold1" and not copy.samefile(run / "fold1" / "weights.safetensors")
+
+
+def test_all_problems_are_told_at_once_and_nothing_is_written(tmp_path, run):
+    (run / "fold1" / "weights.safetensors").unlink()
+    empty = tmp_path / "runs" / "empty"
+    with pytest.raises(BundleError) as caught:
+        write_bundle(tmp_path / "bundle", "some reader; rm", [run, empty], None)
+    for told in ("username is 'some reader; rm'", "fold1/weights.safetensors is missing", f"{empty}: no fold is finished"):
+        assert told in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_a_threshold_of_other_runs_is_refused(tmp_path, run):
+    other = make_run(tmp_path / "runs" / "other", "other oof")
+    with pytest.raises(BundleError, match="was tuned on"):
+        write_bundle(tmp_path / "bundle", USER, [run], make_threshold(tmp_path / "threshold.json", run, other))
+    (tmp_path / "threshold.json").write_text("{}")
+    with pytest.raises(BundleError, match="is no threshold.json"):
+        write_bundle(tmp_path / "bundle", USER, [run], tmp_path / "threshold.json")
+
+
+def test_a_former_bundle_is_replaced_and_any_other_folder_refused(tmp_path, made, run):
+    write_bundle(made, USER, [run], None, with_wheels=False)
+    assert not (made / "datasets" / "wheels").exists()
+    thesis = tmp_path / "mine"
+    thesis.mkdir()
+    write_json(thesis / "bundle.json", {"name": "a bundle of joy"})
+    with pytest.raises(BundleError, match="is no former bundle"):
+        write_bundle(thesis, USER, [run], None, with_wheels=False)
+    assert files_under(thesis) == ["bundle.json"]
+
+
+def test_a_failure_leaves_the_former_bundle_as_it_was(made, run, monkeypatch):
+    before = files_under(made)
+    monkeypatch.setattr(bundle, "check_bundle", lambda folder: ["too large"])
+    with pytest.raises(BundleError, match="- too large"):
+        write_bundle(made, "another", [run], None, with_wheels=False)
+    assert files_under(made) == before and read_json(made / "bundle.json")["username"] == USER
+
+
+def test_names_of_runs_become_short_and_unlike_each_other(tmp_path):
+    folders = ["a/Große Läufe", "b/große läufe", "c/x" + "y" * 80, "d/x" + "y" * 80, "e/---", "f/convnext.small_2048"]
+    names = name_weights([tmp_path / folder for folder in folders])
+    assert list(names)[:2] == ["groe-laufe", "groe-laufe-2"] and list(names)[4:] == ["run", "convnext-small-2048"]
+    assert len(names) == len(folders)
+    assert all(len(f"Mammography weights {name}") <= 50 for name in names)
+
+
+def test_slugs_are_those_of_the_client(made):
+    slugify = pytest.importorskip("slugify").slugify
+    titles = [read_json(path)["title"] for path in made.glob("*/*/*-metadata.json")]
+    assert len(titles) == 9
+    for title in [*titles, "Mammography  kit: tune_threshold (2)", "Läufe 2048×1024".replace("×", "x")]:
+        assert slug_of(title) == slugify(title)
+
+
+def test_only_notebooks_that_compute_much_ask_for_two_t4_and_none_for_the_internet(made):
+    kernels = {path.parent.name: read_json(path) for path in made.glob("kernels/*/kernel-metadata.json")}
+    assert {name for name, kernel in kernels.items() if kernel["enable_gpu"]} == {"train", "report", "submit"}
+    assert {kernel["machine_shape"] for kernel in kernels.values() if kernel["enable_gpu"]} == {"NvidiaTeslaT4"}
+    assert not any(kernel["enable_internet"] for kernel in kernels.values())
+    assert all(
+        kernel["is_private"] and kernel["competition_sources"] == ["rsna-breast-cancer-detection"]
+        for kernel in kernels.values()
+    )
+    both = [f"{USER}/mammography-kit-code", f"{USER}/mammography-kit-wheels"]
+    assert kernels["train"]["dataset_sources"] == both
+    assert kernels["train"]["kernel_sources"] == [f"{USER}/mammography-kit-preprocess"]
+    assert kernels["submit"]["dataset_sources"] == [*both, f"{USER}/mammography-weights-resnet50-1024"]
+    assert kernels["submit"]["kernel_sources"] == []
+
+
+def test_without_runs_the_later_notebooks_take_those_of_the_train_notebook(tmp_path, wheels):
+    write_bundle(tmp_path / "bundle", USER, [], None)
+    for name in ("tune_threshold", "report", "submit"):
+        kernel = read_json(tmp_path / "bundle" / "kernels" / name / "kernel-metadata.json")
+        assert kernel["kernel_sources"] == [f"{USER}/mammography-kit-train"]
+
+
+def test_no_wheels_dataset_where_the_image_lacks_nothing(tmp_path, run, monkeypatch):
+    monkeypatch.setattr(bundle, "download_wheels", lambda folder, *_: folder.mkdir() or [])
+    assert "wheels" not in write_bundle(tmp_path / "bundle", USER, [run], None)
+
+
+SPOILED = []
+
+
+def spoil(told):
+    """Register a way to spoil a bundle by hand, with what `check_bundle` must then say."""
+    return lambda edit: SPOILED.append(pytest.param(edit, told, id=edit.__name__))
+
+
+@spoil("dataset title is 51, but must be from 6 to 50")
+def long_title(made):
+    change(made / "datasets/code/dataset-metadata.json", title="x" * 51)
+
+
+@spoil("dataset subtitle is 5, but must be from 20 to 80")
+def short_subtitle(made):
+    change(made / "datasets/wheels/dataset-metadata.json", subtitle="short")
+
+
+@spoil("dataset slug is 5, but must be from 6 to 50")
+def short_slug(made):
+    change(made / "datasets/wheels/dataset-metadata.json", id=f"{USER}/wheel")
+
+
+@spoil("must be USERNAME/SLUG")
+def no_slug(made):
+    change(made / "datasets/wheels/dataset-metadata.json", id=f"{USER}/Wheels of Mine")
+
+
+@spoil("exactly one licence")
+def two_licences(made):
+    change(made / "datasets/code/dataset-metadata.json", licenses=[{"name": "other"}, {"name": "CC0-1.0"}])
+
+
+@spoil("lack the field 'id'")
+def no_id(made):
+    write_json(made / "kernels/submit/kernel-metadata.json", {"title": "Mammography kit submit"})
+
+
+@spoil("can't be read")
+def no_json(made):
+    (made / "kernels/train/kernel-metadata.json").write_text("{")
+
+
+@spoil("dataset files is 51, but must be from 1 to 50")
+def many_files(made):
+    for number in range(50):
+        (made / "datasets/wheels" / f"{number}.whl").touch()
+
+
+@spoil("holds no file")
+def no_file(made):
+    next(made.glob("datasets/wheels/*.whl")).unlink()
+
+
+@spoil("kernel bytes is")
+def large_notebook(made):
+    notebook = read_json(made / "kernels/report/report.ipynb")
+    write_json(made / "kernels/report/report.ipynb", notebook | {"picture": "x" * 10**6})
+
+
+@spoil("makes the slug 'quite-another', which id")
+def other_title(made):
+    change(made / "kernels/submit/kernel-metadata.json", title="Quite another")
+
+
+@spoil("machine_shape is 'T4x2'")
+def unknown_machine(made):
+    change(made / "kernels/submit/kernel-metadata.json", machine_shape="T4x2")
+
+
+@spoil("enable_internet must be false")
+def internet(made):
+    change(made / "kernels/submit/kernel-metadata.json", enable_internet=True)
+
+
+@spoil("must name the kernel python3")
+def other_kernel(made):
+    path = made / "kernels/submit/submit.ipynb"
+    write_json(path, read_json(path) | {"metadata": {"kernelspec": {"name": "my-venv"}}})
+
+
+@spoil(f"source {USER}/mammography-kit-preprocess is not in the bundle")
+def lost_source(made):
+    folder = made / "kernels/preprocess"
+    folder.rename(made / "elsewhere")
+
+
+@spoil("stands 2 times")
+def same_id(made):
+    change(made / "datasets/wheels/dataset-metadata.json", id=f"{USER}/mammography-kit-code")
+
+
+@spoil("fold0/weights.safetensors is missing")
+def no_weights(made):
+    next(made.glob("datasets/weights-*/*/fold0/weights.safetensors")).unlink()
+
+
+@spoil("holds checkpoint.pt")
+def checkpoint(made):
+    (next(made.glob("datasets/weights-*/*/fold0")) / "checkpoint.pt").touch()
+
+
+@spoil("was tuned on")
+def other_oof(made):
+    oof = next(made.glob("datasets/weights-*/*/oof.csv"))
+    oof.unlink()  # else the run itself would change, which is linked
+    oof.write_text("other predictions")
+
+
+@spoil("may be a credential")
+def secret(made):
+    (made / "datasets/code/kaggle.json").write_text("{}")
+
+
+@spoil("is no bundle")
+def no_script(made):
+    (made / "run.sh").unlink()
+
+
+@pytest.mark.parametrize(("edit", "told"), SPOILED)
+def test_a_bundle_spoiled_by_hand_is_told_of(made, edit, told):
+    assert check_bundle(made) == []
+    edit(made)
+    assert told in "\n".join(check_bundle(made))
+
+
+def test_all_datasets_together_count(made, monkeypatch):
+    monkeypatch.setitem(bundle_checks.LIMITS, "dataset bytes", (1, 1000))
+    assert "datasets together: dataset bytes is" in "\n".join(check_bundle(made))
+
+
+class StandIn(BaseHTTPRequestHandler):
+    """As much of Kaggle's API as the script's commands need; keeps what it was sent."""
+
+    calls: list = []
+    known: set = set()
+
+    def do_POST(self):
+        sent = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        name = self.path.rpartition("/")[2]
+        self.calls.append((name, sent))
+        answers = {
+            "StartBlobUpload": lambda: {"token": sent["name"], "createUrl": f"http://{self.headers['Host']}/upload"},
+            "CreateDataset": lambda: {"url": "https://example.org", "status": "ok"},
+            "CreateDatasetVersion": lambda: {"url": "https://example.org", "status": "ok"},
+            "GetDatasetStatus": lambda: {"status": "READY"} if sent["datasetSlug"] in self.known else None,
+            "SaveKernel": lambda: {"url": "https://example.org", "versionNumber": 7},
+            "GetKernelSessionStatus": lambda: {"status": "COMPLETE"},
+            "CreateCodeSubmission": lambda: {"message": "Successfully submitted"},
+        }
+        if name == "CreateDataset":
+            self.known.add(sent["slug"])
+        answer = answers.get(name, lambda: None)()
+        self.reply(404 if answer is None else 200, answer or {"code": 404, "message": "404 Not Found"})
+
+    def do_PUT(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.reply(200, {})
+
+    def reply(self, code, answer):
+        body = json.dumps(answer).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def kaggle_api(tmp_path, monkeypatch):
+    """The real client, signed in as nobody, whose only Kaggle is a server in this process."""
+    for name in ("KAGGLE_API_TOKEN", "KAGGLE_CONFIG_DIR", "http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("KAGGLE_USERNAME", USER)
+    monkeypatch.setenv("KAGGLE_KEY", "0123456789abcdef")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    pytest.importorskip("kaggle")
+    from kaggle.api.kaggle_api_extended import KaggleApi
+    from kagglesdk import kaggle_env
+
+    StandIn.calls, StandIn.known = [], set()
+    with ThreadingHTTPServer(("127.0.0.1", 0), StandIn) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.PROD, endpoint)
+        api = KaggleApi()
+        api.authenticate()
+        yield api
+        server.shutdown()
+
+
+def of(name):
+    return [sent for call, sent in StandIn.calls if call == name]
+
+
+def test_the_client_creates_every_dataset(made, kaggle_api):
+    for folder in sorted((made / "datasets").iterdir()):
+        assert kaggle_api.dataset_create_new(str(folder), quiet=True, dir_mode="zip").status == "ok"
+    created = {sent["slug"]: sent for sent in of("CreateDataset")}
+    weights = created["mammography-weights-resnet50-1024"]
+    assert sorted(file["token"] for file in weights["files"]) == ["resnet50_1024.zip", "threshold.json"]
+    assert [file["token"] for file in created["mammography-kit-wheels"]["files"]] == [
+        "imagecodecs-1.0-cp312-abi3-manylinux_2_28_x86_64.whl"
+    ]
+    assert all(sent["isPrivate"] and sent["ownerSlug"] == USER and sent["licenseName"] == "other" for sent in created.values())
+
+
+def test_the_client_pushes_every_kernel_without_a_warning(made, kaggle_api, capsys):
+    for folder in sorted((made / "kernels").iterdir()):
+        assert kaggle_api.kernels_push(str(folder)).version_number == 7
+    assert "does not resolve" not in capsys.readouterr().out
+    pushed = {sent["slug"].partition("/")[2]: sent for sent in of("SaveKernel")}
+    assert len(pushed) == 6
+    submit = pushed["mammography-kit-submit"]
+    assert submit["enableInternet"] is False and submit["isPrivate"] and submit["machineShape"] == "NvidiaTeslaT4"
+    assert submit["competitionDataSources"] == ["rsna-breast-cancer-detection"]
+    assert len(submit["datasetDataSources"]) == 3
+    assert "kernelspec" in json.loads(submit["text"])["metadata"]
+
+
+@pytest.mark.parametrize(
+    ("field", "good", "bad"),
+    [
+        ("title", "x" * LIMITS["dataset title"][1], "x" * (LIMITS["dataset title"][1] + 1)),
+        ("title", "x" * LIMITS["dataset title"][0], "x" * (LIMITS["dataset title"][0] - 1)),
+        ("id", f"{USER}/{'x' * LIMITS['dataset slug'][1]}", f"{USER}/{'x' * (LIMITS['dataset slug'][1] + 1)}"),
+        ("id", f"{USER}/{'x' * LIMITS['dataset slug'][0]}", f"{USER}/{'x' * (LIMITS['dataset slug'][0] - 1)}"),
+        ("subtitle", "x" * LIMITS["dataset subtitle"][1], "x" * (LIMITS["dataset subtitle"][1] + 1)),
+        ("subtitle", "x" * LIMITS["dataset subtitle"][0], "x" * (LIMITS["dataset subtitle"][0] - 1)),
+    ],
+)
+def test_limits_of_datasets_are_the_clients(made, kaggle_api, field, good, bad):
+    folder = made / "datasets" / "wheels"
+    change(folder / "dataset-metadata.json", **{field: good})
+    assert check_bundle(made) == [] or field == "id"  # another id is not what the kernels name
+    kaggle_api.dataset_create_new(str(folder), quiet=True)
+    change(folder / "dataset-metadata.json", **{field: bad})
+    assert any("must be from" in problem for problem in check_bundle(made))
+    with pytest.raises(ValueError, match="between"):
+        kaggle_api.dataset_create_new(str(folder), quiet=True)
+
+
+CLIENT = """#!/usr/bin/env bash
+printf '%s\\n' "$*" >> "$LOG"
+case "$1 $2" in
+  'datasets status') if [ -n "$KNOWN" ] || grep -q "datasets create.*${3##*-}" "$LOG"; then echo ready; else exit 1; fi ;;
+  'kernels push') echo "$SAYS" ;;
+  'kernels status') echo "$3 has status \\"KernelWorkerStatus.COMPLETE\\"" ;;
+esac
+"""
+
+
+@pytest.fixture
+def send(tmp_path, made):
+    """Run the script with a client that only writes down its arguments; gives the exit code and these."""
+    client = tmp_path / "bin" / "kaggle"
+    client.parent.mkdir()
+    client.write_text(CLIENT)
+    client.chmod(0o755)
+
+    def call(*steps, says="Kernel version 3 successfully pushed.  Please check progress at URL", known=""):
+        (tmp_path / "log").write_text("")
+        path = f"{client.parent}{os.pathsep}{os.environ['PATH']}"
+        environment = {"PATH": path, "LOG": str(tmp_path / "log"), "PAUSE": "0", "SAYS": says, "KNOWN": known}
+        done = subprocess.run(
+            ["bash", str(made / "run.sh"), *steps], env=environment, capture_output=True, text=True, timeout=60
+        )
+        return done, (tmp_path / "log").read_text().splitlines()
+
+    return call
+
+
+def test_the_script_sends_nothing_without_a_step_or_when_sourced_or_cut_short(made, send):
+    done, commands = send()
+    assert (done.returncode, commands) == (0, []) and "datasets explore preprocess train" in done.stdout
+    assert send("datasets", "tain")[1] == [] and send("datasets", "tain")[0].returncode == 2
+    script = (made / "run.sh").read_text()
+    for lines in range(len(script.splitlines())):
+        part = "".join(script.splitlines(keepends=True)[:lines])
+        assert 'main "$@"' not in part
+    (made / "run.sh").write_text(f"source {made / 'whole.sh'}\n")
+    (made / "whole.sh").write_text(script)
+    assert send("datasets")[1] == []
+
+
+def test_the_script_creates_datasets_waits_and_later_makes_versions(made, send):
+    done, commands = send("datasets")
+    code = f"{USER}/mammography-kit-code"
+    assert done.returncode == 0
+    assert commands[:3] == [f"datasets status {code}", "datasets create -p datasets/code -r zip", f"datasets status {code}"]
+    assert sum(command.startswith("datasets create") for command in commands) == 3
+    later = send("datasets", known="yes")[1]
+    assert later[1].startswith("datasets version -p datasets/code -r zip -m mammography-kit")
+    assert not any(command.startswith("datasets create") for command in later)
+
+
+def test_the_script_submits_the_version_that_it_pushed(send):
+    done, commands = send("submit", "score")
+    assert done.returncode == 0, done.stderr
+    assert commands[:2] == ["kernels push -p kernels/submit", f"kernels status {USER}/mammography-kit-submit"]
+    sent = f"-k {USER}/mammography-kit-submit -v 3 -f submission.csv -m mammography-kit"
+    assert commands[2].startswith(f"competitions submit -c rsna-breast-cancer-detection {sent}")
+
+
+@pytest.mark.parametrize("says", ["Kernel push error: Maximum batch GPU session count reached", "not valid dataset sources"])
+def test_the_script_stops_where_the_client_says_an_error_and_exits_with_0(send, says):
+    done, commands = send("submit", "score", says=says)
+    assert done.returncode == 1 and commands == ["kernels push -p kernels/submit"]
+    assert "Stopped" in done.stderr
+
+
+def test_every_command_of_the_script_has_its_cost_and_its_undoing(made):
+    lines = (made / "run.sh").read_text().splitlines()
+    sending = [
+        number
+        for number, line in enumerate(lines)
+        if line.startswith(("  dataset ", "  kernel ", "  tell kaggle competitions"))
+    ]
+    assert len(sending) == 3 + 6 + 1
+    assert all("Costs: " in lines[number - 1] and "Undo: " in lines[number - 1] for number in sending)
+
+
+def test_the_real_client_takes_every_command_of_the_script(made, send, kaggle_api, monkeypatch):
+    from kaggle import cli
+
+    first = [command for step in ("datasets", "submit", "score") for command in send(step)[1]]
+    later = send("datasets", known="yes")[1]
+    monkeypatch.chdir(made)
+    monkeypatch.setattr(cli.api, "config_values", kaggle_api.config_values)
+    for command in [*first, *later]:
+        arguments = command.split(" -m ")[0].split() + (["-m", command.split(" -m ")[1]] if " -m " in command else [])
+        monkeypatch.setattr(sys, "argv", ["kaggle", *arguments])
+        with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
+            cli.main()
+        assert "error" not in said.getvalue()
+    counts = {name: len(of(name)) for name in ("CreateDataset", "CreateDatasetVersion", "SaveKernel", "CreateCodeSubmission")}
+    assert counts == {"CreateDataset": 3, "CreateDatasetVersion": 3, "SaveKernel": 1, "CreateCodeSubmission": 1}
+    (submitted,) = of("CreateCodeSubmission")
+    assert (submitted["fileName"], submitted["kernelVersion"]) == ("submission.csv", 3)

@@ -1,0 +1,224 @@
+"""Push-ready folders for Kaggle: the code, the weights and the wheels as datasets, one kernel a notebook, and a script.
+
+Nothing here reaches a network but pip, for the wheels. ``run.sh`` holds the commands that send the bundle, and sends nothing
+until it is told a step.
+"""
+
+import itertools
+import json
+import os
+import re
+import shutil
+import tempfile
+import tomllib
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from utils.bundle_checks import (
+    DATASET_FILE,
+    KERNEL_FILE,
+    LIMITS,
+    T4_TWICE,
+    check_bundle,
+    parts,
+    run_files,
+    run_problems,
+    slug_of,
+    threshold_problems,
+)
+from utils.bundle_script import write_script
+from utils.environment import COMPETITION, PROJECT, KitError, read_json, versions, write_atomic, write_json
+from utils.wheels import download_wheels
+
+__all__ = ["LIMITS", "BundleError", "check_bundle", "write_bundle"]
+KIT = "mammography-kit"
+MARKER = "bundle.json"  # only a folder that holds it is replaced
+NOTEBOOKS = ("explore", "preprocess", "train", "tune_threshold", "report", "submit")
+ON_GPU = ("train", "report", "submit")
+WITH_RUNS = ("tune_threshold", "report", "submit")
+
+
+class BundleError(KitError):
+    """A bundle that can't be written or sent; the message lists all problems, each with its remedy."""
+
+
+def write_bundle(
+    folder: Path,
+    username: str,
+    run_dirs: Sequence[Path],
+    threshold_path: Path | None,
+    python_version: str = "3.12",
+    with_wheels: bool = True,
+) -> dict[str, Path]:
+    """Write everything that goes to Kaggle into a folder: whole, checked, or not at all.
+
+    Parameters
+    ----------
+    folder : Path
+        New, empty, or a former bundle, which is replaced.
+    username : str
+        Of the Kaggle account, as in its address.
+    run_dirs : sequence of Path
+        Trained runs to send; without any, Kaggle's notebooks use what the train notebook makes there.
+    threshold_path : Path or None
+        threshold.json that was tuned on these runs.
+    python_version : str
+        Of Kaggle's image, for the wheels.
+    with_wheels : bool
+        Download what the image lacks.
+
+    Returns
+    -------
+    dict of str to Path
+        Folder by name: ``code``, ``weights-RUN``, ``wheels`` (where there are any), and the notebooks.
+
+    Raises
+    ------
+    BundleError
+        Listing all problems; ``folder`` is as it was.
+    WheelError
+        If the wheels can't be had.
+    """
+    folder, runs = Path(folder), list(dict.fromkeys(Path(run).resolve() for run in run_dirs))
+    _refuse([*_target_problems(folder, username), *_source_problems(runs, threshold_path)])
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        whole = Path(temporary) / "whole"
+        _write_code(whole / "datasets", username)
+        _write_weights(whole / "datasets", username, runs, threshold_path)
+        if with_wheels:
+            _write_wheels(whole / "datasets", username, python_version)
+        _write_kernels(whole, username)
+        made = _provenance()
+        write_script(whole, f"{made['name']} {made['version']}, commit {made['commit']}")
+        write_json(whole / MARKER, made | {"username": username, "python": python_version})
+        _refuse(check_bundle(whole))
+        if folder.exists():
+            shutil.rmtree(folder)
+        whole.rename(folder)
+    return {path.name: path for path in (*parts(folder, "datasets"), *parts(folder, "kernels"))}
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        raise BundleError("Not written or sent, for:" + "".join(f"\n- {problem}" for problem in problems))
+
+
+def _target_problems(folder: Path, username: str) -> Iterator[str]:
+    if folder.exists() and not _is_bundle(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        yield f"{folder} is no former bundle (no {MARKER}) and not empty: name another folder."
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", username):
+        yield f"username is {username!r}, but must be as in kaggle.com/USERNAME: letters, digits and hyphens."
+
+
+def _is_bundle(folder: Path) -> bool:
+    try:
+        return read_json(folder / MARKER)["name"] == KIT
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _source_problems(runs: Sequence[Path], threshold_path: Path | None) -> list[str]:
+    problems = [f"{run}: {problem}" for run in runs for problem in run_problems(run)]
+    return problems if problems or not threshold_path else threshold_problems(runs, Path(threshold_path))
+
+
+def _write_weights(datasets: Path, username: str, runs: Sequence[Path], threshold_path: Path | None) -> None:
+    for name, run in name_weights(runs).items():
+        folder = datasets / f"weights-{name}"
+        for file in run_files(run):
+            _link(run / file, folder / run.name / file)
+        if threshold_path:
+            shutil.copyfile(threshold_path, folder / "threshold.json")
+        _describe_dataset(folder, username, f"Mammography weights {name}", "A trained run: weights and out-of-fold predictions")
+
+
+def _write_wheels(datasets: Path, username: str, python_version: str) -> None:
+    folder = datasets / "wheels"
+    if download_wheels(folder, PROJECT / "requirements.txt", python_version):
+        _describe_dataset(folder, username, "Mammography kit wheels", "Python packages that Kaggle's image lacks")
+    else:
+        folder.rmdir()
+
+
+def name_weights(runs: Sequence[Path]) -> dict[str, Path]:
+    """Give each run a name that fits into a dataset's title and slug, and that no other run has."""
+    names: dict[str, Path] = {}
+    for run in runs:
+        base = slug_of(run.name)[:26].strip("-") or "run"  # with "Mammography weights " and a number below the 50 characters
+        numbered = itertools.chain([base], (f"{base}-{number}" for number in itertools.count(2)))
+        names[next(name for name in numbered if name not in names)] = run
+    return names
+
+
+def _link(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # on another file system, or one without hard links
+        shutil.copyfile(source, target)
+
+
+def _provenance() -> dict[str, str]:
+    version = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["version"]
+    return {"name": KIT, "version": version, "commit": versions()["commit"]}
+
+
+def _write_code(datasets: Path, username: str) -> None:
+    """Zip the code, the same bytes for the same files; kit.json names version and commit where git can't."""
+    folder, made = datasets / "code", _provenance()
+    files = [*PROJECT.glob("utils/*.py"), *(PROJECT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS)]
+    files += [PROJECT / "requirements.txt", PROJECT / "LICENSE"]
+    contents = {path.relative_to(PROJECT).as_posix(): path.read_bytes() for path in files}
+    contents["kit.json"] = json.dumps(made, indent=2).encode()
+    with write_atomic(folder / f"{KIT}-{made['version']}.zip") as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, content in sorted(contents.items()):
+            entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            entry.external_attr, entry.compress_type = 0o644 << 16, zipfile.ZIP_DEFLATED
+            archive.writestr(entry, content)
+    _describe_dataset(folder, username, "Mammography kit code", "The notebooks and what they compute with")
+
+
+def _describe_dataset(folder: Path, username: str, title: str, subtitle: str) -> None:
+    metadata = {"title": title, "id": f"{username}/{slug_of(title)}", "subtitle": subtitle, "licenses": [{"name": "other"}]}
+    write_json(folder / DATASET_FILE, metadata)
+
+
+def _write_kernels(bundle: Path, username: str) -> None:
+    datasets = {path.name: read_json(path / DATASET_FILE)["id"] for path in parts(bundle, "datasets")}
+    for name in NOTEBOOKS:
+        folder = bundle / "kernels" / name
+        folder.mkdir(parents=True)
+        shutil.copyfile(PROJECT / "notebooks" / f"{name}.ipynb", folder / f"{name}.ipynb")
+        write_json(folder / KERNEL_FILE, _kernel_metadata(name, username, datasets))
+
+
+def _kernel_metadata(name: str, username: str, datasets: dict[str, str]) -> dict:
+    weights = [dataset for part, dataset in datasets.items() if part.startswith("weights-")]
+    sources = [dataset for part, dataset in datasets.items() if not part.startswith("weights-")]
+    before = {"train": "preprocess"} | ({} if weights else dict.fromkeys(WITH_RUNS, "train"))
+    return {
+        "id": f"{username}/{_kernel_slug(name)}",
+        "title": _kernel_title(name),
+        "code_file": f"{name}.ipynb",
+        "language": "python",
+        "kernel_type": "notebook",
+        "is_private": True,
+        "enable_gpu": name in ON_GPU,
+        "enable_tpu": False,
+        "enable_internet": False,
+        "machine_shape": T4_TWICE if name in ON_GPU else "",
+        "dataset_sources": sources + (weights if name in WITH_RUNS else []),
+        "competition_sources": [COMPETITION],
+        "kernel_sources": [f"{username}/{_kernel_slug(before[name])}"] if name in before else [],
+        "model_sources": [],
+    }
+
+
+def _kernel_title(name: str) -> str:
+    return f"Mammography kit {name.replace('_', ' ')}"
+
+
+def _kernel_slug(name: str) -> str:
+    return slug_of(_kernel_title(name))

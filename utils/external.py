@@ -1,0 +1,177 @@
+"""Turn a public set of mammograms into a competition folder of this kit, to train on beside the competition.
+
+``python -m utils.external vindr SOURCE DEST`` writes ``DEST/train.csv`` and ``DEST/train_images/PATIENT/IMAGE.dcm``, and
+train.ipynb takes such folders as ``extra_competition_dirs``. `utils.external_sets` says what is read of each set, and what
+counts as cancer.
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+from tqdm import tqdm
+
+from utils.environment import KitError, resolve, write_atomic
+from utils.external_sets import LOSSLESS, SETS, UNKNOWN, ExternalError
+from utils.phantom import TRAIN_COLUMNS
+from utils.tables import image_paths
+
+MACHINES_OF_SITE = 100  # machine_id is site_id * 100 + number of the model: far from RSNA's, which end at 216
+
+
+def convert(
+    name: str, source: str | Path, destination: str | Path, copy: bool = False, birads_4: int | None = None
+) -> pd.DataFrame:
+    """Write a set as a competition folder, and print what is in it and what was left out.
+
+    DICOMs are linked; PGM and PNG become uncompressed DICOMs, without loss. Ids begin with the set's name, so that none is met
+    in another set. A second run after a kill begins again and keeps nothing half done: train.csv is written last.
+
+    Parameters
+    ----------
+    name : {"vindr", "cmmd", "cbis", "inbreast", "mias"}
+    source : path
+        Folder of the set as it is distributed.
+    destination : path
+        New folder, outside of ``source``.
+    copy : bool
+        Copy DICOMs instead of linking them: ``source`` may then go.
+    birads_4 : {None, 0, 1}
+        What BI-RADS 4 counts as; None leaves those breasts out.
+
+    Returns
+    -------
+    DataFrame
+        Rows of train.csv; age is NaN, and implant 0, where the set does not tell.
+
+    Raises
+    ------
+    ExternalError
+        If the set or its files are not as expected, no image can be used, or ``destination`` is taken.
+    """
+    if name not in SETS:
+        raise ExternalError(f"The set is {name!r}; choose from {', '.join(SETS)}.")
+    if birads_4 not in (None, 0, 1):
+        raise ExternalError(f"birads_4 is {birads_4!r}, but must be 0, 1 or None.")
+    source, destination = resolve(source), resolve(destination)
+    _check_folders(source, destination)
+    images = _settle(SETS[name].read(source, UNKNOWN if birads_4 is None else float(birads_4)))
+    table = _as_train_table(images, name)
+    targets = image_paths(table, destination, "train")
+    rows = np.flatnonzero(images.reason == "")
+    progress = tqdm(rows, f"Converting {name}", unit=" images", mininterval=1)
+    images.loc[rows, "reason"] = [_place(images.file[row], targets[row], copy) for row in progress]
+    used = table[(images.reason == "").to_numpy()]
+    left_out = images.reason[images.reason != ""].value_counts()
+    if not len(used):
+        raise ExternalError(f"{source}: none of {len(images)} images can be used: {'; '.join(left_out.index)}.")
+    used = used.sort_values(["patient_id", "image_id"]).reset_index(drop=True)
+    with write_atomic(destination / "train.csv") as temporary:
+        used.to_csv(temporary, index=False)
+    print(describe(used, left_out, name))
+    return used
+
+
+def describe(table: pd.DataFrame, left_out: pd.Series, name: str) -> str:
+    """Say what was converted, and how many images were left out, by reason."""
+    breasts = table.drop_duplicates(["patient_id", "laterality"])
+    lines = [
+        f"{name}: {len(table)} images of {table.patient_id.nunique()} patients; {breasts.cancer.sum()} of {len(breasts)}"
+        f" breasts have cancer. Site {SETS[name].site_id}, {table.machine_id.nunique()} machine(s), age known of"
+        f" {table.age.notna().mean():.0%}."
+    ]
+    return "\n".join(lines + [f"  left out {count}: {reason}" for reason, count in left_out.items()])
+
+
+def _check_folders(source: Path, destination: Path) -> None:
+    if not source.is_dir():
+        raise ExternalError(f"{source} is no folder: give the one that the set was downloaded into.")
+    if destination.is_relative_to(source):
+        raise ExternalError(f"{destination} lies in {source}, whose files are searched: choose another place.")
+    if (destination / "train.csv").exists():
+        raise ExternalError(f"{destination} holds a train.csv already: delete the folder, or choose another.")
+
+
+def _settle(images: pd.DataFrame) -> pd.DataFrame:
+    """Add ``cancer``, the same for all images of a breast, and ``reason``: why an image is left out, empty if it is not."""
+    label = images.groupby(["patient", "laterality"]).label.transform("max")
+    there = [isinstance(file, Path) and file.is_file() for file in images.file]
+    reasons = {
+        "its file is missing, or its header can't be read": ~np.array(there, dtype=bool),
+        "its side or view is not known": ~images.laterality.isin(["L", "R"]) | (images["view"] == ""),
+        "the truth of its breast is not known (BI-RADS 4, or no row in the set's table)": label == UNKNOWN,
+        "it is listed twice": images.image.duplicated(),
+    }
+    reason = np.select([np.asarray(holds, dtype=bool) for holds in reasons.values()], list(reasons), "")
+    return images.assign(cancer=(label == 1).astype(int), reason=reason)
+
+
+def _as_train_table(images: pd.DataFrame, name: str) -> pd.DataFrame:
+    site = SETS[name].site_id
+    models = {model: number for number, model in enumerate(sorted(set(images.model) - {""}), start=1)}
+    known = {column: images[column] for column in ("laterality", "view", "age", "cancer", "BIRADS", "density")}
+    ids = {"patient_id": f"{name}_" + images.patient, "image_id": f"{name}_" + images.image}
+    machines = site * MACHINES_OF_SITE + images.model.map(models).fillna(0).astype(int)
+    table = pd.DataFrame(known | ids).assign(site_id=site, machine_id=machines, implant=0)
+    return table.reindex(columns=list(TRAIN_COLUMNS))
+
+
+def _place(file: Path, target: Path, copy: bool) -> str:
+    """Put an image's file where the kit looks for it; gives the reason where that can't be done."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix.lower() in LOSSLESS:
+        picture = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+        if picture is None or picture.ndim != 2:
+            return "its picture can't be read, or is in colour"
+        _write_dicom(target, picture)
+    elif copy:
+        with write_atomic(target) as temporary:
+            shutil.copyfile(file, temporary)
+    else:
+        target.unlink(missing_ok=True)
+        try:
+            target.symlink_to(file)
+        except OSError as error:
+            raise ExternalError(f"{target} can't be linked to {file} ({error.strerror}): copy instead (--copy).") from error
+    return ""
+
+
+def _write_dicom(path: Path, picture: np.ndarray) -> None:
+    """Write a grey picture, uint8 or uint16, uncompressed; its window shows the values as they are."""
+    bits = 8 * picture.itemsize
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.SOPClassUID, dataset.SOPInstanceUID = SecondaryCaptureImageStorage, generate_uid(entropy_srcs=[path.stem])
+    dataset.Rows, dataset.Columns = picture.shape
+    dataset.SamplesPerPixel, dataset.PixelRepresentation, dataset.PhotometricInterpretation = 1, 0, "MONOCHROME2"
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = bits, bits, bits - 1
+    dataset.WindowCenter, dataset.WindowWidth = 2 ** (bits - 1), 2**bits
+    dataset.add_new("PixelData", "OW", picture.astype(f"<u{picture.itemsize}").tobytes())
+    with write_atomic(path) as temporary:
+        dataset.save_as(temporary, enforce_file_format=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Convert one set from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m utils.external", description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=SETS)
+    parser.add_argument("source", help="folder of the set as it is distributed")
+    parser.add_argument("destination", help="new folder, for extra_competition_dirs of train.ipynb")
+    parser.add_argument("--copy", action="store_true", help="copy DICOMs instead of linking them")
+    parser.add_argument("--birads-4", type=int, choices=(0, 1), help="what BI-RADS 4 counts as; left out by default")
+    given = parser.parse_args(arguments)
+    try:
+        convert(given.name, given.source, given.destination, given.copy, given.birads_4)
+    except KitError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()
