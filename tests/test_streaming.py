@@ -1,10 +1,10 @@
 import json
 import os
-import random
 import shutil
-import signal
-import time
+import subprocess
+import sys
 from functools import partialmethod
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,8 @@ import pytest
 import torch
 from conftest import TINY, make_config
 
-from utils import dataset, ensemble, streaming
+from utils import acceleration, ensemble, streaming
+from utils.acceleration import Candidate, accelerate, fold_norms
 from utils.cache import CacheSettings, build_cache
 from utils.calibration import Calibration
 from utils.deadline import Deadline, Plan
@@ -23,11 +24,12 @@ from utils.metrics import sigmoid
 from utils.predictions import aggregate
 from utils.run_folder import finished_folds, load_config
 from utils.streaming import predict_runs
-from utils.submission import Draft, SubmissionError, complete, validate_submission, write_prior
+from utils.submission import PRIOR, SubmissionError, complete, validate_submission
 from utils.tables import read_sample_submission
 from utils.training import load_fold, make_dataset, train_run
 from utils.tuning import tune
 
+ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
 
 
@@ -170,6 +172,27 @@ def test_plan_leaves_out_mirror_images_and_later_folds(trained, test_images, tes
     assert np.allclose(found[trained[0]], fuller[trained[0]]) and not np.allclose(found[trained[1]], fuller[trained[1]])
 
 
+def test_accelerated_networks_predict_the_same(trained, tuned, alone, test_images, competition, test_cache, monkeypatch):
+    tried = []
+
+    def folded_only(model, batch, config, device, seconds, candidates=None):
+        tried.append(candidates)
+        return accelerate(model, batch, config, device, seconds, candidates or {"folded": Candidate(fold_norms)})
+
+    for name, value in {"LEAST_IMAGES": 1, "LEAST_SECONDS": 0.0, "accelerate": folded_only}.items():
+        monkeypatch.setattr(ensemble, name, value)
+    monkeypatch.setattr(acceleration, "LEAST_GAIN", 0.0)
+    monkeypatch.setattr(acceleration, "_race", lambda *_: 2.0)
+    found, log = predict_runs(trained, test_images, competition, test_cache, tuned, 0)
+    assert np.allclose(found, alone.mean(axis=1).loc[found.index], atol=1e-5)
+    assert [candidates and list(candidates) for candidates in tried] == [None, ["folded"]] * 2  # later folds do not choose
+    assert all("folded, 2.00 times as fast" in what for what in log.acceleration.values()) and len(log.acceleration) == 2
+
+
+def test_few_images_are_not_worth_trying_what_is_faster(trained, tuned, test_images, competition, test_cache):
+    assert predict_runs(trained, test_images, competition, test_cache, tuned, 0)[1].acceleration == {}
+
+
 def test_short_time_sheds_work_and_says_so(trained, tuned, test_images, competition, test_cache, small_chunks, monkeypatch):
     deadline = Deadline(1.0)
     monkeypatch.setattr(streaming.Pace, "seconds_per_image", lambda pace, plan: 900.0 if plan.flip else 1.0)
@@ -283,40 +306,47 @@ def test_phantom_model_never_predicts_real_images(trained, tuned, test_images, b
         predict_runs(trained, test_images, broken_competition, tmp_path / "cache", tuned, 0)
 
 
-def test_kill_at_any_moment_leaves_a_valid_submission(
-    trained, tuned, test_images, competition, tmp_path, small_chunks, monkeypatch
-):
-    """Twenty processes, each stopped by SIGTERM or SIGKILL at a random moment of what submit.ipynb does."""
-    sample, random_moment = read_sample_submission(competition), random.Random(0)
-    seconds = _time_of(lambda: _submit(trained, tuned, test_images, competition, tmp_path / "whole"))
-    dataset._threads.cache_clear()  # a forked process has no threads
-    states = set()
-    for number in range(20):
-        folder = tmp_path / str(number)
-        write_prior(folder / "submission.csv", competition)
-        child = os.fork()
-        if child == 0:
-            try:
-                _submit(trained, tuned, test_images, competition, folder)
-            finally:
-                os._exit(0)
-        time.sleep(random_moment.uniform(0, seconds))
-        os.kill(child, random_moment.choice([signal.SIGTERM, signal.SIGKILL]))
-        os.waitpid(child, 0)
-        left = pd.read_csv(folder / "submission.csv", dtype={"prediction_id": str})
-        validate_submission(left, sample)
-        states.add(int((left.cancer != left.cancer.mode()[0]).sum()))
-    assert len(states) > 2  # they were stopped at different moments
-
-
-def _submit(runs, tuned, test_images, competition, folder):
+KILLED = """
+import json, os, random, signal, sys, time
+from pathlib import Path
+from utils import streaming
+from utils.submission import Draft, write_prior
+from utils.tables import read_images
+import torch
+competition, folder, runs, tuned = (json.loads(text) for text in sys.argv[1:])
+streaming.FIRST_CHUNK = streaming.LARGEST_CHUNK = 1
+torch.set_num_threads(1)
+runs, moments = [Path(run) for run in runs], random.Random(0)
+test_images = read_images(competition, "test")
+def submit(folder):
     write_prior(folder / "submission.csv", competition)
     draft = Draft(folder / "submission.csv", test_images, competition, 0.02)
-    predicted, _ = predict_runs(runs, test_images, competition, folder / "cache", tuned, 0, publish=draft.update)
+    predicted, _ = streaming.predict_runs(runs, test_images, competition, folder / "cache", tuned, 0, publish=draft.update)
     draft.finish(predicted, folder / "submissions", {"name": "killed"})
+    os._exit(0)
+def forked(folder):  # this process itself has no threads, which a fork would lose
+    write_prior(folder / "submission.csv", competition)
+    child = os.fork()
+    return child or submit(folder)
+start = time.perf_counter()
+os.waitpid(forked(Path(folder) / "whole"), 0)
+seconds = time.perf_counter() - start
+for number in range(20):
+    child = forked(Path(folder) / str(number))
+    time.sleep(moments.uniform(0, seconds))
+    os.kill(child, moments.choice([signal.SIGTERM, signal.SIGKILL]))
+    os.waitpid(child, 0)
+"""
 
 
-def _time_of(call):
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+def test_kill_at_any_moment_leaves_a_valid_submission(trained, tuned, competition, tmp_path):
+    """Twenty processes that do what submit.ipynb does, each stopped by SIGTERM or SIGKILL at a random moment."""
+    arguments = [str(competition), str(tmp_path), [str(run) for run in trained], tuned]
+    command = [sys.executable, "-c", KILLED, *map(json.dumps, arguments)]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    sample, predicted = read_sample_submission(competition), set()
+    for number in range(20):
+        left = pd.read_csv(tmp_path / str(number) / "submission.csv", dtype={"prediction_id": str})
+        validate_submission(left, sample)
+        predicted.add(int((~left.cancer.isin([0.02, PRIOR])).sum()))
+    assert {0} < predicted and len(predicted) > 2  # they were stopped at different moments

@@ -1,5 +1,7 @@
 """The trained folds of several runs as one ensemble: runs that read the same pictures load each of them once."""
 
+import math
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from utils.acceleration import Accelerated, accelerate, offered
 from utils.cache import CacheSettings
 from utils.configuration import TrainConfig
 from utils.dataset import Vocabulary
@@ -27,6 +30,8 @@ from utils.submission import SubmissionError
 from utils.training import load_fold, make_dataset
 
 PICTURES_AT_ONCE = 32  # without gradients they need a fraction of training's memory
+MEASURED_PICTURES = 8
+LEAST_IMAGES, LEAST_SECONDS = 1000, 60.0  # with less to do, trying what is faster would cost more than it saves
 
 
 @dataclass
@@ -36,7 +41,7 @@ class Member:
     run: Path
     number: int
     config: TrainConfig
-    model: nn.Module
+    model: nn.Module | Accelerated
     vocabulary: Vocabulary
     device: torch.device
 
@@ -64,6 +69,34 @@ class Variant:
         """How many folds its runs have."""
         of_run = [[member for member in self.members if member.run == run] for run in self.runs]
         return Work(tuple((len(members), members[0].config.test_time_flip) for members in of_run))
+
+    def accelerate(self, images: pd.DataFrame, cache_dir: Path, n_images: int) -> dict[str, str]:
+        """Make the networks faster where so many images make it worth trying: what is best for a run's first fold is for all.
+
+        Parameters
+        ----------
+        images : DataFrame
+            Test images that are in the cache, to try it on.
+        cache_dir : Path
+        n_images : int
+            That are to be predicted.
+
+        Returns
+        -------
+        dict of str to str
+            What was chosen, by the run's name.
+        """
+        chosen: dict[Path, Accelerated] = {}
+        for member in self.members if n_images >= LEAST_IMAGES else []:
+            batch = _small_batch(member, images, cache_dir)
+            seconds = _seconds(member, batch) * n_images / len(batch["rows"])
+            first, device = chosen.get(member.run), member.device
+            if first is None and seconds >= LEAST_SECONDS:
+                chosen[member.run] = member.model = accelerate(member.model, batch, member.config, device, seconds)
+            elif first and first.name in (candidates := offered(member.config, device)):
+                only = {first.name: candidates[first.name]}
+                member.model = accelerate(member.model, batch, member.config, device, math.inf, only)
+        return {run.name: str(accelerated) for run, accelerated in chosen.items()}
 
     def predict(self, images: pd.DataFrame, cache_dir: Path, aggregation: str, plan: Plan) -> pd.DataFrame:
         """Predict breasts with every run, averaged over its folds.
@@ -165,11 +198,8 @@ def predict_members(
         One row per item.
     logits : ndarray of shape (items, members), float64
     """
-    first = members[0]
-    dataset = make_dataset(first.config, images, cache_dir, "test", first.vocabulary)
+    dataset, loader = _load(members[0], images, cache_dir)
     encoded = [torch.from_numpy(member.vocabulary.encode(dataset.images)) for member in members]
-    batches = by_size(dataset.sizes, PICTURES_AT_ONCE)
-    loader = make_loader(dataset, 1, sampler=batches, pin_memory=first.device.type == "cuda")
     logits = np.empty((len(dataset), len(members)))
     on_device = [np.array(places) for places in _by_device(members).values()]
 
@@ -182,6 +212,23 @@ def predict_members(
             for places, columns in zip(on_device, devices.map(partial(predict, batch), on_device), strict=True):
                 logits[batch["index"].numpy()[:, None], places] = columns
     return dataset.items, logits
+
+
+def _load(member: Member, images: pd.DataFrame, cache_dir: Path, pictures: int = PICTURES_AT_ONCE) -> tuple:
+    """Make a member's items, and a loader of them."""
+    dataset = make_dataset(member.config, images, cache_dir, "test", member.vocabulary)
+    batches = by_size(dataset.sizes, pictures)
+    return dataset, make_loader(dataset, 1, sampler=batches, pin_memory=member.device.type == "cuda")
+
+
+def _small_batch(member: Member, images: pd.DataFrame, cache_dir: Path) -> Batch:
+    return next(iter(_load(member, images, cache_dir, MEASURED_PICTURES)[1]))
+
+
+def _seconds(member: Member, batch: Batch) -> float:
+    start = time.perf_counter()
+    _logits(member, batch, flip=True)
+    return time.perf_counter() - start
 
 
 def _by_device(members: Sequence[Member]) -> dict[torch.device, list[int]]:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from utils.cache import CacheSettings, build_cache, default_cache_dir, picture_path, summarise
 from utils.deadline import Deadline, Pace, Plan
-from utils.ensemble import Variant, load_variants
+from utils.ensemble import load_variants
 from utils.environment import on_kaggle, pick_devices
 from utils.parallel import prefetched
 from utils.phantom import is_phantom_competition
@@ -46,11 +46,14 @@ class Log:
         Images that were predicted by each plan.
     failures : list of str
         Chunks that could not be predicted, and why.
+    acceleration : dict of str to str
+        How each run's networks were made faster, where they were.
     """
 
     stages: dict = field(default_factory=dict)
     plans: dict[str, int] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+    acceleration: dict[str, str] = field(default_factory=dict)
 
     def table(self) -> pd.DataFrame:
         """Stages: images, seconds, and seconds an image."""
@@ -139,6 +142,7 @@ class _Stream:
         self.pace = Pace([variant.work for variant in self.variants], self.overlaps)
         self.keeps_pictures = cache_dir is not None or not on_kaggle()  # there, thousands of files would become output
         self.done_pictures: list[Path] = []
+        self.accelerated: set[int] = set()  # picture sizes whose networks were looked at
         self.manifests: list[list[pd.DataFrame]] = [[] for _ in self.variants]
 
     def _cache_dir(self, cache_dir: Path | None, settings: CacheSettings) -> Path:
@@ -203,9 +207,11 @@ class _Stream:
         for place, manifest in enumerate(chunk.manifests):
             readable = chunk.images[(manifest.error == "").to_numpy()]
             self.manifests[place].append(manifest)
+            variant = self.variants[place]
+            if len(readable) and place not in self.accelerated:
+                self._accelerate(place, readable)
             began = time.perf_counter()
             if len(readable):
-                variant: Variant = self.variants[place]
                 by_variant.append(variant.predict(readable, self.cache_dirs[place], aggregation, chunk.plan))
             seconds = time.perf_counter() - began
             self.pace.measured(place, chunk.plan, len(chunk.images), chunk.seconds[place], seconds)
@@ -213,6 +219,15 @@ class _Stream:
         self.log.plans[str(chunk.plan)] = self.log.plans.get(str(chunk.plan), 0) + len(chunk.images)
         if by_variant:
             yield pd.concat(by_variant, axis=1)
+
+    def _accelerate(self, place: int, images: pd.DataFrame) -> None:
+        self.accelerated.add(place)
+        start = time.perf_counter()
+        found = self.variants[place].accelerate(images, self.cache_dirs[place], len(self.images))
+        self.log.acceleration |= found
+        for run, what in found.items():
+            print(f"{run}: {what}")
+        self.log.spent("start", time.perf_counter() - start)
 
     def _fail(self, images: pd.DataFrame, error: Exception) -> None:
         reason = " ".join(str(error).split())
