@@ -12,7 +12,7 @@ DEMO_TRAIN := $(DEMO_DATA) $(DEMO_SIZE) -p n_folds 2 -p batch_size 8 -p learning
 DEMO_RUNS := $(DEMO)/runs/cnn,$(DEMO)/runs/resnet50,$(DEMO)/runs/rnn
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test bench oldest lint format clean
+.PHONY: help venv demo test kaggle rehearse bench oldest lint format clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -41,8 +41,15 @@ demo: $(READY) ## preprocess, train three architectures, tune, report and submit
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest
 
-bench: $(READY) ## measure training and preprocessing beside other paths, and the evaluation (about 20 minutes, 4 GB of files)
+kaggle: $(READY) ## write push-ready folders for Kaggle into outputs/kaggle: code, weights, wheels, notebooks (sends nothing)
+	$(BIN)/python -m utils.kaggle bundle $(BUNDLE)
+
+rehearse: $(READY) ## run submit in a copy of Kaggle's world: no network, read-only input, only the bundle's wheels
+	$(BIN)/python -m utils.rehearsal $(REHEARSE)
+
+bench: $(READY) ## measure training, inference and preprocessing beside other paths, and the evaluation (25 minutes, 4 GB of files)
 	$(BIN)/python -m benchmarks.evaluation
+	$(BIN)/python -m benchmarks.inference
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.preprocessing
 

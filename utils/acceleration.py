@@ -352,6 +352,8 @@ class OnnxEncoder(nn.Module):
 
 
 def _export(encoder: Encoder, images: torch.Tensor) -> bytes:
+    import onnxscript  # noqa: F401  (torch's exporter needs it, and what is imported here gets into the bundle for Kaggle)
+
     two = torch.zeros(2, *images.shape[1:], dtype=images.dtype)  # an axis of 1 would be taken for a constant
     for_any = ({0: torch.export.Dim("pictures")},)
     with warnings.catch_warnings():

@@ -151,10 +151,11 @@ def _runs_under(root: Path) -> list[Path]:
 
 
 def folders_with(files: set[str], root: Path) -> list[Path]:
-    """List folders that hold some files, without walking through a competition's thousands of patients."""
+    """List folders that hold some files, without walking through the thousands of files of a competition or a cache."""
     found = []
     for folder, names, present in os.walk(root):
-        names[:] = [name for name in names if not name.endswith("_images") and name not in SKIPPED_FOLDERS]
+        is_cache = any(name.endswith("_manifest.csv") for name in present)
+        names[:] = [name for name in names if not (is_cache or name.endswith("_images") or name in SKIPPED_FOLDERS)]
         if files <= set(present):
             found.append(Path(folder))
     return sorted(found)

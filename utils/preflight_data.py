@@ -1,0 +1,96 @@
+"""Preflight of the data: the competition's tables and images, and the cache of pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from utils.environment import COMPETITION, on_kaggle, read_json
+from utils.preflight_job import READ, TABLES, Finding, Job, hollow, mounted
+
+SAMPLED = 5  # image files that are looked at, spread over the table
+MAGIC = b"DICM", 128  # PS3.10, section 7.1: after the preamble
+
+
+def check_tables(job: Job) -> Iterator[Finding]:
+    """The competition's folder is there, and its tables have the columns that the notebook reads."""
+    from utils.tables import REQUIRED
+
+    if job.competition is None:
+        if on_kaggle() and not job.smoke_test:
+            problem = "The competition's data is not attached: a synthetic competition takes its place."
+            yield Finding(problem, f"accept the rules of {COMPETITION}, and attach it with 'Add Input'.", fatal=False)
+        return
+    get = "attach the competition again" if on_kaggle() else f"kaggle competitions download {COMPETITION}"
+    if not (job.competition / "test.csv").is_file():  # by which notebooks know the folder
+        yield Finding(f"competition_dir {job.competition} holds no test.csv.", f"give the folder that does, or {get}.")
+        return
+    for name in TABLES[job.notebook]:
+        path = job.competition / f"{name}.csv"
+        problem = hollow(path) or _table_problem(path, REQUIRED[name])
+        if problem:
+            yield Finding(f"{path} {problem}.", f"{get}.")
+
+
+def _table_problem(path: Path, columns: Iterable[str]) -> str:
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            missing, first = [name for name in columns if name not in (reader.fieldnames or ())], next(reader, None)
+    except (csv.Error, UnicodeDecodeError) as error:
+        return f"is not a readable CSV ({error})"
+    return f"lacks the column(s) {', '.join(missing)}" if missing else "" if first else "has no rows"
+
+
+def check_images(job: Job) -> Iterator[Finding]:
+    """Some of the images that the tables name are there, and begin like DICOM files."""
+    if job.notebook != "explore" and not job.smoke_test and job.caches and not any(job.missing.values()):
+        return  # all pictures are made
+    for split in READ[job.notebook]:
+        paths = _sampled_paths(job, split)
+        bad = {path: problem for path in paths if (problem := _image_problem(path))}
+        for path, problem in list(bad.items())[:1]:
+            found = f"{len(bad)} of {len(paths)} images of {split}.csv that were looked at can't be read: {path} {problem}."
+            remedy = f"{path.parent.parent} must hold PATIENT/IMAGE.dcm; attach or download what is missing."
+            yield Finding(found, remedy, fatal=len(bad) == len(paths) and job.notebook != "explore")
+
+
+def _sampled_paths(job: Job, split: str) -> list[Path]:
+    from utils.tables import ID_PATTERN
+
+    ids = job.images.get(split, [])
+    sample = ids[:: max(1, len(ids) // SAMPLED)][:SAMPLED]
+    plain = [pair for pair in sample if all(re.fullmatch(ID_PATTERN, name) for name in pair)]
+    return [job.competition / f"{split}_images" / patient / f"{image}.dcm" for patient, image in plain]
+
+
+def _image_problem(path: Path) -> str:
+    problem = hollow(path)
+    if problem:
+        return problem
+    magic, place = MAGIC
+    with open(path, "rb") as file:
+        return "" if file.read(place + len(magic))[place:] == magic else "does not begin like a DICOM file"
+
+
+def check_cache(job: Job) -> Iterator[Finding]:
+    """A cache has the settings that are asked for; on Kaggle, no GPU waits for hours of preprocessing."""
+    for cache, settings in job.caches.items():
+        found = _hash_of(cache)
+        if found and found != settings.hash:
+            remedy = "choose another cache_dir, or the image_height, image_width and exact that it was made with."
+            yield Finding(f"The cache {cache} was made with other settings.", remedy)
+        elif on_kaggle() and job.notebook == "train" and job.missing[cache]:
+            attached = next((folder for folder in mounted("settings.json") if _hash_of(folder) == settings.hash), None)
+            make = "run preprocess.ipynb in a notebook without a GPU, attach its output, and give its folder as cache_dir."
+            problem = f"{cache} lacks {job.missing[cache]} pictures: they are made first, while the GPU's hours run."
+            yield Finding(problem, f"set cache_dir to {attached}." if attached else make, fatal=False)
+
+
+def _hash_of(cache: Path) -> str:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return read_json(cache / "settings.json").get("hash", "")
+    return ""

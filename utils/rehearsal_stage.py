@@ -1,0 +1,187 @@
+"""What a rehearsal needs: a hidden test, the datasets where Kaggle mounts them, and a Python that lacks what Kaggle's lacks."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nbformat
+from packaging.utils import canonicalize_name, parse_wheel_filename
+
+from utils.bundle import write_bundle
+from utils.configuration import TrainConfig
+from utils.environment import COMPETITION, PROJECT, cpu_count, read_json, write_json
+from utils.hidden_test import HiddenTest, make_hidden_test
+from utils.inputs import open_inputs
+from utils.kaggle_world import KagglePython, make_kaggle_python, python_version
+from utils.models import ModelConfig
+from utils.phantom import make_competition
+from utils.predictions import find_runs
+from utils.training import train_run
+from utils.tuning import find_threshold
+from utils.wheels import KAGGLE_IMAGE
+
+DEMO = PROJECT / "outputs" / "demo"
+OUT = PROJECT / "outputs" / "rehearsal"
+USERNAME = "rehearsal"  # of no account: nothing is sent
+FACTS = "Rehearsal: "
+# The one cell that the rehearsal adds, at the notebook's end: whose code and whose Python it was.
+FACTS_CELL = f"""import json
+import utils
+
+print("{FACTS}" + json.dumps({{"utils": utils.__file__, "python": sys.executable}}))"""
+EXAMPLE = {"n_folds": 2, "epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "positive_share": 0.5}
+EXAMPLE_SIZE = (64, 48)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is rehearsed.
+
+    Parameters
+    ----------
+    patients, height, seed : int
+        Of the phantom hidden test: its patients, and nominal rows of an image in pixels.
+    runs : tuple of Path
+        Empty takes those of ``make demo``, or trains a small one.
+    threshold : Path, optional
+        threshold.json; tuned anew if absent.
+    python : Path
+        An interpreter that has the packages of Kaggle's image.
+    out : Path
+        Gets the report, the executed notebook and submission.csv.
+    time_budget_hours : float
+        As the notebook's; 0 leaves it to the notebook.
+    isolated : bool
+        False goes without namespaces, where a system does not allow them.
+    full_sized : bool
+        Measure preprocessing alone on files of the real sizes too.
+    """
+
+    patients: int = 12
+    height: int = 256
+    seed: int = 0
+    runs: tuple[Path, ...] = ()
+    threshold: Path | None = None
+    python: Path = Path(sys.executable)
+    out: Path = OUT
+    time_budget_hours: float = 0.0
+    isolated: bool = True
+    full_sized: bool = True
+
+
+@dataclass
+class Stage:
+    """What is set up for one rehearsal; ``folder`` is thrown away at its end."""
+
+    folder: Path
+    hidden: HiddenTest
+    python: KagglePython
+    parameters: list[str] = field(default_factory=list)
+
+    @property
+    def input(self) -> Path:
+        return self.folder / "input"
+
+    @property
+    def results(self) -> Path:
+        return self.folder / "results"
+
+
+def set_up(options: Options, folder: Path) -> Stage:
+    """Lay out what Kaggle would mount, and a Python that lacks what Kaggle's does."""
+    hidden = make_hidden_test(folder / "input" / COMPETITION, options.patients, options.height, options.seed)
+    runs, threshold = _find_runs(options, folder)
+    print(f"Bundle of {', '.join(run.name for run in runs)} …", flush=True)
+    write_bundle(folder / "bundle", USERNAME, runs, threshold, python_version(options.python))
+    for dataset in sorted((folder / "bundle" / "datasets").iterdir()):
+        mount_dataset(dataset, folder / "input")
+    wheels = sorted((folder / "bundle" / "datasets").glob("wheels/*.whl"))
+    lacking = lacking_packages([path.name for path in wheels]) if options.isolated else ()
+    python = make_kaggle_python(options.python, folder / "python", lacking)
+    stage = Stage(folder, hidden, python, _parameters(options))
+    stage.results.mkdir()
+    notebook = folder / "bundle" / "kernels" / "submit" / "submit.ipynb"
+    _write_notebook(notebook, stage.results / "asked.ipynb")
+    if not options.isolated:
+        _go_without_isolation(stage)
+    return stage
+
+
+def _find_runs(options: Options, folder: Path) -> tuple[list[Path], Path]:
+    """Runs and their threshold.json: those named, else the demo's, else a small one."""
+    runs, threshold = [Path(run) for run in options.runs], options.threshold
+    if not runs:
+        runs = [run for run in sorted((DEMO / "runs").glob("*")) if (run / "oof.csv").is_file()]
+        threshold = threshold or (DEMO / "threshold.json" if runs else None)
+    runs = find_runs([str(run) for run in runs]) if runs else [_train_example(folder / "example")]
+    if not (threshold and threshold.is_file()):
+        threshold = folder / "threshold.json"
+        write_json(threshold, find_threshold(runs))
+    return runs, threshold
+
+
+def _train_example(folder: Path) -> Path:
+    print("No run is named, and make demo has not been run: training a small one on the phantom.", flush=True)
+    make_competition(folder / "competition", 16, 1, 96, positive_share=0.5)
+    inputs = open_inputs(folder / "competition", folder / "cache", *EXAMPLE_SIZE)
+    images, manifest = inputs.cached("train", cpu_count())
+    config = TrainConfig(ModelConfig("cnn", *EXAMPLE_SIZE), inputs.settings, **EXAMPLE)
+    train_run(config, images[(manifest.error == "").to_numpy()], inputs.cache_dir, folder / "cnn-example", is_phantom=True)
+    return folder / "cnn-example"
+
+
+def mount_dataset(dataset: Path, input_dir: Path) -> None:
+    """Put a dataset where Kaggle mounts it, under its slug, zip archives unpacked into folders of their names."""
+    slug = read_json(dataset / "dataset-metadata.json")["id"].split("/")[1]
+    shutil.copytree(
+        dataset, input_dir / slug, copy_function=_link, ignore=shutil.ignore_patterns("dataset-metadata.json", "*.zip")
+    )
+    for path in dataset.glob("*.zip"):
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(input_dir / slug / path.stem)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
+
+
+def lacking_packages(wheels: Sequence[str]) -> set[str]:
+    """Names of what Kaggle's image lacks: what requirements.txt names and the image does not have, and the bundle's wheels."""
+    required = re.findall(r"^[A-Za-z0-9][A-Za-z0-9._-]*", (PROJECT / "requirements.txt").read_text(), re.MULTILINE)
+    names = {str(canonicalize_name(name)) for name in required} - set(KAGGLE_IMAGE)
+    return names | {str(parse_wheel_filename(name)[0]) for name in wheels}
+
+
+def _parameters(options: Options) -> list[str]:
+    return ["-p", "time_budget_hours", str(options.time_budget_hours)] if options.time_budget_hours else []
+
+
+def _write_notebook(source: Path, target: Path) -> None:
+    notebook = nbformat.read(source, as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell(FACTS_CELL, id="rehearsal"))
+    nbformat.write(notebook, target)
+
+
+def _go_without_isolation(stage: Stage) -> None:
+    """Name the folders that Kaggle would have at fixed places; the code lies in the working folder, where it is found first."""
+    code = next(stage.input.glob("*/*/utils/environment.py")).parent.parent
+    working = stage.results / "working"
+    shutil.copytree(code, working)
+    runs = [path.parent for path in stage.input.glob("*/*/oof.csv")]
+    named = {
+        "competition_dir": stage.hidden.folder,
+        "run_dirs": ",".join(str(run) for run in sorted(runs)),
+        "threshold_path": next(stage.input.glob("*/threshold.json")),
+        "submission_path": working / "submission.csv",
+    }
+    stage.parameters += [part for name, value in named.items() for part in ("-p", name, str(value))]
