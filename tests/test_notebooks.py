@@ -15,6 +15,7 @@ from utils.tables import read_images
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
+SECRET = "KGAT_planted_0123456789abcdef"
 SHARED_PARAMETERS = {
     "explore": {"competition_dir", "cache_dir", "image_height", "image_width", "num_workers", "seed", "smoke_test"},
     "preprocess": {"competition_dir", "cache_dir", "image_height", "image_width", "num_workers", "smoke_test"},
@@ -54,8 +55,8 @@ def execute(name, output, folder, **values):
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", str(source), str(output)]
     for key, value in values.items():
         command += ["-p", key, str(value)]
-    quiet = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=folder, env=quiet, capture_output=True, text=True, timeout=300)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "KAGGLE_API_TOKEN": SECRET, "KAGGLE_KEY": SECRET}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def printed(path):
@@ -98,6 +99,12 @@ def test_notebooks_lead_from_dicoms_to_a_valid_submission(executed, competition)
     assert (executed / "probabilities.csv").is_file()
 
 
+def test_no_notebook_shows_or_writes_a_credential_of_its_environment(executed):
+    written = [path for path in executed.rglob("*") if path.is_file()]
+    assert len(written) > 50
+    assert not [path for path in written if SECRET.encode() in path.read_bytes()]
+
+
 def test_notebooks_say_what_they_did_and_what_comes_next(executed):
     assert "PHANTOM" in printed(executed / "preprocess.ipynb") and "0 failed" in printed(executed / "preprocess.ipynb")
     assert "Out of fold (" in printed(executed / "train.ipynb")
@@ -136,7 +143,7 @@ def test_threshold_file_keeps_its_contract(executed):
 def test_user_error_ends_in_one_clear_line(tmp_path):
     result = execute("preprocess", tmp_path / "out.ipynb", ROOT, competition_dir=tmp_path / "nowhere")
     assert result.returncode != 0
-    assert "KitError: competition_dir" in result.stderr and "holds no test.csv" in result.stderr
+    assert "PreflightError" in result.stderr and "nowhere" in result.stderr
     executed = nbformat.read(tmp_path / "out.ipynb", as_version=4)
     errors = [output for cell in executed.cells for output in cell.get("outputs", []) if output.output_type == "error"]
     assert len(errors[0].traceback) == 1
