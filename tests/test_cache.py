@@ -8,9 +8,20 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from conftest import TINY
 
 from utils import cache
-from utils.cache import CacheError, CacheSettings, build_cache, load_picture, manifest_path, picture_path, summarise
+from utils.cache import (
+    CacheError,
+    CacheSettings,
+    attached_cache_dir,
+    build_cache,
+    default_cache_dir,
+    load_picture,
+    manifest_path,
+    picture_path,
+    summarise,
+)
 from utils.dicom import DicomFile, read_dicom
 from utils.parallel import StopRunError
 from utils.preprocessing import preprocess
@@ -234,3 +245,16 @@ def test_missing_or_broken_picture_is_named_with_its_remedy(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(CacheError, match="17.png is missing or broken.*preprocess.ipynb"):
         load_picture(tmp_path, "train", "17")
+
+
+def test_cache_that_another_kaggle_notebook_filled_is_found_and_only_read(competition, images, tmp_path, monkeypatch):
+    filled = tmp_path / "input" / "mammography-kit-preprocess" / "cache" / default_cache_dir(competition, TINY).name
+    build_cache(images[1:], competition, "train", filled, TINY)
+    monkeypatch.setattr(cache, "KAGGLE_INPUT", tmp_path / "input")
+    assert attached_cache_dir(competition, TINY) == filled
+    assert attached_cache_dir(competition, CacheSettings(32, 32)) is None
+    before = {path: path.stat().st_mtime_ns for path in filled.rglob("*")}
+    monkeypatch.setattr(cache.os, "access", lambda path, mode: False)  # as on a read-only mount
+    manifest = build_cache(images, competition, "train", filled, TINY)
+    assert "lacks it, and is read-only" in manifest.error[0] and (manifest.error[1:] == "").all()
+    assert {path: path.stat().st_mtime_ns for path in filled.rglob("*")} == before

@@ -381,7 +381,8 @@ def parse_officially(line):
 def test_bundle_is_written_of_the_tuned_runs_for_the_credentials_username(server, tmp_path, monkeypatch):
     given = {}
     monkeypatch.setattr("utils.bundle.write_bundle", lambda *values, **named: given.update(named, values=values) or {})
-    write_json(tmp_path / "threshold.json", {"runs": ["/runs/cnn"]})
+    write_json(tmp_path / "cnn" / "config.json", {"phantom": True})
+    write_json(tmp_path / "threshold.json", {"runs": [str(tmp_path / "cnn")]})
     arguments = ("bundle", "--threshold", tmp_path / "threshold.json", "--out", tmp_path / "out")
     status, printed = run(*arguments)
     assert status == 1 and "--username" in printed and not given  # a token does not say whose it is
@@ -389,8 +390,9 @@ def test_bundle_is_written_of_the_tuned_runs_for_the_credentials_username(server
     monkeypatch.setenv("KAGGLE_USERNAME", USERNAME)
     monkeypatch.setenv("KAGGLE_KEY", KEY)
     assert run(*arguments, "--dry-run")[0] == 0 and not given
-    assert run(*arguments)[0] == 0
-    assert given["values"] == (tmp_path / "out", USERNAME, [Path("/runs/cnn")], tmp_path / "threshold.json")
+    status, printed = run(*arguments)
+    assert status == 0 and "submit will refuse real images: cnn." in printed
+    assert given["values"] == (tmp_path / "out", USERNAME, [tmp_path / "cnn"], tmp_path / "threshold.json")
     assert given["python_version"] == "3.12" and given["with_wheels"] and not server.calls
 
 

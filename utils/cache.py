@@ -20,7 +20,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from utils import gpu
-from utils.environment import KitError, read_json, working_dir, write_atomic, write_json
+from utils.environment import KAGGLE_INPUT, KitError, read_json, working_dir, write_atomic, write_json
 from utils.parallel import Outcome, StopRunError, map_items
 from utils.preprocessing import preprocess
 from utils.tables import image_paths
@@ -98,6 +98,13 @@ def default_cache_dir(competition_dir: str | Path, settings: CacheSettings) -> P
     return working_dir() / "cache" / f"{folder.name}-{place}-{size}-{settings.hash[:6]}"
 
 
+def attached_cache_dir(competition_dir: str | Path, settings: CacheSettings) -> Path | None:
+    """Folder of the same cache among Kaggle's inputs, from a notebook that filled it; None where there is none."""
+    name = default_cache_dir(competition_dir, settings).name
+    folders = [folder for depth in ("*", "notebooks/*/*") for folder in KAGGLE_INPUT.glob(f"{depth}/cache/{name}")]
+    return next((folder for folder in folders if (folder / "settings.json").is_file()), None)
+
+
 def build_cache(
     images: pd.DataFrame,
     competition_dir: str | Path,
@@ -112,7 +119,7 @@ def build_cache(
     """Preprocess the images that the cache lacks, and return the manifest's rows for all of ``images``.
 
     A run that was killed goes on where it stopped; images that failed before are tried again. A second run on the same cache
-    waits for the first.
+    waits for the first. In a folder that can't be written to, what it lacks stays missing, with an error in its row.
 
     Parameters
     ----------
@@ -149,7 +156,7 @@ def build_cache(
     _claim(cache_dir, settings)
     sources = dict(zip(images.image_id, image_paths(images, competition_dir, split), strict=True))
     missing = partial(_missing, sources, cache_dir, split, settings)
-    if missing():
+    if missing() and os.access(cache_dir, os.W_OK):
         record = partial(_record, path=manifest_path(cache_dir, split), competition_dir=competition_dir, settings=settings)
         cache_one = partial(_cache_image, folder=cache_dir / split, settings=settings)
         with _alone(cache_dir, split):  # another run may have been here until now
@@ -158,8 +165,9 @@ def build_cache(
             ahead = None if cluster else _read_ahead
             title = "" if quiet else f"Preprocessing {split}"
             record(map_items(cache_one, missing(), num_workers, title, "images", cluster, ahead))
-    manifest = read_manifest(cache_dir, split, settings)
-    return manifest.set_index("image_id").loc[list(sources)].reset_index()
+    manifest = read_manifest(cache_dir, split, settings).set_index("image_id").reindex(list(sources)).reset_index()
+    never_tried = manifest.settings_hash.isna()
+    return manifest.fillna("").assign(error=manifest.error.mask(never_tried, f"{cache_dir} lacks it, and is read-only"))
 
 
 def _missing(sources: dict[str, Path], cache_dir: Path, split: str, settings: CacheSettings) -> list[tuple[str, Path]]:

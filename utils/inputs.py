@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from utils.boxes import read_boxes
-from utils.cache import CacheSettings, build_cache, default_cache_dir
+from utils.cache import CacheSettings, attached_cache_dir, build_cache, default_cache_dir
 from utils.environment import KitError, find_competition, resolve, working_dir
 from utils.phantom import BOXES_FILE, is_phantom_competition, make_competition
 from utils.tables import breasts, read_images
@@ -128,7 +128,8 @@ def open_inputs(
             f"image_height and image_width are {image_height!r} and {image_width!r}, but must be whole numbers above 0."
         )
     settings = CacheSettings(*sides, exact=exact)
-    cache = resolve(cache_dir) if cache_dir else default_cache_dir(folder, settings)
+    default = attached_cache_dir(folder, settings) or default_cache_dir(folder, settings)
+    cache = resolve(cache_dir) if cache_dir else default
     print(f"Competition: {folder}{' (PHANTOM: synthetic pictures, no patient)' if is_phantom else ''}")
     return Inputs(folder, is_phantom, settings, cache, smoke_test)
 

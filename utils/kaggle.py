@@ -58,6 +58,9 @@ def run_bundle(given: argparse.Namespace) -> None:
     print(f"Writing {what}.")
     written = write_bundle(resolve(given.out), username, runs, threshold, python_version=KAGGLE_PYTHON, with_wheels=True)
     print("\n".join(f"{name}: {path}" for name, path in written.items()))
+    phantom = [run.name for run in runs if read_json(run / "config.json").get("phantom")]
+    if phantom:
+        print(f"Trained on the phantom, so that submit will refuse real images: {', '.join(phantom)}.")
     print("Next: python -m utils.kaggle push --dry-run, then without --dry-run")
 
 

@@ -116,11 +116,13 @@ class Job:
     @cached_property
     def caches(self) -> dict[Path, object]:
         """Folders of pictures that the notebook reads, and makes where they lack some; each with its `CacheSettings`."""
-        from utils.cache import default_cache_dir
+        from utils.cache import attached_cache_dir, default_cache_dir
 
         if self.notebook not in READ or self.competition is None:
             return {}
         defaults = {default_cache_dir(self.competition, settings): settings for settings in self._settings()}
+        if not self.cache_dir and self.notebook != "submit":
+            return {attached_cache_dir(self.competition, made) or folder: made for folder, made in defaults.items()}
         if not self.cache_dir:
             return defaults
         named = resolve(self.cache_dir)
@@ -149,7 +151,8 @@ class Job:
         """Folders that the notebook writes into, and about how many bytes."""
         folders = {} if self.competition else {working_dir(): 0.0}
         for cache, settings in self.caches.items():
-            if self.missing[cache] or not cache.is_dir():
+            attached = cache.is_relative_to(environment.KAGGLE_INPUT)  # by another notebook, and only read
+            if not attached and (self.missing[cache] or not cache.is_dir()):
                 folders[cache] = self.missing[cache] * settings.image_height * settings.image_width * PICTURE_BYTES
         if self.notebook == "train":
             place = resolve(self.run_dir) if self.run_dir else environment.runs_dir()
