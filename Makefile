@@ -39,7 +39,7 @@ demo: $(READY) ## preprocess, train three architectures, tune, report and submit
 	@$(BIN)/python -m utils.demo $(DEMO)
 
 test: $(READY) ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 kaggle: $(READY) ## write push-ready folders for Kaggle into outputs/kaggle: code, weights, wheels, notebooks (sends nothing)
 	$(BIN)/python -m utils.kaggle bundle $(BUNDLE)
@@ -60,7 +60,7 @@ oldest: ## run what needs no torch at the oldest versions that requirements.txt 
 	@$(PYTHON) -m venv .venv-oldest
 	@grep -vE '^(#|$$|torch|timm|jupyter|papermill|ruff|nbstripout|tensorboard)' requirements.txt | sed 's/>=/==/' > .venv-oldest/requirements.txt
 	@.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-oldest/requirements.txt
-	.venv-oldest/bin/python -m pytest -p no:cacheprovider $(OLDEST_TESTS)
+	.venv-oldest/bin/python -m pytest -p no:cacheprovider -n 2 --dist loadfile $(OLDEST_TESTS)
 
 lint: $(READY) ## check style, and that the notebooks are stored without outputs
 	$(BIN)/ruff check .

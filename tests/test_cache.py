@@ -247,14 +247,28 @@ def test_missing_or_broken_picture_is_named_with_its_remedy(tmp_path, content):
         load_picture(tmp_path, "train", "17")
 
 
-def test_cache_that_another_kaggle_notebook_filled_is_found_and_only_read(competition, images, tmp_path, monkeypatch):
-    filled = tmp_path / "input" / "mammography-kit-preprocess" / "cache" / default_cache_dir(competition, TINY).name
-    build_cache(images[1:], competition, "train", filled, TINY)
+def test_cache_that_another_kaggle_notebook_filled_is_found_and_only_read(few, tmp_path, monkeypatch):
+    data, rows = few
+    rows.to_csv(data / "train.csv", index=False)
+    (image_paths(rows, data, "train")[0]).write_bytes(b"broken")
+    filled = tmp_path / "input" / "mammography-kit-preprocess" / "cache" / default_cache_dir(data, TINY).name
     monkeypatch.setattr(cache, "KAGGLE_INPUT", tmp_path / "input")
-    assert attached_cache_dir(competition, TINY) == filled
-    assert attached_cache_dir(competition, CacheSettings(32, 32)) is None
+    build_cache(rows[:5], data, "train", filled, TINY)
+    assert attached_cache_dir(data, TINY) is None  # one image was never tried
+    build_cache(rows, data, "train", filled, TINY)
+    assert attached_cache_dir(data, TINY) == filled and attached_cache_dir(data, CacheSettings(32, 32)) is None
     before = {path: path.stat().st_mtime_ns for path in filled.rglob("*")}
     monkeypatch.setattr(cache.os, "access", lambda path, mode: False)  # as on a read-only mount
-    manifest = build_cache(images, competition, "train", filled, TINY)
-    assert "lacks it, and is read-only" in manifest.error[0] and (manifest.error[1:] == "").all()
+    manifest = build_cache(rows, data, "train", filled, TINY)
+    assert manifest.error[0] and (manifest.error[1:] == "").all()
     assert {path: path.stat().st_mtime_ns for path in filled.rglob("*")} == before
+    next((filled / "train").glob("*.png")).unlink()
+    assert attached_cache_dir(data, TINY) is None
+
+
+def test_image_that_a_read_only_cache_lacks_is_told(few, tmp_path, monkeypatch):
+    data, rows = few
+    build_cache(rows[1:], data, "train", tmp_path / "cache", TINY)
+    monkeypatch.setattr(cache.os, "access", lambda path, mode: False)
+    manifest = build_cache(rows, data, "train", tmp_path / "cache", TINY)
+    assert "lacks it, and is read-only" in manifest.error[0] and (manifest.error[1:] == "").all()

@@ -46,7 +46,13 @@ def test_nothing_is_left_out_before_anything_is_measured():
 def test_slower_of_decoding_and_predicting_decides_where_they_overlap():
     pace = measured(overlaps=True)
     assert pace.seconds_per_image(pace.full) == pytest.approx(0.2)
-    assert pace.choose(1000, 199) == Plan(False, 1, 1)  # fewer passes would not help, fewer decodings do
+    assert pace.choose(1000, 199) == Plan(True, 3, 1)  # fewer passes would not help, fewer decodings do
+
+
+def test_time_that_a_left_out_picture_size_frees_goes_to_the_others():
+    pace = measured(decode=0.3)
+    assert pace.seconds_per_image(Plan(False, 1, 2)) > 0.55 > pace.seconds_per_image(Plan(True, 3, 1))
+    assert pace.choose(1000, 550) == Plan(True, 3, 1)
 
 
 def test_newest_measurement_counts_half():

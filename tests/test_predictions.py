@@ -6,6 +6,7 @@ from conftest import write_run
 from utils import cache, environment, inputs, predictions
 from utils.leaks import LeakError
 from utils.predictions import (
+    AGGREGATIONS,
     PredictionError,
     aggregate,
     find_or_train_runs,
@@ -165,3 +166,10 @@ def test_with_data_but_without_runs_the_next_step_is_named(tmp_path, monkeypatch
     monkeypatch.setattr(predictions, "find_competition", lambda: competition)
     with pytest.raises(PredictionError, match="No finished run under .*runs: run train.ipynb first"):
         find_or_train_runs("")
+
+
+def test_breast_of_nan_alone_stays_nan_in_every_aggregation():
+    table = pd.DataFrame({"prediction_id": ["a", "a", "b"], "probability": [np.nan, np.nan, 0.5]})
+    for method in AGGREGATIONS:
+        found = aggregate(table, method)
+        assert np.isnan(found["a"]) and found["b"] == pytest.approx(0.5), method

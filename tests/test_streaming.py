@@ -217,20 +217,43 @@ def test_over_time_what_is_predicted_stays_and_the_rest_has_the_prior(
     assert len(found) == 4 and "The time is over" in log.failures[0]
 
 
-def test_failing_chunk_costs_its_own_breasts_alone(
-    trained, tuned, test_images, competition, test_cache, small_chunks, monkeypatch
-):
-    calls, predict = [], ensemble.Variant.predict
+def test_failure_costs_its_own_patient_alone(trained, tuned, test_images, competition, test_cache, monkeypatch):
+    lost, predict = test_images.patient_id.iloc[0], ensemble.Variant.predict
 
-    def fails_once(self, *arguments):
-        calls.append(1)
-        if len(calls) == 2:
+    def fails_for_one(self, images, *arguments):
+        if lost in set(images.patient_id):
             raise RuntimeError("CUDA error: an illegal memory access")
-        return predict(self, *arguments)
+        return predict(self, images, *arguments)
 
-    monkeypatch.setattr(ensemble.Variant, "predict", fails_once)
+    monkeypatch.setattr(ensemble.Variant, "predict", fails_for_one)
     found, log = predict_runs(trained, test_images, competition, test_cache, tuned, 0)
-    assert len(found) == 6 and "illegal memory access" in log.failures[0]
+    assert set(found.index) == set(test_images.prediction_id[test_images.patient_id != lost])
+    assert len(log.failures) == 1 and "illegal memory access" in log.failures[0]
+
+
+def test_networks_that_can_not_be_made_faster_predict_as_they_are(
+    trained, tuned, alone, test_images, competition, test_cache, monkeypatch
+):
+    def out_of_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(ensemble.Variant, "accelerate", out_of_memory)
+    found, _ = predict_runs(trained, test_images, competition, test_cache, tuned, 0)
+    assert np.allclose(found, alone.mean(axis=1).loc[found.index], atol=1e-6)
+
+
+def test_full_disk_at_an_update_does_not_end_the_run(trained, tuned, test_images, competition, test_cache, small_chunks):
+    def publish(probabilities):
+        raise OSError(28, "No space left on device")
+
+    assert len(predict_runs(trained, test_images, competition, test_cache, tuned, 0, publish=publish)[0]) == 8
+
+
+def test_pictures_that_were_there_before_are_not_deleted(trained, tuned, test_images, competition, test_cache, monkeypatch):
+    usage = shutil.disk_usage(test_cache)
+    monkeypatch.setattr(streaming.shutil, "disk_usage", lambda folder: usage._replace(free=0))
+    predict_runs(trained, test_images, competition, test_cache, tuned, 0)
+    assert len(list(test_cache.rglob("*.png"))) == len(test_images)
 
 
 def test_what_is_wrong_from_the_start_ends_the_run(trained, tuned, test_images, competition, test_cache, monkeypatch):
@@ -309,31 +332,31 @@ def test_phantom_model_never_predicts_real_images(trained, tuned, test_images, b
 KILLED = """
 import json, os, random, signal, sys, time
 from pathlib import Path
+import torch
 from utils import streaming
 from utils.submission import Draft, write_prior
 from utils.tables import read_images
-import torch
 competition, folder, runs, tuned = (json.loads(text) for text in sys.argv[1:])
 streaming.FIRST_CHUNK = streaming.LARGEST_CHUNK = 1
 torch.set_num_threads(1)
 runs, moments = [Path(run) for run in runs], random.Random(0)
 test_images = read_images(competition, "test")
-def submit(folder):
+def submit(folder, told):
     write_prior(folder / "submission.csv", competition)
     draft = Draft(folder / "submission.csv", test_images, competition, 0.02)
-    predicted, _ = streaming.predict_runs(runs, test_images, competition, folder / "cache", tuned, 0, publish=draft.update)
-    draft.finish(predicted, folder / "submissions", {"name": "killed"})
+    def publish(probabilities):
+        os.write(told, b".")
+        draft.update(probabilities)
+    streaming.predict_runs(runs, test_images, competition, folder / "cache", tuned, 0, publish=publish)
     os._exit(0)
-def forked(folder):  # this process itself has no threads, which a fork would lose
-    write_prior(folder / "submission.csv", competition)
-    child = os.fork()
-    return child or submit(folder)
-start = time.perf_counter()
-os.waitpid(forked(Path(folder) / "whole"), 0)
-seconds = time.perf_counter() - start
 for number in range(20):
-    child = forked(Path(folder) / str(number))
-    time.sleep(moments.uniform(0, seconds))
+    folder_of_one = Path(folder) / str(number)
+    write_prior(folder_of_one / "submission.csv", competition)
+    hears, tells = os.pipe()
+    child = os.fork() or submit(folder_of_one, tells)  # this process has no threads, which a fork would lose
+    for _ in range(number % 5):  # there are four chunks
+        os.read(hears, 1)
+    time.sleep(moments.uniform(0, 0.2))
     os.kill(child, moments.choice([signal.SIGTERM, signal.SIGKILL]))
     os.waitpid(child, 0)
 """

@@ -288,11 +288,20 @@ def test_attached_threshold_json_finds_its_runs_by_content(tmp_path, at_work, mo
     attached = tmp_path / "input"
     shutil.move(tmp_path / "home", attached / "weights")
     write_json(attached / "weights" / "threshold.json", tuned)
+    write_json(attached / "a-older" / "threshold.json", tune([attached / "weights" / "c"]) | {"oof_hashes": ["gone"]})
     monkeypatch.setattr(tuning, "KAGGLE_INPUT", attached)
     monkeypatch.setattr(predictions, "KAGGLE_INPUT", attached)
     found = runs_to_submit()
     assert found == [attached / "weights" / name for name in "ab"]
     assert find_threshold(found) == read_json(attached / "weights" / "threshold.json")
+
+
+def test_smoke_runs_of_a_stale_threshold_json_are_not_submitted_for_real_data(at_work, monkeypatch):
+    smoke, real = write_oof(at_work / "runs-smoke" / "cnn"), write_oof(at_work / "runs" / "cnn", seed=1)
+    write_json(at_work / "threshold.json", tune([smoke]))
+    monkeypatch.setattr(predictions, "runs_dir", lambda *_, **__: at_work / "runs")
+    monkeypatch.setattr(tuning, "find_competition", lambda: at_work)
+    assert runs_to_submit() == [real] and runs_to_submit(smoke_test=True) == [smoke]
 
 
 def test_weights_follow_their_runs_whatever_the_order(tmp_path):

@@ -147,7 +147,8 @@ def accelerate(
     RuntimeError
         If the network itself fails, as on too large a batch (`utils.optimisation.is_out_of_memory`): halve it.
     """
-    batch = {key: value if key == "lengths" else value.to(device) for key, value in batch.items()}
+    with torch.inference_mode():  # as in a prediction: torch.compile compiles anew for tensors of another kind
+        batch = {key: value if key == "lengths" else value.to(device) for key, value in batch.items()}
     chosen = Accelerated(model.eval())
     expected = _outputs(model, batch, device)
     for name, candidate in (offered(config, device) if candidates is None else candidates).items():

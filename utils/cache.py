@@ -23,7 +23,7 @@ from utils import gpu
 from utils.environment import KAGGLE_INPUT, KitError, read_json, working_dir, write_atomic, write_json
 from utils.parallel import Outcome, StopRunError, map_items
 from utils.preprocessing import preprocess
-from utils.tables import image_paths
+from utils.tables import image_paths, read_images
 
 # The settings' hash comes last: a row that a kill cut short lacks it, and is dropped on reading.
 MANIFEST_COLUMNS = [
@@ -99,10 +99,18 @@ def default_cache_dir(competition_dir: str | Path, settings: CacheSettings) -> P
 
 
 def attached_cache_dir(competition_dir: str | Path, settings: CacheSettings) -> Path | None:
-    """Folder of the same cache among Kaggle's inputs, from a notebook that filled it; None where there is none."""
+    """Folder of the same cache among Kaggle's inputs, filled with the training set by another notebook; None without one."""
     name = default_cache_dir(competition_dir, settings).name
     folders = [folder for depth in ("*", "notebooks/*/*") for folder in KAGGLE_INPUT.glob(f"{depth}/cache/{name}")]
-    return next((folder for folder in folders if (folder / "settings.json").is_file()), None)
+    return next((folder for folder in folders if _holds_training_set(folder, competition_dir, settings)), None)
+
+
+def _holds_training_set(folder: Path, competition_dir: str | Path, settings: CacheSettings) -> bool:
+    """Tell whether every training image was tried, and the pictures of those that did not fail are there."""
+    manifest = read_manifest(folder, "train", settings)
+    pictures = {picture.stem for picture in (folder / "train").glob("*.png")}
+    tried = set(manifest.image_id) >= set(read_images(competition_dir, "train").image_id)
+    return tried and pictures >= set(manifest.image_id[manifest.error == ""])
 
 
 def build_cache(

@@ -3,6 +3,7 @@
 All kinds of item have the same form, so that one training loop serves all; `utils.loading` says what a batch of them is.
 """
 
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -203,8 +204,9 @@ class BreastDataset(ImageDataset):
         rows = self.groups[index]
         if self.max_views is None or len(rows) <= self.max_views:
             return rows.tolist()
-        # The item's own stream, apart from those that augment its pictures.
-        generator = np.random.default_rng([self.seed, self.epoch if self.augment else 0, index, 1])
+        # The breast's own stream, whatever else is in the table, and apart from those that augment its pictures.
+        breast = zlib.crc32(self.items.prediction_id.iloc[index].encode())
+        generator = np.random.default_rng([self.seed, self.epoch if self.augment else 0, breast, 1])
         return sorted(generator.choice(rows, self.max_views, replace=False).tolist())
 
 

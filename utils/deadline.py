@@ -120,4 +120,7 @@ class Pace:
         for plan in self.full.lesser():
             if images * self.seconds_per_image(plan) <= seconds:
                 break
-        return plan
+        # Fewer pictures may leave time for more passes, and passes beside a slower decoding take none.
+        limit = max(seconds / images, self.seconds_per_image(plan))
+        alike = replace(self.full, variants=plan.variants).lesser()
+        return next(fuller for fuller in alike if self.seconds_per_image(fuller) <= limit)

@@ -93,8 +93,8 @@ class Variant:
             first, device = chosen.get(member.run), member.device
             if first is None and seconds >= LEAST_SECONDS:
                 chosen[member.run] = member.model = accelerate(member.model, batch, member.config, device, seconds)
-            elif first and first.name in (candidates := offered(member.config, device)):
-                only = {first.name: candidates[first.name]}
+            elif first:
+                only = {name: made for name, made in offered(member.config, device).items() if name == first.name}
                 member.model = accelerate(member.model, batch, member.config, device, math.inf, only)
         return {run.name: str(accelerated) for run, accelerated in chosen.items()}
 
@@ -141,14 +141,14 @@ def load_variants(runs: Sequence[Path], is_phantom: bool, devices: Sequence[torc
         If a run has no finished fold, or `check_run` refuses it.
     """
     members: dict[CacheSettings, list[Member]] = {}
-    for run in runs:
+    for place, run in enumerate(runs):
         check_run(run, is_phantom)
         config, folds = load_config(run), finished_folds(run)
         if not folds:
             raise SubmissionError(f"{run} holds no finished fold (fold*/oof.csv): leave it out of run_dirs, or train it.")
         for number, fold_dir in enumerate(folds):
             model, vocabulary = load_fold(config, fold_dir)
-            device = devices[number % len(devices)]
+            device = devices[(place + number) % len(devices)]
             member = Member(run, number, config, model.to(device).eval(), vocabulary, device)
             members.setdefault(config.preprocessing, []).append(member)
     return [Variant(settings, alike) for settings, alike in members.items()]
@@ -226,6 +226,7 @@ def _small_batch(member: Member, images: pd.DataFrame, cache_dir: Path) -> Batch
 
 
 def _seconds(member: Member, batch: Batch) -> float:
+    _logits(member, batch, flip=True)  # the first call prepares much that later ones find
     start = time.perf_counter()
     _logits(member, batch, flip=True)
     return time.perf_counter() - start

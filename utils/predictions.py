@@ -46,7 +46,7 @@ def aggregate(predictions: pd.DataFrame, method: str = "mean", top_k: int = 2) -
         raise PredictionError(f"aggregation is {method!r}; choose from {', '.join(AGGREGATIONS)}.")
     if method == "noisy_or":
         missed = np.log1p(-predictions.probability.clip(upper=1 - 1e-12))
-        return -np.expm1(missed.groupby(predictions.prediction_id, sort=False).sum()).rename("probability")
+        return -np.expm1(missed.groupby(predictions.prediction_id, sort=False).sum(min_count=1)).rename("probability")
     if method == "top_k":
         predictions = predictions.sort_values("probability", ascending=False, kind="stable")
         kept = predictions.groupby("prediction_id", sort=False).head(top_k)

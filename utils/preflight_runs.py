@@ -60,20 +60,24 @@ def check_preprocessing(job: Job) -> Iterator[Finding]:
 
 def check_threshold(job: Job) -> Iterator[Finding]:
     """threshold.json can be read, and the one that is named belongs to these runs."""
-    from utils.tuning import find_threshold, threshold_file
+    from utils.tuning import find_threshold, threshold_files
 
     try:
-        path = threshold_file(job.threshold_path)
-        known = path is None or "oof_hashes" in read_json(path)
-        if known and job.threshold_path and job.runs and not any(hollow(run / "oof.csv") for run in job.runs):
+        for path in threshold_files(job.threshold_path):
+            if not _is_threshold(path):
+                yield Finding(f"{path} is no threshold.json of this kit.", "delete it, or run tune_threshold.ipynb again.")
+                return
+        if job.threshold_path and job.runs and not any(hollow(run / "oof.csv") for run in job.runs):
             find_threshold(job.runs, job.threshold_path)
     except KitError as error:
         yield Finding(str(error), "")
-        return
+
+
+def _is_threshold(path: Path) -> bool:
+    try:
+        return "oof_hashes" in read_json(path)
     except ValueError:
-        known = False
-    if not known:
-        yield Finding(f"{path} is no threshold.json of this kit.", "delete it, or run tune_threshold.ipynb again.")
+        return False
 
 
 def check_weights_file(job: Job) -> Iterator[Finding]:

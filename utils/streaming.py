@@ -18,20 +18,39 @@ from utils.parallel import prefetched
 from utils.phantom import is_phantom_competition
 from utils.tuning import apply_tuned, weights_of
 
-FIRST_CHUNK = 64  # images: soon measured
+FIRST_CHUNK = 16  # images: soon measured, so that little is done before the time is planned
 LARGEST_CHUNK = 2000
 CHUNK_SECONDS = 120.0
+SHOWN_FAILURES = 5
 SPARE_DISK = 2**30  # bytes that the cache leaves free
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Test images of some patients in the caches; ``manifests`` and ``seconds`` of decoding, one for each picture size."""
+    """Test images of some patients in the caches.
+
+    Parameters
+    ----------
+    images : DataFrame
+    plan : Plan
+    manifests, seconds : list
+        Of the decoding, one for each picture size.
+    written : list of Path
+        Pictures that were not there before.
+    """
 
     images: pd.DataFrame
     plan: Plan
     manifests: list[pd.DataFrame]
     seconds: list[float]
+    written: list[Path]
+
+    def by_patient(self) -> Iterator["Chunk"]:
+        """Yield a chunk for each patient."""
+        for rows in self.images.groupby("patient_id", sort=False).indices.values():
+            share = len(rows) / len(self.images)
+            manifests = [manifest.iloc[rows] for manifest in self.manifests]
+            yield Chunk(self.images.iloc[rows], self.plan, manifests, [seconds * share for seconds in self.seconds], [])
 
 
 @dataclass
@@ -45,7 +64,7 @@ class Log:
     plans : dict of str to int
         Images that were predicted by each plan.
     failures : list of str
-        Chunks that could not be predicted, and why.
+        Images that could not be predicted, and why.
     acceleration : dict of str to str
         How each run's networks were made faster, where they were.
     """
@@ -114,7 +133,7 @@ def predict_runs(
     SubmissionError
         If a run can't be used, see `utils.ensemble.load_variants`.
     Exception
-        Whatever ended the first chunk; later ones only cost their own breasts.
+        What kept every patient of the first chunk from being predicted; later, a failure only costs its own patient.
     """
     weights = {run: weight for run, weight in zip(runs, weights_of(tuned, runs), strict=True) if weight > 0}
     stream = _Stream(list(weights), test_images, Path(competition_dir), cache_dir, num_workers, deadline or Deadline())
@@ -124,7 +143,10 @@ def predict_runs(
         averaged = (by_run * weight).sum(axis=1) / (by_run.notna() * weight).sum(axis=1)  # of the runs that could read it
         predicted = pd.concat([predicted, apply_tuned(tuned, averaged)]) if len(predicted) else apply_tuned(tuned, averaged)
         if publish:
-            publish(predicted)
+            try:
+                publish(predicted)
+            except OSError as error:  # a full disk, until pictures are deleted; the last update writes all
+                print(f"The submission was not updated: {error}")
     return predicted, stream.log
 
 
@@ -155,13 +177,10 @@ class _Stream:
         """Yield each chunk's probabilities: breasts by runs."""
         chunks = self._chunks()
         with tqdm(total=len(self.images), desc="Predicting", unit=" images", mininterval=1.0) as bar:
-            for number, chunk in enumerate(prefetched(chunks) if self.overlaps else chunks):
-                try:
-                    yield from self._predict(chunk, aggregation)
-                except Exception as error:  # what is wrong with all chunks shows in the first
-                    if number == 0:
-                        raise
-                    self._fail(chunk.images, error)
+            for chunk in prefetched(chunks) if self.overlaps else chunks:
+                for seen, manifest in zip(self.manifests, chunk.manifests, strict=False):
+                    seen.append(manifest)
+                yield from self._predict_or_fail(chunk, aggregation)
                 self._make_room(chunk, bar.total - bar.n)
                 bar.set_postfix_str(str(chunk.plan), refresh=False)
                 bar.update(len(chunk.images))
@@ -193,26 +212,42 @@ class _Stream:
             start = end
 
     def _decode(self, images: pd.DataFrame, plan: Plan) -> Chunk:
-        manifests, seconds = [], []
+        manifests, seconds, lacking = [], [], []
         for variant, cache_dir in zip(self.variants[: plan.variants], self.cache_dirs, strict=False):
             began = time.perf_counter()
+            pictures = [picture_path(cache_dir, "test", name) for name in images.image_id]
+            lacking += [path for path in pictures if not path.is_file()]
             workers = {"num_workers": self.num_workers, "quiet": True}
             manifests.append(build_cache(images, self.competition_dir, "test", cache_dir, variant.settings, **workers))
             seconds.append(time.perf_counter() - began)
             self.log.spent("decode", seconds[-1], len(images))
-        return Chunk(images, plan, manifests, seconds)
+        return Chunk(images, plan, manifests, seconds, [path for path in lacking if path.is_file()])
+
+    def _predict_or_fail(self, chunk: Chunk, aggregation: str) -> Iterator[pd.DataFrame]:
+        """Predict a chunk; where that fails, each of its patients, so that only those are lost who caused it."""
+        try:
+            yield from self._predict(chunk, aggregation)
+            return
+        except Exception as error:
+            failed = error
+        for patient in chunk.by_patient():
+            try:
+                yield from self._predict(patient, aggregation)
+            except Exception as error:
+                self._fail(patient.images, error)
+        if not self.log.plans:  # none of the first chunk's patients could be predicted: the others could not either
+            raise failed
 
     def _predict(self, chunk: Chunk, aggregation: str) -> Iterator[pd.DataFrame]:
         by_variant = []
         for place, manifest in enumerate(chunk.manifests):
             readable = chunk.images[(manifest.error == "").to_numpy()]
-            self.manifests[place].append(manifest)
-            variant = self.variants[place]
-            if len(readable) and place not in self.accelerated:
+            if readable.empty:
+                continue
+            if place not in self.accelerated:
                 self._accelerate(place, readable)
             began = time.perf_counter()
-            if len(readable):
-                by_variant.append(variant.predict(readable, self.cache_dirs[place], aggregation, chunk.plan))
+            by_variant.append(self.variants[place].predict(readable, self.cache_dirs[place], aggregation, chunk.plan))
             seconds = time.perf_counter() - began
             self.pace.measured(place, chunk.plan, len(chunk.images), chunk.seconds[place], seconds)
             self.log.spent("predict", seconds, len(readable))
@@ -223,7 +258,11 @@ class _Stream:
     def _accelerate(self, place: int, images: pd.DataFrame) -> None:
         self.accelerated.add(place)
         start = time.perf_counter()
-        found = self.variants[place].accelerate(images, self.cache_dirs[place], len(self.images))
+        found = {}
+        try:
+            found = self.variants[place].accelerate(images, self.cache_dirs[place], len(self.images))
+        except Exception as error:  # the networks themselves still work
+            print(f"No network is made faster ({type(error).__name__}): going on as they are.")
         self.log.acceleration |= found
         for run, what in found.items():
             print(f"{run}: {what}")
@@ -232,16 +271,15 @@ class _Stream:
     def _fail(self, images: pd.DataFrame, error: Exception) -> None:
         reason = " ".join(str(error).split())
         self.log.failures.append(f"{len(images)} images are not predicted: {type(error).__name__}: {reason}")
-        print(self.log.failures[-1])
+        if len(self.log.failures) <= SHOWN_FAILURES:
+            print(self.log.failures[-1])
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     def _make_room(self, chunk: Chunk, images_left: int) -> None:
         """Delete pictures that have been predicted, where they are not kept or the disk will not hold the others."""
-        places = zip(self.cache_dirs, chunk.manifests, strict=False)
-        written = [picture_path(folder, "test", name) for folder, table in places for name in table.image_id[table.error == ""]]
-        self.done_pictures += written
-        needed = sum(path.stat().st_size for path in written) / len(chunk.images) * images_left
+        self.done_pictures += chunk.written
+        needed = sum(path.stat().st_size for path in chunk.written) / len(chunk.images) * images_left
         if not self.keeps_pictures or shutil.disk_usage(self.cache_dirs[0]).free < needed + SPARE_DISK:
             for path in self.done_pictures:
                 path.unlink(missing_ok=True)

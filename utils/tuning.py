@@ -9,10 +9,18 @@ import numpy as np
 import pandas as pd
 
 from utils.calibration import Calibration, compare_calibrations, fit_calibration
-from utils.environment import KAGGLE_INPUT, read_json, resolve, working_dir
+from utils.environment import KAGGLE_INPUT, find_competition, read_json, resolve, working_dir
 from utils.intervals import Interval, PatientBootstrap
 from utils.metrics import decide, probabilistic_f1
-from utils.predictions import AGGREGATIONS, PredictionError, find_or_train_runs, find_runs, folders_with, oof_of_runs
+from utils.predictions import (
+    AGGREGATIONS,
+    SKIPPED_FOLDERS,
+    PredictionError,
+    find_or_train_runs,
+    find_runs,
+    folders_with,
+    oof_of_runs,
+)
 from utils.thresholds import (
     CHOICES,
     nested_decisions,
@@ -212,27 +220,29 @@ def find_threshold(runs: Sequence[Path], threshold_path: str = "") -> dict:
     PredictionError
         If the named file does not exist, or was tuned on other runs.
     """
-    path = threshold_file(threshold_path)
-    if path is None:
+    wanted = sorted(_hash_oof(run) for run in runs)
+    paths = threshold_files(threshold_path)
+    for path in paths:
+        tuned = read_json(path)
+        # By content: paths differ from one Kaggle notebook to the next. A file of an earlier version has no calibration.
+        if sorted(tuned["oof_hashes"]) == wanted and "calibration" in tuned:
+            return tuned
+    if not paths:
         print("No threshold.json: tuning on these runs' out-of-fold predictions now.")
-        return tune(runs)
-    tuned = read_json(path)
-    # By content: paths differ from one Kaggle notebook to the next. A file of an earlier version has no calibration.
-    if sorted(tuned["oof_hashes"]) == sorted(_hash_oof(run) for run in runs) and "calibration" in tuned:
-        return tuned
-    if threshold_path and "calibration" not in tuned:
+    elif not threshold_path:
+        print(f"{paths[0]} was tuned on other runs, or before these changed: tuning on these now.")
+    elif "calibration" not in tuned:
         raise PredictionError(f"{path} is of an earlier version of the kit: run tune_threshold.ipynb again.")
-    if threshold_path:
+    else:
         tuned_on = ", ".join(tuned["runs"])
         raise PredictionError(
             f"{path} was tuned on {tuned_on}, or before they changed: run tune_threshold.ipynb with these run_dirs."
         )
-    print(f"{path} was tuned on other runs, or before these changed: tuning on these now.")
     return tune(runs)
 
 
-def threshold_file(threshold_path: str = "") -> Path | None:
-    """The threshold.json that is named; else that of the working folder or, on Kaggle, of an attached input; else None.
+def threshold_files(threshold_path: str = "") -> list[Path]:
+    """The threshold.json that is named; else those of the working folder and, on Kaggle, of attached inputs.
 
     Raises
     ------
@@ -243,17 +253,21 @@ def threshold_file(threshold_path: str = "") -> Path | None:
         path = resolve(threshold_path)
         if not path.is_file():
             raise PredictionError(f"threshold_path {path} does not exist: run tune_threshold.ipynb first.")
-        return path
+        return [path]
     folders = [working_dir(), *folders_with({"threshold.json"}, KAGGLE_INPUT)]
-    return next((folder / "threshold.json" for folder in folders if (folder / "threshold.json").is_file()), None)
+    return [folder / "threshold.json" for folder in folders if (folder / "threshold.json").is_file()]
 
 
 def runs_to_submit(run_dirs: str = "", threshold_path: str = "", smoke_test: bool = False) -> list[Path]:
-    """Runs that are named; else those that the threshold was tuned on, wherever they lie now; else all."""
-    path = threshold_file(threshold_path)
-    if not run_dirs and path:
+    """Runs that are named; else those that a threshold was tuned on, wherever they lie now; else all.
+
+    Runs that only show that everything works are never taken for real data because of a threshold.json that was not named.
+    """
+    for path in [] if run_dirs else threshold_files(threshold_path):
         tuned = read_json(path)
-        found = {_hash_oof(run): run for run in [*find_runs(), *map(Path, tuned["runs"])] if (run / "oof.csv").is_file()}
+        any_kind = threshold_path or smoke_test or not find_competition()
+        named = [run for run in map(Path, tuned["runs"]) if any_kind or not {*SKIPPED_FOLDERS} & {*run.parts}]
+        found = {_hash_oof(run): run for run in [*find_runs(), *named] if (run / "oof.csv").is_file()}
         if set(tuned["oof_hashes"]) <= found.keys():
             return [found[content] for content in tuned["oof_hashes"]]
     return find_or_train_runs(run_dirs, smoke_test)
