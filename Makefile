@@ -54,11 +54,11 @@ bench: $(READY) ## measure training, inference and preprocessing beside other pa
 	$(BIN)/python -m benchmarks.preprocessing
 
 # Without torch, whose oldest build would be another 6 GB: all that reads, draws, preprocesses and measures.
-OLDEST_TESTS := $(addprefix tests/test_,$(addsuffix .py,augment auxiliary boxes breast cache calibration cluster coverage credentials deadline dicom environment exploration gpu hostile inputs intervals jpeg2000 ledger metrics observer parallel phantom preprocessing resample tables thresholds))
+OLDEST_TESTS := $(addprefix tests/test_,$(addsuffix .py,augment auxiliary boxes breast cache calibration cluster coverage deadline dicom environment exploration gpu hostile inputs intervals jpeg2000 ledger metrics observer parallel phantom preprocessing resample tables thresholds))
 
 oldest: ## run what needs no torch at the oldest versions that requirements.txt allows (needs Python 3.11, as they do)
 	@$(PYTHON) -m venv .venv-oldest
-	@grep -vE '^(#|$$|torch|timm|jupyter|papermill|ruff|nbstripout|tensorboard)' requirements.txt | sed 's/>=/==/' > .venv-oldest/requirements.txt
+	@grep -vE '^(#|$$|torch|timm|captum|onnx|kaggle|jupyter|papermill|ruff|nbstripout|tensorboard|playwright)' requirements.txt | sed 's/>=/==/' > .venv-oldest/requirements.txt
 	@.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-oldest/requirements.txt
 	.venv-oldest/bin/python -m pytest -p no:cacheprovider -n 2 --dist loadfile $(OLDEST_TESTS)
 

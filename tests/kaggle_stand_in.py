@@ -80,6 +80,10 @@ class StandIn(ThreadingHTTPServer):
         versions.append(body)
         return {"versionNumber": len(versions), "url": f"https://www.kaggle.com/code/{body['slug']}"} | self.invalid_sources
 
+    def GetKernel(self, body):  # noqa: N802
+        versions = self.kernels.get(f"{body['userName']}/{body['kernelSlug']}", [])
+        return {"metadata": {"currentVersionNumber": len(versions)}}
+
     def GetKernelSessionStatus(self, body):  # noqa: N802
         state = next_of(self.kernel_states)
         return {"status": state} | ({"failureMessage": "It ran out of memory."} if state == "ERROR" else {})

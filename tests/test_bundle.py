@@ -3,6 +3,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -146,6 +147,25 @@ def test_a_former_bundle_is_replaced_and_any_other_folder_refused(tmp_path, made
     assert files_under(thesis) == ["bundle.json"]
 
 
+@pytest.mark.parametrize("name", ["kernels/train/train.ipynb", "kernels/submit/kernel-metadata.json"])
+def test_an_edit_in_a_bundle_is_not_written_over(made, run, name):
+    change(made / name, mine="an edit of hours")
+    with pytest.raises(BundleError, match=f"{name} was edited since.*--out, or delete {made}"):
+        write_bundle(made, USER, [run], None, with_wheels=False)
+    assert read_json(made / name)["mine"] == "an edit of hours"
+    write_json(made / "bundle.json", {"name": "mammography-kit"})  # an earlier kit's, which kept no hashes
+    write_bundle(made, USER, [run], None, with_wheels=False)
+    assert "mine" not in read_json(made / name)
+
+
+def test_versions_that_were_pushed_outlive_a_rewrite(made, run):
+    bundle.note_pushed(made, f"{USER}/mammography-kit-submit", 3)
+    (made / "kernels" / "submit.version").write_text("3\n")
+    write_bundle(made, USER, [run], None, with_wheels=False)
+    assert bundle.read_pushed(made) == {f"{USER}/mammography-kit-submit": 3}
+    assert (made / "kernels" / "submit.version").read_text() == "3\n" and check_bundle(made) == []
+
+
 def test_a_failure_leaves_the_former_bundle_as_it_was(made, run, monkeypatch):
     before = files_under(made)
     monkeypatch.setattr(bundle, "check_bundle", lambda folder: ["too large"])
@@ -188,9 +208,15 @@ def test_only_notebooks_that_compute_much_ask_for_two_t4_and_none_for_the_intern
 
 def test_without_runs_the_later_notebooks_take_those_of_the_train_notebook(tmp_path, wheels):
     write_bundle(tmp_path / "bundle", USER, [], None)
-    for name in ("tune_threshold", "report", "submit"):
+    sources = {
+        "train": ["preprocess"],
+        "tune_threshold": ["train"],
+        "report": ["preprocess", "train", "tune-threshold"],
+        "submit": ["train", "tune-threshold"],
+    }
+    for name, before in sources.items():
         kernel = read_json(tmp_path / "bundle" / "kernels" / name / "kernel-metadata.json")
-        assert kernel["kernel_sources"] == [f"{USER}/mammography-kit-train"]
+        assert kernel["kernel_sources"] == [f"{USER}/mammography-kit-{source}" for source in before]
 
 
 def test_no_wheels_dataset_where_the_image_lacks_nothing(tmp_path, run, monkeypatch):
@@ -485,6 +511,15 @@ def test_the_script_sends_nothing_without_a_step_or_when_sourced_or_cut_short(ma
     (made / "run.sh").write_text(f"source {made / 'whole.sh'}\n")
     (made / "whole.sh").write_text(script)
     assert send("datasets")[1] == []
+
+
+def test_the_script_says_where_the_client_is_to_be_had(tmp_path, made):
+    (tmp_path / "few").mkdir()
+    for name in ("bash", "dirname", "sed"):
+        (tmp_path / "few" / name).symlink_to(shutil.which(name))
+    command = [str(tmp_path / "few" / "bash"), str(made / "run.sh"), "datasets"]
+    done = subprocess.run(command, env={"PATH": str(tmp_path / "few")}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "source .venv/bin/activate" in done.stderr and not done.stdout
 
 
 def test_the_script_creates_datasets_waits_and_later_makes_versions(made, send):

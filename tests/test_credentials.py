@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from kaggle_stand_in import KEY, TOKEN, USERNAME, fresh_client, serving
 
-from utils.credentials import PLACEHOLDERS, CredentialsError, config_path, find_credentials, redact
+from utils.credentials import PLACEHOLDERS, CredentialsError, config_path, find_credentials, find_username, redact
 from utils.environment import PROJECT
 
 OTHER = "KGAT_00000000000000000000000000000000"
@@ -145,6 +145,33 @@ def test_kaggle_json_without_both_fields_is_no_credential_and_is_named(home, con
     path = write(home / ".kaggle" / "kaggle.json", content)
     with pytest.raises(CredentialsError, match=f"{path} is there, but is not JSON with the fields"):
         find_credentials()
+
+
+def test_kaggle_json_that_holds_a_token_or_lies_in_the_kit_is_told_where_to_go(home, monkeypatch):
+    path = write(home / ".kaggle" / "kaggle.json", TOKEN)
+    with pytest.raises(CredentialsError, match=f"If it is a token.*mv {path} {home}/.kaggle/access_token"):
+        find_credentials()
+    path.unlink()
+    monkeypatch.setattr("utils.credentials.PROJECT", home / "kit")
+    misplaced = write_key(home / "kit" / "kaggle.json")
+    with pytest.raises(CredentialsError, match=f"{misplaced} is not read: .*mv {misplaced} {path}"):
+        find_credentials()
+
+
+def test_usual_place_is_named_where_the_client_looks_elsewhere(home):
+    (home / ".kaggle").rmdir()
+    with pytest.raises(CredentialsError, match=f"{config_path()} .{home}/.kaggle/kaggle.json, once {home}/.kaggle is there"):
+        find_credentials()
+
+
+def test_username_is_that_of_the_credentials_and_its_lack_names_the_option(home, monkeypatch):
+    with pytest.raises(CredentialsError, match="(?s)No Kaggle credentials.*--username YOU"):
+        find_username()
+    write_key(home / ".kaggle" / "kaggle.json")
+    assert find_username() == USERNAME
+    monkeypatch.setenv("KAGGLE_API_TOKEN", TOKEN)
+    with pytest.raises(CredentialsError, match="does not say whose it is.*--username YOU"):
+        find_username()
 
 
 @pytest.mark.parametrize("values", [{"username": "", "key": KEY}, {"username": "me", "key": None}])

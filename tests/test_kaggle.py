@@ -5,7 +5,9 @@ import contextlib
 import io
 import json
 import os
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,11 +15,13 @@ from pathlib import Path
 
 import pytest
 from kaggle_stand_in import CLOSED, KEY, TOKEN, USERNAME, fresh_client, serving
+from test_bundle import make_run, make_threshold
 
 from utils import kaggle, kaggle_client, ledger
 from utils.environment import COMPETITION, PROJECT, write_json
 
 KERNEL, DATASET = f"{USERNAME}/mammography-kit-submit", f"{USERNAME}/mammography-kit-code"
+WEIGHTS = f"{USERNAME}/mammography-weights-cnn"
 CSV = b"prediction_id,cancer\n1_L,0\n"
 PROVENANCE = {"runs": ["/runs/cnn"], "tuned": {"pf1_nested": {"value": 0.5, "low": 0.4, "high": 0.6}}}
 
@@ -53,6 +57,8 @@ def bundle(tmp_path):
     (folder / "datasets" / "code" / "kit.txt").write_text("code")
     (folder / "datasets" / "code" / "fold0").mkdir()
     (folder / "datasets" / "code" / "fold0" / "oof.csv").write_text("inside a folder")
+    write_part(folder / "datasets" / "weights-cnn", WEIGHTS, "dataset", {"licenses": [{"name": "other"}]})
+    (folder / "datasets" / "weights-cnn" / "note.txt").write_text("as if a run lay here")
     (folder / "run.sh").write_text("")
     for name in ("submit", "train"):
         metadata = {"code_file": f"{name}.ipynb", "language": "python", "kernel_type": "notebook", "machine_shape": ""}
@@ -104,10 +110,10 @@ def test_push_creates_the_dataset_with_its_folders_and_runs_the_submit_kernel_al
 
 
 def test_push_again_makes_a_version_and_waits_for_that_one(server, bundle, monkeypatch):
-    run("push", "--bundle", bundle)
+    run("push", "code", "submit", "--bundle", bundle)
     late = iter([1, 1, 1, 2])  # the version before stays the ready one for a while
     monkeypatch.setattr(type(server), "GetDataset", lambda *_: {"currentVersionNumber": next(late)})
-    status, printed = run("push", "--bundle", bundle)
+    status, printed = run("push", "code", "submit", "--bundle", bundle)
     assert status == 0, printed
     assert len(server.datasets["mammography-kit-code"]) == 2 and len(server.bodies("CreateDataset")) == 1
     assert next(late, "all asked") == "all asked"
@@ -118,7 +124,7 @@ def test_push_takes_the_named_parts_alone_and_refuses_others(server, bundle):
     assert run("push", "train", "--bundle", bundle)[0] == 0
     assert list(server.kernels) == [f"{USERNAME}/mammography-kit-train"] and not server.datasets
     status, printed = run("push", "tarin", "--bundle", bundle)
-    assert status == 1 and "has no tarin; choose from code, submit, train" in printed
+    assert status == 1 and "has no tarin; choose from code, weights-cnn, submit, train" in printed
 
 
 def test_bundle_that_kaggle_would_refuse_is_not_sent(server, bundle):
@@ -145,7 +151,10 @@ def test_dataset_that_kaggle_can_not_unpack_is_an_error(server, bundle):
 def test_kernel_saved_without_a_source_is_an_error_and_its_version_is_not_submitted(server, bundle):
     server.invalid_sources = {"invalidDatasetSources": [DATASET], "invalidCompetitionSources": [COMPETITION]}
     status, printed = run("push", "submit", "--bundle", bundle)
-    assert status == 1 and f"without {DATASET}, {COMPETITION}" in printed and "/rules" in printed
+    assert status == 1 and f"- {DATASET}: push it.\n- {COMPETITION}: accept the competition's rules" in printed
+    server.invalid_sources = {"invalidKernelSources": [KERNEL]}
+    status, printed = run("push", "submit", "--bundle", bundle)
+    assert f"- {KERNEL}: push it, and wait until it is complete." in printed and "rules" not in printed
     assert kaggle.read_pushed(bundle) == {}
 
 
@@ -194,6 +203,65 @@ def test_pushed_version_is_submitted_and_recorded_with_its_provenance(server, bu
     assert (row.ref, row.kernel, row.version, row.file) == ("1000", KERNEL, "2", "20261122-cnn.csv")
     assert (row.runs, row.pf1_nested, row.message) == ("cnn", 0.5, "mine")
     assert sorted(path.name for path in ledger.submissions_dir().glob("2*")) == ["20261122-cnn.csv", "20261122-cnn.json"]
+
+
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [("RUNNING", f"is running: nothing.*wait {KERNEL}"), ("ERROR", "ended as error: nothing was submitted. It ran out")],
+)
+def test_kernel_that_runs_or_has_failed_is_not_submitted(server, bundle, state, told):
+    server.kernel_states = [state]
+    status, printed = submit(bundle, "--yes")
+    assert status == 1 and re.search(told, printed) and not server.submissions
+
+
+def test_version_that_is_not_the_latest_is_submitted_only_where_it_is_named(server, bundle):
+    run("push", "submit", "--bundle", bundle)
+    server.kernels[KERNEL].append("saved on Kaggle's website")
+    status, printed = run("submit", "--bundle", bundle, "--yes")
+    assert status == 1 and f"The latest version of {KERNEL} is 2, not 1" in printed and not server.submissions
+    for version in (1, 2):
+        status, printed = run("submit", "--bundle", bundle, "--yes", "--version", version)
+        assert status == 0 and ("Warning: The latest version" in printed) == (version == 1)
+    assert [sent["kernelVersion"] for sent in server.bodies("CreateCodeSubmission")] == [1, 2]
+
+
+def test_bundle_without_runs_is_not_pushed_as_a_whole(server, bundle):
+    shutil.rmtree(bundle / "datasets" / "weights-cnn")
+    for dry in ([], ["--dry-run"]):
+        status, printed = run("push", "--bundle", bundle, *dry)
+        assert status == 1 and "No run in the bundle" in printed and not server.calls
+        assert f"Next: python -m utils.kaggle push code --bundle {bundle}" in printed and "--runs outputs/runs/NAME" in printed
+    assert run("push", "code", "train", "--bundle", bundle)[0] == 0
+
+
+def test_bundle_of_another_account_is_not_pushed(server, bundle):
+    path = bundle / "kernels" / "submit" / "kernel-metadata.json"
+    write_json(path, json.loads(path.read_text()) | {"id": "another/mammography-kit-submit"})
+    status, printed = run("push", "submit", "--bundle", bundle)
+    assert status == 1 and f'BUNDLE="--username {USERNAME}"' in printed and not server.kernels
+
+
+def test_each_step_names_the_next(server, bundle):
+    printed = run("push", "code", "train", "--bundle", bundle)[1]
+    assert f"Next: python -m utils.kaggle wait {USERNAME}/mammography-kit-train --bundle {bundle}\n" in printed
+    assert "push a notebook" in run("push", "code", "--bundle", bundle)[1]
+    follows = {"train": "push tune_threshold", "tune-threshold": "push submit", "submit": "submit"}
+    for name, step in follows.items():
+        printed = run("wait", f"{USERNAME}/mammography-kit-{name}", "--bundle", bundle)[1]
+        assert f"python -m utils.kaggle {step} --bundle {bundle}\n" in printed
+
+
+def test_push_says_what_it_uploads_without_the_clients_progress(server, bundle):
+    printed = run("push", "code", "--bundle", bundle)[1]
+    assert f"Uploading dataset {DATASET} (0.0 MB)." in printed
+    assert "Starting upload" not in printed and "%|" not in printed
+
+
+def test_phantom_runs_are_warned_of_when_they_are_pushed(server, bundle, monkeypatch):
+    monkeypatch.setattr(kaggle, "phantom_runs", lambda folder: ["cnn"])
+    printed = run("push", "--bundle", bundle)[1]
+    assert "refuse real images: cnn." in printed and "can't score" in printed
 
 
 def test_kernel_without_provenance_is_submitted_with_a_warning(server, bundle):
@@ -280,7 +348,7 @@ REFUSALS = {
     401: "make a new token at https://www.kaggle.com/settings/api",
     403: f"competitions/{COMPETITION}/rules",
     404: "does not know it",
-    429: "too many requests",
+    429: "from 00:00 UTC on",
     500: "does not answer",
 }
 
@@ -297,6 +365,7 @@ def test_kernel_of_another_account_is_refused_with_the_clients_words_and_a_remed
     server.refusals = {"GetKernelSessionStatus": 403}
     status, printed = run("wait", KERNEL)
     assert status == 1 and "Cannot access kernel" in printed and "check the kernel's name" in printed
+    assert "leaderboard" not in printed
 
 
 def test_dataset_of_another_account_is_refused_with_a_remedy(server, bundle):
@@ -326,6 +395,8 @@ def test_key_works_as_well_as_a_token(server, monkeypatch):
     write_json(Path.home() / ".kaggle" / "kaggle.json", {"username": USERNAME, "key": KEY})
     (Path.home() / ".kaggle" / "kaggle.json").chmod(0o600)
     assert run("scores")[0] == 0
+    server.refusals = {"ListSubmissions": 401}
+    assert "check username and key, or make a new token" in run("scores")[1]
 
 
 def test_client_that_is_not_installed_is_told(server, monkeypatch):
@@ -337,7 +408,7 @@ def test_client_that_is_not_installed_is_told(server, monkeypatch):
 def test_dry_runs_send_nothing_and_print_commands_that_the_official_client_parses(server, bundle, tmp_path):
     (tmp_path / "mine.csv").write_bytes(CSV)
     commands = [
-        ("push", "--bundle", bundle),
+        ("push", "code", "submit", "--bundle", bundle),
         ("wait", KERNEL),
         ("submit", KERNEL, "--version", 3, "--message", "a 'quoted' message"),
         ("submit", "--file", tmp_path / "mine.csv"),
@@ -353,6 +424,7 @@ def test_dry_runs_send_nothing_and_print_commands_that_the_official_client_parse
         ["kernels", "push"],
         ["kernels", "status"],
         ["kernels", "logs"],
+        ["kernels", "status"],
         ["kernels", "output"],
         ["competitions", "submit"],
         ["competitions", "submit"],
@@ -361,7 +433,7 @@ def test_dry_runs_send_nothing_and_print_commands_that_the_official_client_parse
     parsed = [parse_officially(line) for line in lines]
     assert parsed[1]["dir_mode"] == "zip" and parsed[1]["folder"] == str(bundle / "datasets" / "code")
     expected = {"kernel": KERNEL, "version": "3", "message": "a 'quoted' message", "competition": COMPETITION}
-    assert parsed[7] | expected == parsed[7]
+    assert parsed[8] | expected == parsed[8]
 
 
 def parse_officially(line):
@@ -379,21 +451,39 @@ def parse_officially(line):
 
 
 def test_bundle_is_written_of_the_tuned_runs_for_the_credentials_username(server, tmp_path, monkeypatch):
-    given = {}
-    monkeypatch.setattr("utils.bundle.write_bundle", lambda *values, **named: given.update(named, values=values) or {})
-    write_json(tmp_path / "cnn" / "config.json", {"phantom": True})
-    write_json(tmp_path / "threshold.json", {"runs": [str(tmp_path / "cnn")]})
+    monkeypatch.setattr("utils.bundle.download_wheels", lambda folder, *_: folder.mkdir() or [])
+    cnn = make_run(tmp_path / "cnn")
+    write_json(cnn / "config.json", {"phantom": True})
+    make_threshold(tmp_path / "threshold.json", cnn)
+    out = tmp_path / "out"
     arguments = ("bundle", "--threshold", tmp_path / "threshold.json", "--out", tmp_path / "out")
     status, printed = run(*arguments)
-    assert status == 1 and "--username" in printed and not given  # a token does not say whose it is
+    assert status == 1 and 'make kaggle BUNDLE="--username YOU"' in printed  # a token does not say whose it is
     monkeypatch.delenv("KAGGLE_API_TOKEN")
     monkeypatch.setenv("KAGGLE_USERNAME", USERNAME)
     monkeypatch.setenv("KAGGLE_KEY", KEY)
-    assert run(*arguments, "--dry-run")[0] == 0 and not given
+    status, printed = run(*arguments, "--dry-run")
+    assert status == 0 and str(cnn) in printed and not out.exists()
     status, printed = run(*arguments)
-    assert status == 0 and "submit will refuse real images: cnn." in printed
-    assert given["values"] == (tmp_path / "out", USERNAME, [tmp_path / "cnn"], tmp_path / "threshold.json")
-    assert given["python_version"] == "3.12" and given["with_wheels"] and not server.calls
+    assert status == 0 and "refuse real images: cnn." in printed and "can't score" in printed
+    assert printed.endswith(f"Next: python -m utils.kaggle push --bundle {out} --dry-run, then without --dry-run\n")
+    assert (out / "datasets" / "weights-cnn" / "threshold.json").is_file() and not server.calls
+    (cnn / "oof.csv").write_text("changed")
+    status, printed = run(*arguments, "--dry-run")
+    command = f"tune_threshold.ipynb outputs/tune.ipynb -p run_dirs {cnn} -p threshold_path {tmp_path / 'threshold.json'}"
+    assert status == 1 and command in printed
+
+
+def test_bundle_without_credentials_needs_a_username_and_without_runs_is_for_training_on_kaggle(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.bundle.download_wheels", lambda folder, *_: folder.mkdir() or [])
+    monkeypatch.setattr(kaggle, "runs_to_send", lambda *_: [])
+    monkeypatch.setattr(kaggle, "working_dir", lambda: tmp_path)
+    monkeypatch.delenv("KAGGLE_API_TOKEN")
+    status, printed = run("bundle", "--out", tmp_path / "out")
+    assert status == 1 and "No Kaggle credentials" in printed and 'make kaggle BUNDLE="--username YOU"' in printed
+    status, printed = run("bundle", "--out", tmp_path / "out", "--username", USERNAME)
+    last = f"Next: python -m utils.kaggle push code preprocess --bundle {tmp_path / 'out'}\n"
+    assert status == 0 and printed.endswith(f"No run in the bundle: it is for training on Kaggle. {last}")
 
 
 @pytest.mark.parametrize("command", kaggle.COMMANDS)
@@ -408,7 +498,7 @@ def test_no_secret_is_printed_or_written_by_a_whole_run_that_shows_all_requests(
     """In another process, with the client's own debugging on, which prints the headers of each request."""
     write_json(tmp_path / ".kaggle" / "kaggle.json", {"username": USERNAME, "key": KEY})
     (tmp_path / ".kaggle" / "kaggle.json").chmod(0o600)
-    server.log, server.kernel_states = f"the kernel printed {KEY}", ["ERROR"]
+    server.log, server.kernel_states = f"the kernel printed {KEY}", ["ERROR", "ERROR", "COMPLETE"] * 2
     where = ["--bundle", str(bundle)]
     steps = [
         ["push", *where],

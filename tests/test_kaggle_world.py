@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -93,13 +94,13 @@ def test_the_working_folder_is_limited(world):
 
 @isolated
 def test_working_and_tmp_are_new_and_nothing_else_can_be_written(world, tmp_path):
-    places = f"{PROJECT} /etc /usr {Path.home()} {sys.prefix}"
+    places = f"/etc /usr {Path.home()} {sys.prefix}"  # the project may lie under /tmp
     _, said = shell(
         world, f"pwd; ls -A /kaggle/working; for place in {places}; do touch $place/.written; done; touch /tmp/new && ls /tmp"
     )
     lines = said.splitlines()
     assert lines[0] == "/kaggle/working"
-    assert sum("Read-only file system" in line or "Permission denied" in line for line in lines) == 5
+    assert sum("Read-only file system" in line or "Permission denied" in line for line in lines) == 4
     assert "new" in lines
     assert not Path("/tmp/new").exists()
 
@@ -107,7 +108,32 @@ def test_working_and_tmp_are_new_and_nothing_else_can_be_written(world, tmp_path
 @isolated
 def test_the_projects_own_code_is_hidden(world):
     assert (PROJECT / "utils" / "environment.py").is_file()
-    assert shell(world, f"ls {PROJECT}/utils")[1] == ""
+    assert shell(world, f"ls {PROJECT}/utils 2> /dev/null")[1] == ""
+
+
+@isolated
+def test_a_project_and_its_python_may_lie_under_tmp(world, python, tmp_path, monkeypatch):
+    project = tmp_path / "project"
+    (project / "utils").mkdir(parents=True)
+    (project / "utils" / "environment.py").touch()
+    (project / ".venv").symlink_to(sys.prefix)
+    monkeypatch.setattr(kaggle_world, "PROJECT", project)
+    monkeypatch.setattr(sys, "prefix", str(project / ".venv"))
+    world = replace(world, python=python)
+    program = f"import os, numpy; print(os.listdir({str(project)!r}))"
+    seen, said = shell(world, f'{python.executable} -c "{program}"; echo a > {project}/.venv/.written')
+    assert said.splitlines()[0] == "['.venv']"
+    assert "Read-only file system" in said
+    assert seen["exit_status"] != 0
+
+
+@isolated
+def test_what_a_link_leads_to_is_shown_under_tmp_too(world, python, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "package.py").write_text("found\n")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    world = replace(world, python=replace(python, shown=(*python.shown, str(tmp_path / "link"))))
+    assert shell(world, f"cat {tmp_path}/link/package.py {tmp_path}/real/package.py")[1] == "found\n" * 2
 
 
 @isolated

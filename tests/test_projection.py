@@ -7,7 +7,7 @@ from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1
 from utils import projection
 from utils.phantom_dicom import Machine
 from utils.phantom_images import Breast
-from utils.projection import describe_hardware, project, project_preprocessing, write_full_sized
+from utils.projection import decode_seconds, describe_hardware, project, project_preprocessing, with_decode, write_full_sized
 from utils.tables import image_paths
 
 STAGES = {
@@ -55,6 +55,23 @@ def test_a_stage_may_be_absent():
 
 def test_without_stages_the_whole_time_grows():
     assert project({"total": {"seconds": 30.0}}, 10, overlaps=True, images=100).total == 300
+
+
+def test_the_longer_time_of_decoding_counts():
+    found = project(STAGES, 20, overlaps=False, images=2000)  # decode 400 s
+    assert with_decode(found, 300.0) == found
+    assert with_decode(found, 500.0).total == 15 + 500 + 600
+
+
+def test_a_time_that_was_not_measured_by_stages_stays():
+    found = project({"total": {"seconds": 30.0}}, 10, overlaps=True, images=100)
+    assert with_decode(found, 5000.0) == found
+
+
+@pytest.mark.parametrize(("cores", "expected"), [(1, 100.0), (2, 100.0), (4, 50.0)])
+def test_two_processes_are_scaled_to_the_cores(cores, expected):
+    assert decode_seconds(100.0, sizes=1, cores=cores) == expected
+    assert decode_seconds(100.0, sizes=3, cores=cores) == 3 * expected
 
 
 def test_full_sized_files_have_the_sizes_and_codecs_in_turn(small, tmp_path):

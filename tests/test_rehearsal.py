@@ -9,12 +9,21 @@ import nbformat
 import pandas as pd
 import pytest
 
-from utils import rehearsal, rehearsal_stage
-from utils.environment import KAGGLE_INPUT, write_json
+from utils import predictions, rehearsal, rehearsal_stage
+from utils.environment import KAGGLE_INPUT, KitError, write_json
 from utils.hidden_test import HiddenTest
 from utils.kaggle_world import TIMED_OUT, KagglePython
 from utils.rehearsal import describe, list_files, papermill_command, text_of
-from utils.rehearsal_stage import FACTS, FACTS_CELL, Options, Stage, lacking_packages, mount_dataset
+from utils.rehearsal_stage import (
+    FACTS,
+    FACTS_CELL,
+    Options,
+    RehearsalError,
+    Stage,
+    choose_runs,
+    lacking_packages,
+    mount_dataset,
+)
 
 UNREADABLE = ("2_R", "1_L")
 CLOSED = {"the host's own server": "ECONNREFUSED", "writing into the input": "EROFS"}
@@ -25,7 +34,7 @@ STAGES = {"start": {"seconds": 5.0}, "decode": {"images": 4, "seconds": 0.4}, "p
 def stage(tmp_path) -> Stage:
     """What a rehearsal that went well leaves."""
     hidden = HiddenTest(tmp_path / "input" / "hidden", UNREADABLE, "1_R", images=4)
-    made = Stage(tmp_path, hidden, KagglePython(tmp_path / "python", "3.12", ()))
+    made = Stage(tmp_path, hidden, KagglePython(tmp_path / "python", "3.12", ()), [write_run(tmp_path / "cnn")])
     hidden.folder.mkdir(parents=True)
     table = pd.DataFrame({"prediction_id": ["1_L", "1_R", "2_L", "2_R"], "cancer": 0.02})
     table.to_csv(hidden.folder / "sample_submission.csv", index=False)
@@ -36,6 +45,12 @@ def stage(tmp_path) -> Stage:
     return made
 
 
+def write_run(folder: Path, height: int = 96) -> Path:
+    write_json(folder / "config.json", {"preprocessing": {"image_height": height, "image_width": 72}})
+    (folder / "oof.csv").write_text("prediction_id\n")
+    return folder
+
+
 def write_facts(stage: Stage, utils: Path, python: Path) -> None:
     text = FACTS + json.dumps({"utils": str(utils), "python": str(python)}) + "\n"
     output = nbformat.v4.new_output("stream", text=text)
@@ -43,9 +58,9 @@ def write_facts(stage: Stage, utils: Path, python: Path) -> None:
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), stage.results / "submit.ipynb")
 
 
-def report_of(stage: Stage, **seen) -> dict:
+def report_of(stage: Stage, full_sized: float | None = None, **seen) -> dict:
     found = {"exit_status": 0, "seconds": 20.0, "peaks": {"memory": 2e9, "working": 3e6, "tmp": 0}, "proofs": CLOSED}
-    return describe(Options(patients=2), stage, found | seen)
+    return describe(Options(patients=2), stage, found | seen, full_sized)
 
 
 def test_a_rehearsal_that_went_well_has_no_problem(stage):
@@ -65,6 +80,37 @@ def test_hours_are_those_of_the_whole_hidden_test(stage, monkeypatch):
 def test_a_gpu_predicts_while_others_are_decoded(stage, monkeypatch):
     monkeypatch.setattr(rehearsal.torch.cuda, "is_available", lambda: True)
     assert report_of(stage)["hours"]["total"] == pytest.approx((5 + 3_700) / 3600)
+
+
+@pytest.fixture
+def two_cores(monkeypatch):
+    monkeypatch.setattr(rehearsal.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(rehearsal, "describe_hardware", lambda: {"cores": 2, "load": "0.0", "cpu": "some", "gpus": "none"})
+
+
+def test_files_of_the_real_sizes_count_where_they_take_longer(stage, two_cores):
+    report = report_of(stage, full_sized=7_200.0)
+    assert report["decode_hours"] == pytest.approx({"the phantom's files": 3_700 / 3600, "files of the real sizes": 2.0})
+    assert report["hours"]["total"] == pytest.approx((5 + 7_200 + 925) / 3600)
+    assert "decoding as long as files of the real sizes take" in text_of(report)
+    assert "at the picture size 96 x 72 of" in text_of(report)
+
+
+def test_the_phantoms_files_count_where_they_take_longer(stage, two_cores):
+    report = report_of(stage, full_sized=1_800.0)
+    assert report["hours"]["decode"] == pytest.approx(3_700 / 3600)
+    assert "decoding as long as the phantom's files take" in text_of(report)
+
+
+def test_the_verdict_is_of_files_of_the_real_sizes(stage, two_cores):
+    assert "more than Kaggle's 9" in problem_of(stage, full_sized=10 * 3600.0)
+
+
+def test_each_picture_size_is_decoded_anew(stage, two_cores, tmp_path):
+    stage.runs += [write_run(tmp_path / "large", 1024), write_run(tmp_path / "again")]
+    report = report_of(stage, full_sized=7_200.0)
+    assert report["picture_sizes"] == ["1024 x 72", "96 x 72"]
+    assert report["hours"]["decode"] == pytest.approx(4.0)
 
 
 def problem_of(stage: Stage, **seen) -> str:
@@ -121,20 +167,102 @@ def test_code_or_python_from_elsewhere_is_a_problem(stage):
 
 
 def test_the_text_says_hardware_stages_prior_and_verdict(stage):
-    report = report_of(stage) | {"preprocessing_hours": 1.5}
+    report = report_of(stage, full_sized=5_400.0)
     text = text_of(report)
     for part in (
         "4 images of 2 patients",
         "decode",
         "2.00 GB",
         "3.0 MB in /kaggle/working",
-        "on 2 cores: 1.50 hours",
-        "1_L 2_R",
+        "to 1024 x 512 in 1.50 hours",
+        "2 breasts got the prior, as they should: they were made unreadable (1_L 2_R).",
     ):
         assert part in text
     assert text.endswith("The rehearsal went well.")
     assert text_of(report | {"problems": ["It broke."]}).endswith("PROBLEM: It broke.")
     assert "NOT ISOLATED" in text_of(report | {"isolated": False})
+    assert "as they should" not in text_of(report | {"unpredicted": ["1_L"]})
+
+
+def test_what_is_saved_is_named_with_its_folder(tmp_path):
+    write_json(tmp_path / "rehearsal.json", {})
+    (tmp_path / "submission.csv").touch()
+    assert rehearsal._saved_text(tmp_path).startswith(f"In {tmp_path}: submission.csv, rehearsal.json (")
+
+
+# Which runs
+# ----------
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A working folder and a demo without anything."""
+    monkeypatch.setattr(rehearsal_stage, "working_dir", lambda: tmp_path)
+    monkeypatch.setattr(rehearsal_stage, "DEMO", tmp_path / "demo")
+    monkeypatch.setattr(predictions, "runs_dir", lambda: tmp_path / "runs")
+    return tmp_path
+
+
+def write_tuned(path: Path, *runs: Path) -> Path:
+    write_json(path, {"runs": [str(run) for run in runs]})
+    return path
+
+
+def test_the_runs_of_the_working_folders_threshold_come_first(home, capsys):
+    runs = [write_run(home / "runs" / name) for name in "ab"]
+    tuned = write_tuned(home / "threshold.json", runs[1])
+    write_run(home / "demo" / "runs" / "cnn")
+    assert choose_runs(Options()) == ([runs[1]], tuned)
+    said = capsys.readouterr().out
+    assert said.startswith(f"Rehearsing b (those that it was tuned on) with {tuned}; choose others with make rehearse")
+    assert len(said.splitlines()) == 1
+
+
+def test_a_threshold_whose_runs_are_gone_gives_way_to_all_runs(home):
+    run = write_run(home / "runs" / "a")
+    write_tuned(home / "threshold.json", run, home / "runs" / "gone")
+    assert choose_runs(Options()) == ([run], None)
+
+
+def test_the_demos_runs_are_taken_where_there_are_no_others(home):
+    run = write_run(home / "demo" / "runs" / "cnn")
+    assert choose_runs(Options()) == ([run], None)
+    tuned = write_tuned(home / "demo" / "threshold.json", run)
+    assert choose_runs(Options()) == ([run], tuned)
+
+
+def test_where_there_is_no_run_a_small_one_is_announced(home, capsys):
+    assert choose_runs(Options()) == ([], None)
+    assert "Rehearsing a small run" in capsys.readouterr().out
+
+
+def test_a_named_threshold_brings_its_runs_and_named_runs_are_tuned(home):
+    mine, other = write_run(home / "mine"), write_run(home / "runs" / "other")
+    tuned = write_tuned(home / "mine.json", mine)
+    assert choose_runs(Options(threshold=tuned)) == ([mine], tuned)
+    assert choose_runs(Options(runs=(other,))) == ([other], None)
+    assert choose_runs(Options(runs=(other,), threshold=tuned)) == ([other], tuned)  # the bundle refuses them
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ({"runs": (Path("nowhere"),)}, "nowhere holds no finished run"),
+        ({"threshold": Path("nope.json")}, "--threshold nope.json does not exist"),
+        ({"python": Path("/nope")}, "/nope does not run"),
+    ],
+)
+def test_what_is_not_there_is_refused_before_the_phantom_is_made(home, monkeypatch, named, message):
+    write_run(home / "runs" / "a")
+    monkeypatch.setattr(rehearsal_stage, "make_hidden_test", lambda *_: pytest.fail("The phantom was made."))
+    with pytest.raises(KitError, match=message):
+        rehearsal_stage.set_up(Options(**named), home / "world")
+
+
+def test_a_file_that_is_no_threshold_is_refused(home):
+    (home / "x.json").write_text("[]")
+    with pytest.raises(RehearsalError, match="x.json is no threshold.json"):
+        choose_runs(Options(threshold=home / "x.json"))
 
 
 def test_datasets_are_mounted_by_slug_with_archives_unpacked(tmp_path):

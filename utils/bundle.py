@@ -4,15 +4,18 @@ Nothing here reaches a network but pip, for the wheels. ``run.sh`` holds the com
 until it is told a step.
 """
 
+import hashlib
 import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import tempfile
 import tomllib
 import zipfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from utils.bundle_checks import (
@@ -31,16 +34,33 @@ from utils.bundle_script import write_script
 from utils.environment import COMPETITION, PROJECT, KitError, read_json, versions, write_atomic, write_json
 from utils.wheels import download_wheels
 
-__all__ = ["LIMITS", "BundleError", "check_bundle", "write_bundle"]
+__all__ = ["LIMITS", "BundleError", "Part", "check_bundle", "check_sources", "find_parts", "write_bundle"]
 KIT = "mammography-kit"
 MARKER = "bundle.json"  # only a folder that holds it is replaced
+PUSHED = "pushed.json"  # versions of the kernels that were pushed from a bundle, by id
+KEPT = (PUSHED, "kernels/*.version")  # outlive a rewrite; the second are run.sh's
 NOTEBOOKS = ("explore", "preprocess", "train", "tune_threshold", "report", "submit")
 ON_GPU = ("train", "report", "submit")
 WITH_RUNS = ("tune_threshold", "report", "submit")
+SOURCES = {"train": ("preprocess",)}  # kernels whose output a kernel takes
+SOURCES_WITHOUT_RUNS = SOURCES | {
+    "tune_threshold": ("train",),
+    "report": ("preprocess", "train", "tune_threshold"),
+    "submit": ("train", "tune_threshold"),
+}
 
 
 class BundleError(KitError):
     """A bundle that can't be written or sent; the message lists all problems, each with its remedy."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A folder of the bundle: ``kind`` is "dataset" or "kernel", ``id`` is ``owner/slug``."""
+
+    kind: str
+    id: str
+    folder: Path
 
 
 def write_bundle(
@@ -81,7 +101,7 @@ def write_bundle(
         If the wheels can't be had.
     """
     folder, runs = Path(folder), list(dict.fromkeys(Path(run).resolve() for run in run_dirs))
-    _refuse([*_target_problems(folder, username), *_source_problems(runs, threshold_path)])
+    check_sources(folder, username, runs, threshold_path)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         whole = Path(temporary) / "whole"
@@ -92,12 +112,25 @@ def write_bundle(
         _write_kernels(whole, username)
         made = _provenance()
         write_script(whole, f"{made['name']} {made['version']}, commit {made['commit']}")
-        write_json(whole / MARKER, made | {"username": username, "python": python_version})
+        write_json(whole / MARKER, made | {"username": username, "python": python_version, "hashes": _hash_editable(whole)})
         _refuse(check_bundle(whole))
+        for path in [path for pattern in KEPT for path in folder.glob(pattern)]:
+            shutil.copyfile(path, whole / path.relative_to(folder))
         if folder.exists():
             shutil.rmtree(folder)
         whole.rename(folder)
     return {path.name: path for path in (*parts(folder, "datasets"), *parts(folder, "kernels"))}
+
+
+def check_sources(folder: Path, username: str, run_dirs: Sequence[Path], threshold_path: Path | None) -> None:
+    """Check what `write_bundle` is given, as it does; writes nothing.
+
+    Raises
+    ------
+    BundleError
+        Listing all problems.
+    """
+    _refuse([*_target_problems(Path(folder), username), *_source_problems(run_dirs, threshold_path)])
 
 
 def _refuse(problems: Sequence[str]) -> None:
@@ -107,9 +140,11 @@ def _refuse(problems: Sequence[str]) -> None:
 
 def _target_problems(folder: Path, username: str) -> Iterator[str]:
     if folder.exists() and not _is_bundle(folder) and (not folder.is_dir() or any(folder.iterdir())):
-        yield f"{folder} is no former bundle (no {MARKER}) and not empty: name another folder."
+        yield f"{folder} is no former bundle (no {MARKER}) and not empty: name another folder with --out."
+    for path in _edited(folder):
+        yield f"{path} was edited since it was written: name another folder with --out, or delete {folder} to lose the edit."
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", username):
-        yield f"username is {username!r}, but must be as in kaggle.com/USERNAME: letters, digits and hyphens."
+        yield f"username is {username!r}, but must be as in kaggle.com/USERNAME: letters, digits, hyphens and underscores."
 
 
 def _is_bundle(folder: Path) -> bool:
@@ -119,9 +154,24 @@ def _is_bundle(folder: Path) -> bool:
         return False
 
 
+def _edited(folder: Path) -> list[Path]:
+    """Notebooks and metadata that differ from what `write_bundle` wrote; none where an earlier kit wrote it."""
+    written = read_json(folder / MARKER).get("hashes", {}) if _is_bundle(folder) else {}
+    return [folder / name for name, now in _hash_editable(folder).items() if written.get(name, now) != now]
+
+
+def _hash_editable(folder: Path) -> dict[str, str]:
+    paths = [path for pattern in ("kernels/*/*.ipynb", "*/*/*-metadata.json") for path in sorted(folder.glob(pattern))]
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
 def _source_problems(runs: Sequence[Path], threshold_path: Path | None) -> list[str]:
     problems = [f"{run}: {problem}" for run in runs for problem in run_problems(run)]
-    return problems if problems or not threshold_path else threshold_problems(runs, Path(threshold_path))
+    if problems or not threshold_path:
+        return problems
+    command = ["papermill", "notebooks/tune_threshold.ipynb", "outputs/tune.ipynb", "-p", "run_dirs", ",".join(map(str, runs))]
+    command = shlex.join([*command, "-p", "threshold_path", str(threshold_path)])
+    return [f"{problem} As here: {command}" for problem in threshold_problems(runs, Path(threshold_path))]
 
 
 def _write_weights(datasets: Path, username: str, runs: Sequence[Path], threshold_path: Path | None) -> None:
@@ -197,7 +247,7 @@ def _write_kernels(bundle: Path, username: str) -> None:
 def _kernel_metadata(name: str, username: str, datasets: dict[str, str]) -> dict:
     weights = [dataset for part, dataset in datasets.items() if part.startswith("weights-")]
     sources = [dataset for part, dataset in datasets.items() if not part.startswith("weights-")]
-    before = {"train": "preprocess"} | ({} if weights else dict.fromkeys(WITH_RUNS, "train"))
+    before = (SOURCES if weights else SOURCES_WITHOUT_RUNS).get(name, ())
     return {
         "id": f"{username}/{_kernel_slug(name)}",
         "title": _kernel_title(name),
@@ -211,7 +261,7 @@ def _kernel_metadata(name: str, username: str, datasets: dict[str, str]) -> dict
         "machine_shape": T4_TWICE if name in ON_GPU else "",
         "dataset_sources": sources + (weights if name in WITH_RUNS else []),
         "competition_sources": [COMPETITION],
-        "kernel_sources": [f"{username}/{_kernel_slug(before[name])}"] if name in before else [],
+        "kernel_sources": [f"{username}/{_kernel_slug(source)}" for source in before],
         "model_sources": [],
     }
 
@@ -222,3 +272,53 @@ def _kernel_title(name: str) -> str:
 
 def _kernel_slug(name: str) -> str:
     return slug_of(_kernel_title(name))
+
+
+def find_parts(bundle: Path) -> list[Part]:
+    """List the bundle's datasets and then its kernels, as `utils.bundle` lays them out.
+
+    Raises
+    ------
+    BundleError
+        If there are none, or their metadata can't be read.
+    """
+    paths = [path for kind in ("dataset", "kernel") for path in sorted(bundle.glob(f"{kind}s/*/{kind}-metadata.json"))]
+    if not paths:
+        raise BundleError(f"{bundle} holds no bundle: write it with python -m utils.kaggle bundle, or name it with --bundle.")
+    try:
+        return [Part(path.name.split("-")[0], read_json(path)["id"], path.parent) for path in paths]
+    except (ValueError, TypeError, KeyError) as error:
+        raise BundleError(f"{bundle}: metadata can't be read ({error!r}): write the bundle again.") from None
+
+
+def submit_kernel(bundle: Path) -> Part:
+    """The bundle's kernel that makes submission.csv."""
+    for part in find_parts(bundle):
+        if (part.kind, part.folder.name) == ("kernel", "submit"):
+            return part
+    raise BundleError(f"{bundle} has no kernels/submit: write it again, or name the kernel as owner/slug.")
+
+
+def runs_to_send(named: str, threshold: Path) -> list[Path]:
+    """Runs that are named; else those that the threshold was tuned on; else all, which may be none. Nothing is trained."""
+    if not named and threshold.is_file():
+        return [Path(run) for run in read_json(threshold)["runs"]]
+    from utils.predictions import find_runs
+
+    return find_runs(named)
+
+
+def read_pushed(bundle: Path) -> dict[str, int]:
+    """Versions of the kernels that were pushed from this bundle, by id."""
+    return read_json(bundle / PUSHED) if (bundle / PUSHED).is_file() else {}
+
+
+def note_pushed(bundle: Path, kernel: str, version: int) -> None:
+    """Remember the version of a kernel, for `read_pushed`."""
+    write_json(bundle / PUSHED, read_pushed(bundle) | {kernel: version})
+
+
+def phantom_runs(bundle: Path) -> list[str]:
+    """Names of the bundle's runs that were trained on the phantom."""
+    configs = sorted(bundle.glob("datasets/weights-*/*/config.json"))
+    return [path.parent.name for path in configs if read_json(path).get("phantom")]

@@ -78,6 +78,10 @@ main() {
       *) echo "There is no step $step; steps are: @STEPS@" >&2; return 2 ;;
     esac
   done
+  if [ $# -gt 0 ] && ! command -v kaggle > /dev/null; then
+    echo 'There is no command kaggle here: source .venv/bin/activate in the kit, or pip install kaggle.' >&2
+    return 1
+  fi
   for step in "$@"; do "$step"; done
 }
 

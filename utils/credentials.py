@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from utils.environment import KitError
+from utils.environment import PROJECT, KitError
 
 SETTINGS_PAGE = "https://www.kaggle.com/settings/api"
 PLACEHOLDERS = {"YOUR_KAGGLE_USERNAME", "YOUR_KAGGLE_API_KEY"}  # of kaggle.json.example
@@ -65,6 +65,24 @@ def find_credentials() -> Credentials:
     if problems:
         raise CredentialsError("\n".join(problems))
     return found
+
+
+def find_username() -> str:
+    """Find the username that the credentials hold, which is all that a bundle needs of them.
+
+    Raises
+    ------
+    CredentialsError
+        If they hold none, or are as `find_credentials` refuses them.
+    """
+    suffices = 'To write the bundle, your username on Kaggle suffices: make kaggle BUNDLE="--username YOU"'
+    try:
+        username = find_credentials().username
+    except CredentialsError as error:
+        raise CredentialsError(f"{error}\n{suffices}") from None
+    if not username:
+        raise CredentialsError(f"A token does not say whose it is. {suffices}")
+    return username
 
 
 def redact(text: str) -> str:
@@ -159,14 +177,19 @@ def _in_reach_of_git(path: Path) -> bool:
 
 
 def _none_found() -> str:
-    path = config_path()
+    path, usual, misplaced = config_path(), _home("kaggle.json"), PROJECT / "kaggle.json"
+    moves = path != usual and "KAGGLE_CONFIG_DIR" not in os.environ
+    either = f"{path} ({usual}, once {usual.parent} is there)" if moves else path
     text = (
         f"No Kaggle credentials. Make a token at {SETTINGS_PAGE} and save it in {_home('access_token')} (chmod 600), or set"
         f" KAGGLE_API_TOKEN to it. Looked at: KAGGLE_API_TOKEN, {_home('access_token')}, KAGGLE_USERNAME with KAGGLE_KEY,"
-        f" {path}, {_home('credentials.json')}."
+        f" {either}, {_home('credentials.json')}."
     )
     if path.exists():
         text += f" {path} is there, but is not JSON with the fields username and key."
+        text += f" If it is a token, rename it to access_token: mv {path} {_home('access_token')}"
+    if misplaced.exists() and misplaced != path:
+        text += f"\n{misplaced} is not read: mkdir -p {usual.parent} && mv {misplaced} {usual}"
     return text
 
 

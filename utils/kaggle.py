@@ -12,71 +12,90 @@ from pathlib import Path
 from typing import Any
 
 from utils import ledger
-from utils.credentials import RedactedStream, find_credentials, redact
-from utils.environment import COMPETITION, KitError, read_json, resolve, working_dir, write_json
+from utils.bundle import (
+    Part,
+    check_bundle,
+    check_sources,
+    find_parts,
+    note_pushed,
+    phantom_runs,
+    read_pushed,
+    runs_to_send,
+    submit_kernel,
+    write_bundle,
+)
+from utils.credentials import RedactedStream, find_username, redact
+from utils.environment import COMPETITION, KitError, resolve, working_dir
 from utils.kaggle_client import (
     ACCEPT_RULES,
     LISTED,
     OUTPUTS,
     KaggleError,
-    Part,
     UnansweredError,
     calling,
     check_csv,
+    check_owner,
+    check_ready,
     connect,
     fetch_output,
     fetch_scores,
-    find_parts,
     poll,
     push_dataset,
     push_kernel,
-    submit_kernel,
     version_notes,
     wait_for_kernel,
 )
 
 KAGGLE_PYTHON = "3.12"
 SCORE_HOURS = 14
+FOLLOWS = {"explore": "preprocess", "preprocess": "train", "train": "tune_threshold"}
+FOLLOWS |= dict.fromkeys(("tune-threshold", "report"), "submit")
 HELP_WIDTH = 100
 
 
 def run_bundle(given: argparse.Namespace) -> None:
     """``bundle``: write what the others push."""
-    username = given.username or find_credentials().username
-    if not username:
-        raise KaggleError("A token does not say whose it is: name your Kaggle username with --username.")
+    folder, username = resolve(given.out), given.username or find_username()
     threshold = resolve(given.threshold) if given.threshold else working_dir() / "threshold.json"
-    runs = _runs_to_send(given.runs, threshold)
+    runs = [resolve(run) for run in runs_to_send(given.runs, threshold)]
     if not given.threshold and not threshold.is_file():
         threshold = None
-    what = f"{given.out} for {username}: {', '.join(str(run) for run in runs) or 'no run'}; {threshold or 'no threshold.json'}"
+    what = f"{folder} for {username}: {', '.join(str(run) for run in runs) or 'no run'}; {threshold or 'no threshold.json'}"
+    check_sources(folder, username, runs, threshold)
     if given.dry_run:
-        print(f"This would write {what}. It sends nothing.")
+        print(f"This would write {what}, and the wheels. They were not looked for; the rest was checked. It sends nothing.")
         return
-    from utils.bundle import write_bundle
-
     print(f"Writing {what}.")
-    written = write_bundle(resolve(given.out), username, runs, threshold, python_version=KAGGLE_PYTHON, with_wheels=True)
+    written = write_bundle(folder, username, runs, threshold, python_version=KAGGLE_PYTHON, with_wheels=True)
     print("\n".join(f"{name}: {path}" for name, path in written.items()))
-    phantom = [run.name for run in runs if read_json(run / "config.json").get("phantom")]
-    if phantom:
-        print(f"Trained on the phantom, so that submit will refuse real images: {', '.join(phantom)}.")
-    print("Next: python -m utils.kaggle push --dry-run, then without --dry-run")
+    _warn_of_phantoms(folder)
+    push = f"python -m utils.kaggle push{_option('--bundle', folder)}"
+    print(f"Next: {push} --dry-run, then without --dry-run" if runs else _without_runs(folder))
 
 
-def _runs_to_send(named: str, threshold: Path) -> list[Path]:
-    """Runs that are named; else those that the threshold was tuned on; else all, which may be none. Nothing is trained."""
-    if not named and threshold.is_file():
-        return [Path(run) for run in read_json(threshold)["runs"]]
-    from utils.predictions import find_runs
+def _option(name: str, folder: Path) -> str:
+    """The option for a folder that is not the default, as the next command needs it."""
+    return "" if folder == resolve(OPTIONS[name]["default"]) else f" {name} {shlex.quote(str(folder))}"
 
-    return find_runs(named)
+
+def _warn_of_phantoms(bundle: Path) -> None:
+    names = phantom_runs(bundle)
+    if names:
+        print(f"Trained on the phantom, so that submit will refuse real images: {', '.join(names)}.")
+        print("Push them only to try the way: it costs GPU minutes and can't score.")
+
+
+def _without_runs(bundle: Path) -> str:
+    first = " ".join(name for name in ("code", "wheels", "preprocess") if list(bundle.glob(f"*/{name}")))
+    return (
+        'Own runs are sent with make kaggle BUNDLE="--runs outputs/runs/NAME --threshold outputs/threshold.json".\n'
+        "No run in the bundle: it is for training on Kaggle."
+        f" Next: python -m utils.kaggle push {first}{_option('--bundle', bundle)}"
+    )
 
 
 def run_push(given: argparse.Namespace) -> None:
     """``push``: datasets first, for kernels need them."""
-    from utils.bundle import check_bundle
-
     bundle = resolve(given.bundle)
     parts = _chosen(bundle, given.names)
     problems = check_bundle(bundle)
@@ -86,17 +105,23 @@ def run_push(given: argparse.Namespace) -> None:
         for part in parts:
             _show_push(part)
         return
+    _warn_of_phantoms(bundle)
     api = connect()
+    check_owner(api, parts)
     for part in parts:
         if part.kind == "dataset":
             push_dataset(api, part)
         else:
-            write_json(_pushed(bundle), read_pushed(bundle) | {part.id: push_kernel(api, part)})
-    print("Next: python -m utils.kaggle wait")
+            note_pushed(bundle, part.id, push_kernel(api, part))
+            print(f"Next: python -m utils.kaggle wait {part.id}{_option('--bundle', bundle)}")
+    if parts[-1].kind == "dataset":
+        print(f"Next: push a notebook that takes them: python -m utils.kaggle push NAME{_option('--bundle', bundle)}")
 
 
 def _chosen(bundle: Path, names: Sequence[str]) -> list[Part]:
     parts = find_parts(bundle)
+    if not names and not any(part.folder.name.startswith("weights-") for part in parts):
+        raise KaggleError(f"Nothing was sent. {_without_runs(bundle)}")
     if not names:
         return [part for part in parts if part.kind == "dataset"] + [submit_kernel(bundle)]
     known = {part.folder.name: part for part in parts}
@@ -120,15 +145,6 @@ def _show(*command: str, note: str = "") -> None:
     print(shlex.join(["kaggle", *command]) + (f"  # {note}" if note else ""))
 
 
-def _pushed(bundle: Path) -> Path:
-    return bundle / "pushed.json"
-
-
-def read_pushed(bundle: Path) -> dict[str, int]:
-    """Versions of the kernels that were pushed from this bundle, by id."""
-    return read_json(_pushed(bundle)) if _pushed(bundle).is_file() else {}
-
-
 def _kernel(given: argparse.Namespace) -> str:
     kernel = given.kernel or submit_kernel(resolve(given.bundle)).id
     if not re.fullmatch(r"[\w-]+/[\w-]+", kernel):
@@ -144,7 +160,14 @@ def run_wait(given: argparse.Namespace) -> None:
         _show("kernels", "logs", kernel)
     else:
         wait_for_kernel(connect(), kernel)
-        print("Next: python -m utils.kaggle submit")
+        print(f"Next: {_next_after(kernel)}{_option('--bundle', resolve(given.bundle))}")
+
+
+def _next_after(kernel: str) -> str:
+    name = kernel.partition("/mammography-kit-")[2]
+    if name == "submit":
+        return "python -m utils.kaggle submit"
+    return f"push the notebook that follows: python -m utils.kaggle push {FOLLOWS.get(name, 'NAME')}"
 
 
 def run_submit(given: argparse.Namespace) -> None:
@@ -155,8 +178,10 @@ def run_submit(given: argparse.Namespace) -> None:
         _show_submit(given, kernel, version, message)
         return
     if given.file:
-        check_csv(resolve(given.file), "--file must name a submission")
+        check_csv(resolve(given.file), f"--file {resolve(given.file)} must name a submission")
     api = connect()
+    if kernel:
+        check_ready(api, kernel, version, bool(given.version))
     path, known = _csv_to_send(api, given, kernel, version), (kernel, str(version or ""))
     _confirm(given, path, f"{kernel} version {version}" if kernel else str(path), ledger.find_earlier(path, *known))
     row = ledger.record(path, message, _send(api, path, message, kernel, version), *known)
@@ -180,6 +205,7 @@ def _csv_to_send(api: Any, given: argparse.Namespace, kernel: str, version: int)
 
 def _show_submit(given: argparse.Namespace, kernel: str, version: int, message: str) -> None:
     if kernel:
+        _show("kernels", "status", kernel, note="must be complete")
         _show("kernels", "output", kernel, "--file-pattern", OUTPUTS, note="for the ledger")
         sent = ("-f", "submission.csv", "-k", kernel, "-v", str(version))
     else:
@@ -294,12 +320,17 @@ OPTIONS = {
     "names": {"nargs": "*", "help": "folders of the bundle, as code or train; default: all datasets, and submit"},
     "--bundle": {"default": working_dir() / "kaggle", "help": "folder of the bundle; default: %(default)s"},
     "kernel": {"nargs": "?", "help": "owner/slug; default: the bundle's that submits"},
-    "--version": {"type": int, "help": "of the kernel; default: that which push saved last"},
+    "--version": {"type": int, "help": "of the kernel; default: that which push saved last, if it is the latest"},
     "--file": {"help": "submit this CSV; RSNA's competition takes kernels only"},
     "--message": {"help": "shown on Kaggle; default: the kernel and its version, or the file's name"},
     "--yes": {"action": "store_true", "help": "do not ask"},
     "--watch": {"action": "store_true", "help": "ask until nothing is pending"},
     "--dry-run": {"action": "store_true", "help": "print the official client's commands, and send nothing"},
+}
+
+DRY_RUN = {
+    "bundle": {"help": "check what would be written, except for wheels, say it, and write nothing"},
+    "ledger": {"help": "the same: this command asks Kaggle nothing, and writes nothing"},
 }
 
 
@@ -311,7 +342,7 @@ def make_parser() -> argparse.ArgumentParser:
         text = "\n".join(textwrap.fill(line, HELP_WIDTH) for line in (does, f"Costs: {costs}", f"To undo: {undo}"))
         command = commands.add_parser(name, help=does, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
         for option in (*options, "--dry-run"):
-            command.add_argument(option, **OPTIONS[option])
+            command.add_argument(option, **OPTIONS[option] | (DRY_RUN.get(name, {}) if option == "--dry-run" else {}))
         command.set_defaults(run=run)
     return parser
 

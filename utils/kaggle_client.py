@@ -3,19 +3,24 @@
 import io
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from utils import ledger
+from utils.bundle import Part
 from utils.credentials import SETTINGS_PAGE, find_credentials, redact
-from utils.environment import COMPETITION, KitError, read_json, versions
+from utils.environment import COMPETITION, KitError, versions
 
 PAGE = f"https://www.kaggle.com/competitions/{COMPETITION}"
 ACCEPT_RULES = f"accept the competition's rules with this account, at {PAGE}/rules"
-NOT_YOURS = "the bundle's username must be that of the credentials (bundle --username), and the account verified by phone"
+NOT_YOURS = (
+    'the bundle\'s username must be that of the credentials (make kaggle BUNDLE="--username YOU"), and the account verified'
+    " by phone"
+)
+NO_KERNEL = "check the kernel's name, and that it is yours"
+ENDED = ("complete", "error", "cancel_acknowledged")
 OUTPUTS = r"^(submission\.csv|submissions/[\w.+-]+\.(csv|json))\Z"
 HEADER = "prediction_id,cancer"
 FIRST_DELAY, LONGEST_DELAY = 5.0, 120.0  # seconds between two questions, 1.5 times longer each time
@@ -31,15 +36,6 @@ class KaggleError(KitError):
 
 class UnansweredError(KaggleError):
     """No answer, or "later": a wait asks again."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """A folder of the bundle: ``kind`` is "dataset" or "kernel", ``id`` is ``owner/slug``."""
-
-    kind: str
-    id: str
-    folder: Path
 
 
 def connect() -> Any:
@@ -116,6 +112,8 @@ def calling(what: str, forbidden: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         said = next(iter(str(error).splitlines()), "") or type(error).__name__
         kind, remedy = _remedy(error, forbidden)
+        if remedy == forbidden:
+            said = said.partition(". ")[0]  # the client guesses at length why
         raise kind(redact(f"{what}: {said}\nTo do: {remedy}.")) from None
 
 
@@ -126,15 +124,25 @@ def _remedy(error: BaseException, forbidden: str) -> tuple[type[KaggleError], st
     responses = (getattr(cause, "response", None) for cause in (error, error.__context__))
     status = next((response.status_code for response in responses if response is not None), 0)
     known = {
-        401: f"Kaggle does not take the credentials: make a new token at {SETTINGS_PAGE}",
         403: forbidden,
         404: "Kaggle does not know it: check the name, and whether it was pushed",
     }
+    if status == 401:
+        return KaggleError, _remedy_of_credentials()
     if status == 429:
-        return UnansweredError, "too many requests: wait for some minutes, and try again (a day takes five submissions)"
+        return (
+            UnansweredError,
+            "too many requests: try again in some minutes, or, if today's five submissions are used up, from 00:00 UTC on",
+        )
     if status >= 500 or isinstance(error, (ConnectionError, Timeout)):
         return UnansweredError, "Kaggle does not answer: check the network and https://www.kaggle.com, and try again"
     return KaggleError, known.get(status, "mend what Kaggle or its client says above, and try again")
+
+
+def _remedy_of_credentials() -> str:
+    if find_credentials().kind == "key":
+        return f"Kaggle does not take the credentials: check username and key, or make a new token at {SETTINGS_PAGE}"
+    return f"Kaggle does not take the credentials: make a new token at {SETTINGS_PAGE}"
 
 
 def poll(ask: Callable[[], str], is_done: Callable[[str], bool], what: str, hours: float) -> str:
@@ -163,39 +171,27 @@ def poll(ask: Callable[[], str], is_done: Callable[[str], bool], what: str, hour
         time.sleep(delay)
 
 
-def find_parts(bundle: Path) -> list[Part]:
-    """List the bundle's datasets and then its kernels, as `utils.bundle` lays them out.
-
-    Raises
-    ------
-    KaggleError
-        If there are none, or their metadata can't be read.
-    """
-    paths = [path for kind in ("dataset", "kernel") for path in sorted(bundle.glob(f"{kind}s/*/{kind}-metadata.json"))]
-    if not paths:
-        raise KaggleError(f"{bundle} holds no bundle: write it with python -m utils.kaggle bundle, or name it with --bundle.")
-    try:
-        return [Part(path.name.split("-")[0], read_json(path)["id"], path.parent) for path in paths]
-    except (ValueError, TypeError, KeyError) as error:
-        raise KaggleError(f"{bundle}: metadata can't be read ({error!r}): write the bundle again.") from None
-
-
-def submit_kernel(bundle: Path) -> Part:
-    """The bundle's kernel that makes submission.csv."""
-    for part in find_parts(bundle):
-        if (part.kind, part.folder.name) == ("kernel", "submit"):
-            return part
-    raise KaggleError(f"{bundle} has no kernels/submit: write it again, or name the kernel as owner/slug.")
+def check_owner(api: Any, parts: Sequence[Part]) -> None:
+    """Refuse parts of another account than the one that is logged in, before anything is uploaded."""
+    username = api.config_values.get("username") or ""
+    others = sorted({part.id.partition("/")[0] for part in parts if part.id.partition("/")[0].lower() != username.lower()})
+    if username and others:
+        raise KaggleError(
+            f"The bundle is {', '.join(others)}'s, but the credentials are {username}'s: nothing was sent."
+            f' Write the bundle again: make kaggle BUNDLE="--username {username}"'
+        )
 
 
 def push_dataset(api: Any, part: Part) -> None:
     """Create a private dataset, or its next version if it is there, and wait until kernels can use it."""
     before = _dataset_state(api, part.id)
+    size = sum(path.stat().st_size for path in part.folder.rglob("*") if path.is_file())
+    print(f"Uploading dataset {part.id} ({size / 1e6:.1f} MB).", flush=True)
     with calling(f"pushing dataset {part.id}", NOT_YOURS):
         if before:
-            result = api.dataset_create_version(str(part.folder), version_notes(), dir_mode="zip")
+            result = api.dataset_create_version(str(part.folder), version_notes(), quiet=True, dir_mode="zip")
         else:
-            result = api.dataset_create_new(str(part.folder), dir_mode="zip")
+            result = api.dataset_create_new(str(part.folder), quiet=True, dir_mode="zip")
     if (result.status or "").lower() != "ok":
         raise KaggleError(f"Kaggle refuses dataset {part.id}: {redact(str(result.error))}")
     # The version must change too: the one before stays ready while the new one is being unpacked.
@@ -241,11 +237,16 @@ def push_kernel(api: Any, part: Part) -> int:
         result = api.kernels_push(str(part.folder))
     if result.error:
         raise KaggleError(f"Kaggle refuses kernel {part.id}: {redact(result.error)}")
-    lost = [*result.invalid_dataset_sources, *result.invalid_kernel_sources, *result.invalid_model_sources]
-    if lost or result.invalid_competition_sources:
+    lost = {
+        "push it": [*result.invalid_dataset_sources, *result.invalid_model_sources],
+        "push it, and wait until it is complete": result.invalid_kernel_sources,
+        ACCEPT_RULES: result.invalid_competition_sources,
+    }
+    told = [f"{source}: {remedy}." for remedy, sources in lost.items() for source in sources or ()]
+    if told:
         raise KaggleError(
-            f"Kernel {part.id} was saved without {', '.join([*lost, *result.invalid_competition_sources])}, and will fail."
-            f"\nTo do: push what is missing, {ACCEPT_RULES}, and push the kernel again."
+            f"Kernel {part.id} was saved without its source, and will fail. To do, before it is pushed again:\n- "
+            + "\n- ".join(told)
         )
     print(f"Kernel {part.id} version {result.version_number} is starting: {result.url}")
     return result.version_number
@@ -259,20 +260,55 @@ def wait_for_kernel(api: Any, kernel: str) -> None:
     KaggleError
         If it failed, with the last lines of its log.
     """
-
-    def status():
-        with calling(f"asking for kernel {kernel}", "check the kernel's name, and that it is yours"):
-            return api.kernels_status(kernel)
-
-    final = ("complete", "error", "cancel_acknowledged")
-    state = poll(lambda: status().status.name.lower(), final.__contains__, f"kernel {kernel}", KERNEL_HOURS)
+    state = poll(lambda: _kernel_state(api, kernel)[0], ENDED.__contains__, f"kernel {kernel}", KERNEL_HOURS)
     if state != "complete":
         print("\n".join(_log_lines(api, kernel)[-LOG_LINES:]))
-        raise KaggleError(f"Kernel {kernel} ended as {state}. {redact(status().failure_message or '')}\nIts log is above.")
+        raise KaggleError(f"Kernel {kernel} ended as {state}. {_kernel_state(api, kernel)[1]}\nIts log is above.")
+
+
+def _kernel_state(api: Any, kernel: str) -> tuple[str, str]:
+    """State of the latest version, and why it failed."""
+    with calling(f"asking for kernel {kernel}", NO_KERNEL):
+        answer = api.kernels_status(kernel)
+    return answer.status.name.lower(), redact(answer.failure_message or "")
+
+
+def check_ready(api: Any, kernel: str, version: int, is_named: bool) -> None:
+    """Refuse to submit a kernel that runs, has failed, or has a later version than the one meant.
+
+    Parameters
+    ----------
+    version : int
+        That is to be submitted.
+    is_named : bool
+        The user named it, and so may mean one that is not the latest.
+    """
+    state, why = _kernel_state(api, kernel)
+    if state != "complete":
+        if state not in ENDED:
+            raise KaggleError(f"{kernel} is {state}: nothing was submitted. To do: python -m utils.kaggle wait {kernel}")
+        log = f"kaggle kernels logs {kernel}"
+        raise KaggleError(f"{kernel} ended as {state}: nothing was submitted. {why}\nTo do: see {log}, and push it again.")
+    latest = _latest_version(api, kernel)
+    if latest in (0, version):  # 0: Kaggle does not say
+        return
+    told = f"The latest version of {kernel} is {latest}, not {version}"
+    if not is_named:
+        raise KaggleError(f"{told}, which was pushed from here: nothing was submitted. Name the one to submit with --version.")
+    print(f"Warning: {told}: the file and provenance in the ledger will be those of version {latest}.")
+
+
+def _latest_version(api: Any, kernel: str) -> int:
+    from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelRequest
+
+    request = ApiGetKernelRequest()
+    request.user_name, request.kernel_slug = kernel.split("/")
+    with calling(f"asking for kernel {kernel}", NO_KERNEL), api.build_kaggle_client() as client:
+        return client.kernels.kernels_api_client.get_kernel(request).metadata.current_version_number
 
 
 def _log_lines(api: Any, kernel: str) -> list[str]:
-    with calling(f"fetching the log of {kernel}", "check the kernel's name, and that it is yours"):
+    with calling(f"fetching the log of {kernel}", NO_KERNEL):
         log = api.kernels_logs(kernel)
     with suppress(ValueError, TypeError, KeyError):  # Kaggle's form: a JSON list of pieces of text
         log = "".join(piece["data"] for piece in json.loads(log))
@@ -287,7 +323,7 @@ def fetch_output(api: Any, kernel: str, version: int, folder: Path) -> Path:
     Path
         Of the CSV in ``folder`` beside which the JSON lies, where the kernel wrote one; the last, where several are the same.
     """
-    with calling(f"fetching the output of {kernel}", "check the kernel's name, and that it is yours"):
+    with calling(f"fetching the output of {kernel}", NO_KERNEL):
         api.kernels_output(kernel, str(folder), file_pattern=OUTPUTS, force=True, page_size=LISTED)
     path = folder / "submission.csv"
     check_csv(path, f"wait until the kernel is complete (python -m utils.kaggle wait {kernel}), and look at its log")
@@ -313,7 +349,7 @@ def fetch_scores(api: Any) -> dict[str, dict]:
     dict
         As `utils.ledger.update_scores` takes it.
     """
-    with calling("asking for scores", ACCEPT_RULES):
+    with calling("asking for scores", ACCEPT_RULES), redirect_stdout(io.StringIO()):  # it prints the next page's token
         return {str(one.ref): _score(one) for one in api.competition_submissions(COMPETITION, page_size=LISTED) or []}
 
 

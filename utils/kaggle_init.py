@@ -80,7 +80,8 @@ def build(wanted: dict) -> None:
     for place in wanted["writable"]:
         bind(Path(place), made(inside(root, place)))
     for place in wanted["hidden"]:
-        mount("tmpfs", inside(root, place), "tmpfs", MS_RDONLY)
+        if inside(root, place).exists():  # under /tmp it is hidden by the new one
+            mount("tmpfs", inside(root, place), "tmpfs", MS_RDONLY)
     raise_loopback()
     os.chroot(root)
 

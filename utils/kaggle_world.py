@@ -247,6 +247,7 @@ def _wanted(world: World, command: Sequence[str], scratch: Path) -> dict:
     python = world.python
     root = scratch / "root"
     root.mkdir()
+    shown = [sys.prefix, sys.base_prefix, *(python.shown if python else ())]
     return {
         "root": str(root) if world.isolated else "",
         "cwd": str(KAGGLE_WORKING if world.isolated else world.working),
@@ -255,7 +256,7 @@ def _wanted(world: World, command: Sequence[str], scratch: Path) -> dict:
         "results": str(world.results),
         "input": str(world.input),
         "working_bytes": world.working_bytes,
-        "shown": [sys.prefix, sys.base_prefix, *(python.shown if python else ())],
+        "shown": [*shown, *(str(Path(place).resolve()) for place in shown)],  # a link is of no use without what it leads to
         "writable": [str(world.results), *([str(python.folder)] if python else [])],
         "hidden": [str(PROJECT / "utils")],
     }

@@ -36,7 +36,7 @@ NOISE = 0.019
 DRAWN_ROWS = 694  # of the picture that is then enlarged
 COPIES = 8  # of each full-sized file
 UNSTEADY = 6  # pictures that are written before the rate is taken
-CORES = 2  # that the time of preprocessing alone is told for
+CORES = 2  # of the processes that measure preprocessing alone
 REAL_SETTINGS = CacheSettings(image_height=1024, image_width=512)
 
 
@@ -95,6 +95,18 @@ def project(stages: Mapping, measured: int, overlaps: bool, images: int = HIDDEN
     start = seconds.get("start", 0.0)
     rest = max(0.0, seconds.get("total", 0.0) - start - sum(growing.values()))  # below 0 where stages overlapped
     return Projection(images, start + rest, {name: spent / measured * images for name, spent in growing.items()}, overlaps)
+
+
+def decode_seconds(seconds: float, sizes: int, cores: int) -> float:
+    """Scale what `project_preprocessing` measured to this machine's cores, and to runs whose pictures have several sizes."""
+    return seconds * sizes * min(CORES, cores) / cores
+
+
+def with_decode(projection: Projection, seconds: float) -> Projection:
+    """Let decoding take ``seconds``, if that is longer than what was projected; where it was not measured apart, all stays."""
+    stages = projection.by_stage
+    longer = {"decode": max(stages["decode"], seconds)} if "decode" in stages else {}
+    return replace(projection, by_stage=stages | longer)
 
 
 def project_preprocessing(folder: Path, images: int = HIDDEN_IMAGES) -> float:

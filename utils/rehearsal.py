@@ -19,12 +19,23 @@ import torch
 
 from utils.environment import KAGGLE_INPUT, KitError, read_json, write_atomic, write_json
 from utils.kaggle_world import TIMED_OUT, World, isolation, run_in_world
-from utils.projection import HIDDEN_IMAGES, HIDDEN_PATIENTS, LIMIT_HOURS, describe_hardware, project, project_preprocessing
-from utils.rehearsal_stage import FACTS, OUT, Options, Stage, set_up
+from utils.projection import (
+    CORES,
+    HIDDEN_IMAGES,
+    HIDDEN_PATIENTS,
+    LIMIT_HOURS,
+    decode_seconds,
+    describe_hardware,
+    project,
+    project_preprocessing,
+    with_decode,
+)
+from utils.rehearsal_stage import FACTS, OUT, Options, Stage, picture_sizes, set_up
 from utils.submission import SubmissionError, validate_submission
 from utils.tables import read_sample_submission
 
 SAVED = ("submit.ipynb", "submission.csv", "rehearsal.json")
+PHANTOM_FILES, REAL_FILES = "the phantom's files", "files of the real sizes"
 GIGABYTE, MEGABYTE = 10**9, 10**6
 
 
@@ -35,31 +46,32 @@ def rehearse(options: Options) -> dict:
     -------
     dict
         As in rehearsal.json: problems (list of str, empty if all went well), finished (bool), hours (projected: by stage, total
-        and limit), seconds_per_image (by stage), preprocessing_hours (alone, two cores, full-sized files; None if not
-        measured), peaks (bytes), unpredicted (prediction_ids that got the prior), proofs, hardware, images, patients, isolated.
+        and limit), seconds_per_image (by stage, of the phantom's files), decode_hours (by kind of file, the phantom's and those
+        of the real sizes; ``hours`` has the longer), preprocessing_hours (alone, in two processes, files of the real sizes;
+        None if not measured), picture_sizes (of the runs), peaks (bytes), unpredicted (prediction_ids that got the prior),
+        unreadable (those that should), proofs, hardware, images, patients, isolated.
 
     Raises
     ------
     KitError
-        If it can't even begin: no namespaces, no wheels, runs that are not finished.
+        If it can't even begin (no namespaces, no wheels, runs that are not finished); a former report stays.
     """
     if options.isolated:
         isolation()  # before minutes of preparation
     options.out.mkdir(parents=True, exist_ok=True)
-    for name in SAVED:
-        (options.out / name).unlink(missing_ok=True)
     # Not in /tmp, which may be small, and is a new one in the world.
     with tempfile.TemporaryDirectory(dir=options.out, prefix=".world-") as scratch:
         stage = set_up(options, Path(scratch))
+        for name in SAVED:
+            (options.out / name).unlink(missing_ok=True)
         before = list_files(stage.input)
         world = World(stage.input, stage.results, stage.python, options.isolated)
         seen = run_in_world(world, papermill_command(stage), 3600 * (options.time_budget_hours or LIMIT_HOURS))
-        report = describe(options, stage, seen)
+        worth_it = options.full_sized and _read_provenance(stage.results)
+        report = describe(options, stage, seen, _preprocess_full_sized(stage) if worth_it else None)
         if list_files(stage.input) != before:
             report["problems"].append("The input was changed.")
         _save(stage, options.out)
-    if options.full_sized:
-        report["preprocessing_hours"] = _preprocessing_hours(options.out)
     write_json(options.out / "rehearsal.json", report)
     return report
 
@@ -82,15 +94,18 @@ def list_files(folder: Path) -> dict[str, tuple[int, int]]:
 # ------
 
 
-def describe(options: Options, stage: Stage, seen: dict) -> dict:
-    """Hold what the world left behind against what it should be."""
+def describe(options: Options, stage: Stage, seen: dict, full_sized: float | None = None) -> dict:
+    """Hold what the world left behind against what it should be; ``full_sized`` is from `project_preprocessing`, in seconds."""
     provenance = _read_provenance(stage.results)
     images = stage.hidden.images
     stages = provenance.get("stages") or {"total": {"seconds": seen["seconds"]}}
-    projection = project(stages, images, overlaps=torch.cuda.is_available())
-    seconds = {name: spent / projection.images for name, spent in projection.by_stage.items()}
+    hardware, sizes = describe_hardware(), picture_sizes(stage.runs)
+    small = project(stages, images, overlaps=torch.cuda.is_available())
+    seconds = {name: spent / small.images for name, spent in small.by_stage.items()}
+    real = decode_seconds(full_sized, len(sizes), hardware["cores"]) if full_sized else 0.0
+    projection = with_decode(small, real)
     problems = [*_world_problems(options, stage, seen), *_submission_problems(stage, provenance)]
-    hours = {name: spent / 3600 for name, spent in (projection.by_stage | {"total": projection.total}).items()}
+    hours = _hours(projection.by_stage | {"total": projection.total})
     if provenance and hours["total"] > LIMIT_HOURS:  # of a notebook that came to its end
         problems.append(f"It would take {hours['total']:.1f} hours, more than Kaggle's {LIMIT_HOURS:g}, on hardware as this.")
     return {
@@ -100,16 +115,24 @@ def describe(options: Options, stage: Stage, seen: dict) -> dict:
         "once_seconds": projection.once,
         "seconds_per_image": seconds,
         "seconds": seen["seconds"],
-        "preprocessing_hours": None,
+        "decode_hours": _hours({PHANTOM_FILES: small.by_stage.get("decode"), REAL_FILES: real}),
+        "preprocessing_hours": full_sized / 3600 if full_sized else None,
+        "picture_sizes": sizes,
         "peaks": seen["peaks"],
         "unpredicted": provenance.get("unpredicted", []),
+        "unreadable": list(stage.hidden.unreadable),
         "proofs": seen["proofs"],
         "isolated": options.isolated,
-        "hardware": describe_hardware(),
+        "hardware": hardware,
         "python": stage.python.version,
         "images": images,
         "patients": options.patients,
     }
+
+
+def _hours(seconds: dict[str, float | None]) -> dict[str, float]:
+    """Seconds as hours, without what was not measured."""
+    return {name: spent / 3600 for name, spent in seconds.items() if spent}
 
 
 def _read_provenance(results: Path) -> dict:
@@ -167,10 +190,9 @@ def _save(stage: Stage, out: Path) -> None:
                 shutil.copyfile(stage.results / name, temporary)
 
 
-def _preprocessing_hours(out: Path) -> float:
+def _preprocess_full_sized(stage: Stage) -> float:
     print("Preprocessing alone, on files of the real sizes …", flush=True)
-    with tempfile.TemporaryDirectory(dir=out, prefix=".full-") as folder:
-        return project_preprocessing(Path(folder)) / 3600
+    return project_preprocessing(stage.folder / "full-sized")
 
 
 def text_of(report: dict) -> str:
@@ -181,13 +203,8 @@ def text_of(report: dict) -> str:
         f" {hardware['cpu']} (load {hardware['load']}), GPU: {hardware['gpus']}, Python {report['python']}.",
         *(_projection_lines(report) if report["finished"] else ["It did not come to its end, so nothing is projected."]),
     ]
-    if report["preprocessing_hours"] is not None:
-        lines.append(
-            f"Preprocessing alone, {HIDDEN_IMAGES:,} files of the real sizes to 1024 x 512 on 2 cores:"
-            f" {report['preprocessing_hours']:.2f} hours."
-        )
     lines.append(f"Peak memory {peaks['memory'] / GIGABYTE:.2f} GB (all processes){_disk_text(report)}.")
-    lines.append(f"{len(report['unpredicted'])} breasts got the prior: {' '.join(report['unpredicted'])}")
+    lines.append(_prior_text(report["unpredicted"], report["unreadable"]))
     lines += [f"Closed: {what} ({error})" for what, error in report["proofs"].items() if error]
     if not report["isolated"]:
         lines.append("NOT ISOLATED: network, this machine's folders and all its packages were in reach; no wheel was tried.")
@@ -196,14 +213,34 @@ def text_of(report: dict) -> str:
 
 
 def _projection_lines(report: dict) -> list[str]:
-    hours, each = report["hours"], report["seconds_per_image"]
-    columns = {"seconds an image": each, f"hours for {HIDDEN_IMAGES:,} images": {name: hours[name] for name in each}}
-    return [
-        "The fewer images, the more the start of processes weighs, and the longer seems the time.",
+    hours, each, decode = report["hours"], report["seconds_per_image"], report["decode_hours"]
+    measured = {name: spent * HIDDEN_IMAGES / 3600 for name, spent in each.items()}
+    columns = {"seconds an image": each, f"hours for {HIDDEN_IMAGES:,} images": measured}
+    lines = [
+        "Measured on the phantom's small files; the fewer they are, the more the start of processes weighs:",
         pd.DataFrame(columns).round(3).to_string(),
-        f"Projected for {HIDDEN_PATIENTS:,} patients, with {report['once_seconds']:.0f} seconds that come once:"
+    ]
+    if report["preprocessing_hours"] is not None:
+        sizes = " and ".join(report["picture_sizes"])
+        lines += [
+            f"Measured on files of the real sizes: {CORES} processes decode {HIDDEN_IMAGES:,} to 1024 x 512 in"
+            f" {report['preprocessing_hours']:.2f} hours.",
+            f"That is {decode[REAL_FILES]:.2f} hours on {report['hardware']['cores']} cores, as here, and is taken to be so too"
+            f" at the picture size {sizes} of these runs.",
+        ]
+    longer = f" decoding as long as {max(decode, key=decode.get)} take, the longer time," if len(decode) > 1 else ""
+    return [
+        *lines,
+        f"Projected for {HIDDEN_PATIENTS:,} patients,{longer} with {report['once_seconds']:.0f} seconds that come once:"
         f" {hours['total']:.2f} hours; Kaggle's limit is {hours['limit']:g}.",
     ]
+
+
+def _prior_text(unpredicted: list[str], unreadable: list[str]) -> str:
+    names = " ".join(unpredicted)
+    if set(unpredicted) == set(unreadable):
+        return f"{len(unpredicted)} breasts got the prior, as they should: they were made unreadable ({names})."
+    return f"{len(unpredicted)} breasts got the prior: {names}"
 
 
 def _disk_text(report: dict) -> str:
@@ -213,13 +250,18 @@ def _disk_text(report: dict) -> str:
     return f"; peak disk {working:.1f} MB in /kaggle/working, {tmp:.1f} MB in /tmp"
 
 
+def _saved_text(out: Path) -> str:
+    saved = [name for name in SAVED if (out / name).is_file()]
+    return f"In {out}: {', '.join(saved)} (the notebook as it ran, its CSV, this report)."
+
+
 def _options() -> Options:
     parser = argparse.ArgumentParser(description="Rehearse submit.ipynb in a copy of Kaggle's world.")
     parser.add_argument("--patients", type=int, default=12, help="of the phantom hidden test, at least 3")
     parser.add_argument("--height", type=int, default=256, help="nominal rows of its images in pixels")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--runs", default="", help="run folders, with commas between; the demo's, else a small one is trained")
-    parser.add_argument("--threshold", type=Path, help="threshold.json of these runs; tuned if not given")
+    parser.add_argument("--runs", default="", help="run folders, with commas between; else yours, the demo's, or a small one")
+    parser.add_argument("--threshold", type=Path, help="threshold.json of the runs; tuned where there is none")
     parser.add_argument("--python", type=Path, default=Path(sys.executable), help="an interpreter that has Kaggle's packages")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--time-budget-hours", type=float, default=0.0)
@@ -233,11 +275,12 @@ def _options() -> Options:
 
 def _main() -> int:
     try:
-        report = rehearse(_options())
+        options = _options()
+        report = rehearse(options)
     except KitError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
-    print(f"\n{text_of(report)}")
+    print(f"\n{text_of(report)}\n{_saved_text(options.out)}")
     return int(bool(report["problems"]))
 
 

@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from utils.bundle import write_bundle
 from utils.configuration import TrainConfig
-from utils.environment import COMPETITION, PROJECT, cpu_count, read_json, write_json
+from utils.environment import COMPETITION, PROJECT, KitError, cpu_count, read_json, runs_dir, working_dir, write_json
 from utils.hidden_test import HiddenTest, make_hidden_test
 from utils.inputs import open_inputs
 from utils.kaggle_world import KagglePython, make_kaggle_python, python_version
@@ -24,7 +24,7 @@ from utils.models import ModelConfig
 from utils.phantom import make_competition
 from utils.predictions import find_runs
 from utils.training import train_run
-from utils.tuning import find_threshold
+from utils.tuning import tune
 from utils.wheels import KAGGLE_IMAGE
 
 DEMO = PROJECT / "outputs" / "demo"
@@ -36,8 +36,14 @@ FACTS_CELL = f"""import json
 import utils
 
 print("{FACTS}" + json.dumps({{"utils": utils.__file__, "python": sys.executable}}))"""
+NO_RUN = ([], None, "there is no other, and no demo's")
+TO_CHOOSE = 'choose others with make rehearse REHEARSE="--runs FOLDER,FOLDER --threshold FILE".'
 EXAMPLE = {"n_folds": 2, "epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "positive_share": 0.5}
 EXAMPLE_SIZE = (64, 48)
+
+
+class RehearsalError(KitError):
+    """A rehearsal that can't begin; the message says what to name."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +55,9 @@ class Options:
     patients, height, seed : int
         Of the phantom hidden test: its patients, and nominal rows of an image in pixels.
     runs : tuple of Path
-        Empty takes those of ``make demo``, or trains a small one.
+        Empty chooses: see `choose_runs`.
     threshold : Path, optional
-        threshold.json; tuned anew if absent.
+        threshold.json of these runs.
     python : Path
         An interpreter that has the packages of Kaggle's image.
     out : Path
@@ -83,6 +89,7 @@ class Stage:
     folder: Path
     hidden: HiddenTest
     python: KagglePython
+    runs: list[Path]
     parameters: list[str] = field(default_factory=list)
 
     @property
@@ -96,16 +103,21 @@ class Stage:
 
 def set_up(options: Options, folder: Path) -> Stage:
     """Lay out what Kaggle would mount, and a Python that lacks what Kaggle's does."""
+    version = python_version(options.python)
+    runs, threshold = choose_runs(options)
     hidden = make_hidden_test(folder / "input" / COMPETITION, options.patients, options.height, options.seed)
-    runs, threshold = _find_runs(options, folder)
-    print(f"Bundle of {', '.join(run.name for run in runs)} …", flush=True)
-    write_bundle(folder / "bundle", USERNAME, runs, threshold, python_version(options.python))
+    runs = runs or [_train_example(folder / "example")]
+    if not threshold:
+        threshold = folder / "threshold.json"
+        write_json(threshold, tune(runs))
+    print("Bundle …", flush=True)
+    write_bundle(folder / "bundle", USERNAME, runs, threshold, version)
     for dataset in sorted((folder / "bundle" / "datasets").iterdir()):
         mount_dataset(dataset, folder / "input")
     wheels = sorted((folder / "bundle" / "datasets").glob("wheels/*.whl"))
     lacking = lacking_packages([path.name for path in wheels]) if options.isolated else ()
     python = make_kaggle_python(options.python, folder / "python", lacking)
-    stage = Stage(folder, hidden, python, _parameters(options))
+    stage = Stage(folder, hidden, python, runs, _parameters(options))
     stage.results.mkdir()
     notebook = folder / "bundle" / "kernels" / "submit" / "submit.ipynb"
     _write_notebook(notebook, stage.results / "asked.ipynb")
@@ -114,21 +126,73 @@ def set_up(options: Options, folder: Path) -> Stage:
     return stage
 
 
-def _find_runs(options: Options, folder: Path) -> tuple[list[Path], Path]:
-    """Runs and their threshold.json: those named, else the demo's, else a small one."""
-    runs, threshold = [Path(run) for run in options.runs], options.threshold
-    if not runs:
-        runs = [run for run in sorted((DEMO / "runs").glob("*")) if (run / "oof.csv").is_file()]
-        threshold = threshold or (DEMO / "threshold.json" if runs else None)
-    runs = find_runs([str(run) for run in runs]) if runs else [_train_example(folder / "example")]
-    if not (threshold and threshold.is_file()):
-        threshold = folder / "threshold.json"
-        write_json(threshold, find_threshold(runs))
+def choose_runs(options: Options) -> tuple[list[Path], Path | None]:
+    """Choose what is rehearsed, and say so.
+
+    Runs that are named; else those that the named threshold.json was tuned on; else those of the working folder's, as
+    ``make kaggle`` takes them; else all real ones; else the demo's.
+
+    Returns
+    -------
+    list of Path
+        Empty where there is none.
+    Path or None
+        Their threshold.json; None where it is to be tuned.
+
+    Raises
+    ------
+    KitError
+        If what is named is not there.
+    """
+    if options.threshold and not options.threshold.is_file():
+        raise RehearsalError(f"--threshold {options.threshold} does not exist: name a threshold.json, or leave it out.")
+    if options.runs or options.threshold:
+        named = options.runs or runs_of(options.threshold)
+        runs, threshold, whose = find_runs([str(run) for run in named]), options.threshold, "as named"
+    else:
+        runs, threshold, whose = next((found for found in _found_runs() if found[0]), NO_RUN)
+    tuned = f"with {threshold}" if threshold else "with a threshold that is tuned now"
+    print(f"Rehearsing {', '.join(run.name for run in runs) or 'a small run'} ({whose}) {tuned}; {TO_CHOOSE}", flush=True)
     return runs, threshold
 
 
+def _found_runs() -> Iterator[tuple[list[Path], Path | None, str]]:
+    """Runs, their threshold.json and whose they are, best first."""
+    own, demo = working_dir() / "threshold.json", DEMO / "threshold.json"
+    yield _still_there(own), own, "those that it was tuned on"
+    yield find_runs(), None, f"all under {runs_dir()}"
+    yield _still_there(demo), demo, "the demo's"
+    yield sorted(path.parent for path in DEMO.glob("runs/*/oof.csv")), None, "the demo's"
+
+
+def _still_there(threshold: Path) -> list[Path]:
+    """Runs of a threshold.json, if there is one, and all of them are where they were."""
+    runs = runs_of(threshold) if threshold.is_file() else []
+    return runs if all((run / "oof.csv").is_file() for run in runs) else []
+
+
+def runs_of(threshold: Path) -> list[Path]:
+    """Runs that a threshold.json was tuned on.
+
+    Raises
+    ------
+    RehearsalError
+        If the file is none.
+    """
+    try:
+        return [Path(run) for run in read_json(threshold)["runs"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RehearsalError(f"{threshold} is no threshold.json ({error!r}): run tune_threshold.ipynb again.") from error
+
+
+def picture_sizes(runs: Sequence[Path]) -> list[str]:
+    """Sizes of the pictures that runs read, as in "1024 x 512", each once."""
+    settings = [read_json(run / "config.json")["preprocessing"] for run in runs]
+    return sorted({f"{one['image_height']} x {one['image_width']}" for one in settings})
+
+
 def _train_example(folder: Path) -> Path:
-    print("No run is named, and make demo has not been run: training a small one on the phantom.", flush=True)
+    print("Training a small run on the phantom …", flush=True)
     make_competition(folder / "competition", 16, 1, 96, positive_share=0.5)
     inputs = open_inputs(folder / "competition", folder / "cache", *EXAMPLE_SIZE)
     images, manifest = inputs.cached("train", cpu_count())

@@ -277,8 +277,9 @@ def _pip_download(need: Requirement, folder: Path, python_version: str) -> Path:
     if done.returncode or len(new) != 1:
         said = done.stderr.strip().splitlines() or ["pip said nothing"]
         raise WheelError(
-            f"pip could not download {need} for Python {python_version} ({said[-1]}): see that pip reaches its index"
-            f" (pip config list), and that there is a wheel for that Python; else ask for another release in requirements.txt."
+            f"PyPI was not reached, or has no such wheel: {need} for Python {python_version} ({said[-1]}). See that pip reaches"
+            f" its index (pip config list), and that there is a wheel for that Python; else ask for another release in"
+            f" requirements.txt."
         )
     return new[0]
 
