@@ -1,5 +1,6 @@
 """A test set chunk by chunk: decode, predict, and a better submission after each, until it is done or the time is over."""
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -273,7 +274,7 @@ class _Stream:
         self.log.failures.append(f"{len(images)} images are not predicted: {type(error).__name__}: {reason}")
         if len(self.log.failures) <= SHOWN_FAILURES:
             print(self.log.failures[-1])
-        if torch.cuda.is_available():
+        with contextlib.suppress(RuntimeError):  # after some errors a GPU refuses everything
             torch.cuda.empty_cache()
 
     def _make_room(self, chunk: Chunk, images_left: int) -> None:
