@@ -178,7 +178,7 @@ def _write_weights(datasets: Path, username: str, runs: Sequence[Path], threshol
     for name, run in name_weights(runs).items():
         folder = datasets / f"weights-{name}"
         for file in run_files(run):
-            _link(run / file, folder / run.name / file)
+            link_or_copy(run / file, folder / run.name / file)
         if threshold_path:
             shutil.copyfile(threshold_path, folder / "threshold.json")
         _describe_dataset(folder, username, f"Mammography weights {name}", "A trained run: weights and out-of-fold predictions")
@@ -202,10 +202,11 @@ def name_weights(runs: Sequence[Path]) -> dict[str, Path]:
     return names
 
 
-def _link(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Show a file at a second place, or copy it where that can't be done."""
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.link(source.resolve(), target)
+        os.link(Path(source).resolve(), target)
     except OSError:  # on another file system, or one without hard links
         shutil.copyfile(source, target)
 

@@ -20,7 +20,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from utils import gpu
-from utils.environment import KAGGLE_INPUT, KitError, read_json, working_dir, write_atomic, write_json
+from utils.environment import KAGGLE_INPUT, KitError, read_json, working_dir, write_atomic, write_csv, write_json
 from utils.parallel import Outcome, StopRunError, map_items
 from utils.preprocessing import preprocess
 from utils.tables import image_paths, read_images
@@ -202,11 +202,11 @@ def _alone(cache_dir: Path, split: str) -> Iterator[None]:
 def _record(outcomes: Iterable[Outcome], path: Path, competition_dir: str | Path, settings: CacheSettings) -> None:
     """Add a row for each outcome as it comes."""
     with _full_disk_stops_the_run(path.parent):
-        _write_manifest(path, _read_manifest(path, settings))  # drops what a kill left half written
+        write_csv(path, _read_manifest(path, settings))  # drops what a kill left half written
         with _appending(path) as write_row:
             for outcome in outcomes:
                 write_row(_manifest_row(outcome, competition_dir, settings))
-        _write_manifest(path, _read_manifest(path, settings))
+        write_csv(path, _read_manifest(path, settings))
 
 
 def _gpu_outcomes(jobs: list[tuple[str, Path]], folder: Path, settings: CacheSettings) -> Iterator[Outcome]:
@@ -340,11 +340,6 @@ def _read_manifest(path: Path, settings: CacheSettings) -> pd.DataFrame:
     manifest = pd.read_csv(path, dtype=str, keep_default_na=False, on_bad_lines="skip")
     whole = manifest[manifest.settings_hash == settings.hash]
     return whole.drop_duplicates("image_id", keep="last").reset_index(drop=True)
-
-
-def _write_manifest(path: Path, manifest: pd.DataFrame) -> None:
-    with write_atomic(path) as temporary:
-        manifest.to_csv(temporary, index=False)
 
 
 @contextlib.contextmanager

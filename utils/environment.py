@@ -77,6 +77,22 @@ def competition_folder(competition_dir: str | Path | None) -> Path | None:
     return resolve(competition_dir) if competition_dir else find_competition()
 
 
+def walk_small_folders(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Walk as os.walk does, but not into the thousands of files of a competition's images or of a cache.
+
+    Yields
+    ------
+    folder : Path
+    names : list of str
+        Of the folders in it that are walked next; take some away to leave them out.
+    files : list of str
+    """
+    for folder, names, files in os.walk(root):
+        is_cache = any(name.endswith("_manifest.csv") for name in files)
+        names[:] = [] if is_cache else sorted(name for name in names if not name.endswith("_images"))
+        yield Path(folder), names, files
+
+
 def resolve(path: str | Path) -> Path:
     """Make a notebook's path parameter absolute; a relative one starts where the notebook was called.
 
@@ -119,13 +135,20 @@ def pick_device(number: int = 0):
     if torch.cuda.is_available():
         device = torch.device("cuda", number % max(1, torch.cuda.device_count()))
         try:
-            torch.ones(8, device=device).mul(2).sum().item()
+            try_gpu(device)
             torch.cuda.set_device(device)
             return device
         except RuntimeError as error:
             print(f"The GPU does not work with torch {torch.__version__} ({str(error).splitlines()[0]}): using the CPU.")
             print("On Kaggle, choose the accelerator 'GPU T4 x2' in the notebook's settings.")
     return torch.device("cpu")
+
+
+def try_gpu(device) -> None:
+    """Compute something on a GPU; raises torch's RuntimeError where it does not work."""
+    import torch
+
+    torch.ones(8, device=device).mul(2).sum().item()
 
 
 def pick_devices() -> list:
@@ -169,6 +192,12 @@ def write_json(path: str | Path, content: dict) -> None:
     """Write a dictionary as indented JSON, atomically."""
     with write_atomic(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_csv(path: str | Path, table) -> None:
+    """Write a DataFrame as CSV without its index, atomically."""
+    with write_atomic(path) as temporary:
+        table.to_csv(temporary, index=False)
 
 
 def read_json(path: str | Path) -> dict:

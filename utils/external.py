@@ -17,7 +17,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 from tqdm import tqdm
 
-from utils.environment import KitError, resolve, write_atomic
+from utils.environment import KitError, resolve, write_atomic, write_csv
 from utils.external_sets import LOSSLESS, SETS, UNKNOWN, ExternalError
 from utils.phantom import TRAIN_COLUMNS
 from utils.tables import image_paths
@@ -72,8 +72,7 @@ def convert(
     if not len(used):
         raise ExternalError(f"{source}: none of {len(images)} images can be used: {'; '.join(left_out.index)}.")
     used = used.sort_values(["patient_id", "image_id"]).reset_index(drop=True)
-    with write_atomic(destination / "train.csv") as temporary:
-        used.to_csv(temporary, index=False)
+    write_csv(destination / "train.csv", used)
     print(describe(used, left_out, name))
     return used
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from utils.configuration import Execution, TrainConfig, TrainingError
 from utils.dataset import ImageDataset, Vocabulary
 from utils.encoders import Encoder
-from utils.environment import seed_everything, write_atomic
+from utils.environment import seed_everything, write_atomic, write_csv
 from utils.inference import Predictions, forward, predict
 from utils.loading import Batch, ShareSampler, StepSampler, make_loader, split_batch
 from utils.losses import auxiliary_loss, box_loss, cancer_loss
@@ -32,7 +32,7 @@ from utils.mixing import mix
 from utils.models import Outputs, build_model
 from utils.optimisation import autocast, is_out_of_memory, make_optimizer, make_schedule, pick_precision
 from utils.processes import Ranks
-from utils.run_folder import write_csv, writing_to
+from utils.run_folder import writing_to
 
 EMA_WARMUP_POWER = 2 / 3  # the average forgets its random start early, also in a run of few steps
 REFRESH = 2.0  # seconds between looks at the loss: each makes a GPU wait

@@ -121,7 +121,7 @@ def open_inputs(
         If ``competition_dir`` is named but not there, or a size is not a whole number.
     """
     folder, is_phantom = _find_or_make(competition_dir, smoke_test)
-    default = SMOKE_SIZE if smoke_test else PHANTOM_SIZE if is_phantom else REAL_SIZE
+    default = default_size(is_phantom, smoke_test)
     sides = [given or fallback for given, fallback in zip((image_height, image_width), default, strict=True)]
     if not all(isinstance(side, int) and side > 0 for side in sides):
         raise KitError(
@@ -132,6 +132,11 @@ def open_inputs(
     cache = resolve(cache_dir) if cache_dir else default
     print(f"Competition: {folder}{' (PHANTOM: synthetic pictures, no patient)' if is_phantom else ''}")
     return Inputs(folder, is_phantom, settings, cache, smoke_test)
+
+
+def default_size(is_phantom: bool, smoke_test: bool) -> tuple[int, int]:
+    """Height and width of pictures whose size is not named."""
+    return SMOKE_SIZE if smoke_test else PHANTOM_SIZE if is_phantom else REAL_SIZE
 
 
 def site_of_breasts(competition_dir: str | Path | None) -> pd.Series:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from utils.environment import KitError, read_json, submissions_dir, write_atomic, write_json
+from utils.environment import KitError, read_json, submissions_dir, write_atomic, write_csv, write_json
 from utils.intervals import Interval
 
 NUMBERS = ["pf1_nested", "pf1_nested_low", "pf1_nested_high", "public_score", "private_score"]
@@ -216,8 +216,7 @@ def _changing() -> Iterator[list[dict]]:
     try:
         rows = read_ledger().to_dict("records")
         yield rows
-        with write_atomic(ledger_path()) as temporary:
-            pd.DataFrame(rows, columns=COLUMNS).to_csv(temporary, index=False)
+        write_csv(ledger_path(), pd.DataFrame(rows, columns=COLUMNS))
     finally:
         lock.release()
 

@@ -1,6 +1,5 @@
 """From out-of-fold predictions of images to one probability per breast."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pandas as pd
 from utils.baseline import metadata_oof
 from utils.boxes import localisation
 from utils.configuration import TrainConfig
-from utils.environment import KAGGLE_INPUT, KitError, cpu_count, find_competition, resolve, runs_dir
+from utils.environment import KAGGLE_INPUT, KitError, cpu_count, find_competition, resolve, runs_dir, walk_small_folders
 from utils.inputs import open_inputs
 from utils.intervals import PatientBootstrap
 from utils.leaks import read_honest_oof
@@ -150,14 +149,13 @@ def _runs_under(root: Path) -> list[Path]:
     return folders_with({"oof.csv", "config.json"}, root)
 
 
-def folders_with(files: set[str], root: Path) -> list[Path]:
-    """List folders that hold some files, without walking through the thousands of files of a competition or a cache."""
+def folders_with(wanted: set[str], root: Path) -> list[Path]:
+    """List folders that hold some files; not of runs that only show that everything works."""
     found = []
-    for folder, names, present in os.walk(root):
-        is_cache = any(name.endswith("_manifest.csv") for name in present)
-        names[:] = [name for name in names if not (is_cache or name.endswith("_images") or name in SKIPPED_FOLDERS)]
-        if files <= set(present):
-            found.append(Path(folder))
+    for folder, names, files in walk_small_folders(root):
+        names[:] = [name for name in names if name not in SKIPPED_FOLDERS]
+        if wanted <= set(files):
+            found.append(folder)
     return sorted(found)
 
 

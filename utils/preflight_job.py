@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from utils import environment
-from utils.environment import competition_folder, resolve, working_dir
+from utils.environment import competition_folder, resolve, walk_small_folders, working_dir
 
 TABLES = {
     "explore": ("train", "test"),
@@ -130,11 +129,11 @@ class Job:
 
     def _settings(self) -> list:
         from utils.cache import CacheSettings
-        from utils.inputs import PHANTOM_SIZE, REAL_SIZE, SMOKE_SIZE
+        from utils.inputs import default_size
 
         if self.notebook == "submit":
             return list(dict.fromkeys(config.preprocessing for run in self.runs if (config := config_of(run))))
-        default = SMOKE_SIZE if self.smoke_test else PHANTOM_SIZE if self.is_phantom else REAL_SIZE
+        default = default_size(self.is_phantom, self.smoke_test)
         return [CacheSettings(self.image_height or default[0], self.image_width or default[1], exact=self.exact)]
 
     @cached_property
@@ -199,13 +198,11 @@ def hollow(path: Path) -> str:
 
 
 def mounted(ending: str) -> list[Path]:
-    """Folders of Kaggle's input that hold a file with such a name, without a walk through thousands of image files."""
+    """Folders of Kaggle's input that hold a file with such a name."""
     found = []
-    for folder, names, files in os.walk(environment.KAGGLE_INPUT):
-        here = Path(folder)
+    for folder, names, files in walk_small_folders(environment.KAGGLE_INPUT):
         if any(name.endswith(ending) for name in files):
-            found.append(here)
-        is_deepest = len(here.relative_to(environment.KAGGLE_INPUT).parts) >= MOUNT_DEPTH
-        is_cache = any(name.endswith("_manifest.csv") for name in files)
-        names[:] = [] if is_deepest or is_cache else sorted(name for name in names if not name.endswith("_images"))
+            found.append(folder)
+        if len(folder.relative_to(environment.KAGGLE_INPUT).parts) >= MOUNT_DEPTH:
+            names.clear()
     return found

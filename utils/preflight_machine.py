@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from utils.environment import cpu_count, on_kaggle
+from utils.environment import cpu_count, on_kaggle, try_gpu
 from utils.preflight_job import GIGABYTE, READ, Finding, Job
 
 LEAST_DISK = GIGABYTE // 10  # tables, figures, logs
@@ -114,7 +114,7 @@ def check_device(job: Job) -> Iterator[Finding]:
     kinds = {torch.cuda.get_device_capability(number): number for number in range(torch.cuda.device_count())}
     for (major, minor), number in kinds.items():  # one of each kind, since to try one takes some of its memory
         try:
-            torch.ones(8, device=f"cuda:{number}").mul(2).sum().item()
+            try_gpu(f"cuda:{number}")
         except RuntimeError as error:
             name, built = torch.cuda.get_device_name(number), ", ".join(torch.cuda.get_arch_list())
             problem = f"{name} (sm_{major}{minor}) does not work with torch {torch.__version__}, which is built for {built}:"

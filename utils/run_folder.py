@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from utils.cache import picture_path
 from utils.configuration import TrainConfig, TrainingError
-from utils.environment import read_json, versions, write_atomic, write_json
+from utils.environment import read_json, versions, write_csv, write_json
 
 OOF_COLUMNS = ["prediction_id", "patient_id", "laterality", "image_id", "fold", "cancer", "logit", "probability"]
 IDS = ["prediction_id", "patient_id", "laterality", "image_id"]
@@ -181,12 +181,6 @@ def read_extra_patients(run_dir: str | Path) -> list[str]:
 def _read_csv(path: str | Path) -> pd.DataFrame:
     table = pd.read_csv(path, dtype=dict.fromkeys(IDS, str), keep_default_na=False, na_values=[""])  # an id may be "NA"
     return table.fillna(dict.fromkeys(table.columns.intersection(IDS), ""))
-
-
-def write_csv(path: Path, table: pd.DataFrame) -> None:
-    """Write a table, whole or not at all."""
-    with write_atomic(path) as temporary:
-        table.to_csv(temporary, index=False)
 
 
 @contextlib.contextmanager

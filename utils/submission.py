@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils.environment import KitError, read_json, versions, write_atomic, write_json
+from utils.environment import KitError, read_json, versions, write_csv, write_json
 from utils.tables import read_images, read_sample_submission
 
 PRIOR = 492 / 23_826  # share of positive breasts in the competition's training set
@@ -112,8 +112,8 @@ class Draft:
             "probabilities": completed.rename("probability").rename_axis("prediction_id").reset_index(),
         }
         validate_submission(tables["submission"], read_sample_submission(self.competition_dir))
-        _write(self.path, tables["submission"])
-        _write(self.path.with_name("probabilities.csv"), tables["probabilities"])
+        write_csv(self.path, tables["submission"])
+        write_csv(self.path.with_name("probabilities.csv"), tables["probabilities"])
         return tables
 
     def finish(self, probabilities: pd.Series, submissions_dir: Path, provenance: dict) -> pd.DataFrame:
@@ -134,8 +134,8 @@ class Draft:
         """
         tables, moment = self.update(probabilities), time.strftime("%Y%m%d-%H%M%S")
         name = f"{moment}-{provenance.get('name', 'submission')}"
-        _write(submissions_dir / f"{name}.csv", tables["submission"])
-        _write(submissions_dir / f"{name}_probabilities.csv", tables["probabilities"])
+        write_csv(submissions_dir / f"{name}.csv", tables["submission"])
+        write_csv(submissions_dir / f"{name}_probabilities.csv", tables["probabilities"])
         unpredicted = complete(probabilities, self.test_images, self.prior)[1]
         made = {"hard": self.decide is not None, "unpredicted": unpredicted, "time": moment, "versions": versions()}
         write_json(submissions_dir / f"{name}.json", provenance | made)
@@ -144,11 +144,6 @@ class Draft:
         if unpredicted:
             print(f"{len(unpredicted)} breasts could not be predicted and have the prior: {' '.join(unpredicted[:5])}")
         return submission
-
-
-def _write(path: Path, table: pd.DataFrame) -> None:
-    with write_atomic(path) as temporary:
-        table.to_csv(temporary, index=False)
 
 
 def validate_submission(submission: pd.DataFrame, sample: pd.DataFrame) -> None:

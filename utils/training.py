@@ -19,13 +19,14 @@ from utils.cache import read_manifest
 from utils.configuration import Execution, TrainConfig, TrainingError
 from utils.dataset import CATEGORIES, BreastDataset, ImageDataset, Vocabulary
 from utils.encoders import takes_any_size
+from utils.environment import write_csv
 from utils.fitting import Fitting
 from utils.leaks import check_features
 from utils.metrics import sigmoid
 from utils.models import build_model
 from utils.patches import PatchDataset
 from utils.processes import Ranks, joined, run_tasks, trainers_at_once
-from utils.run_folder import OOF_COLUMNS, claim_run, collect_folds, hash_data, write_csv
+from utils.run_folder import OOF_COLUMNS, claim_run, collect_folds, hash_data
 from utils.tables import assign_folds
 
 
