@@ -18,7 +18,7 @@ from utils.inference import predict_logits
 from utils.metrics import area_under_roc, sigmoid
 from utils.models import build_model
 from utils.phantom import read_truth
-from utils.run_folder import OOF_COLUMNS, load_config, read_oof
+from utils.run_folder import OOF_COLUMNS, claim_run, load_config, read_oof
 from utils.tables import assign_folds
 from utils.training import load_fold, train_run
 
@@ -64,6 +64,7 @@ def test_run_folder_says_all_that_decided_it(run, images):
     content = json.loads((run_dir / "config.json").read_text())
     assert load_config(run_dir) == config
     assert content["settings_hash"] == config.preprocessing.hash and "torch" in content["versions"]
+    assert content["phantom"] is False and content["smoke_test"] is False
     assert content["prevalence"] == pytest.approx(images.groupby("prediction_id").cancer.first().mean())
     folds = pd.read_csv(run_dir / "folds.csv", dtype={"patient_id": str})
     assert sorted(folds.patient_id) == sorted(images.patient_id.unique())
@@ -195,6 +196,11 @@ def test_gpu_that_only_claims_to_work_is_not_used(monkeypatch, capsys):
     monkeypatch.setattr(torch, "ones", broken)
     assert pick_device().type == "cpu"
     assert "no kernel image" in capsys.readouterr().out
+
+
+def test_smoke_run_is_marked(images, settings, cache_dir, tmp_path):
+    claim_run(tmp_path, make_config(settings), assign_folds(images, 2, 0), "hash", is_phantom=False, smoke_test=True)
+    assert json.loads((tmp_path / "config.json").read_text())["smoke_test"] is True
 
 
 def test_cache_that_lacks_images_is_refused_before_training(images, settings, tmp_path):

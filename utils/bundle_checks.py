@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from utils.environment import KitError, read_json
+from utils.fold_folders import fold_folders
 
 LIMITS = {  # least and most; the client is PyPI's kaggle 2.2.4, the page is kaggle.com/docs/datasets as of 2026
     "dataset title": (6, 50),  # characters: the client's dataset_create_new
@@ -65,14 +66,14 @@ def run_problems(run: Path) -> list[str]:
     """List what a run lacks to be sent."""
     missing = [name for name in run_files(run) if not (run / name).is_file()]
     problems = [f"{name} is missing: copy it back, or train the run again." for name in missing]
-    if not any(run.glob("fold*/oof.csv")):
+    if not fold_folders(run, "oof.csv"):
         problems.append("no fold is finished (fold*/oof.csv): let train.ipynb finish it, or leave the run out.")
     return problems
 
 
 def run_files(run: Path) -> list[str]:
     """What of a run is sent: of finished folds only, and no checkpoint. A fold's history is for the report, and may lack."""
-    folds = [oof.parent.name for oof in sorted(run.glob("fold*/oof.csv"))]
+    folds = [fold_dir.name for fold_dir in fold_folders(run, "oof.csv")]
     optional = [name for name in ("extra.csv", *(f"{fold}/history.csv" for fold in folds)) if (run / name).is_file()]
     return [*RUN_FILES, *(f"{fold}/{name}" for fold in folds for name in FOLD_FILES), *optional]
 

@@ -181,7 +181,8 @@ def find_or_train_runs(run_dirs: str | Sequence[str] | None = None, smoke_test: 
     quick = {"n_folds": 2, "epochs": 1 if smoke_test else 5, "batch_size": 8, "learning_rate": 1e-3, "positive_share": 0.5}
     config = TrainConfig(model, inputs.settings, **quick)
     run_dir = runs_dir(inputs.is_phantom, smoke_test) / "cnn-example"
-    train_run(config, images[(manifest.error == "").to_numpy()], inputs.cache_dir, run_dir, is_phantom=inputs.is_phantom)
+    usable = images[(manifest.error == "").to_numpy()]
+    train_run(config, usable, inputs.cache_dir, run_dir, is_phantom=inputs.is_phantom, smoke_test=smoke_test)
     return [run_dir]
 
 

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from utils.cache import picture_path
 from utils.configuration import TrainConfig, TrainingError
 from utils.environment import read_json, versions, write_csv, write_json
+from utils.fold_folders import fold_folders
 
 OOF_COLUMNS = ["prediction_id", "patient_id", "laterality", "image_id", "fold", "cancer", "logit", "probability"]
 IDS = ["prediction_id", "patient_id", "laterality", "image_id"]
@@ -31,6 +32,7 @@ def claim_run(
     data_hash: str,
     is_phantom: bool,
     extra: pd.DataFrame | None = None,
+    smoke_test: bool = False,
 ) -> None:
     """Write the configuration into a new run folder, or check that it is that of an existing one.
 
@@ -45,6 +47,7 @@ def claim_run(
     is_phantom : bool
     extra : DataFrame, optional
         Images of other sets; they count neither in the folds nor in the prevalence.
+    smoke_test : bool
 
     Raises
     ------
@@ -64,6 +67,7 @@ def claim_run(
         "settings_hash": config.preprocessing.hash,
         "data_hash": data_hash,
         "phantom": is_phantom,
+        "smoke_test": smoke_test,
         "extra_sets": {} if extra is None else extra.groupby("extra_set", sort=False).size().to_dict(),
         "versions": versions(),
     }
@@ -136,7 +140,7 @@ def load_config(run_dir: str | Path) -> TrainConfig:
 
 def finished_folds(run_dir: Path) -> list[Path]:
     """List the folders of a run's finished folds, by number; an unfinished fold has weights, but no ``oof.csv``."""
-    return sorted((path.parent for path in run_dir.glob("fold*/oof.csv")), key=lambda fold: int(fold.name.removeprefix("fold")))
+    return fold_folders(run_dir, "oof.csv")
 
 
 def collect_folds(run_dir: Path, name: str) -> pd.DataFrame:
@@ -154,7 +158,7 @@ def read_oof(path: str | Path) -> pd.DataFrame:
 
 def read_history(run_dir: str | Path) -> pd.DataFrame:
     """Read what each fold has reached so far, epoch by epoch."""
-    tables = [pd.read_csv(path) for path in sorted(Path(run_dir).glob("fold*/history.csv"))]
+    tables = [pd.read_csv(fold_dir / "history.csv") for fold_dir in fold_folders(run_dir, "history.csv")]
     return pd.concat(tables) if tables else pd.DataFrame(columns=["fold", "epoch"])
 
 

@@ -39,6 +39,7 @@ def train_run(
     is_phantom: bool = False,
     boxes: pd.DataFrame | None = None,
     extra: pd.DataFrame | None = None,
+    smoke_test: bool = False,
 ) -> pd.DataFrame:
     """Train every fold of a configuration, and collect the out-of-fold predictions.
 
@@ -58,6 +59,8 @@ def train_run(
     extra : DataFrame, optional
         Images of other sets, from `utils.inputs.Inputs.extra`. They are in the training part of every fold, and nowhere else:
         not held out, not predicted, and not in the prevalence.
+    smoke_test : bool
+        Noted likewise: such a run tells nothing about quality.
 
     Returns
     -------
@@ -81,7 +84,7 @@ def train_run(
     if extra is not None:
         _check_apart(images, extra)
     images = assign_folds(images, config.n_folds, config.seed, config.fold_by)
-    claim_run(run_dir, config, images, hash_data(images, cache_dir, boxes, extra), is_phantom, extra)
+    claim_run(run_dir, config, images, hash_data(images, cache_dir, boxes, extra), is_phantom, extra, smoke_test)
     if boxes is not None:
         boxes = to_picture(boxes, read_manifest(cache_dir, "train", config.preprocessing), config.preprocessing)
         if not len(boxes):

@@ -1,0 +1,36 @@
+"""Which folders of a run are its folds. It needs no torch, so that a bundle can be checked without."""
+
+import contextlib
+import math
+import re
+from pathlib import Path
+
+from utils.environment import read_json
+
+FOLD = re.compile("fold(0|[1-9][0-9]*)")
+
+
+def fold_folders(run_dir: str | Path, name: str) -> list[Path]:
+    """List the folders of a run's folds that hold a file, by number.
+
+    A copy that someone keeps there is no fold: ``fold0_backup``, or ``fold7`` in a run of four.
+
+    Parameters
+    ----------
+    run_dir : path
+    name : str
+        Of the file, as ``oof.csv``, which a fold has when it is finished.
+    """
+    folders = [path.parent for path in Path(run_dir).glob(f"fold*/{name}") if path.is_file()]
+    numbered = {int(found[1]): folder for folder in folders if (found := FOLD.fullmatch(folder.name))}
+    n_folds = _n_folds(Path(run_dir))
+    return [numbered[number] for number in sorted(numbered) if number < n_folds]
+
+
+def _n_folds(run_dir: Path) -> float:
+    """Number of a run's folds; no bound where its configuration does not tell, which its reader refuses."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        n_folds = read_json(run_dir / "config.json")["n_folds"]
+        if isinstance(n_folds, int):
+            return n_folds
+    return math.inf
