@@ -16,7 +16,7 @@ from test_wheels import make_wheel
 from utils import bundle, bundle_checks
 from utils.bundle import LIMITS, BundleError, check_bundle, name_weights, write_bundle
 from utils.bundle_checks import slug_of
-from utils.environment import PROJECT, read_json, write_json
+from utils.environment import PROJECT, is_from_kit, read_json, write_json
 
 USER = "some-reader"
 
@@ -25,6 +25,7 @@ def make_run(folder, text="oof"):
     files = {name: name for name in ("config.json", "folds.csv", "history.csv", "boxes.csv")} | {"oof.csv": text}
     for fold in ("fold0", "fold1"):
         files |= {f"{fold}/{name}": fold for name in ("oof.csv", "weights.safetensors", "checkpoint.pt", "history.csv")}
+    files["config.json"] = json.dumps({"smoke_test": False})
     files |= {"fold2/weights.safetensors": "unfinished", "fold2/checkpoint.pt": "unfinished"}
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +88,14 @@ def test_the_code_is_one_zip_with_its_version_and_the_same_bytes_each_time(tmp_p
         held, kit = set(archive.namelist()), json.loads(archive.read("kit.json"))
         assert archive.read("utils/metrics.py") == (PROJECT / "utils" / "metrics.py").read_bytes()
     assert {"utils/environment.py", "notebooks/submit.ipynb", "requirements.txt", "LICENSE"} <= held
-    assert {name.partition("/")[0] for name in held} == {"utils", "notebooks", "requirements.txt", "LICENSE", "kit.json"}
+    assert {name.partition("/")[0] for name in held} == {
+        "utils",
+        "notebooks",
+        "requirements.txt",
+        "pyproject.toml",
+        "LICENSE",
+        "kit.json",
+    }
     assert zips[0].name == f"mammography-kit-{kit['version']}.zip" and kit["commit"]
 
 
@@ -107,14 +115,86 @@ def test_a_run_is_sent_with_its_finished_folds_and_without_checkpoints(made, run
     assert (folder / "resnet50_1024" / "oof.csv").read_bytes() == (run / "oof.csv").read_bytes()
 
 
-def test_a_run_is_copied_where_there_are_no_hard_links(tmp_path, run, monkeypatch):
-    def refuse(*_):
-        raise OSError(18, "Invalid cross-device link")
+def test_an_edit_in_the_bundle_does_not_change_the_run(made, run):
+    copy = next(made.glob("datasets/weights-*/*/config.json"))
+    with copy.open("a") as file:
+        file.write("edited")
+    assert (run / "config.json").read_text() == json.dumps({"smoke_test": False})
 
-    monkeypatch.setattr(os, "link", refuse)
-    write_bundle(tmp_path / "bundle", USER, [run], None, with_wheels=False)
-    copy = next((tmp_path / "bundle").glob("datasets/weights-*/*/fold1/weights.safetensors"))
-    assert copy.read_text() == "fold1" and not copy.samefile(run / "fold1" / "weights.safetensors")
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project of three modules, one of which no notebook imports, and of notebooks with outputs."""
+    folder = tmp_path / "project"
+    (folder / "notebooks").mkdir(parents=True)
+    (folder / "utils").mkdir()
+    for name, text in {"__init__": "", "environment": "from utils import metrics", "metrics": "", "scratch": "KEY"}.items():
+        (folder / "utils" / f"{name}.py").write_text(text)
+    output = {"output_type": "stream", "name": "stdout", "text": ["patient 123"]}
+    code = {
+        "cell_type": "code",
+        "id": "a",
+        "metadata": {"tags": ["parameters"], "papermill": {"duration": 1}},
+        "outputs": [output],
+    }
+    code |= {"source": ["import utils.environment"], "execution_count": 7}
+    content = {"cells": [code], "metadata": {"kernelspec": {"name": "python3"}, "widgets": {"state": "patient 123"}}}
+    for name in bundle.NOTEBOOKS:
+        write_json(folder / "notebooks" / f"{name}.ipynb", content)
+    for name in ("requirements.txt", "pyproject.toml", "LICENSE"):
+        (folder / name).write_text((PROJECT / name).read_text())
+    monkeypatch.setattr(bundle, "PROJECT", folder)
+    return folder
+
+
+def test_files_that_no_notebook_imports_are_not_sent(tmp_path, project):
+    for stray in ("scratch.txt", "._environment.py", "kaggle.json"):
+        (project / "utils" / stray).write_text("KEY")
+    (project / "utils" / ".#metrics.py").symlink_to("me@host.1234")  # an editor's lock
+    (project / "utils" / "notes.py").symlink_to(project / "utils" / "scratch.py")
+    write_bundle(tmp_path / "bundle", USER, [], None, with_wheels=False)
+    with zipfile.ZipFile(next(tmp_path.glob("bundle/datasets/code/*.zip"))) as archive:
+        modules = {name for name in archive.namelist() if name.startswith("utils/")}
+    assert modules == {"utils/__init__.py", "utils/environment.py", "utils/metrics.py"}
+
+
+def test_notebooks_are_sent_without_outputs(tmp_path, project):
+    write_bundle(tmp_path / "bundle", USER, [], None, with_wheels=False)
+    with zipfile.ZipFile(next(tmp_path.glob("bundle/datasets/code/*.zip"))) as archive:
+        zipped = archive.read("notebooks/train.ipynb").decode()
+    for text in (zipped, (tmp_path / "bundle" / "kernels" / "train" / "train.ipynb").read_text()):
+        assert "patient 123" not in text and "duration" not in text
+        assert json.loads(text)["cells"][0]["metadata"] == {"tags": ["parameters"]}
+
+
+@pytest.mark.parametrize("name", ["utils/metrics.py", "utils/__init__.py", "notebooks/train.ipynb", "LICENSE"])
+def test_a_link_in_the_kit_is_refused(tmp_path, project, name):
+    (project / name).rename(tmp_path / "elsewhere")
+    (project / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BundleError, match=f"{name} is a link: put the file itself"):
+        write_bundle(tmp_path / "bundle", USER, [], None, with_wheels=False)
+
+
+@pytest.mark.parametrize("name", ["history.csv", "fold0/history.csv", "extra.csv", "fold1", "fold0/weights.safetensors"])
+def test_a_link_in_a_run_is_refused(tmp_path, run, name):
+    if (run / name).exists():
+        (run / name).rename(tmp_path / "elsewhere")
+    else:
+        (tmp_path / "elsewhere").write_text("secret")
+    (run / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BundleError, match=f"{name} is a link"):
+        write_bundle(tmp_path / "bundle", USER, [run], None, with_wheels=False)
+
+
+def test_a_smoke_test_is_refused_also_where_a_threshold_names_it(tmp_path, run):
+    write_json(run / "config.json", {"smoke_test": True})
+    threshold = make_threshold(tmp_path / "threshold.json", run)
+    with pytest.raises(BundleError, match=f"{run}: it is a smoke test: train it again"):
+        write_bundle(tmp_path / "bundle", USER, bundle.runs_to_send("", threshold), threshold)
+
+
+def test_a_wheels_folder_carries_the_mark_of_the_kit(made):
+    assert is_from_kit(made / "datasets" / "wheels")
 
 
 def test_all_problems_are_told_at_once_and_nothing_is_written(tmp_path, run):
@@ -269,7 +349,7 @@ def no_json(made):
 
 @spoil("dataset files is 51, but must be from 1 to 50")
 def many_files(made):
-    for number in range(50):
+    for number in range(49):
         (made / "datasets/wheels" / f"{number}.whl").touch()
 
 
@@ -429,8 +509,9 @@ def test_the_client_creates_every_dataset(made, kaggle_api):
     created = {sent["slug"]: sent for sent in of("CreateDataset")}
     weights = created["mammography-weights-resnet50-1024"]
     assert sorted(file["token"] for file in weights["files"]) == ["resnet50_1024.zip", "threshold.json"]
-    assert [file["token"] for file in created["mammography-kit-wheels"]["files"]] == [
-        "imagecodecs-1.0-cp312-abi3-manylinux_2_28_x86_64.whl"
+    assert sorted(file["token"] for file in created["mammography-kit-wheels"]["files"]) == [
+        "imagecodecs-1.0-cp312-abi3-manylinux_2_28_x86_64.whl",
+        "kit.json",
     ]
     assert all(sent["isPrivate"] and sent["ownerSlug"] == USER and sent["licenseName"] == "other" for sent in created.values())
 

@@ -212,6 +212,8 @@ def test_missing_packages_are_installed_from_attached_wheels(kaggle, home, tmp_p
     needs = ("preflight_helper>=1", "numpy>=99", "preflight_extra; extra == 'all'")
     write_wheel(wheels, "preflight_toy", "2.5", *needs)
     write_wheel(wheels, "preflight_helper", "1.1", "preflight_toy")
+    write_wheel(kaggle / "another-dataset", "preflight_toy", "9.9")  # of unknown origin: it is not the kit's
+    write_json(wheels / "kit.json", {"name": "mammography-kit"})
     monkeypatch.setenv("PIP_TARGET", str(tmp_path / "site"))  # not into the environment of the tests
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     monkeypatch.setitem(NEEDED, "submit", {"preflight_toy": "preflight_toy", "preflight_lost": "preflight_lost"})

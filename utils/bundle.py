@@ -7,7 +7,6 @@ until it is told a step.
 import hashlib
 import itertools
 import json
-import os
 import re
 import shlex
 import shutil
@@ -31,11 +30,21 @@ from utils.bundle_checks import (
     threshold_problems,
 )
 from utils.bundle_script import write_script
-from utils.environment import COMPETITION, PROJECT, KitError, read_json, versions, write_atomic, write_json
-from utils.wheels import download_wheels
+from utils.environment import (
+    COMPETITION,
+    KIT,
+    KIT_FILE,
+    PROJECT,
+    KitError,
+    is_from_kit,
+    read_json,
+    versions,
+    write_atomic,
+    write_json,
+)
+from utils.wheels import download_wheels, reached_modules
 
 __all__ = ["LIMITS", "BundleError", "Part", "check_bundle", "check_sources", "find_parts", "write_bundle"]
-KIT = "mammography-kit"
 MARKER = "bundle.json"  # only a folder that holds it is replaced
 PUSHED = "pushed.json"  # versions of the kernels that were pushed from a bundle, by id
 KEPT = (PUSHED, "kernels/*.version")  # outlive a rewrite; the second are run.sh's
@@ -139,7 +148,7 @@ def _refuse(problems: Sequence[str]) -> None:
 
 
 def _target_problems(folder: Path, username: str) -> Iterator[str]:
-    if folder.exists() and not _is_bundle(folder) and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not is_from_kit(folder, MARKER) and (not folder.is_dir() or any(folder.iterdir())):
         yield f"{folder} is no former bundle (no {MARKER}) and not empty: name another folder with --out."
     for path in _edited(folder):
         yield f"{path} was edited since it was written: name another folder with --out, or delete {folder} to lose the edit."
@@ -147,16 +156,9 @@ def _target_problems(folder: Path, username: str) -> Iterator[str]:
         yield f"username is {username!r}, but must be as in kaggle.com/USERNAME: letters, digits, hyphens and underscores."
 
 
-def _is_bundle(folder: Path) -> bool:
-    try:
-        return read_json(folder / MARKER)["name"] == KIT
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
 def _edited(folder: Path) -> list[Path]:
     """Notebooks and metadata that differ from what `write_bundle` wrote; none where an earlier kit wrote it."""
-    written = read_json(folder / MARKER).get("hashes", {}) if _is_bundle(folder) else {}
+    written = read_json(folder / MARKER).get("hashes", {}) if is_from_kit(folder, MARKER) else {}
     return [folder / name for name, now in _hash_editable(folder).items() if written.get(name, now) != now]
 
 
@@ -166,7 +168,7 @@ def _hash_editable(folder: Path) -> dict[str, str]:
 
 
 def _source_problems(runs: Sequence[Path], threshold_path: Path | None) -> list[str]:
-    problems = [f"{run}: {problem}" for run in runs for problem in run_problems(run)]
+    problems = _link_problems() + [f"{run}: {problem}" for run in runs for problem in run_problems(run)]
     if problems or not threshold_path:
         return problems
     command = ["papermill", "notebooks/tune_threshold.ipynb", "outputs/tune.ipynb", "-p", "run_dirs", ",".join(map(str, runs))]
@@ -178,7 +180,8 @@ def _write_weights(datasets: Path, username: str, runs: Sequence[Path], threshol
     for name, run in name_weights(runs).items():
         folder = datasets / f"weights-{name}"
         for file in run_files(run):
-            link_or_copy(run / file, folder / run.name / file)
+            (folder / run.name / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(run / file, folder / run.name / file)  # not a hard link: an edit here must not change the run
         if threshold_path:
             shutil.copyfile(threshold_path, folder / "threshold.json")
         _describe_dataset(folder, username, f"Mammography weights {name}", "A trained run: weights and out-of-fold predictions")
@@ -187,6 +190,7 @@ def _write_weights(datasets: Path, username: str, runs: Sequence[Path], threshol
 def _write_wheels(datasets: Path, username: str, python_version: str) -> None:
     folder = datasets / "wheels"
     if download_wheels(folder, PROJECT / "requirements.txt", python_version):
+        write_json(folder / KIT_FILE, _provenance())
         _describe_dataset(folder, username, "Mammography kit wheels", "Python packages that Kaggle's image lacks")
     else:
         folder.rmdir()
@@ -202,15 +206,6 @@ def name_weights(runs: Sequence[Path]) -> dict[str, Path]:
     return names
 
 
-def link_or_copy(source: str | Path, target: str | Path) -> None:
-    """Show a file at a second place, or copy it where that can't be done."""
-    Path(target).parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(Path(source).resolve(), target)
-    except OSError:  # on another file system, or one without hard links
-        shutil.copyfile(source, target)
-
-
 def _provenance() -> dict[str, str]:
     version = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["version"]
     return {"name": KIT, "version": version, "commit": versions()["commit"]}
@@ -219,16 +214,41 @@ def _provenance() -> dict[str, str]:
 def _write_code(datasets: Path, username: str) -> None:
     """Zip the code, the same bytes for the same files; kit.json names version and commit where git can't."""
     folder, made = datasets / "code", _provenance()
-    files = [*PROJECT.glob("utils/*.py"), *(PROJECT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS)]
-    files += [PROJECT / "requirements.txt", PROJECT / "LICENSE"]
-    contents = {path.relative_to(PROJECT).as_posix(): path.read_bytes() for path in files}
-    contents["kit.json"] = json.dumps(made, indent=2).encode()
+    contents = {path.relative_to(PROJECT).as_posix(): path.read_bytes() for path in _code_files()}
+    contents |= {f"notebooks/{name}.ipynb": _notebook(name) for name in NOTEBOOKS}
+    contents[KIT_FILE] = json.dumps(made, indent=2).encode()
     with write_atomic(folder / f"{KIT}-{made['version']}.zip") as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name, content in sorted(contents.items()):
             entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
             entry.external_attr, entry.compress_type = 0o644 << 16, zipfile.ZIP_DEFLATED
             archive.writestr(entry, content)
     _describe_dataset(folder, username, "Mammography kit code", "The notebooks and what they compute with")
+
+
+def _code_files() -> list[Path]:
+    """List what the notebooks need: the modules that they import, and nothing else that lies beside those."""
+    modules = sorted(name for name in reached_modules(PROJECT) if name.startswith("utils."))
+    paths = [PROJECT.joinpath(*name.split(".")).with_suffix(".py") for name in modules]
+    shared = [PROJECT / name for name in ("utils/__init__.py", "requirements.txt", "pyproject.toml", "LICENSE")]
+    return [path for path in paths if path.is_file()] + shared
+
+
+def _link_problems() -> list[str]:
+    paths = [*_code_files(), *(PROJECT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS)]
+    return [f"{path} is a link: put the file itself in its place." for path in paths if path.is_symlink()]
+
+
+def _notebook(name: str) -> bytes:
+    """Read a notebook without what a run left in it: outputs, counts, and metadata other than tags and the kernel's name."""
+    notebook = read_json(PROJECT / "notebooks" / f"{name}.ipynb")
+    notebook["metadata"] = {
+        key: notebook["metadata"][key] for key in ("kernelspec", "language_info") if key in notebook["metadata"]
+    }
+    for cell in notebook["cells"]:
+        cell["metadata"] = {key: value for key, value in cell["metadata"].items() if key == "tags"}
+        if cell["cell_type"] == "code":
+            cell.update(outputs=[], execution_count=None)
+    return (json.dumps(notebook, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def _describe_dataset(folder: Path, username: str, title: str, subtitle: str) -> None:
@@ -241,7 +261,7 @@ def _write_kernels(bundle: Path, username: str) -> None:
     for name in NOTEBOOKS:
         folder = bundle / "kernels" / name
         folder.mkdir(parents=True)
-        shutil.copyfile(PROJECT / "notebooks" / f"{name}.ipynb", folder / f"{name}.ipynb")
+        (folder / f"{name}.ipynb").write_bytes(_notebook(name))
         write_json(folder / KERNEL_FILE, _kernel_metadata(name, username, datasets))
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from utils.environment import KitError, read_json
+from utils.environment import KIT_FILE, KitError, read_json
 from utils.fold_folders import fold_folders
 
 LIMITS = {  # least and most; the client is PyPI's kaggle 2.2.4, the page is kaggle.com/docs/datasets as of 2026
@@ -51,6 +51,8 @@ def check_bundle(folder: Path) -> list[str]:
     problems += _weights_problems([part for part in datasets if part.name.startswith("weights-")])
     total = sum(path.stat().st_size for part in datasets for path in files_of(part))
     problems += _outside("dataset bytes", total, "datasets together")
+    links = [path.relative_to(folder) for path in folder.rglob("*") if path.is_symlink()]
+    problems += [f"{path} is a link, behind which another file would be sent: take it out." for path in links]
     secrets = [path.relative_to(folder) for path in folder.rglob("*") if path.name in SECRETS]
     problems += [f"{path} may be a credential, which must not be sent: take it out." for path in secrets]
     return problems if problems else _reference_problems(datasets, kernels)
@@ -63,12 +65,23 @@ def slug_of(title: str) -> str:
 
 
 def run_problems(run: Path) -> list[str]:
-    """List what a run lacks to be sent."""
-    missing = [name for name in run_files(run) if not (run / name).is_file()]
+    """List why a run can not be sent."""
+    files = run_files(run)
+    missing = [name for name in files if not (run / name).is_file()]
     problems = [f"{name} is missing: copy it back, or train the run again." for name in missing]
+    linked = {name for file in files for name in (file, file.partition("/")[0]) if (run / name).is_symlink()}
+    problems += [f"{name} is a link: put the file itself in its place, if it may be sent." for name in sorted(linked)]
     if not fold_folders(run, "oof.csv"):
         problems.append("no fold is finished (fold*/oof.csv): let train.ipynb finish it, or leave the run out.")
-    return problems
+    return problems or _config_problems(run / "config.json")
+
+
+def _config_problems(path: Path) -> list[str]:
+    try:
+        is_smoke_test = read_json(path).get("smoke_test", False)
+    except (ValueError, AttributeError) as error:
+        return [f"{path.name} can not be read ({error}): copy it back, or train the run again."]
+    return ["it is a smoke test: train it again without smoke_test, or leave it out."] if is_smoke_test else []
 
 
 def run_files(run: Path) -> list[str]:
@@ -115,8 +128,8 @@ def _outside(limit: str, value: int, of: str) -> list[str]:
 
 
 def files_of(dataset: Path) -> list[Path]:
-    """List the files that a dataset's folder sends."""
-    return [path for path in dataset.rglob("*") if path.is_file() and path.name != DATASET_FILE]
+    """List the files that a dataset's folder sends, apart from what describes it."""
+    return [path for path in dataset.rglob("*") if path.is_file() and path.name not in (DATASET_FILE, KIT_FILE)]
 
 
 def _dataset_problems(folder: Path) -> Iterator[str]:

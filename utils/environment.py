@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 
 COMPETITION = "rsna-breast-cancer-detection"
+KIT = "mammography-kit"
+KIT_FILE = "kit.json"  # marks the kit's own datasets on Kaggle, with its name, version and commit
 PROJECT = Path(__file__).resolve().parent.parent
 KAGGLE_INPUT = Path("/kaggle/input")
 KAGGLE_WORKING = Path("/kaggle/working")
@@ -91,6 +93,14 @@ def walk_small_folders(root: Path) -> Iterator[tuple[Path, list[str], list[str]]
         is_cache = any(name.endswith("_manifest.csv") for name in files)
         names[:] = [] if is_cache else sorted(name for name in names if not name.endswith("_images"))
         yield Path(folder), names, files
+
+
+def is_from_kit(folder: Path, mark: str = KIT_FILE) -> bool:
+    """Tell whether `utils.bundle` wrote a folder, as the file ``mark`` in it says."""
+    try:
+        return read_json(folder / mark)["name"] == KIT
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def resolve(path: str | Path) -> Path:
@@ -219,5 +229,5 @@ def _git_commit() -> str:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        bundled = PROJECT / "kit.json"  # in the zip for Kaggle, where there is no git
+        bundled = PROJECT / KIT_FILE  # in the zip for Kaggle, where there is no git
         return read_json(bundled)["commit"] if bundled.is_file() else "unknown"

@@ -81,17 +81,18 @@ def _log_in() -> Any:
 
 
 def _fail_with_uploads(api: Any) -> None:
-    """Let a file that could not be uploaded end the push; the client would make the dataset without it."""
-    upload = api._upload_file
+    """Let a file that could not be uploaded end the push: some versions of the client make the dataset without it."""
+    upload = api._upload_blob
 
-    def upload_or_raise(name, path, kind, context, *others, **named):
-        sent = upload(name, path, kind, context, *others, **named)
-        if sent is None:
+    def upload_or_raise(path, quiet, kind, context, *others, **named):
+        token = upload(path, quiet, kind, context, *others, **named)
+        if token is None:
             Path(context.get_upload_info_file_path(path)).unlink(missing_ok=True)  # else it resumes what has expired
+            name = Path(path).name
             raise UnansweredError(f"{name} could not be uploaded: check the network, and push again; finished files are kept.")
-        return sent
+        return token
 
-    api._upload_file = upload_or_raise
+    api._upload_blob = upload_or_raise
 
 
 @contextmanager

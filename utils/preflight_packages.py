@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 
 from utils import environment
-from utils.environment import on_kaggle
+from utils.environment import is_from_kit, on_kaggle
 from utils.preflight_job import Finding, Job, mounted
 
 # Modules that notebooks import, and their packages; tests/test_preflight.py follows the imports and holds this against them.
@@ -88,8 +88,8 @@ def _lacking(modules: dict[str, str]) -> dict[str, str]:
 
 
 def _install_from_wheels(requirements: Sequence[str]) -> None:
-    """Install without a network, and of the dependencies only those that are missing: Kaggle's image must stay as it is."""
-    folders = mounted(".whl") if requirements else []
+    """Install from the kit's own dataset, with missing dependencies alone: Kaggle's image must stay as it is."""
+    folders = [folder for folder in mounted(".whl") if is_from_kit(folder)] if requirements else []
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index", "--no-deps"]
     command += [f"--find-links={folder}" for folder in folders]
     todo = list(requirements) if folders else []

@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
-from utils.bundle import link_or_copy, write_bundle
+from utils.bundle import write_bundle
 from utils.configuration import TrainConfig
 from utils.environment import COMPETITION, PROJECT, KitError, cpu_count, read_json, runs_dir, working_dir, write_json
 from utils.hidden_test import HiddenTest, make_hidden_test
@@ -203,9 +203,7 @@ def _train_example(folder: Path) -> Path:
 def mount_dataset(dataset: Path, input_dir: Path) -> None:
     """Put a dataset where Kaggle mounts it, under its slug, zip archives unpacked into folders of their names."""
     slug = read_json(dataset / "dataset-metadata.json")["id"].split("/")[1]
-    shutil.copytree(
-        dataset, input_dir / slug, copy_function=link_or_copy, ignore=shutil.ignore_patterns("dataset-metadata.json", "*.zip")
-    )
+    shutil.copytree(dataset, input_dir / slug, ignore=shutil.ignore_patterns("dataset-metadata.json", "*.zip"))
     for path in dataset.glob("*.zip"):
         with zipfile.ZipFile(path) as archive:
             archive.extractall(input_dir / slug / path.stem)

@@ -115,7 +115,7 @@ def missing_requirements(requirements: Path, image: Mapping[str, str] = KAGGLE_I
     WheelError
         If a line can't be read.
     """
-    imported = {name.partition(".")[0] for name in _reached(requirements.parent)}
+    imported = {name.partition(".")[0] for name in reached_modules(requirements.parent)}
     wanted = [_parse(line, requirements) for line in _lines(requirements)]
     return [str(need) for need in wanted if _import_name(need.name) in imported and not _has(image, need)]
 
@@ -132,8 +132,8 @@ def _parse(line: str, source: Path) -> Requirement:
         raise WheelError(f"{source}: {line!r} can't be read as a requirement ({error}): write NAME>=VERSION.") from error
 
 
-def _reached(project: Path) -> set[str]:
-    """Dotted names of all modules that the notebooks import, and of what those of ``utils`` import in turn."""
+def reached_modules(project: Path) -> set[str]:
+    """Return the dotted names of all that the notebooks import, and of what those of ``utils`` import in turn."""
     todo = {name for path in project.glob("notebooks/*.ipynb") for name in _imports(_code_of(path))}
     reached = set()
     while todo:
