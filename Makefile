@@ -5,38 +5,44 @@ READY := .venv/.ready
 DEMO ?= outputs/demo
 PAPERMILL := $(BIN)/papermill --no-progress-bar --log-output --log-level WARNING
 
+DEMO_MARK := $(DEMO)/.made-by-make-demo
+
 # The demo's pictures are small and its epochs few: it shows that everything works, in minutes on two cores.
-DEMO_DATA := -p competition_dir $(DEMO)/competition -p cache_dir $(DEMO)/cache
+DEMO_DATA := -p competition_dir "$(DEMO)/competition" -p cache_dir "$(DEMO)/cache"
 DEMO_SIZE := -p image_height 96 -p image_width 72
 DEMO_TRAIN := $(DEMO_DATA) $(DEMO_SIZE) -p n_folds 2 -p batch_size 8 -p learning_rate 1e-3 -p positive_share 0.5
 DEMO_RUNS := $(DEMO)/runs/cnn,$(DEMO)/runs/resnet50,$(DEMO)/runs/rnn
+DEMO_TUNED := -p run_dirs "$(DEMO_RUNS)" -p threshold_path "$(DEMO)/threshold.json"
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test kaggle rehearse bench oldest lint format clean
+.PHONY: help venv demo test kaggle rehearse bench oldest newest lint format clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-$(READY): requirements.txt
+$(READY): requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
 	@echo "Installing into .venv (about 6 GB with torch; some minutes, once) …"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
 	@touch $@
 
-venv: $(READY) ## make .venv and install requirements.txt into it
+venv: $(READY) ## make .venv and install requirements.txt into it, at the versions of constraints.txt
 
+# It deletes the folder of an earlier demo, and no other.
 demo: $(READY) ## preprocess, train three architectures, tune, report and submit on synthetic mammograms
-	@rm -rf $(DEMO) && mkdir -p $(DEMO)/notebooks
-	$(BIN)/python -m utils.phantom $(DEMO)/competition --train-patients 100 --test-patients 40 --height 256 --contrast 2
-	$(PAPERMILL) notebooks/preprocess.ipynb $(DEMO)/notebooks/preprocess.ipynb $(DEMO_DATA) $(DEMO_SIZE)
-	$(PAPERMILL) notebooks/train.ipynb $(DEMO)/notebooks/train-cnn.ipynb $(DEMO_TRAIN) -p architecture cnn -p run_dir $(DEMO)/runs/cnn -p epochs 5
-	$(PAPERMILL) notebooks/train.ipynb $(DEMO)/notebooks/train-resnet50.ipynb $(DEMO_TRAIN) -p architecture resnet50 -p run_dir $(DEMO)/runs/resnet50 -p epochs 4
-	$(PAPERMILL) notebooks/train.ipynb $(DEMO)/notebooks/train-rnn.ipynb $(DEMO_TRAIN) -p architecture rnn -p run_dir $(DEMO)/runs/rnn -p epochs 4
-	$(PAPERMILL) notebooks/tune_threshold.ipynb $(DEMO)/notebooks/tune_threshold.ipynb -p run_dirs $(DEMO_RUNS) -p threshold_path $(DEMO)/threshold.json
-	$(PAPERMILL) notebooks/report.ipynb $(DEMO)/notebooks/report.ipynb $(DEMO_DATA) -p run_dirs $(DEMO_RUNS) -p threshold_path $(DEMO)/threshold.json -p report_path $(DEMO)/report.html
-	$(PAPERMILL) notebooks/submit.ipynb $(DEMO)/notebooks/submit.ipynb $(DEMO_DATA) -p run_dirs $(DEMO_RUNS) -p threshold_path $(DEMO)/threshold.json -p submission_path $(DEMO)/submission.csv
-	@$(BIN)/python -m utils.demo $(DEMO)
+	@test -n "$(DEMO)" || { echo 'DEMO is empty. Name a folder, such as DEMO=outputs/demo.'; exit 1; }
+	@test ! -e "$(DEMO)" || test -e "$(DEMO_MARK)" || { echo '"$(DEMO)" was not made by make demo. Name another folder with DEMO=, or delete it.'; exit 1; }
+	@rm -rf -- "$(DEMO)" && mkdir -p -- "$(DEMO)/notebooks" && touch -- "$(DEMO_MARK)"
+	$(BIN)/python -m utils.phantom "$(DEMO)/competition" --train-patients 100 --test-patients 40 --height 256 --contrast 2
+	$(PAPERMILL) notebooks/preprocess.ipynb "$(DEMO)/notebooks/preprocess.ipynb" $(DEMO_DATA) $(DEMO_SIZE)
+	$(PAPERMILL) notebooks/train.ipynb "$(DEMO)/notebooks/train-cnn.ipynb" $(DEMO_TRAIN) -p architecture cnn -p run_dir "$(DEMO)/runs/cnn" -p epochs 5
+	$(PAPERMILL) notebooks/train.ipynb "$(DEMO)/notebooks/train-resnet50.ipynb" $(DEMO_TRAIN) -p architecture resnet50 -p run_dir "$(DEMO)/runs/resnet50" -p epochs 4
+	$(PAPERMILL) notebooks/train.ipynb "$(DEMO)/notebooks/train-rnn.ipynb" $(DEMO_TRAIN) -p architecture rnn -p run_dir "$(DEMO)/runs/rnn" -p epochs 4
+	$(PAPERMILL) notebooks/tune_threshold.ipynb "$(DEMO)/notebooks/tune_threshold.ipynb" $(DEMO_TUNED)
+	$(PAPERMILL) notebooks/report.ipynb "$(DEMO)/notebooks/report.ipynb" $(DEMO_DATA) $(DEMO_TUNED) -p report_path "$(DEMO)/report.html"
+	$(PAPERMILL) notebooks/submit.ipynb "$(DEMO)/notebooks/submit.ipynb" $(DEMO_DATA) $(DEMO_TUNED) -p submission_path "$(DEMO)/submission.csv"
+	@$(BIN)/python -m utils.demo "$(DEMO)"
 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -61,6 +67,11 @@ oldest: ## run what needs no torch at the oldest versions that requirements.txt 
 	@grep -vE '^(#|$$|torch|timm|captum|onnx|kaggle|jupyter|papermill|ruff|nbstripout|tensorboard|playwright)' requirements.txt | sed 's/>=/==/' > .venv-oldest/requirements.txt
 	@.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-oldest/requirements.txt
 	.venv-oldest/bin/python -m pytest -p no:cacheprovider -n 2 --dist loadfile $(OLDEST_TESTS)
+
+newest: ## run the tests with the newest versions that requirements.txt allows (another 6 GB)
+	@$(PYTHON) -m venv .venv-newest
+	@.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade -r requirements.txt
+	.venv-newest/bin/python -m pytest -p no:cacheprovider -n 2 --dist loadfile
 
 lint: $(READY) ## check style, and that the notebooks are stored without outputs
 	$(BIN)/ruff check .

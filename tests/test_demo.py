@@ -1,8 +1,13 @@
+import shutil
+import subprocess
+
 import numpy as np
 import pandas as pd
+import pytest
 from test_predictions import write_oof
 
 from utils.demo import demo_table
+from utils.environment import PROJECT
 from utils.intervals import Interval
 from utils.phantom import read_truth
 from utils.tuning import tune
@@ -27,3 +32,35 @@ def test_table_has_a_row_per_architecture_and_scores_the_submission(competition,
     assert table.loc["average", "AUC [95 %]"] == str(Interval(**tuned["auc"]))
     assert table.loc["average", "pF1 nested [95 %]"] == str(Interval(**tuned["pf1_nested"]))
     assert table.loc["cnn", "pF1 tuned"] == f"{tune(runs[:1])['pf1']:.3f}"
+
+
+@pytest.fixture
+def make_demo(tmp_path):
+    """Run ``make demo`` in a copy of the Makefile, with commands that do nothing in place of Python and papermill."""
+    for name in ("Makefile", "requirements.txt", "constraints.txt"):
+        shutil.copy(PROJECT / name, tmp_path)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    for name in ("python", "papermill"):
+        (tmp_path / ".venv" / "bin" / name).symlink_to("/bin/true")
+    (tmp_path / ".venv" / ".ready").touch()
+    (tmp_path / "my").mkdir()
+    (tmp_path / "my" / "thesis.txt").write_text("precious")
+
+    def run(folder):
+        return subprocess.run(["make", "demo", f"DEMO={folder}"], cwd=tmp_path, capture_output=True, text=True)
+
+    return run
+
+
+@pytest.mark.parametrize("folder", ["my", "my/thesis.txt", ".", "", "./my/", ".."])
+def test_make_demo_deletes_nothing_that_it_did_not_make(make_demo, tmp_path, folder):
+    done = make_demo(folder)
+    assert done.returncode and "DEMO" in done.stdout
+    assert (tmp_path / "my" / "thesis.txt").read_text() == "precious" and (tmp_path / "Makefile").is_file()
+
+
+def test_make_demo_takes_a_folder_with_a_space_and_begins_again_there(make_demo, tmp_path):
+    assert make_demo("my demo").returncode == 0
+    (tmp_path / "my demo" / "old.csv").touch()
+    assert make_demo("my demo").returncode == 0
+    assert not (tmp_path / "my demo" / "old.csv").exists() and (tmp_path / "my" / "thesis.txt").is_file()

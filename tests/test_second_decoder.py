@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import dicomsdl
 import numpy as np
 import pydicom
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from utils.dicom import read_stored
 from utils.tables import image_paths
 
+dicomsdl = pytest.importorskip("dicomsdl")  # requirements.txt says where it has no wheels
 SAMPLE = Path(__file__).resolve().parents[2] / "shared" / "data" / "rsna-sample"
 
 
