@@ -49,6 +49,21 @@ def parameters(name):
     return dict(re.findall(r"^(\w+): \w+ = .+?  # (.+)$", tagged[0].source, re.MULTILINE)), tagged[0].source
 
 
+def test_kit_that_make_kaggle_marked_is_taken_from_among_several(tmp_path, monkeypatch, capsys):
+    """In all notebooks alike: their first cell finds the kit."""
+    for name in ("another-dataset", "kit/mammography-kit-0.1.0"):
+        (tmp_path / name / "utils").mkdir(parents=True)
+        (tmp_path / name / "utils" / "environment.py").touch()
+    kit = tmp_path / "kit" / "mammography-kit-0.1.0"
+    (kit / "kit.json").touch()
+    (source,) = {cell.source for name in NOTEBOOKS for cell in cells(name) if cell.id == "root"}
+    (tmp_path / "working").mkdir()
+    monkeypatch.chdir(tmp_path / "working")
+    monkeypatch.setattr(sys, "path", [])
+    exec(source.replace('"/kaggle/input"', repr(str(tmp_path))), {})
+    assert sys.path == [str(kit)] and capsys.readouterr().out == f"The kit is in {kit}.\n"
+
+
 def execute(name, output, folder, **values):
     """Run a notebook by papermill's command line, as the README says."""
     source = NOTEBOOKS[name].relative_to(folder) if NOTEBOOKS[name].is_relative_to(folder) else NOTEBOOKS[name]
