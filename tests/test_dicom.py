@@ -421,23 +421,6 @@ def test_unsupported_transfer_syntax_is_refused(tmp_path, read):
     assert_refused(read, path, f"transfer syntax {JPEGBaseline8Bit} is not supported")
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"WindowWidth": 0},
-        {"WindowWidth": 0.5},
-        {"WindowWidth": -100},
-        {"WindowWidth": 0, "VOILUTFunction": "LINEAR_EXACT"},
-        {"WindowWidth": -1, "VOILUTFunction": "SIGMOID"},
-        {"WindowWidth": 100, "VOILUTFunction": "CUBIC"},
-    ],
-)
-def test_impossible_window_is_refused_but_stored_values_are_read(tmp_path, changes):
-    path = make_dicom(tmp_path, WindowCenter=100, **changes)
-    assert_refused(read_dicom, path, "can't be applied")
-    np.testing.assert_array_equal(read_stored(path), ramp())
-
-
 def short_lut(vr: str, bits: int = 16, entries: int = 4096) -> Dataset:
     """A LUT that declares more entries than it has."""
     item = lut(range(10), 0, bits, vr)
@@ -451,15 +434,8 @@ def test_modality_lut_shorter_than_declared_is_refused(tmp_path, vr):
     assert_refused(read_dicom, path, "can't be applied")
 
 
-@pytest.mark.parametrize("bits", [0, 17, 2000])
-def test_voi_lut_of_impossible_depth_is_refused(tmp_path, bits):
-    path = make_dicom(tmp_path, VOILUTSequence=[lut(range(4096), 0, bits)])
-    assert_refused(read_dicom, path, "can't be applied")
-
-
-@pytest.mark.parametrize("changes", [{"WindowCenter": "nan"}, {"WindowWidth": "nan"}, {"RescaleSlope": "nan"}])
-def test_window_that_is_not_a_number_is_refused(tmp_path, changes):
-    header = {"WindowCenter": 100, "WindowWidth": 50, "RescaleSlope": 1, "RescaleIntercept": 0} | changes
+def test_slope_that_is_not_a_number_is_refused(tmp_path):
+    header = {"WindowCenter": 100, "WindowWidth": 50, "RescaleSlope": "nan", "RescaleIntercept": 0}
     with pydicom.config.disable_value_validation():
         assert_refused(read_dicom, make_dicom(tmp_path, **header), "can't be applied")
 

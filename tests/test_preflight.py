@@ -539,7 +539,7 @@ def image_files(folder: Path, split: str = "test") -> list[Path]:
     {
         "does not exist": Path.unlink,
         "is empty": lambda path: path.write_bytes(b""),
-        "does not begin like a DICOM file": lambda path: path.write_bytes(b"<html>" + bytes(200)),
+        "(it does not begin like a DICOM file)": lambda path: path.write_bytes(b"<html>" + bytes(200)),
     }.items(),
 )
 def test_one_bad_image_is_a_warning_and_all_are_fatal(problem, damage, real):

@@ -28,8 +28,8 @@ from pydicom.uid import (
 )
 
 from utils.encapsulated import Codestream
-from utils.environment import KitError
-from utils.window import grey_table, has_window
+from utils.header import DicomError, read_elements, read_header
+from utils.window import grey_table, read_voi
 
 # A broken file becomes a DicomError; pydicom would print a traceback of its own for it as well.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
@@ -49,18 +49,15 @@ DECODERS: dict[str, Callable[[bytes], np.ndarray]] = {
     "jpeg_lossless": imagecodecs.jpeg_decode,
 }
 PHOTOMETRIC = ("MONOCHROME1", "MONOCHROME2")
-
-
-class DicomError(KitError):
-    """A file that can't be read as a mammogram; ``path`` names it and ``reason`` says why."""
-
-    def __init__(self, path: str | Path, reason: str):
-        super().__init__(path, reason)  # both arguments, so that it survives pickling between processes
-        self.path = Path(path)
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+NEEDED = (
+    "Rows",
+    "Columns",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "BitsAllocated",
+    "BitsStored",
+    "PixelRepresentation",
+)
 
 
 def read_dicom(path: str | Path) -> np.ndarray:
@@ -144,19 +141,22 @@ class DicomFile:
     shape : (int, int)
         Rows and columns at full resolution.
     codec : {"jpeg2000", "jpeg_lossless", "rle", "uncompressed"}
+    flags : tuple of str
+        What is unusual in the header, as `utils.header.read_header` and `utils.window.Voi` explain.
     """
 
     def __init__(self, path: str | Path, file: BinaryIO):
         self.path = Path(path)
         with self._explained("not a readable DICOM file"):
-            self.header = pydicom.dcmread(file, stop_before_pixels=True)
+            self.header, flags = read_header(file, self.path)
         reason = _contradiction(self.header)
         if reason:
             raise DicomError(path, reason)
         self.shape = int(self.header.Rows), int(self.header.Columns)
         self.codec = CODECS[self.header.file_meta.TransferSyntaxUID]
         with self._explained("its modality LUT or window can't be applied"):
-            self._windowed = has_window(self.header)
+            self._voi = read_voi(self.header)
+        self.flags = flags + self._voi.flags
         self._file = file
         self._frames: dict[int, np.ndarray] = {}
 
@@ -167,7 +167,7 @@ class DicomFile:
         0 where the codec has no lower resolutions, where they don't lie one after the other, and where the header has no
         window: the values are then stretched over the range of the full picture, which only the full picture tells.
         """
-        if self.codec != "jpeg2000" or not self._windowed:
+        if self.codec != "jpeg2000" or not self._voi.show:
             return 0
         with self._explained():
             return self._codestream.layout.levels if self._codestream.layout else 0
@@ -238,12 +238,12 @@ class DicomFile:
         DicomError
             If the modality LUT or the window can't be applied.
         """
-        if self._windowed:
+        if self._voi.show:
             lowest, highest = min(int(values.min()), 0), int(values.max())  # unsigned values are then indices as they are
         else:
             lowest, highest = self._full_range
         with self._explained("its modality LUT or window can't be applied"):
-            table = grey_table(self.header, lowest, highest)
+            table = grey_table(self.header, self._voi, lowest, highest)
         index = values if lowest == 0 else np.subtract(values, lowest, dtype=np.int32)
         return table.take(index, mode="clip")
 
@@ -279,7 +279,8 @@ def _contradiction(header: pydicom.Dataset) -> str:
         samples, photometric = int(header.SamplesPerPixel), header.PhotometricInterpretation
         bits, allocated, signed = int(header.BitsStored), int(header.BitsAllocated), int(header.PixelRepresentation)
     except Exception as error:  # as above
-        return f"a needed header element is missing or broken ({error})"
+        missing = [name for name in NEEDED if name not in header]
+        return f"its header lacks {', '.join(missing)}" if missing else f"a needed header element is broken ({error})"
     checks = {
         f"transfer syntax {syntax} is not supported": syntax not in CODECS,
         f"{rows} rows by {columns} columns is not a usable size": not 0 < rows * columns <= MAX_PIXELS,
@@ -293,7 +294,7 @@ def _contradiction(header: pydicom.Dataset) -> str:
 
 
 def _decode_plain(path: Path, codec: str) -> np.ndarray:
-    dataset = pydicom.dcmread(path)
+    dataset, _ = read_elements(path)
     present = len(dataset.get("PixelData") or b"")
     if not present:
         raise DicomError(path, "it has no pixel data")

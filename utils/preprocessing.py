@@ -106,7 +106,7 @@ def describe(file: DicomFile, plan: Plan) -> dict:
         "crop_bottom": crop.bottom,
         "crop_right": crop.right,
         "flipped": int(crop.flipped),
-        "flags": " ".join(crop.flags),
+        "flags": " ".join(file.flags + crop.flags),
         "codec": file.codec,
         "decoded": f"1/{2**decoded}",
         "halved": f"1/{2**plan.discard}",

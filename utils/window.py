@@ -3,23 +3,63 @@
 All of it maps one stored value to one grey value, so it is computed once per possible value and applied as a table.
 """
 
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import zip_longest
+
 import numpy as np
 import pydicom
 from pydicom.pixels import apply_modality_lut
 
-
-def has_window(header: pydicom.Dataset) -> bool:
-    """Tell whether the header says how to show the values; else they are stretched over their own range."""
-    return bool(header.get("VOILUTSequence")) or None not in _window(header)
+IGNORED, RESCALED = "window_ignored", "voi_lut_rescaled"
 
 
-def grey_table(dataset: pydicom.Dataset, lowest: int, highest: int) -> np.ndarray:
+@dataclass(frozen=True)
+class Voi:
+    """How a header says that values after the modality LUT are shown.
+
+    Parameters
+    ----------
+    show : callable or None
+        Maps values to [0, 1]. None if the header does not say: the values are then stretched over their own range.
+    flags : tuple of str
+        ``window_ignored``: a VOI LUT or window of the header can't be applied, and the next one, or the range, took its place.
+        ``voi_lut_rescaled``: the entries of the VOI LUT do not have the bits that it declares, and its own maximum is white.
+    """
+
+    show: Callable[[np.ndarray], np.ndarray] | None
+    flags: tuple[str, ...] = ()
+
+
+def read_voi(header: pydicom.Dataset) -> Voi:
+    """Choose the first usable VOI LUT of a header, else its first usable window, else none.
+
+    A broken window must not cost the image: scanners and exports write widths of 0 where they know none.
+    """
+    flags: tuple[str, ...] = ()
+    for make in _choices(header):
+        try:
+            voi = make()
+        except Exception:  # broken elements raise what they like
+            flags = (IGNORED,)
+        else:
+            return Voi(voi.show, flags + voi.flags)
+    return Voi(None, flags)
+
+
+def grey_table(dataset: pydicom.Dataset, voi: Voi, lowest: int, highest: int) -> np.ndarray:
     """Grey value of every stored value from ``lowest`` to ``highest``.
 
     Parameters
     ----------
     dataset : Dataset
-        Header with the modality LUT, VOI LUT or window, and photometric interpretation.
+        Header with the modality LUT and photometric interpretation.
+    voi : Voi
+        From `read_voi`.
     lowest, highest : int
         The picture's smallest and largest stored value.
 
@@ -31,35 +71,15 @@ def grey_table(dataset: pydicom.Dataset, lowest: int, highest: int) -> np.ndarra
     Raises
     ------
     ValueError
-        If the window is not a valid one.
+        If the modality LUT gives values that are not finite.
     """
     values = apply_modality_lut(np.arange(lowest, highest + 1, dtype=np.int32), dataset)
-    grey = to_grey(values, dataset)
+    grey = (voi.show or _stretch)(values)
     if not np.isfinite(grey).all():
-        raise ValueError("it gives values that are no numbers")
+        raise ValueError("it gives values that are not finite")
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         grey = 1 - grey
     return grey.astype(np.float32)
-
-
-def to_grey(values: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
-    """Map values after the modality LUT to [0, 1]: by the VOI LUT sequence, else the first window, else their own range.
-
-    Parameters
-    ----------
-    values : ndarray, any shape and real dtype
-    dataset : Dataset
-
-    Returns
-    -------
-    ndarray of the same shape, float64 in [0, 1]
-    """
-    if dataset.get("VOILUTSequence"):
-        return _apply_voi_lut(values, dataset.VOILUTSequence[0], dataset.file_meta.TransferSyntaxUID.is_little_endian)
-    center, width = _window(dataset)
-    if center is None or width is None:
-        return _stretch(values)
-    return apply_window(values, center, width, dataset.get("VOILUTFunction") or "LINEAR")
 
 
 def apply_window(values: np.ndarray, center: float, width: float, function: str = "LINEAR") -> np.ndarray:
@@ -83,17 +103,13 @@ def apply_window(values: np.ndarray, center: float, width: float, function: str 
     Raises
     ------
     ValueError
-        If the function is unknown, ``width < 1`` for LINEAR, or ``width <= 0`` for the others.
+        If the function is unknown, a number is not finite, ``width < 1`` for LINEAR, or ``width <= 0`` for the others.
 
     References
     ----------
     DICOM PS3.3 C.11.2.1.2.1 (LINEAR), C.11.2.1.3.1 (SIGMOID), C.11.2.1.3.2 (LINEAR_EXACT).
     """
-    function = function.upper()
-    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
-        raise ValueError(f"unknown VOI LUT Function {function!r}")
-    if width < 1 if function == "LINEAR" else width <= 0:
-        raise ValueError(f"Window Width {width} is too small for {function}")
+    function = _checked_function(center, width, function)
     values = values.astype(np.float64)
     if function == "SIGMOID":
         # Far outside the window the exponential overflows to infinity, and the quotient is 0, as it should be.
@@ -106,19 +122,63 @@ def apply_window(values: np.ndarray, center: float, width: float, function: str 
     return np.clip((values - center) / width + 0.5, 0, 1)
 
 
-def _apply_voi_lut(values: np.ndarray, item: pydicom.Dataset, little_endian: bool) -> np.ndarray:
-    """Look values up in one item of the VOI LUT sequence; those outside take its first or last entry (PS3.3 C.11.2.1.1).
+def _checked_function(center: float, width: float, function: str) -> str:
+    function = function.upper()
+    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+        raise ValueError(f"unknown VOI LUT Function {function!r}")
+    if not (math.isfinite(center) and math.isfinite(width)):
+        raise ValueError(f"Window Center {center} and Window Width {width} must be finite")
+    if width < 1 if function == "LINEAR" else width <= 0:
+        raise ValueError(f"Window Width {width} is too small for {function}")
+    return function
+
+
+def _choices(header: pydicom.Dataset) -> Iterator[Callable[[], Voi]]:
+    """What may show the values, in order; each raises if it is broken."""
+    for item in header.get("VOILUTSequence") or ():
+        yield partial(_voi_of_lut, header, item)
+    for center, width in zip_longest(_numbers(header, "WindowCenter"), _numbers(header, "WindowWidth"), fillvalue=np.nan):
+        yield partial(_voi_of_window, center, width, header.get("VOILUTFunction") or "LINEAR")
+
+
+def _voi_of_window(center: float, width: float, function: str) -> Voi:
+    _checked_function(center, width, function)
+    return Voi(partial(apply_window, center=center, width=width, function=function))
+
+
+def _voi_of_lut(header: pydicom.Dataset, item: pydicom.Dataset) -> Voi:
+    """Read one item of the VOI LUT sequence (PS3.3 C.11.2.1.1).
 
     pydicom's `apply_voi` keeps the index in the entries' type, which wraps in 8-bit tables of more than 256 entries.
     """
-    entries, first, bits = (int(number) for number in item.LUTDescriptor)
-    if not 1 <= bits <= 16:
-        raise ValueError(f"a VOI LUT of {bits} bits")
-    table = item.LUTData
-    table = np.frombuffer(table, dtype="<u2" if little_endian else ">u2") if isinstance(table, bytes) else np.asarray(table)
-    entries = min(entries or 2**16, len(table))
-    index = np.clip(np.rint(values).astype(np.int64) - first, 0, entries - 1)
-    return np.clip(table[index] / (2**bits - 1), 0, 1)
+    little_endian = header.file_meta.TransferSyntaxUID.is_little_endian
+    entries, first, bits = (int(number) for number in _words(item.LUTDescriptor, little_endian))
+    table = _words(item.LUTData, little_endian)
+    entries = entries or 2**16
+    if bits <= 8 and len(table) == -(-entries // 2):  # two entries a word
+        table = table.astype("<u2").view(np.uint8)
+    table = table[:entries]
+    if table.min() == table.max():
+        raise ValueError("all entries of the VOI LUT are equal")
+    if first >= 2**15 and (header.PixelRepresentation == 1 or item["LUTDescriptor"].VR == "SS"):
+        first -= 2**16
+    # Some writers declare the bits allocated, and fill fewer; others fill more than they declare.
+    declared, highest = 2**bits - 1 if bits <= 16 else 0, int(table.max())
+    fits = declared // 2 < highest <= declared
+    show = partial(_look_up, table=table / (declared if fits else highest), first=first)
+    return Voi(show, () if fits else (RESCALED,))
+
+
+def _look_up(values: np.ndarray, table: np.ndarray, first: int) -> np.ndarray:
+    """Take the entries of values; those outside take the first or last one."""
+    return table[np.clip(np.rint(values).astype(np.int64) - first, 0, len(table) - 1)]
+
+
+def _words(value, little_endian: bool) -> np.ndarray:
+    """Unsigned 16-bit numbers of an element, whether its VR calls them numbers or bytes."""
+    if isinstance(value, bytes):
+        return np.frombuffer(value + b"\0" * (len(value) % 2), dtype="<u2" if little_endian else ">u2").astype(np.int64)
+    return np.atleast_1d(np.asarray(value, dtype=np.int64)) & 0xFFFF
 
 
 def _stretch(values: np.ndarray) -> np.ndarray:
@@ -126,12 +186,19 @@ def _stretch(values: np.ndarray) -> np.ndarray:
     return (values - lowest) / max(highest - lowest, np.finfo(np.float32).tiny)
 
 
-def _window(header: pydicom.Dataset) -> tuple[float | None, float | None]:
-    return _first(header.get("WindowCenter")), _first(header.get("WindowWidth"))
+def _numbers(header: pydicom.Dataset, keyword: str) -> list[float]:
+    """Numbers of a decimal element, NaN for each that is not one; none where it is absent or empty."""
+    try:
+        value = header.get(keyword)
+    except ValueError:  # one of several is not a number: the bytes still tell the others
+        value = header.get_item(keyword).value.decode("ascii", "replace").split("\\")
+    if value in (None, ""):
+        return []
+    return [_number(part) for part in (value if isinstance(value, pydicom.multival.MultiValue | list) else [value])]
 
 
-def _first(value) -> float | None:
-    """First of one or several values of a header element; None where it is absent or empty."""
-    if isinstance(value, pydicom.multival.MultiValue):
-        value = value[0] if len(value) else None
-    return None if value in (None, "") else float(value)
+def _number(value) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return np.nan
