@@ -63,6 +63,18 @@ def test_manifest_has_one_row_per_image_in_their_order(few, settings, tmp_path):
     assert not manifest.source.str.startswith("/").any()
 
 
+@pytest.mark.parametrize("column", ["patient_id", "image_id"])
+@pytest.mark.parametrize("bad", ["9" * 300, "../train_images", "", "é"])
+def test_image_whose_ids_can_not_name_a_file_has_an_error_in_its_row(few, settings, tmp_path, column, bad):
+    data, rows = few
+    build_cache(rows, data, "train", tmp_path / "cache", settings)  # its other id may be that of a cached picture
+    rows = rows.assign(**{column: rows[column].where(rows.index != rows.index[2], bad)})
+    manifest = build_cache(rows, data, "train", tmp_path / "cache", settings)
+    assert manifest.image_id.tolist() == rows.image_id.tolist() and list(manifest.columns) == cache.MANIFEST_COLUMNS
+    assert manifest.error[2] == "its patient_id or image_id can't name a file"
+    assert (manifest.error.drop(2) == "").all() and "5 of 6 images in the cache, 1 failed" in summarise(manifest)
+
+
 def test_processes_make_the_same_cache_as_none(few, settings, tmp_path):
     data, rows = few
     for name, workers in {"none": 0, "two": 2}.items():

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from utils.tables import TableError, assign_folds, breasts, image_paths, read_images, read_sample_submission
+from utils.tables import TableError, assign_folds, breasts, image_paths, name_files, read_images, read_sample_submission
 
 REAL_TABLE = Path(__file__).resolve().parents[2] / "shared" / "data" / "rsna-table"
 POSITIVE_BREASTS = 492  # of the competition's 23,826; as published
@@ -119,6 +119,29 @@ def test_broken_train_row_names_file_column_and_first_line(tmp_path, column, lin
     message = str(error.value)
     assert message.startswith(f"{tmp_path / 'train.csv'}, column {column}: ")
     assert f"first line {shown}: " in message
+
+
+LONG_ID = "9" * 300
+
+
+@pytest.mark.parametrize("column", ["patient_id", "image_id"])
+def test_long_id_of_a_train_table_is_refused(tmp_path, column):
+    write(tmp_path, changed(column, 3, LONG_ID))
+    with pytest.raises(TableError, match=rf"train\.csv, column {column}: must have at most 200 characters.* first line 3: "):
+        read_images(tmp_path, "train")
+
+
+@pytest.mark.parametrize("column", ["patient_id", "image_id"])
+@pytest.mark.parametrize("bad", [*BAD_IDS, LONG_ID])
+def test_test_table_keeps_a_row_whose_ids_can_not_name_a_file(tmp_path, column, bad):
+    write(tmp_path, changed(column, 3, bad, "test"), "test")
+    images = read_images(tmp_path, "test")
+    assert images[column][1] == bad and name_files(images).tolist() == [True, False, True, True]
+
+
+def test_two_empty_ids_of_a_test_table_are_not_repeated(tmp_path):
+    write(tmp_path, table("test").assign(image_id=["0001", "", "", "0004"]), "test")
+    assert name_files(read_images(tmp_path, "test")).tolist() == [True, False, False, True]
 
 
 @pytest.mark.parametrize("bad", BAD_IDS)

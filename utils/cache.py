@@ -23,7 +23,7 @@ from utils import gpu
 from utils.environment import KAGGLE_INPUT, KitError, read_json, working_dir, write_atomic, write_csv, write_json
 from utils.parallel import Outcome, StopRunError, map_items
 from utils.preprocessing import preprocess
-from utils.tables import image_paths, read_images
+from utils.tables import image_paths, name_files, read_images
 
 # The settings' hash comes last: a row that a kill cut short lacks it, and is dropped on reading.
 MANIFEST_COLUMNS = [
@@ -151,7 +151,7 @@ def build_cache(
     -------
     DataFrame
         One row per image, in the order of ``images``, with the columns `MANIFEST_COLUMNS`. ``error`` is empty where the picture
-        is in the cache, else it says why it is not.
+        is in the cache, else it says why it is not. An image whose ids can't name a file (`utils.tables.name_files`) has none.
 
     Raises
     ------
@@ -162,7 +162,8 @@ def build_cache(
     """
     cache_dir = Path(cache_dir)
     _claim(cache_dir, settings)
-    sources = dict(zip(images.image_id, image_paths(images, competition_dir, split), strict=True))
+    named = name_files(images).to_numpy()
+    sources = dict(zip(images.image_id[named], image_paths(images[named], competition_dir, split), strict=True))
     missing = partial(_missing, sources, cache_dir, split, settings)
     if missing() and os.access(cache_dir, os.W_OK):
         record = partial(_record, path=manifest_path(cache_dir, split), competition_dir=competition_dir, settings=settings)
@@ -173,9 +174,11 @@ def build_cache(
             ahead = None if cluster else _read_ahead
             title = "" if quiet else f"Preprocessing {split}"
             record(map_items(cache_one, missing(), num_workers, title, "images", cluster, ahead))
-    manifest = read_manifest(cache_dir, split, settings).set_index("image_id").reindex(list(sources)).reset_index()
+    manifest = read_manifest(cache_dir, split, settings).set_index("image_id").reindex(images.image_id.where(named))
+    manifest = manifest.reset_index().assign(image_id=images.image_id.to_numpy())
     never_tried = manifest.settings_hash.isna()
-    return manifest.fillna("").assign(error=manifest.error.mask(never_tried, f"{cache_dir} lacks it, and is read-only"))
+    error = manifest.error.mask(never_tried, f"{cache_dir} lacks it, and is read-only")
+    return manifest.fillna("").assign(error=error.where(named, "its patient_id or image_id can't name a file"))
 
 
 def _missing(sources: dict[str, Path], cache_dir: Path, split: str, settings: CacheSettings) -> list[tuple[str, Path]]:

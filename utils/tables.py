@@ -27,12 +27,14 @@ DTYPES = {
     "difficult_negative_case": str,
 }
 SHARED_COLUMNS = ["site_id", "patient_id", "image_id", "laterality", "view", "age", "implant", "machine_id"]
+FILE_IDS = ["patient_id", "image_id"]
 REQUIRED = {
     "train": [*SHARED_COLUMNS, "cancer"],
     "test": [*SHARED_COLUMNS, "prediction_id"],
     "sample_submission": ["prediction_id", "cancer"],
 }
 ID_PATTERN = r"[A-Za-z0-9_.-]*[A-Za-z0-9_-][A-Za-z0-9_.-]*"  # a plain file name: no separator, not "." or ".."
+LONGEST_ID = 200  # characters of an id that names files; file systems take 255 bytes, suffixes included
 FOLD_BY = ("patient", "machine")
 SHOWN_ROWS = 3
 
@@ -55,24 +57,33 @@ def read_images(competition_dir: str | Path, split: str) -> pd.DataFrame:
     DataFrame
         The file's rows in its order. Ids are str, ``cancer`` is int, ``age`` is float with NaN where missing.
         A train table gets ``prediction_id`` (patient and laterality), a test table keeps its own.
+        A test table also keeps rows whose ids can't name a file: one of them must not cost the others their predictions.
+        `name_files` tells them apart, and `utils.cache.build_cache` counts them as unreadable.
 
     Raises
     ------
     TableError
-        If a column is missing or badly typed, an id is empty, repeated or not a plain file name, a laterality is not L or R,
-        a label is not 0 or 1, a breast has two labels, or a prediction_id spans two patients.
+        If a column is missing or badly typed, an id is repeated, an id of a train table is empty or can't name a file,
+        a laterality is not L or R, a label is not 0 or 1, a breast has two labels, or a prediction_id spans two patients.
     """
     path = Path(competition_dir) / f"{split}.csv"
     images = _read_csv(path, REQUIRED[split])
-    _check_ids(images, path, ["patient_id", "image_id"])
-    _reject(images, images.image_id.duplicated(keep=False), path, "image_id", "is repeated; keep one row per image")
+    if split == "train":
+        _check_ids(images, path, FILE_IDS)
+        for column in FILE_IDS:
+            rule = f"must have at most {LONGEST_ID} characters, since it names files"
+            _reject(images, images[column].str.len() > LONGEST_ID, path, column, rule)
+    images = images.fillna(dict.fromkeys(FILE_IDS, ""))
+    named = name_files(images)
+    repeated = named & images.image_id.where(named).duplicated(keep=False)
+    _reject(images, repeated, path, "image_id", "is repeated; keep one row per image")
     _reject(images, ~images.laterality.isin(["L", "R"]), path, "laterality", "must be L or R")
     if split == "train":
         images["prediction_id"] = images.patient_id + "_" + images.laterality
         _check_labels(images, path)
     else:
         _check_ids(images, path, ["prediction_id"])
-        patients = images.groupby("prediction_id").patient_id.transform("nunique")
+        patients = images.patient_id.where(named).groupby(images.prediction_id).transform("nunique")
         _reject(images, patients > 1, path, "prediction_id", "must belong to one patient")
     return images.reset_index(drop=True)
 
@@ -193,6 +204,14 @@ def image_paths(images: pd.DataFrame, competition_dir: str | Path, split: str) -
     """Paths of the images' DICOM files in Kaggle's layout: ``{split}_images/patient_id/image_id.dcm``."""
     root = Path(competition_dir) / f"{split}_images"
     return [root / patient / f"{image}.dcm" for patient, image in zip(images.patient_id, images.image_id, strict=True)]
+
+
+def name_files(images: pd.DataFrame) -> pd.Series:
+    """Tell of which rows patient_id and image_id can name a folder and a file: bool, by row."""
+    named = pd.Series(True, index=images.index)
+    for column in FILE_IDS:
+        named &= images[column].str.fullmatch(ID_PATTERN, na=False).astype(bool) & (images[column].str.len() <= LONGEST_ID)
+    return named
 
 
 def _read_csv(path: Path, required: list[str], overrides: dict | None = None) -> pd.DataFrame:
