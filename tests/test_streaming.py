@@ -24,7 +24,7 @@ from utils.metrics import sigmoid
 from utils.predictions import aggregate
 from utils.run_folder import finished_folds, load_config
 from utils.streaming import predict_runs
-from utils.submission import PRIOR, SubmissionError, complete, validate_submission
+from utils.submission import PRIOR, Draft, SubmissionError, complete, validate_submission
 from utils.tables import read_sample_submission
 from utils.training import load_fold, make_dataset, train_run
 from utils.tuning import tune
@@ -293,6 +293,85 @@ def test_wholly_unreadable_test_set_still_gives_a_submission(trained, tuned, tes
     predicted, _ = predict_runs(trained, test_images, broken_competition, tmp_path / "cache", tuned, 0)
     completed, filled = complete(predicted, test_images, prior=0.02)
     assert (completed == 0.02).all() and len(filled) == len(completed)
+
+
+@pytest.mark.parametrize("image_id", ["9" * 300, "é" * 100, "../../secret", "a/b", "..", "nul\0", ""])
+def test_image_id_that_can_not_name_a_file_costs_its_own_image(
+    trained, tuned, alone, test_images, competition, test_cache, image_id
+):
+    changed = test_images.assign(image_id=test_images.image_id.where(test_images.index != 0, image_id))
+    found, _ = predict_runs(trained, changed, competition, test_cache, tuned, 0)
+    whole = test_images.prediction_id[test_images.prediction_id != test_images.prediction_id[0]].unique()
+    assert np.allclose(found[whole], alone.mean(axis=1)[whole], atol=1e-6)
+
+
+def broken_logits(monkeypatch, member_breaks, value, rows=slice(None)):
+    """Make the logits of some members, or of some of their items, no finite number."""
+    logits = ensemble._logits
+
+    def broken(member, batch, flip):
+        found = logits(member, batch, flip)
+        if member_breaks(member):
+            found[rows] = value
+        return found
+
+    monkeypatch.setattr(ensemble, "_logits", broken)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_fold_without_finite_numbers_is_named_and_counts_for_nothing(
+    trained, tuned, test_images, competition, test_cache, monkeypatch, small_chunks, capsys, value
+):
+    first = finished_folds(trained[0])[0]
+    variant = load_variants(trained, True, [CPU])[0]
+    members = [member for member in variant.members if member.fold_dir != first]
+    expected = ensemble.Variant(TINY, members).predict(test_images, test_cache, "mean", Plan(True, 2, 1)).mean(axis=1)
+    broken_logits(monkeypatch, lambda member: member.fold_dir == first, value)
+    found, log = predict_runs(trained, test_images, competition, test_cache, tuned, 0)
+    assert np.allclose(found, expected.loc[found.index], atol=1e-6) and len(found) == 8
+    assert log.not_finite == {str(first): len(test_images)}
+    assert json.loads(json.dumps(log.to_json(Deadline())))["not_finite"] == log.not_finite
+    assert log.table().images[f"NaN or infinite: {first}"] == len(test_images)
+    assert capsys.readouterr().out.count(f"{first} gives NaN or infinity") == 1
+
+
+def test_single_images_without_finite_numbers_are_counted(trained, tuned, test_images, competition, test_cache, monkeypatch):
+    monkeypatch.setattr(streaming, "FIRST_CHUNK", len(test_images))  # one batch
+    folds = [str(fold) for run in trained for fold in finished_folds(run)]
+    broken_logits(monkeypatch, lambda member: str(member.fold_dir) in folds[1:3], np.nan, rows=0)
+    found, log = predict_runs(trained, test_images, competition, test_cache, tuned, 0)
+    assert len(found) == 8 and found.notna().all()
+    breasts = test_images.groupby("prediction_id").size()
+    assert log.not_finite[folds[1]] == 1 and log.not_finite[folds[2]] in set(breasts)  # the second run reads breasts
+    assert list(log.not_finite) == folds[1:3]
+
+
+@pytest.mark.parametrize("broken_runs", [1, 2])
+def test_run_without_finite_numbers_leaves_the_others_then_the_prior(
+    trained, tuned, alone, test_images, competition, test_cache, monkeypatch, tmp_path, broken_runs
+):
+    broken_logits(monkeypatch, lambda member: member.run in trained[:broken_runs], np.nan)
+    draft = Draft(tmp_path / "submission.csv", test_images, competition, 0.02, lambda probabilities: probabilities * 0)
+    found, log = predict_runs(trained, test_images, competition, test_cache, tuned, 0, publish=draft.update)
+    assert len(log.not_finite) == 2 * broken_runs
+    if broken_runs == 1:
+        assert np.allclose(found, alone.iloc[:, 1].loc[found.index], atol=1e-6) and len(found) == 8
+    else:
+        assert found.empty and (draft.finish(found, tmp_path / "s", {}).cancer == 0.02).all()
+
+
+def test_failing_summary_or_clean_up_costs_no_prediction(
+    trained, tuned, test_images, competition, test_cache, monkeypatch, capsys
+):
+    monkeypatch.setattr(streaming, "summarise", lambda manifest: 1 / 0)
+    monkeypatch.setattr(streaming._Stream, "_make_room", lambda *_: 1 / 0)
+    assert len(predict_runs(trained, test_images, competition, test_cache, tuned, 0)[0]) == 8
+    printed = capsys.readouterr().out
+    assert "are not deleted. (ZeroDivisionError" in printed and "decoded can't be shown. (ZeroDivisionError" in printed
+
+
+def test_log_without_stages_is_an_empty_table():
+    assert streaming.Log().table().empty
 
 
 def test_runs_of_two_picture_sizes_are_averaged(trained, tuned, test_images, competition, images, tmp_path):

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ class Member:
     """One fold's network on its device; ``number`` is its place among its run's folds."""
 
     run: Path
+    fold_dir: Path
     number: int
     config: TrainConfig
     model: nn.Module | Accelerated
@@ -98,8 +100,12 @@ class Variant:
                 member.model = accelerate(member.model, batch, member.config, device, math.inf, only)
         return {run.name: str(accelerated) for run, accelerated in chosen.items()}
 
-    def predict(self, images: pd.DataFrame, cache_dir: Path, aggregation: str, plan: Plan) -> pd.DataFrame:
+    def predict(
+        self, images: pd.DataFrame, cache_dir: Path, aggregation: str, plan: Plan, not_finite: Counter | None = None
+    ) -> pd.DataFrame:
         """Predict breasts with every run, averaged over its folds.
+
+        A logit that is NaN or infinite does not count: the other images and folds decide.
 
         Parameters
         ----------
@@ -109,11 +115,13 @@ class Variant:
         aggregation : str
             See `utils.predictions.aggregate`.
         plan : Plan
+        not_finite : Counter, optional
+            Gets the number of images without a finite logit, by fold folder.
 
         Returns
         -------
         DataFrame
-            Probabilities, indexed by prediction_id, one column a run.
+            Probabilities, indexed by prediction_id, one column a run; NaN where no logit is finite.
         """
         members = [member for member in self.members if member.number < plan.folds]
         by_fold: dict[Path, list[pd.Series]] = {run: [] for run in self.runs}
@@ -121,7 +129,11 @@ class Variant:
             alike = [member for member in members if member.items == items]
             table, logits = predict_members(alike, images, cache_dir, plan.flip)
             for member, column in zip(alike, logits.T, strict=True):
-                by_fold[member.run].append(aggregate(table.assign(probability=sigmoid(column)), aggregation))
+                finite = np.isfinite(column)
+                probability = np.where(finite, sigmoid(column), np.nan)
+                by_fold[member.run].append(aggregate(table.assign(probability=probability), aggregation))
+                if not_finite is not None and not finite.all():
+                    not_finite[member.fold_dir] += _count_images(member, table[~finite], images)
         return pd.DataFrame({run: pd.concat(folds, axis=1).mean(axis=1) for run, folds in by_fold.items()})
 
 
@@ -149,7 +161,7 @@ def load_variants(runs: Sequence[Path], is_phantom: bool, devices: Sequence[torc
         for number, fold_dir in enumerate(folds):
             model, vocabulary = load_fold(config, fold_dir)
             device = devices[(place + number) % len(devices)]
-            member = Member(run, number, config, model.to(device).eval(), vocabulary, device)
+            member = Member(run, fold_dir, number, config, model.to(device).eval(), vocabulary, device)
             members.setdefault(config.preprocessing, []).append(member)
     return [Variant(settings, alike) for settings, alike in members.items()]
 
@@ -230,6 +242,11 @@ def _seconds(member: Member, batch: Batch) -> float:
     start = time.perf_counter()
     _logits(member, batch, flip=True)
     return time.perf_counter() - start
+
+
+def _count_images(member: Member, items: pd.DataFrame, images: pd.DataFrame) -> int:
+    """Count the images of items: an item is an image, or a breast with all its images."""
+    return len(items) if member.config.model.item == "image" else int(images.prediction_id.isin(items.prediction_id).sum())
 
 
 def _by_device(members: Sequence[Member]) -> dict[torch.device, list[int]]:

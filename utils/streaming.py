@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from utils.ensemble import load_variants
 from utils.environment import on_kaggle, pick_devices
 from utils.parallel import prefetched
 from utils.phantom import is_phantom_competition
+from utils.submission import warning_only
+from utils.tables import name_files
 from utils.tuning import apply_tuned, weights_of
 
 FIRST_CHUNK = 16  # images: soon measured, so that little is done before the time is planned
@@ -68,17 +71,23 @@ class Log:
         Images that could not be predicted, and why.
     acceleration : dict of str to str
         How each run's networks were made faster, where they were.
+    not_finite : dict of str to int
+        Images for which a fold gave NaN or infinity, and so did not count, by the fold's folder.
     """
 
     stages: dict = field(default_factory=dict)
     plans: dict[str, int] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     acceleration: dict[str, str] = field(default_factory=dict)
+    not_finite: dict[str, int] = field(default_factory=dict)
 
     def table(self) -> pd.DataFrame:
-        """Stages: images, seconds, and seconds an image."""
-        table = pd.DataFrame(self.stages).T.astype({"images": int})
-        return table.assign(per_image=table.seconds / table.images.where(table.images > 0)).rename_axis("stage").round(3)
+        """Stages: images, seconds, and seconds an image; then the folds that gave NaN or infinity, and for how many images."""
+        table = pd.DataFrame.from_dict(self.stages, "index", columns=["images", "seconds"]).astype({"images": int})
+        table = table.assign(per_image=table.seconds / table.images.where(table.images > 0)).round(3)
+        for fold, images in self.not_finite.items():
+            table.loc[f"NaN or infinite: {fold}", "images"] = images
+        return table.astype({"images": int}).rename_axis("stage")
 
     def to_json(self, deadline: Deadline) -> dict:
         """Plain dictionary for the provenance, with the whole time."""
@@ -126,7 +135,7 @@ def predict_runs(
     Returns
     -------
     probabilities : Series
-        Indexed by prediction_id; breasts that no run could predict are absent.
+        Indexed by prediction_id, finite; breasts that no run could predict are absent.
     log : Log
 
     Raises
@@ -141,7 +150,8 @@ def predict_runs(
     predicted = pd.Series(dtype=float)
     for by_run in stream.predictions(tuned["aggregation"]):
         weight = pd.Series(weights).loc[by_run.columns]
-        averaged = (by_run * weight).sum(axis=1) / (by_run.notna() * weight).sum(axis=1)  # of the runs that could read it
+        # Of the runs that could read it and gave a finite number; a breast without any is left out.
+        averaged = ((by_run * weight).sum(axis=1) / (by_run.notna() * weight).sum(axis=1)).dropna()
         predicted = pd.concat([predicted, apply_tuned(tuned, averaged)]) if len(predicted) else apply_tuned(tuned, averaged)
         if publish:
             try:
@@ -182,9 +192,14 @@ class _Stream:
                 for seen, manifest in zip(self.manifests, chunk.manifests, strict=False):
                     seen.append(manifest)
                 yield from self._predict_or_fail(chunk, aggregation)
-                self._make_room(chunk, bar.total - bar.n)
+                with warning_only("Pictures that have been predicted are not deleted."):
+                    self._make_room(chunk, bar.total - bar.n)
                 bar.set_postfix_str(str(chunk.plan), refresh=False)
                 bar.update(len(chunk.images))
+        with warning_only("How the pictures were decoded can't be shown."):
+            self._summarise()
+
+    def _summarise(self) -> None:
         for variant, manifests in zip(self.variants, self.manifests, strict=True):
             if manifests:
                 settings = variant.settings
@@ -216,7 +231,7 @@ class _Stream:
         manifests, seconds, lacking = [], [], []
         for variant, cache_dir in zip(self.variants[: plan.variants], self.cache_dirs, strict=False):
             began = time.perf_counter()
-            pictures = [picture_path(cache_dir, "test", name) for name in images.image_id]
+            pictures = [picture_path(cache_dir, "test", name) for name in images.image_id[name_files(images)]]
             lacking += [path for path in pictures if not path.is_file()]
             workers = {"num_workers": self.num_workers, "quiet": True}
             manifests.append(build_cache(images, self.competition_dir, "test", cache_dir, variant.settings, **workers))
@@ -240,7 +255,7 @@ class _Stream:
             raise failed
 
     def _predict(self, chunk: Chunk, aggregation: str) -> Iterator[pd.DataFrame]:
-        by_variant = []
+        by_variant, not_finite = [], Counter()
         for place, manifest in enumerate(chunk.manifests):
             readable = chunk.images[(manifest.error == "").to_numpy()]
             if readable.empty:
@@ -248,13 +263,22 @@ class _Stream:
             if place not in self.accelerated:
                 self._accelerate(place, readable)
             began = time.perf_counter()
-            by_variant.append(self.variants[place].predict(readable, self.cache_dirs[place], aggregation, chunk.plan))
+            variant, cache_dir = self.variants[place], self.cache_dirs[place]
+            by_variant.append(variant.predict(readable, cache_dir, aggregation, chunk.plan, not_finite))
             seconds = time.perf_counter() - began
             self.pace.measured(place, chunk.plan, len(chunk.images), chunk.seconds[place], seconds)
             self.log.spent("predict", seconds, len(readable))
         self.log.plans[str(chunk.plan)] = self.log.plans.get(str(chunk.plan), 0) + len(chunk.images)
+        self._note_not_finite(not_finite)
         if by_variant:
             yield pd.concat(by_variant, axis=1)
+
+    def _note_not_finite(self, counts: Counter) -> None:
+        for fold, images in counts.items():
+            name = str(fold)
+            if name not in self.log.not_finite:
+                print(f"{name} gives NaN or infinity, first for {images} images: there it counts for nothing. Train it again.")
+            self.log.not_finite[name] = self.log.not_finite.get(name, 0) + images
 
     def _accelerate(self, place: int, images: pd.DataFrame) -> None:
         self.accelerated.add(place)

@@ -1,8 +1,13 @@
 """Probabilities to a submission that Kaggle takes, whatever could not be predicted."""
 
+import contextlib
+import itertools
+import math
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +17,7 @@ from utils.environment import KitError, read_json, versions, write_csv, write_js
 from utils.tables import read_images, read_sample_submission
 
 PRIOR = 492 / 23_826  # share of positive breasts in the competition's training set
+LONGEST_NAME = 100  # bytes of a kept copy's name; file systems take 255, time and suffixes included
 
 
 class SubmissionError(KitError):
@@ -42,6 +48,23 @@ def complete(probabilities: pd.Series, test_images: pd.DataFrame, prior: float) 
     return found.fillna(prior).clip(0, 1), found.index[found.isna()].tolist()
 
 
+@contextlib.contextmanager
+def warning_only(what: str) -> Iterator[None]:
+    """Print an error of the block as a warning: what comes after submission.csv must not end the notebook.
+
+    On Kaggle, a notebook that ends in an error has no submission, whatever it wrote before.
+
+    Parameters
+    ----------
+    what : str
+        A sentence that says what is missing if the block fails.
+    """
+    try:
+        yield
+    except Exception as error:  # any kind: nothing that follows is worth a submission
+        print(f"Warning: {what} ({type(error).__name__}: {error})")
+
+
 def write_prior(path: Path, competition_dir: str | Path | None) -> None:
     """Write a valid submission that knows nothing but the prevalence, so that there is one whatever happens next.
 
@@ -67,6 +90,12 @@ def write_prior(path: Path, competition_dir: str | Path | None) -> None:
 class Draft:
     """A submission.csv that is valid at any moment, and gets better with each update.
 
+    A breast with a prediction gets the decision. A breast without one keeps the prior, a probability, until the last update
+    decides it too. There are two exceptions, since a submission of zeros alone is worth nothing:
+
+    - If no breast has a prediction, every breast keeps the prior.
+    - If no prediction is decided positive, the highest are submitted as positive, as many as the prior expects.
+
     Parameters
     ----------
     path : Path
@@ -87,6 +116,10 @@ class Draft:
     prior: float
     decide: Callable[[pd.Series], pd.Series] | None = None
 
+    @cached_property
+    def _sample(self) -> pd.DataFrame:
+        return read_sample_submission(self.competition_dir)
+
     def update(self, probabilities: pd.Series) -> dict[str, pd.DataFrame]:
         """Write both files, each whole or not at all.
 
@@ -105,45 +138,148 @@ class Draft:
         SubmissionError
             If it would not be valid; nothing is written then.
         """
-        completed, _ = complete(probabilities, self.test_images, self.prior)
-        submitted = self.decide(completed).loc[completed.index] if self.decide else completed
-        tables = {
-            "submission": submitted.rename("cancer").rename_axis("prediction_id").reset_index(),
-            "probabilities": completed.rename("probability").rename_axis("prediction_id").reset_index(),
-        }
-        validate_submission(tables["submission"], read_sample_submission(self.competition_dir))
-        write_csv(self.path, tables["submission"])
-        write_csv(self.path.with_name("probabilities.csv"), tables["probabilities"])
+        tables, _ = self._tables(probabilities, is_last=False)
+        self._write(tables)
         return tables
 
     def finish(self, probabilities: pd.Series, submissions_dir: Path, provenance: dict) -> pd.DataFrame:
         """Write the last update, and a named copy of both files with a JSON of provenance.
 
+        Once submission.csv has been written, nothing raises: what fails is printed as a warning.
+
         Parameters
         ----------
         probabilities : Series
         submissions_dir : Path
-            Gets ``NAME.csv``, ``NAME_probabilities.csv`` and ``NAME.json``.
+            Gets ``NAME.csv``, ``NAME_probabilities.csv`` and ``NAME.json``, and loses nothing that it holds.
         provenance : dict
-            Written to the JSON, with versions, time and the breasts that were not predicted.
+            Written to the JSON, with versions, time, notes and the breasts that were not predicted.
 
         Returns
         -------
         DataFrame
             prediction_id, cancer, probability.
+
+        Raises
+        ------
+        SubmissionError
+            If it would not be valid; nothing is written then.
+        OSError
+            If submission.csv can't be written, and no earlier update is there.
         """
-        tables, moment = self.update(probabilities), time.strftime("%Y%m%d-%H%M%S")
-        name = f"{moment}-{provenance.get('name', 'submission')}"
-        write_csv(submissions_dir / f"{name}.csv", tables["submission"])
-        write_csv(submissions_dir / f"{name}_probabilities.csv", tables["probabilities"])
+        tables, notes = self._tables(probabilities, is_last=True)
+        try:
+            self._write(tables)
+        except OSError as error:
+            if not self.path.is_file():
+                raise
+            notes.append(f"The last update failed ({error}): {self.path} is valid, but may be that of an earlier update.")
         unpredicted = complete(probabilities, self.test_images, self.prior)[1]
-        made = {"hard": self.decide is not None, "unpredicted": unpredicted, "time": moment, "versions": versions()}
-        write_json(submissions_dir / f"{name}.json", provenance | made)
-        submission = tables["submission"].merge(tables["probabilities"])
-        print(f"{self.path}: {len(submission)} rows, {int((submission.cancer > 0.5).sum())} positive. Provenance: {name}.json")
-        if unpredicted:
-            print(f"{len(unpredicted)} breasts could not be predicted and have the prior: {' '.join(unpredicted[:5])}")
-        return submission
+        made = {"hard": self.decide is not None, "unpredicted": unpredicted, "notes": notes}
+        with warning_only("The submission is written, but its copies are not complete."):
+            values = tables["submission"].cancer
+            print(f"{self.path}: {len(values)} rows, {int((values > 0.5).sum())} positive.", *notes, sep="\n")
+            print(f"Provenance: {keep_copies(tables, submissions_dir, provenance | made)}.json in {submissions_dir}")
+        return tables["submission"].merge(tables["probabilities"])
+
+    def _tables(self, probabilities: pd.Series, is_last: bool) -> tuple[dict[str, pd.DataFrame], list[str]]:
+        """Make both tables, and notes on what is unusual about them."""
+        completed, unpredicted = complete(probabilities, self.test_images, self.prior)
+        submitted, notes = completed, []
+        if len(unpredicted) == len(completed):
+            notes = ["No breast could be predicted: every breast has the prior."]
+        elif unpredicted:
+            notes = [f"{len(unpredicted)} breasts could not be predicted, and count as the prior: {' '.join(unpredicted[:5])}"]
+        if self.decide and len(unpredicted) < len(completed):
+            submitted, note = self._decide(completed, ~completed.index.isin(unpredicted), is_last)
+            notes += [note] if note else []
+        tables = {
+            "submission": submitted.rename("cancer").rename_axis("prediction_id").reset_index(),
+            "probabilities": completed.rename("probability").rename_axis("prediction_id").reset_index(),
+        }
+        validate_submission(tables["submission"], self._sample)
+        return tables, notes
+
+    def _decide(self, completed: pd.Series, is_predicted: np.ndarray, is_last: bool) -> tuple[pd.Series, str]:
+        decided, note = self.decide(completed).loc[completed.index], ""
+        predicted = completed[is_predicted]
+        if not decided[is_predicted].any():
+            count = max(1, round(self.prior * len(predicted)))
+            decided = decided.mask(decided.index.isin(predicted.nlargest(count).index), 1)
+            note = f"No probability reaches the threshold: the {count} highest of {len(predicted)} are submitted as positive."
+        elif len(predicted) > 1 and decided[is_predicted].all():
+            note = f"All {len(predicted)} predicted breasts reach the threshold: the submission does not rank them."
+        if not is_last and not is_predicted.all():
+            decided = decided.astype(float).where(is_predicted, completed)
+        return decided, note
+
+    def _write(self, tables: dict[str, pd.DataFrame]) -> None:
+        write_csv(self.path, tables["submission"])
+        write_csv(self.path.with_name("probabilities.csv"), tables["probabilities"])
+
+
+def keep_copies(tables: dict[str, pd.DataFrame], folder: Path, provenance: dict) -> str:
+    """Write a submission's tables and its provenance into a folder, under a name that nothing there has.
+
+    Parameters
+    ----------
+    tables : dict of str to DataFrame
+        From `Draft.update`.
+    folder : Path
+    provenance : dict
+        Its ``name`` becomes part of the name; time and versions are added.
+
+    Returns
+    -------
+    str
+        The name, without a suffix.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    moment = time.strftime("%Y%m%d-%H%M%S")
+    name = _claim_name(folder, f"{moment}-{_file_name(str(provenance.get('name', '')))}")
+    try:
+        write_csv(folder / f"{name}.csv", tables["submission"])
+    except BaseException:
+        (folder / f"{name}.csv").unlink(missing_ok=True)  # it is empty
+        raise
+    write_csv(folder / f"{name}_probabilities.csv", tables["probabilities"])
+    write_json(folder / f"{name}.json", _plain(provenance | {"time": moment, "versions": versions()}))
+    return name
+
+
+def _file_name(text: str) -> str:
+    """Text as part of a file name: letters, digits, "_", "." and "-", at most `LONGEST_NAME` bytes."""
+    name = re.sub(r"[^\w.-]+", "_", text).encode()[:LONGEST_NAME].decode(errors="ignore")
+    return name or "submission"
+
+
+def _claim_name(folder: Path, stem: str) -> str:
+    """Take a name that no submission has: neither an earlier one of the same second, nor one that another process writes."""
+    numbered = (f"{stem}_{number}" for number in itertools.count(2))
+    return next(name for name in itertools.chain([stem], numbered) if _claim(folder, name))
+
+
+def _claim(folder: Path, name: str) -> bool:
+    if any((folder / f"{name}{ending}").exists() for ending in ("_probabilities.csv", ".json")):
+        return False
+    try:
+        (folder / f"{name}.csv").touch(exist_ok=False)  # of several processes, one alone makes it
+    except FileExistsError:
+        return False
+    return True
+
+
+def _plain(value: object) -> object:
+    """Turn a value into what JSON can hold: NaN and infinity into null, what JSON does not know into text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, np.ndarray | np.generic | pd.Series | pd.Index):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple | set):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
 def validate_submission(submission: pd.DataFrame, sample: pd.DataFrame) -> None:
