@@ -106,6 +106,16 @@ def test_keeping_copies_csv_and_provenance_and_overwrites_nothing(folder, tmp_pa
     assert other != kept and other.read_bytes() == path.read_bytes() != kept.read_bytes()
 
 
+def test_copies_kept_in_the_same_second_are_each_those_of_their_file(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger.time, "strftime", lambda form: "20261125-120000")
+    (tmp_path / "out").mkdir()
+    path = write_submission(tmp_path / "out")
+    for share in range(4):
+        path.write_text(f"prediction_id,cancer\n1_L,{share}\n")
+        assert keep(path).read_bytes() == path.read_bytes()
+    assert len(list(folder.glob("*.csv"))) == 4
+
+
 def test_notebooks_submission_csv_is_found_by_its_content_under_the_name_with_provenance(folder, tmp_path):
     path = tmp_path / "submission.csv"
     path.write_bytes(write_submission(folder).read_bytes())

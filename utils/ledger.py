@@ -4,6 +4,7 @@ CSV, since each submission is one row of plain values, which any spreadsheet ope
 """
 
 import hashlib
+import itertools
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -132,11 +133,13 @@ def keep(csv_path: Path) -> Path:
     Returns
     -------
     Path
-        Of the CSV there, named after the moment too where its name is taken by another content.
+        Of the CSV there, with the moment and a number in its name where other contents have the name.
     """
-    target = submissions_dir() / csv_path.name
-    if target.is_file() and hash_file(target) != hash_file(csv_path):
-        target = target.with_name(f"{time.strftime('%Y%m%d-%H%M%S')}-{csv_path.name}")
+    moment = time.strftime("%Y%m%d-%H%M%S")
+    numbered = (f"{moment}_{number}-{csv_path.name}" for number in itertools.count(2))
+    names = itertools.chain([csv_path.name, f"{moment}-{csv_path.name}"], numbered)
+    targets = (submissions_dir() / name for name in names)
+    target = next(path for path in targets if not path.is_file() or hash_file(path) == hash_file(csv_path))
     for source, copy in ((csv_path, target), (csv_path.with_suffix(".json"), target.with_suffix(".json"))):
         if source.is_file() and not copy.is_file():
             with write_atomic(copy) as temporary:
