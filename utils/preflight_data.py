@@ -58,11 +58,11 @@ def check_images(job: Job) -> Iterator[Finding]:
 
 
 def _sampled_paths(job: Job, split: str) -> list[Path]:
-    from utils.tables import ID_PATTERN
+    from utils.tables import ID_PATTERN, LONGEST_ID
 
     ids = job.images.get(split, [])
     sample = ids[:: max(1, len(ids) // SAMPLED)][:SAMPLED]
-    plain = [pair for pair in sample if all(re.fullmatch(ID_PATTERN, name) for name in pair)]
+    plain = [pair for pair in sample if all(re.fullmatch(ID_PATTERN, name) and len(name) <= LONGEST_ID for name in pair)]
     return [job.competition / f"{split}_images" / patient / f"{image}.dcm" for patient, image in plain]
 
 

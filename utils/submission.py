@@ -189,7 +189,8 @@ class Draft:
         if len(unpredicted) == len(completed):
             notes = ["No breast could be predicted: every breast has the prior."]
         elif unpredicted:
-            notes = [f"{len(unpredicted)} breasts could not be predicted, and count as the prior: {' '.join(unpredicted[:5])}"]
+            count = f"{len(unpredicted)} of {len(completed)}"
+            notes = [f"Breasts that could not be predicted, and count as the prior: {count} ({', '.join(unpredicted[:5])})."]
         if self.decide and len(unpredicted) < len(completed):
             submitted, note = self._decide(completed, ~completed.index.isin(unpredicted), is_last)
             notes += [note] if note else []
