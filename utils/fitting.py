@@ -127,6 +127,8 @@ class Fitting:
             for epoch in range(len(self.history), self.config.epochs):
                 self.history.append(self._epoch(epoch, bar))
                 if self.ranks.is_first:
+                    if self.ranks.lock:
+                        self.ranks.lock.check()
                     with writing_to(self.fold_dir):
                         self._keep()
         if self.ranks.is_first:

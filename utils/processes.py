@@ -17,6 +17,7 @@ from utils.configuration import Execution, TrainingError
 from utils.environment import cpu_count, pick_device
 from utils.isolation import Limits
 from utils.parallel import map_items
+from utils.run_lock import FoldLock
 
 PATIENCE = timedelta(minutes=10)  # for a process that lives and does not answer; a dead one of this machine is seen at once
 STANDALONE = "localhost:0"  # a free port of this machine
@@ -25,11 +26,12 @@ UNLIMITED = Limits(seconds=None, memory=None, threads=None)
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which of the processes that share a fold this one is, and its device."""
+    """Which of the processes that share a fold this one is, its device, and the fold's lock where this one writes."""
 
     device: torch.device
     rank: int = 0
     world_size: int = 1
+    lock: FoldLock | None = None
 
     @property
     def is_first(self) -> bool:

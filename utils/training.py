@@ -1,6 +1,8 @@
 """Train one configuration over k folds: one way for all architectures, resumable after every epoch."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +29,7 @@ from utils.models import build_model
 from utils.patches import PatchDataset
 from utils.processes import Ranks, joined, run_tasks, trainers_at_once
 from utils.run_folder import OOF_COLUMNS, claim_run, collect_folds, hash_data
+from utils.run_lock import changing, training
 from utils.tables import assign_folds
 
 
@@ -84,7 +87,9 @@ def train_run(
     if extra is not None:
         _check_apart(images, extra)
     images = assign_folds(images, config.n_folds, config.seed, config.fold_by)
-    claim_run(run_dir, config, images, hash_data(images, cache_dir, boxes, extra), is_phantom, extra, smoke_test)
+    data_hash = hash_data(images, cache_dir, boxes, extra)
+    with changing(run_dir):
+        claim_run(run_dir, config, images, data_hash, is_phantom, extra, smoke_test)
     if boxes is not None:
         boxes = to_picture(boxes, read_manifest(cache_dir, "train", config.preprocessing), config.preprocessing)
         if not len(boxes):
@@ -95,10 +100,11 @@ def train_run(
     common = {"execution": execution.share_workers(at_once), "boxes": boxes, "extra": extra}
     tasks = [partial(fit_fold, config, images, fold, cache_dir, fold_dir, **common) for fold, fold_dir in missing.items()]
     run_tasks(tasks, execution)
-    collect_folds(run_dir, "history.csv")
-    if config.box_weight:
-        collect_folds(run_dir, "boxes.csv")
-    return collect_folds(run_dir, "oof.csv")
+    with changing(run_dir):
+        collect_folds(run_dir, "history.csv")
+        if config.box_weight:
+            collect_folds(run_dir, "boxes.csv")
+        return collect_folds(run_dir, "oof.csv")
 
 
 def fit_fold(
@@ -139,7 +145,11 @@ def fit_fold(
     vocabulary = Vocabulary.from_images(inside)
     training_set = make_dataset(config, inside, cache_dir, "train", vocabulary, Augment(config.augment_strength), boxes)
     validation_set = make_dataset(config, held_out, cache_dir, "train", vocabulary, boxes=boxes)
-    with joined(device_number) as ranks:
+    with joined(device_number) as ranks, _alone(ranks, fold_dir) as ranks:
+        if ranks.gather((fold_dir / "oof.csv").is_file())[0]:
+            if ranks.is_first:
+                print(f"Fold {fold}: another process has finished it in the meantime.")
+            return
         parts = (training_set, validation_set, vocabulary, fold_dir, ranks, execution)
         patches = _fit_patches(config, inside, held_out, fold, cache_dir, boxes, *parts[2:]) if config.patch_epochs else None
         fitting = Fitting(config, fold, *parts, auxiliary_sizes=SIZES)
@@ -149,11 +159,22 @@ def fit_fold(
         model, _ = load_fold(config, fold_dir)
         predictions = fitting.predict(model.to(ranks.device))
         if ranks.is_first:
+            ranks.lock.check()
             items = validation_set.items.assign(fold=fold, logit=predictions.logits, probability=sigmoid(predictions.logits))
             if predictions.boxes is not None:
                 write_csv(fold_dir / "boxes.csv", _box_table(items, predictions.boxes, cache_dir, config))
             _write_oof(fold_dir / "oof.csv", items, config)
             fitting.checkpoint_path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _alone(ranks: Ranks, fold_dir: Path) -> Iterator[Ranks]:
+    """Lock a fold's folder in the process that writes there, and note the lock."""
+    if not ranks.is_first:
+        yield ranks
+        return
+    with training(fold_dir) as lock:
+        yield replace(ranks, lock=lock)
 
 
 def _check_apart(images: pd.DataFrame, extra: pd.DataFrame) -> None:
