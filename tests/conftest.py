@@ -1,15 +1,19 @@
 """What several test files need: one tiny phantom competition, its cache, and one thread per process."""
 
 import contextlib
+import json
+from pathlib import Path
 
 import cv2
 import pytest
 
 from utils.cache import CacheSettings, build_cache
 from utils.environment import write_json
+from utils.parameters import Parameters, read_parameters
 from utils.phantom import make_competition
 from utils.tables import read_images
 
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 TINY = CacheSettings(image_height=64, image_width=48)
 
 
@@ -21,6 +25,15 @@ def make_config(settings, architecture="cnn", model=None, **changes):
     network = ModelConfig(architecture, settings.image_height, settings.image_width, encoders=("cnn",), **model or {})
     values = {"n_folds": 2, "epochs": 3, "batch_size": 8, "learning_rate": 1e-3, "precision": "float32"}
     return TrainConfig(network, settings, **values | changes)
+
+
+def parameters_of(notebook: str, **values) -> Parameters:
+    """Parameters of a notebook, as if papermill had been given these; those that it does not have are left out."""
+    cells = json.loads((NOTEBOOKS / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
+    source = next("".join(cell["source"]) for cell in cells if cell["id"] == "parameters")
+    namespace = {"In": [source]}
+    exec(source, namespace)
+    return read_parameters(namespace | {name: value for name, value in values.items() if name in namespace})
 
 
 def write_run(run_dir, oof, drop=0):

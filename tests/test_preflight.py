@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from conftest import TINY, make_config
+from conftest import TINY, make_config, parameters_of
 
 from utils import environment, predictions, preflight_machine, preflight_packages, tuning
 from utils.cache import default_cache_dir
@@ -108,7 +108,9 @@ def only(check, *arguments, **parameters) -> Finding:
 def test_what_is_in_order_passes_without_a_warning(notebook, competition, run, cache_dir, monkeypatch, capsys):
     monkeypatch.setattr(preflight_machine, "free_memory", lambda: 64 * 10**9)  # a full test machine is not the subject
     runs = str(run) if notebook in ("tune_threshold", "report", "submit") else ""
-    preflight(notebook, str(competition), runs, cache_dir=str(cache_dir), **SIZE)
+    preflight(
+        notebook, parameters_of(notebook, competition_dir=str(competition), run_dirs=runs, cache_dir=str(cache_dir), **SIZE)
+    )
     printed = capsys.readouterr().out
     assert "Warning" not in printed
     assert re.search(r"^\w+\.ipynb, python 3.+\n\d+ CPU cores, .+ GB of disk in ", printed)
@@ -118,9 +120,9 @@ def test_all_problems_are_told_at_once_each_with_its_remedy(real, run, tmp_path)
     (real / "sample_submission.csv").unlink()
     (run / "fold0" / "weights.safetensors").unlink()
     (tmp_path / "file").touch()
-    paths = {"threshold_path": str(tmp_path / "none.json"), "output_path": str(tmp_path / "file" / "submission.csv")}
+    paths = {"threshold_path": str(tmp_path / "none.json"), "submission_path": str(tmp_path / "file" / "submission.csv")}
     with pytest.raises(PreflightError) as caught:
-        preflight("submit", str(real), [run], **paths)
+        preflight("submit", parameters_of("submit", competition_dir=str(real), run_dirs=str(run), **paths))
     lines = str(caught.value).splitlines()
     assert [line.partition(" ")[0] for line in lines[1:]] == ["1.", "2.", "3.", "4."]
     for line, what in zip(

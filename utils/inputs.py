@@ -62,17 +62,10 @@ class Inputs:
         KitError
             If a folder holds no train.csv, is the phantom beside real data, or none of its images can be read.
         """
-        folders = [resolve(name.strip()) for name in extra_competition_dirs.split(",") if name.strip()]
-        parts = [self._extra_set(folder, num_workers) for folder in folders]
+        parts = [self._extra_set(folder, num_workers) for folder in extra_folders(extra_competition_dirs, self.is_phantom)]
         return pd.concat(parts, ignore_index=True) if parts else None
 
     def _extra_set(self, folder: Path, num_workers: int) -> pd.DataFrame:
-        if not (folder / "train.csv").is_file():
-            raise KitError(
-                f"extra_competition_dirs {folder} holds no train.csv: convert the set with python -m utils.external."
-            )
-        if is_phantom_competition(folder) and not self.is_phantom:
-            raise KitError(f"extra_competition_dirs {folder} is the phantom: no model for real images learns from it.")
         cache_dir = default_cache_dir(folder, self.settings)
         other = replace(self, competition_dir=folder, cache_dir=cache_dir)
         images, manifest = other.cached("train", num_workers)
@@ -121,22 +114,49 @@ def open_inputs(
         If ``competition_dir`` is named but not there, or a size is not a whole number.
     """
     folder, is_phantom = _find_or_make(competition_dir, smoke_test)
-    default = default_size(is_phantom, smoke_test)
-    sides = [given or fallback for given, fallback in zip((image_height, image_width), default, strict=True)]
-    if not all(isinstance(side, int) and side > 0 for side in sides):
-        raise KitError(
-            f"image_height and image_width are {image_height!r} and {image_width!r}, but must be whole numbers above 0."
-        )
-    settings = CacheSettings(*sides, exact=exact)
+    settings = picture_settings(image_height, image_width, exact, is_phantom, smoke_test)
     default = attached_cache_dir(folder, settings) or default_cache_dir(folder, settings)
     cache = resolve(cache_dir) if cache_dir else default
     print(f"Competition: {folder}{' (PHANTOM: synthetic pictures, no patient)' if is_phantom else ''}")
     return Inputs(folder, is_phantom, settings, cache, smoke_test)
 
 
-def default_size(is_phantom: bool, smoke_test: bool) -> tuple[int, int]:
-    """Height and width of pictures whose size is not named."""
-    return SMOKE_SIZE if smoke_test else PHANTOM_SIZE if is_phantom else REAL_SIZE
+def picture_settings(
+    image_height: int | None, image_width: int | None, exact: bool, is_phantom: bool, smoke_test: bool
+) -> CacheSettings:
+    """Settings of the pictures that `open_inputs` names, where it finds the phantom or not.
+
+    Raises
+    ------
+    KitError
+        If a size is not a whole number above 0.
+    """
+    default = SMOKE_SIZE if smoke_test else PHANTOM_SIZE if is_phantom else REAL_SIZE
+    sides = [given or fallback for given, fallback in zip((image_height, image_width), default, strict=True)]
+    if not all(isinstance(side, int) and side > 0 for side in sides):
+        raise KitError(
+            f"image_height and image_width are {image_height!r} and {image_width!r}, but must be whole numbers above 0."
+        )
+    return CacheSettings(*sides, exact=exact)
+
+
+def extra_folders(extra_competition_dirs: str, is_phantom: bool) -> list[Path]:
+    """Folders of other sets to train on, as in the parameter ``extra_competition_dirs``.
+
+    Raises
+    ------
+    KitError
+        If a folder holds no train.csv, or is the phantom beside real data.
+    """
+    folders = [resolve(name.strip()) for name in extra_competition_dirs.split(",") if name.strip()]
+    for folder in folders:
+        if not (folder / "train.csv").is_file():
+            raise KitError(
+                f"extra_competition_dirs {folder} holds no train.csv: convert the set with python -m utils.external."
+            )
+        if is_phantom_competition(folder) and not is_phantom:
+            raise KitError(f"extra_competition_dirs {folder} is the phantom: no model for real images learns from it.")
+    return folders
 
 
 def site_of_breasts(competition_dir: str | Path | None) -> pd.Series:

@@ -88,7 +88,7 @@ def prefetched(items: Iterator[Any]) -> Iterator[Any]:
 @contextlib.contextmanager
 def _workers(num_workers: int, cluster: str, limits: Limits) -> Iterator[tuple[Callable, joblib.Parallel]]:
     if cluster:
-        with _dask_client(cluster) as client, joblib.parallel_config(backend="dask"):
+        with dask_client(cluster) as client, joblib.parallel_config(backend="dask"):
             yield partial(_attempt_on_cluster, limits), joblib.Parallel(return_as="generator_unordered")
             client.run(_stop_pools)
     elif num_workers < 1:
@@ -100,7 +100,14 @@ def _workers(num_workers: int, cluster: str, limits: Limits) -> Iterator[tuple[C
             yield (lambda function, item: _attempt(function, item, isolated)), threads
 
 
-def _dask_client(address: str):
+def dask_client(address: str):
+    """Connect to a Dask scheduler whose workers have the kit.
+
+    Raises
+    ------
+    KitError
+        If Dask is not installed, nothing answers, or the workers lack the kit.
+    """
     try:
         from distributed import Client
     except ImportError as error:

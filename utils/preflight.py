@@ -7,23 +7,39 @@ at their top.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
 from utils import environment
 from utils.environment import KitError, cpu_count, on_kaggle, working_dir
+from utils.parameters import Parameters
 from utils.preflight_data import check_cache, check_images, check_tables
 from utils.preflight_job import GIGABYTE, Check, Finding, Job
 from utils.preflight_machine import check_device, check_disk, check_hub, check_memory, existing, free_memory, gpus
 from utils.preflight_packages import check_packages, check_python
 from utils.preflight_runs import check_preprocessing, check_runs, check_threshold, check_weights, check_weights_file
+from utils.preflight_training import (
+    check_boxes,
+    check_configuration,
+    check_extra_sets,
+    check_folds,
+    check_network,
+    check_run_folder,
+    check_services,
+    check_shares,
+)
+from utils.preflight_values import check_output, check_values
 
-MACHINE = (check_python, check_packages, check_disk, check_memory)  # packages early: later checks import them
+# Packages early: later checks import them.
+MACHINE = (check_python, check_packages, check_values, check_disk, check_output, check_memory)
 DATA = (check_tables, check_images, check_cache)
+TRAINING = (
+    *(check_configuration, check_shares, check_network, check_weights_file, check_hub, check_services),
+    *(check_run_folder, check_boxes, check_extra_sets, check_folds),
+)
 CHECKS: dict[str, tuple[Check, ...]] = {
     "explore": (*MACHINE, *DATA),
     "preprocess": (*MACHINE, *DATA),
-    "train": (*MACHINE, check_device, *DATA, check_weights_file, check_hub),
+    "train": (*MACHINE, check_device, *DATA, *TRAINING),
     "tune_threshold": (*MACHINE, check_runs),
     "report": (*MACHINE, check_device, check_tables, check_runs, check_weights, check_threshold),
     "submit": (*MACHINE, check_device, *DATA, check_runs, check_weights, check_preprocessing, check_threshold),
@@ -34,25 +50,24 @@ class PreflightError(KitError):
     """Everything that would make the notebook fail later, numbered, each with its remedy."""
 
 
-def preflight(
-    notebook: str, competition_dir: str = "", run_dirs: str | Sequence[Path] = "", weights_path: str = "", **more
-) -> None:
+def preflight(notebook: str, parameters: Parameters) -> None:
     """Check what will break later; print what was found, and warnings with their remedies.
 
     Parameters
     ----------
     notebook : str
         A key of `CHECKS`.
-    competition_dir, run_dirs, weights_path, **more
-        Parameters of the notebook, as in `utils.preflight_job.Job`.
+    parameters : Parameters
+        Of the notebook, from `utils.parameters.read_parameters`.
 
     Raises
     ------
     PreflightError
         Listing all fatal problems, if there are any.
     """
-    job = Job(notebook, competition_dir, run_dirs, weights_path, **more)
-    findings = [finding for check in CHECKS[notebook] for finding in _findings(check, job)]
+    job = Job.of(notebook, parameters)
+    # Each once: several checks may meet the same problem.
+    findings = list(dict.fromkeys(finding for check in CHECKS[notebook] for finding in _findings(check, job)))
     for line in _description(job):  # after the checks, which may have installed what it names
         print(line)
     for finding in findings:
@@ -69,6 +84,8 @@ def _findings(check: Check, job: Job) -> list[Finding]:
     try:
         for finding in check(job):
             found.append(finding)  # what it found before it broke counts
+    except KitError as error:  # as the notebook would end
+        found.append(Finding(str(error), ""))
     except Exception as error:  # a check must not be what breaks the notebook
         problem = f"{check.__name__} could not be made ({type(error).__name__}: {error})."
         found.append(Finding(problem, "none, unless the notebook fails too: then begin here.", fatal=False))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from utils.environment import COMPETITION, on_kaggle, read_json
@@ -50,7 +50,7 @@ def check_images(job: Job) -> Iterator[Finding]:
         return  # all pictures are made
     for split in READ[job.notebook]:
         paths = _sampled_paths(job, split)
-        bad = {path: problem for path in paths if (problem := _image_problem(path))}
+        bad = {path: problem for path in paths if (problem := image_problem(path))}
         for path, problem in list(bad.items())[:1]:
             found = f"{len(bad)} of {len(paths)} images of {split}.csv that were looked at can't be read: {path} {problem}."
             remedy = f"{path.parent.parent} must hold PATIENT/IMAGE.dcm; attach or download what is missing."
@@ -60,13 +60,18 @@ def check_images(job: Job) -> Iterator[Finding]:
 def _sampled_paths(job: Job, split: str) -> list[Path]:
     from utils.tables import ID_PATTERN, LONGEST_ID
 
-    ids = job.images.get(split, [])
-    sample = ids[:: max(1, len(ids) // SAMPLED)][:SAMPLED]
+    sample = spread(job.images.get(split, []))
     plain = [pair for pair in sample if all(re.fullmatch(ID_PATTERN, name) and len(name) <= LONGEST_ID for name in pair)]
     return [job.competition / f"{split}_images" / patient / f"{image}.dcm" for patient, image in plain]
 
 
-def _image_problem(path: Path) -> str:
+def spread(items: Sequence) -> Sequence:
+    """A few of many, from the first on."""
+    return items[:: max(1, len(items) // SAMPLED)][:SAMPLED]
+
+
+def image_problem(path: Path) -> str:
+    """Say why a file's header can't be read; empty if it can."""
     from utils.dicom import DicomError, open_dicom
 
     problem = hollow(path)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import csv
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 
 from utils import environment
 from utils.environment import competition_folder, resolve, walk_small_folders, working_dir
+from utils.parameters import Parameters
 
 TABLES = {
     "explore": ("train", "test"),
@@ -21,6 +22,7 @@ TABLES = {
 }
 CACHED = {"preprocess": ("train", "test"), "train": ("train",), "submit": ("test",)}  # splits that are preprocessed whole
 READ = CACHED | {"explore": ("train",)}  # splits whose DICOMs are read
+OUTPUTS = {"tune_threshold": "threshold_path", "report": "report_path", "submit": "submission_path"}
 GIGABYTE = 10**9
 PICTURE_BYTES = 8.3e9 / 54_706 / (1024 * 512)  # of a pixel; README, "The cache"
 RUN_BYTES = 2 * GIGABYTE  # four folds of resnet50, 0.1 GB each, and the checkpoints of two while they are replaced
@@ -61,7 +63,11 @@ class Job:
     run_dirs : str or sequence of Path
         As text with commas between, or as the caller found them.
     output_path : str
-        The file that it writes: submission_path, report_path, or threshold_path of tune_threshold.
+        The file that it writes: see `OUTPUTS`.
+    num_workers : int
+        Processes that preprocess.
+    parameters : Parameters
+        All of the notebook's.
     """
 
     notebook: str
@@ -78,6 +84,17 @@ class Job:
     num_workers: int = 0
     pretrained: bool = False
     smoke_test: bool = False
+    parameters: Parameters = field(default_factory=lambda: Parameters({}, {}))
+
+    @classmethod
+    def of(cls, notebook: str, parameters: Parameters) -> Job:
+        """Take what is looked at from all of a notebook's parameters."""
+        output = OUTPUTS.get(notebook, "")
+        own = {one.name for one in fields(cls)} - {output}
+        if notebook == "train":
+            own.remove("num_workers")  # those of train load data
+        given = {name: value for name, value in parameters.values.items() if name in own}
+        return cls(notebook, output_path=parameters.values.get(output, ""), parameters=parameters, **given)
 
     @cached_property
     def competition(self) -> Path | None:
@@ -128,13 +145,11 @@ class Job:
         return {named if len(defaults) == 1 else named / default.name: settings for default, settings in defaults.items()}
 
     def _settings(self) -> list:
-        from utils.cache import CacheSettings
-        from utils.inputs import default_size
+        from utils.inputs import picture_settings
 
         if self.notebook == "submit":
             return list(dict.fromkeys(config.preprocessing for run in self.runs if (config := config_of(run))))
-        default = default_size(self.is_phantom, self.smoke_test)
-        return [CacheSettings(self.image_height or default[0], self.image_width or default[1], exact=self.exact)]
+        return [picture_settings(self.image_height, self.image_width, self.exact, self.is_phantom, self.smoke_test)]
 
     @cached_property
     def missing(self) -> dict[Path, int]:

@@ -74,21 +74,48 @@ def claim_run(
     write_json(path, config.to_json() | notes)
 
 
-def _check_same(run_dir: Path, config: TrainConfig, images: pd.DataFrame, data_hash: str) -> None:
+def check_same_config(run_dir: Path, config: TrainConfig) -> None:
+    """Refuse to go on with a run of another configuration.
+
+    Raises
+    ------
+    KitError
+        If the folder holds a run with other settings, or one that can't be read.
+    """
     found, wanted = load_config(run_dir).to_json(), config.to_json()
     differing = [key for key in wanted if found.get(key) != wanted[key] and key not in MAY_CHANGE]
     if differing:
         raise TrainingError(
             f"{run_dir} holds a run with other settings ({', '.join(differing)}): choose another run_dir, or delete it."
         )
+
+
+def check_same_patients(run_dir: Path, images: pd.DataFrame) -> None:
+    """Refuse to go on with a run that has patients whom a train table lacks.
+
+    Raises
+    ------
+    TrainingError
+        If it has, or does not say which patients it has.
+    """
+    if not read_folds(run_dir).patient_id.isin(images.patient_id).all():
+        raise _other_data(run_dir)
+
+
+def _check_same(run_dir: Path, config: TrainConfig, images: pd.DataFrame, data_hash: str) -> None:
+    check_same_config(run_dir, config)
     folds = read_folds(run_dir)
     same_folds = dict(zip(folds.patient_id, folds.fold, strict=True)) == dict(zip(images.patient_id, images.fold, strict=True))
     if not same_folds or read_json(run_dir / "config.json").get("data_hash", data_hash) != data_hash:
-        sets = ", ".join(read_json(run_dir / "config.json").get("extra_sets", {})) or "none"
-        raise TrainingError(
-            f"{run_dir} was started on other images, labels or folds, or with other extra_competition_dirs (then: {sets}):"
-            " choose another run_dir, or delete it."
-        )
+        raise _other_data(run_dir)
+
+
+def _other_data(run_dir: Path) -> TrainingError:
+    sets = ", ".join(read_json(run_dir / "config.json").get("extra_sets", {})) or "none"
+    return TrainingError(
+        f"{run_dir} was started on other images, labels or folds, or with other extra_competition_dirs (then: {sets}):"
+        " choose another run_dir, or delete it."
+    )
 
 
 def hash_data(

@@ -25,12 +25,14 @@ from utils.environment import write_csv
 from utils.fitting import Fitting
 from utils.leaks import check_features
 from utils.metrics import sigmoid
-from utils.models import build_model
+from utils.models import ModelConfig, build_model
 from utils.patches import PatchDataset
 from utils.processes import Ranks, joined, run_tasks, trainers_at_once
 from utils.run_folder import OOF_COLUMNS, claim_run, collect_folds, hash_data
 from utils.run_lock import changing, training
 from utils.tables import assign_folds
+
+NO_BOX = "No box lies in any of the images: is boxes_path the file of this competition?"
 
 
 def train_run(
@@ -78,14 +80,12 @@ def train_run(
         other patients, the loss diverges, the disk is full, or a process dies.
     """
     run_dir = Path(run_dir).resolve()
-    if boxes is None and (config.box_weight or config.patch_epochs):
-        raise TrainingError("box_weight and patch_epochs need boxes: give boxes_path.")
-    if config.batch_size % execution.world_size:
-        raise TrainingError(f"batch_size is {config.batch_size}, which {execution.world_size} processes can't share evenly.")
+    check_boxes(config, images, boxes)
+    check_shares(config, execution)
     if config.model.item != "image":
         check_features(images, ("age", "implant", *CATEGORIES))
     if extra is not None:
-        _check_apart(images, extra)
+        check_apart(images, extra)
     images = assign_folds(images, config.n_folds, config.seed, config.fold_by)
     data_hash = hash_data(images, cache_dir, boxes, extra)
     with changing(run_dir):
@@ -93,7 +93,7 @@ def train_run(
     if boxes is not None:
         boxes = to_picture(boxes, read_manifest(cache_dir, "train", config.preprocessing), config.preprocessing)
         if not len(boxes):
-            raise TrainingError("No box lies in any of the images: is boxes_path the file of this competition?")
+            raise TrainingError(NO_BOX)
     folds = {fold: run_dir / f"fold{fold}" for fold in config.folds or range(config.n_folds)}
     missing = {fold: fold_dir for fold, fold_dir in folds.items() if not (fold_dir / "oof.csv").is_file()}
     at_once = trainers_at_once(execution, len(missing))
@@ -139,7 +139,12 @@ def fit_fold(
         Of the GPU, where each fold has its own.
     """
     inside, held_out = images[images.fold != fold], images[images.fold == fold]
-    check_classes(inside, held_out, fold)
+    check_classes(inside, fold)
+    if held_out.cancer.nunique() < 2:
+        print(
+            f"Fold {fold} holds out breasts of one class alone: it has no AUC, and keeps its epoch of lowest loss. Fewer folds"
+            " would have both classes in each."
+        )
     if extra is not None:
         inside = pd.concat([inside.assign(cache_dir=str(cache_dir)), extra], ignore_index=True)
     vocabulary = Vocabulary.from_images(inside)
@@ -177,7 +182,21 @@ def _alone(ranks: Ranks, fold_dir: Path) -> Iterator[Ranks]:
         yield replace(ranks, lock=lock)
 
 
-def _check_apart(images: pd.DataFrame, extra: pd.DataFrame) -> None:
+def check_boxes(config: TrainConfig, images: pd.DataFrame, boxes: pd.DataFrame | None) -> None:
+    """Refuse a configuration that needs boxes where there are none, or none of these images."""
+    if boxes is None and (config.box_weight or config.patch_epochs):
+        raise TrainingError("box_weight and patch_epochs need boxes: give boxes_path.")
+    if boxes is not None and not boxes.image_id.isin(images.image_id).any():
+        raise TrainingError(NO_BOX)
+
+
+def check_shares(config: TrainConfig, execution: Execution) -> None:
+    """Refuse a batch that the processes of a fold can't share evenly."""
+    if config.batch_size % execution.world_size:
+        raise TrainingError(f"batch_size is {config.batch_size}, which {execution.world_size} processes can't share evenly.")
+
+
+def check_apart(images: pd.DataFrame, extra: pd.DataFrame) -> None:
     """Refuse extra images of patients that a fold may hold out, and those that come twice."""
     shared = extra.patient_id[extra.patient_id.isin(images.patient_id)]
     if len(shared):
@@ -190,8 +209,14 @@ def _check_apart(images: pd.DataFrame, extra: pd.DataFrame) -> None:
         raise TrainingError(f"extra_competition_dirs: image {repeated.iloc[0]} comes twice. Name each set once.")
 
 
-def check_classes(inside: pd.DataFrame, held_out: pd.DataFrame, fold: int) -> None:
-    """Refuse a fold that leaves one class to learn from, and say where one is missing among the held-out.
+def check_classes(inside: pd.DataFrame, fold: int) -> None:
+    """Refuse a fold that leaves one class to learn from.
+
+    Parameters
+    ----------
+    inside : DataFrame
+        Images of the other folds.
+    fold : int
 
     Raises
     ------
@@ -204,11 +229,39 @@ def check_classes(inside: pd.DataFrame, held_out: pd.DataFrame, fold: int) -> No
             f"Fold {fold}: all {len(inside)} images of the other folds show {found}: there is nothing to tell apart. Use"
             " fewer folds, or more patients."
         )
-    if held_out.cancer.nunique() < 2:
-        print(
-            f"Fold {fold} holds out breasts of one class alone: it has no AUC, and keeps its epoch of lowest loss. Fewer folds"
-            " would have both classes in each."
+
+
+def check_patches(inside: pd.DataFrame, boxes: pd.DataFrame, fold: int) -> None:
+    """Refuse a fold whose training images give no patches of both kinds.
+
+    Raises
+    ------
+    TrainingError
+        If no training image has a box, or none without a box is healthy.
+    """
+    has_box = inside.image_id.isin(boxes.image_id)
+    healthy = (~has_box & (inside.cancer == 0)).sum()
+    if not has_box.any() or not healthy:
+        raise TrainingError(
+            f"Fold {fold}: patches need images with a box and healthy ones without; the other folds have {has_box.sum()} images"
+            f" with a box and {healthy} healthy ones without. Set patch_epochs to 0."
         )
+
+
+def patch_model(config: TrainConfig) -> ModelConfig:
+    """Network that learns patches before the whole images, with the same encoder.
+
+    Raises
+    ------
+    TrainingError
+        If the encoder's weights hang on the size of its images.
+    """
+    if not takes_any_size(config.model.architecture):
+        raise TrainingError(
+            f"{config.model.architecture} has other weights for patches than for images: leave patch_epochs at 0."
+        )
+    size = config.patch_size
+    return replace(config.model, level="image", box_head=False, image_height=size, image_width=size)
 
 
 def _fit_patches(
@@ -224,21 +277,12 @@ def _fit_patches(
     execution: Execution,
 ) -> Path:
     """Train an encoder on patches of the fold's training images; gives its weights' file."""
-    folder, size = fold_dir / "patches", config.patch_size
-    if not takes_any_size(config.model.architecture):
-        raise TrainingError(
-            f"{config.model.architecture} has other weights for patches than for images: leave patch_epochs at 0."
-        )
-    model = replace(config.model, level="image", box_head=False, image_height=size, image_width=size)
+    folder, size, model = fold_dir / "patches", config.patch_size, patch_model(config)
+    check_patches(inside, boxes, fold)
     stage = replace(config, model=model, epochs=config.patch_epochs, patch_epochs=0, box_weight=0.0, mixup=0.0, cutmix=0.0)
     stage = replace(stage, auxiliary_weight=1.0, keep_epoch="last", positive_share=None, loss="bce")
     training_set = PatchDataset(inside, cache_dir, vocabulary, boxes, size, Augment(config.augment_strength), config.seed)
     validation_set = PatchDataset(held_out, cache_dir, vocabulary, boxes, size, None, config.seed)
-    if len(set(training_set.labels)) < 2:
-        raise TrainingError(
-            f"Fold {fold}: patches need images with a box and healthy ones without; the other folds have"
-            f" {training_set.labels.sum()} boxes and {(inside.cancer == 0).sum()} images without cancer. Set patch_epochs to 0."
-        )
     if not (folder / "history.csv").is_file() or len(pd.read_csv(folder / "history.csv")) < stage.epochs:
         parts = (training_set, validation_set, vocabulary, folder, ranks, execution)
         fitting = Fitting(stage, fold, *parts, auxiliary_sizes=training_set.auxiliary_sizes)
