@@ -132,6 +132,20 @@ def test_missing_column_is_named_beside_those_that_are_there(tmp_path):
         read_boxes(write(tmp_path, "image_id,x_min,y_min,x_max", "1,1,2,3"))
 
 
+def test_columns_twice_and_ragged_rows_are_refused(tmp_path):
+    path = tmp_path / "marks.csv"
+    for text in (f"{HEADER},X_min\n1,0,0,5,5,mass,3\n", f"{HEADER}\n1,0,0,5,5,mass,\n", f"{HEADER}\n1,0,0,5,5\n"):
+        path.write_text(text)
+        with pytest.raises(TableError, match="marks.csv"):
+            read_boxes(path)
+
+
+def test_image_may_be_called_na(tmp_path):
+    path = tmp_path / "marks.csv"
+    path.write_text(f"{HEADER}\nNA,0,0,5,5,mass\n")
+    assert read_boxes(path).image_id.tolist() == ["NA"]
+
+
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\x00"])
 def test_unreadable_file_is_named(tmp_path, content):
     path = tmp_path / "marks.csv"

@@ -184,12 +184,62 @@ def test_missing_file_is_named(tmp_path, split):
         read_images(tmp_path, split)
 
 
-@pytest.mark.parametrize("content", [b"", b"\n\n", b"a,b\n1,2,3\n4,5,6,7\n", b"site_id,\xff\xfe\n"])
+HEADER = ",".join([*COLUMNS, "cancer"])
+ROW = ",".join([*ROWS[0], "0"])
+UNREADABLE = {
+    "empty": b"",
+    "blank lines": b"\n\n",
+    "rows longer than the header": b"a,b\n1,2,3\n4,5,6,7\n",
+    "no UTF-8": b"site_id,\xff\xfe\n",
+    "Latin-1": f"{HEADER},note\n{ROW},Z\u00fcrich\n".encode("latin-1"),
+    "UTF-16": f"{HEADER}\n{ROW}\n".encode("utf-16"),
+    "a comma behind each row": f"{HEADER}\n{ROW},\n".encode(),
+    "a row with a field too many": f"{HEADER}\n{ROW}\n{ROW},1\n".encode(),
+    "a row with a field too few": f"{HEADER}\n{ROW}\n{ROW[:-2]}\n".encode(),
+    "a row cut inside a quoted field": f'{HEADER},note\n{ROW},"left'.encode(),
+    "NUL bytes": f"{HEADER}\n{ROW}\n".encode() + bytes(512),
+}
+
+
+@pytest.mark.parametrize("content", UNREADABLE.values(), ids=UNREADABLE)
 def test_empty_or_unreadable_file_is_named(tmp_path, content):
     (tmp_path / "train.csv").write_bytes(content)
     with pytest.raises(TableError) as error:
         read_images(tmp_path, "train")
     assert f"{tmp_path / 'train.csv'} is not a readable CSV" in str(error.value)
+
+
+@pytest.mark.parametrize("again", ["cancer", "patient_id", "Cancer", " machine_id ", "IMAGE_ID"])
+def test_column_that_comes_twice_is_refused(tmp_path, again):
+    (tmp_path / "train.csv").write_text(f"{HEADER},{again}\n{ROW},1\n", encoding="utf-8-sig")
+    with pytest.raises(TableError, match=rf"train\.csv has the column\(s\) {again.strip().lower()} more than once; keep one"):
+        read_images(tmp_path, "train")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_header_alone_is_refused(tmp_path, split):
+    write(tmp_path, table(split).head(0), split)
+    with pytest.raises(TableError, match=rf"{split}\.csv has a header and no rows"):
+        read_images(tmp_path, split)
+
+
+@pytest.mark.parametrize("value", ["1e30", "9" * 25, "-1e19", "9223372036854775808", "9007199254740993"])
+@pytest.mark.parametrize("column", ["machine_id", "site_id", "age"])
+def test_number_that_is_not_held_exactly_is_refused(tmp_path, column, value):
+    write(tmp_path, changed(column, 3, value))
+    with pytest.raises(TableError, match=rf"column {column}: must be a number between .* first line 3: "):
+        read_images(tmp_path, "train")
+
+
+def test_index_that_was_written_along_is_read_over(tmp_path):
+    table().to_csv(tmp_path / "train.csv")
+    assert read_images(tmp_path, "train").image_id.tolist() == ["0001", "0002", "0003", "0004"]
+
+
+def test_line_end_in_quotes_does_not_shift_the_line_number(tmp_path):
+    rows = changed("cancer", 4, "2").assign(note="two\nlines")
+    with pytest.raises(TableError, match=r"column cancer: .* first line 6: '2'"):
+        read_images(write(tmp_path, rows), "train")
 
 
 def test_table_error_is_a_value_error():
@@ -213,6 +263,8 @@ def test_sample_submission_keeps_order_and_zeros_and_fractions(tmp_path):
         (sample(["a", ""]), "column prediction_id: .* first line 3: "),
         (sample(["a"], "x"), "column cancer: must be a number.* first line 2: "),
         (sample(["a"]).drop(columns="cancer"), "lacks the column.* cancer;"),
+        (sample([]), "has a header and no rows"),
+        (sample(["a"], "1e20"), "column cancer: must be a number between.* first line 2: "),
     ],
 )
 def test_broken_sample_submission_names_column_and_line(tmp_path, rows, message):

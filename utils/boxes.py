@@ -7,7 +7,7 @@ import pandas as pd
 
 from utils.cache import CacheSettings
 from utils.resample import fitted_size
-from utils.tables import TableError
+from utils.tables import TableError, read_table
 
 CORNERS = ["x_min", "y_min", "x_max", "y_max"]
 COLUMNS = ["image_id", *CORNERS, "label"]
@@ -31,12 +31,12 @@ def read_boxes(path: str | Path) -> pd.DataFrame:
     Raises
     ------
     TableError
-        If a column is missing, a corner is not a number, or a box is empty.
+        If the file can't be read, a column is missing, a corner is not a number, or a box is empty.
     """
     try:
-        boxes = pd.read_csv(path, dtype=str, skip_blank_lines=False).dropna(how="all")  # the index still tells the line
-    except (OSError, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise TableError(f"boxes_path {path} can't be read ({error}): give a CSV with {', '.join(COLUMNS)}.") from error
+        boxes = read_table(path)
+    except TableError as error:
+        raise TableError(f"{error} boxes_path must name a CSV with {', '.join(COLUMNS)}.") from error
     missing = [column for column in COLUMNS if column not in boxes]
     if missing:
         raise TableError(f"{path} lacks the column(s) {', '.join(missing)}; it has {', '.join(boxes.columns)}.")
@@ -46,8 +46,7 @@ def read_boxes(path: str | Path) -> pd.DataFrame:
     bad = boxes[~(whole & (boxes.x_max > boxes.x_min) & (boxes.y_max > boxes.y_min))]
     if len(bad):
         raise TableError(
-            f"{path}, line {bad.index[0] + 2}: a box needs an image_id, a label, and numbers with x_min < x_max and"
-            " y_min < y_max."
+            f"{path}, line {bad.index[0]}: a box needs an image_id, a label, and numbers with x_min < x_max and y_min < y_max."
         )
     return boxes[COLUMNS].reset_index(drop=True)
 

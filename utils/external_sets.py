@@ -32,7 +32,7 @@ import pydicom
 from tqdm import tqdm
 
 from utils.environment import KitError
-from utils.tables import ID_PATTERN
+from utils.tables import ID_PATTERN, TableError, read_table
 
 UNKNOWN = 0.5  # between 0 and 1, so that a breast's label is the highest of its images': cancer, then doubt, then health
 COLUMNS = ["patient", "image", "laterality", "view", "label", "age", "density", "BIRADS", "model", "file"]
@@ -309,13 +309,12 @@ def _read_table(path: Path, needed: Sequence[str], ids: Sequence[str] = ()) -> p
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        header = file.readline()
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            header = file.readline()
-        separator = ";" if header.count(";") > header.count(",") else ","
-        return pd.read_csv(path, sep=separator, dtype=str, encoding="utf-8-sig", keep_default_na=False, na_values=[""])
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ExternalError(f"{path} is not a readable CSV ({error}); download it again.") from error
+        return read_table(path, ";" if header.count(";") > header.count(",") else ",")
+    except TableError as error:
+        raise ExternalError(str(error)) from error
 
 
 def _read_excel(path: Path) -> pd.DataFrame:

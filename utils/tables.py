@@ -1,6 +1,9 @@
 """The competition's tables: read, checked, and split into patient-grouped folds."""
 
+import csv
+import io
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +38,10 @@ REQUIRED = {
 }
 ID_PATTERN = r"[A-Za-z0-9_.-]*[A-Za-z0-9_-][A-Za-z0-9_.-]*"  # a plain file name: no separator, not "." or ".."
 LONGEST_ID = 200  # characters of an id that names files; file systems take 255 bytes, suffixes included
+LARGEST_NUMBER = 2**53 - 1  # up to it float64 holds each whole number
 FOLD_BY = ("patient", "machine")
 SHOWN_ROWS = 3
+SHOWN_CHARACTERS = 120  # of a value
 
 
 class TableError(KitError, ValueError):
@@ -63,8 +68,9 @@ def read_images(competition_dir: str | Path, split: str) -> pd.DataFrame:
     Raises
     ------
     TableError
-        If a column is missing or badly typed, an id is repeated, an id of a train table is empty or can't name a file,
-        a laterality is not L or R, a label is not 0 or 1, a breast has two labels, or a prediction_id spans two patients.
+        If the file is not a CSV as `read_table` wants it, or has no rows; a column is missing or badly typed; an id is
+        repeated; an id of a train table is empty or can't name a file; a laterality is not L or R; a label is not 0 or 1;
+        a breast has two labels; or a prediction_id spans two patients.
     """
     path = Path(competition_dir) / f"{split}.csv"
     images = _read_csv(path, REQUIRED[split])
@@ -214,17 +220,69 @@ def name_files(images: pd.DataFrame) -> pd.Series:
     return named
 
 
+def read_table(path: str | Path, separator: str = ",") -> pd.DataFrame:
+    """Read a CSV as text, strictly: what a lenient reader would guess is refused.
+
+    Parameters
+    ----------
+    path : path
+        UTF-8, with or without a byte order mark.
+    separator : str
+        Between the fields.
+
+    Returns
+    -------
+    DataFrame of str
+        NaN where a field is empty. The index is each row's line in the file; empty rows are left out.
+
+    Raises
+    ------
+    TableError
+        If the file can't be read, two columns have the same name (upper or lower case and blanks around it do not count), or a
+        row has more or fewer fields than the header.
+    """
+    try:
+        header, rows = _split_csv(path, separator)
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        raise TableError(f"{path} is not a readable CSV ({error}); mend it, or download it again.") from error
+    counts = Counter(name.strip().casefold() for name in header if name.strip())
+    repeated = [name for name, count in counts.items() if count > 1]
+    if repeated:
+        raise TableError(f"{path} has the column(s) {', '.join(repeated)} more than once; keep one of each.")
+    names = [name or f"unnamed {place}" for place, name in enumerate(header)]  # as an index that was written along
+    table = pd.DataFrame(list(rows.values()), index=list(rows), columns=names)
+    return table.where(table != "")
+
+
+def _split_csv(path: str | Path, separator: str) -> tuple[list[str], dict[int, list[str]]]:
+    """Fields of a CSV's header, and of each row that is not empty, by its line."""
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        text = file.read()
+    if "\0" in text:
+        raise csv.Error("it holds NUL bytes")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    header = next(reader, [])
+    if not any(header):
+        raise csv.Error("it has no header")
+    rows, line = {}, reader.line_num + 1
+    for row in reader:
+        if any(row) and len(row) != len(header):
+            raise csv.Error(f"line {line} has {len(row)} fields, and the header has {len(header)}")
+        if any(row):
+            rows[line] = row
+        line = reader.line_num + 1  # a quoted field may hold line ends
+    return header, rows
+
+
 def _read_csv(path: Path, required: list[str], overrides: dict | None = None) -> pd.DataFrame:
     if not path.is_file():
         raise TableError(f"{path} does not exist; competition_dir must hold train.csv, test.csv and sample_submission.csv.")
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""], skip_blank_lines=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise TableError(f"{path} is not a readable CSV ({error}); download it again.") from error
-    table = table.dropna(how="all")  # blank lines; the index still tells each row's line
+    table = read_table(path)
     missing = [column for column in required if column not in table]
     if missing:
         raise TableError(f"{path} lacks the column(s) {', '.join(missing)}; it has {', '.join(table.columns)}.")
+    if table.empty:
+        raise TableError(f"{path} has a header and no rows; download it again.")
     for column, dtype in (DTYPES | (overrides or {})).items():
         if column in table and dtype is not str:
             table[column] = _to_number(table, path, column, dtype)
@@ -234,6 +292,8 @@ def _read_csv(path: Path, required: list[str], overrides: dict | None = None) ->
 def _to_number(table: pd.DataFrame, path: Path, column: str, dtype: str) -> pd.Series:
     values = pd.to_numeric(table[column], errors="coerce")
     _reject(table, (values.isna() & table[column].notna()) | np.isinf(values), path, column, "must be a number")
+    too_large = (values > LARGEST_NUMBER) | (values < -LARGEST_NUMBER)
+    _reject(table, too_large, path, column, f"must be a number between -{LARGEST_NUMBER} and {LARGEST_NUMBER}")
     if dtype == "int64":
         _reject(table, values.isna(), path, column, "must not be empty")
         _reject(table, values % 1 != 0, path, column, "must be a whole number")
@@ -257,6 +317,7 @@ def _reject(table: pd.DataFrame, bad: pd.Series | np.ndarray, path: Path, column
     bad = np.asarray(bad, dtype=bool)
     if not bad.any():
         return
-    # Line 1 of the file is its header. str() and quotes instead of repr(), which would show a number's NumPy type.
-    shown = [f"line {table.index[row] + 2}: '{table[column].iloc[row]}'" for row in np.flatnonzero(bad)[:SHOWN_ROWS]]
+    # str() and quotes instead of repr(), which would show a number's NumPy type.
+    first = np.flatnonzero(bad)[:SHOWN_ROWS]
+    shown = [f"line {table.index[row]}: '{str(table[column].iloc[row])[:SHOWN_CHARACTERS]}'" for row in first]
     raise TableError(f"{path}, column {column}: {rule}. {bad.sum()} row(s) break this, first {'; '.join(shown)}.")
