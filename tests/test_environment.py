@@ -2,11 +2,22 @@
 
 import multiprocessing
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from utils import environment
-from utils.environment import KitError, cpu_count, find_competition, read_json, write_atomic, write_json
+from utils.environment import (
+    KitError,
+    cpu_count,
+    find_competition,
+    read_json,
+    remove_leftovers,
+    write_atomic,
+    write_json,
+)
 
 
 @pytest.mark.parametrize("name", ["table.csv", "weights.pt", "archive.tar.gz", "plain"])
@@ -47,10 +58,68 @@ def test_failed_block_makes_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_written_file_may_be_read_by_others(tmp_path):
-    with write_atomic(str(tmp_path / "file.txt")) as temporary:
-        temporary.write_text("text")
-    assert (tmp_path / "file.txt").stat().st_mode & 0o777 == 0o644
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600), (0o027, 0o640)])
+def test_written_file_has_the_permissions_of_any_new_file(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        with write_atomic(str(tmp_path / "file.txt")) as temporary:
+            temporary.write_text("text")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file.txt").stat().st_mode & 0o777 == mode
+
+
+def test_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    done, fsync, replace = [], os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda file: done.append("sync") or fsync(file))
+    monkeypatch.setattr(Path, "replace", lambda path, target: done.append("rename") or replace(path, target))
+    write_json(tmp_path / "file.json", {})
+    assert done == ["sync", "rename", "sync"]  # the last one is the folder's
+
+
+KILLED = """
+import os, signal, sys
+from utils.environment import write_atomic
+with write_atomic(sys.argv[1]) as temporary:
+    temporary.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_writer_leaves_is_deleted_by_the_next(tmp_path):
+    path = tmp_path / "file.txt"
+    subprocess.run([sys.executable, "-c", KILLED, path], cwd=environment.PROJECT)
+    assert len(list(tmp_path.iterdir())) == 1 and not path.exists()
+    with write_atomic(path) as temporary:
+        temporary.write_text("whole")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_leftovers_are_deleted_and_no_other_file(tmp_path):
+    own = [".file-original.txt", ".file-0123abcd.txt", "file-0123abcd-part.txt", ".file-0123abcd-part.txt.bak", ".part", "x"]
+    left = [".file-0123abcd-part.txt", ".weights-89abcdef-part.safetensors", ".plain-00000000-part"]
+    for name in own + left:
+        (tmp_path / name).write_text("")
+    with write_atomic(tmp_path / "other.txt") as temporary:
+        temporary.write_text("of a living writer")
+        remove_leftovers(tmp_path, "file")
+        assert {path.name for path in tmp_path.iterdir()} == {*own, *left[1:], temporary.name}
+        remove_leftovers(tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {*own, temporary.name}
+    remove_leftovers(tmp_path / "nowhere")
+
+
+def test_long_name_leaves_room_for_its_temporary(tmp_path):
+    path = tmp_path / ("ü" * 125 + ".json")  # 255 bytes
+    write_json(path, {"a": 1})
+    assert read_json(path) == {"a": 1}
+
+
+def test_system_without_locks_writes_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "fcntl", None)
+    write_json(tmp_path / "file.json", {"a": 1})
+    assert read_json(tmp_path / "file.json") == {"a": 1}
+    remove_leftovers(tmp_path)
 
 
 def test_nested_writers_of_one_path_do_not_share_a_temporary(tmp_path):

@@ -5,13 +5,20 @@ import json
 import os
 import platform
 import random
+import re
+import secrets
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 COMPETITION = "rsna-breast-cancer-detection"
 KIT = "mammography-kit"
@@ -19,6 +26,8 @@ KIT_FILE = "kit.json"  # marks the kit's own datasets on Kaggle, with its name, 
 PROJECT = Path(__file__).resolve().parent.parent
 KAGGLE_INPUT = Path("/kaggle/input")
 KAGGLE_WORKING = Path("/kaggle/working")
+LONGEST_STEM = 40  # characters of a file's name that its temporary file repeats
+TEMPORARY_NAME = re.compile(r"\.(?P<stem>.*)-[0-9a-f]{8}-part(\.[^.]*)?", re.DOTALL)
 PACKAGES = (
     "torch",
     "timm",
@@ -126,7 +135,7 @@ def seed_everything(seed: int) -> None:
 
 
 def pick_device(number: int = 0):
-    """Pick a GPU if one works, else the CPU.
+    """Pick an NVIDIA GPU if one works, else the CPU; a Mac's GPU (MPS) is not used.
 
     ``torch.cuda.is_available()`` says True on GPUs that the installed torch no longer supports (Kaggle's P100), so an
     operation is tried.
@@ -175,10 +184,19 @@ def pick_devices() -> list:
 
 
 @contextlib.contextmanager
-def write_atomic(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``, and rename it to ``path`` if the block succeeds.
+def write_atomic(path: str | Path, sync: bool = True) -> Iterator[Path]:
+    """Give a temporary path next to ``path``, and rename it to ``path`` if the block succeeds.
 
-    Readers see the old file or the whole new one, never a part.
+    Readers see the old file or the complete new one, never a part, not even after a power cut. The file's permissions are those
+    of any new file (umask). A process that is killed in the block leaves its temporary file; the next writer of ``path``, or
+    `remove_leftovers`, deletes it.
+
+    Parameters
+    ----------
+    path : path
+    sync : bool
+        Wait until the disk has the file, and look for leftovers before. Without it, a power cut may leave a short file: for
+        many small files whose reader checks their size.
 
     Yields
     ------
@@ -187,21 +205,68 @@ def write_atomic(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    stem = path.stem[:LONGEST_STEM]  # so that the longer name fits too
+    if sync:
+        remove_leftovers(path.parent, stem)
+    temporary = path.with_name(f".{stem}-{secrets.token_hex(4)}-part{path.suffix}")
     try:
-        yield temporary
-        temporary.chmod(0o644)  # mkstemp makes files that only their owner may read
-        temporary.replace(path)
+        with open(temporary, "xb") as file:
+            _mark_as_in_use(file)
+            yield temporary
+            if sync:
+                with open(temporary, "r+b") as written:
+                    os.fsync(written)
+            if fcntl is None:
+                file.close()  # Windows renames no open file
+            temporary.replace(path)
+        if sync:
+            _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: str | Path, stem: str = "") -> None:
+    """Delete the temporary files of `write_atomic` whose process was killed.
+
+    A living process holds a lock on its file, which the system releases however the process ends. Where the system has no such
+    locks (Windows, some network drives), leftovers stay.
+
+    Parameters
+    ----------
+    folder : path
+    stem : str
+        Of the files that were to be written; empty for all.
+    """
+    if fcntl is None:
+        return
+    for path in Path(folder).glob(".*-part*"):
+        name = TEMPORARY_NAME.fullmatch(path.name)
+        if name and stem in ("", name["stem"]):
+            with contextlib.suppress(OSError), open(path, "r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+
+
+def _mark_as_in_use(file: BinaryIO) -> None:
+    with contextlib.suppress(OSError):  # some network drives have no locks
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Wait until the disk has a folder's names."""
+    with contextlib.suppress(OSError):  # Windows opens no folder
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_json(path: str | Path, content: dict) -> None:
     """Write a dictionary as indented JSON, atomically."""
     with write_atomic(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def write_csv(path: str | Path, table) -> None:
@@ -212,7 +277,7 @@ def write_csv(path: str | Path, table) -> None:
 
 def read_json(path: str | Path) -> dict:
     """Read a JSON file."""
-    return json.loads(Path(path).read_text())
+    return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def versions() -> dict[str, str]:
