@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import TINY
 
@@ -23,6 +24,7 @@ from utils.cache import (
     summarise,
 )
 from utils.dicom import DicomFile, read_dicom
+from utils.manifest import MANIFEST_COLUMNS, read_rows
 from utils.parallel import StopRunError
 from utils.preprocessing import preprocess
 from utils.tables import image_paths
@@ -58,7 +60,7 @@ def test_manifest_has_one_row_per_image_in_their_order(few, settings, tmp_path):
     rows = rows.iloc[::-1]
     manifest = build_cache(rows, data, "train", tmp_path / "cache", settings)
     assert manifest.image_id.tolist() == rows.image_id.tolist()
-    assert list(manifest.columns) == cache.MANIFEST_COLUMNS
+    assert list(manifest.columns) == MANIFEST_COLUMNS
     assert (manifest.error == "").all() and (manifest.settings_hash == settings.hash).all()
     assert not manifest.source.str.startswith("/").any()
 
@@ -106,6 +108,121 @@ def test_run_that_was_killed_goes_on_to_the_same_cache(few, settings, tmp_path):
     assert set(whole) == set(killed)
     assert all(whole[name] == killed[name] for name in whole if name.endswith(".png"))
     assert sorted(path.read_text().split()) == sorted(manifest_path(tmp_path / "whole", "train").read_text().split())
+
+
+BAD_ROW = ',,,,,,,,,,,,,,,"DicomError: a/9.dcm: it can not be read, header, ""quoted"" and ü'  # cut inside its quotes
+DAMAGES = {
+    "cut inside quotes": lambda text: text + b"9,train_images/1/9.dcm" + BAD_ROW.encode(),
+    "cut behind a doubled quote": lambda text: text + b'9,train_images/1/9.dcm,,,,,,,,,,,,,,,"he said ""',
+    "cut inside a character": lambda text: text + b"9,train_images/1/9.dcm" + BAD_ROW.encode()[:-1],
+    "cut inside a row": lambda text: text[:-9],
+    "cut inside the header": lambda text: text[:20],
+    "NUL bytes at the end": lambda text: text + bytes(4096),
+    "NUL bytes over the beginning": lambda text: bytes(300) + text[300:],
+    "nothing but NUL bytes": lambda text: bytes(len(text)),
+    "empty": lambda text: b"",
+    "two writers, cut inside quotes": lambda text: text + b"9,train_images/1/9.dcm" + BAD_ROW.encode() + text.split(b"\n")[1],
+    "two writers, cut inside the id": lambda text: text[: -len(text.split(b"\n")[-2])] + text.split(b"\n")[-2] + b"\n",
+    "two headers": lambda text: text + text,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_manifest_that_was_damaged_anywhere_costs_its_rows_alone(few, settings, tmp_path, monkeypatch, damage):
+    data, rows = few
+    rows = rows.head(3)
+    whole = build_cache(rows, data, "train", tmp_path / "cache", settings)
+    path = manifest_path(tmp_path / "cache", "train")
+    path.write_bytes(damage(path.read_bytes()))
+    manifest = build_cache(rows, data, "train", tmp_path / "cache", settings)
+    assert manifest.equals(whole)
+    monkeypatch.setattr(cache, "preprocess", None)  # nothing is left to do
+    assert build_cache(rows, data, "train", tmp_path / "cache", settings).equals(manifest)
+
+
+def test_row_behind_the_beginning_of_another_is_not_taken_for_an_image(tmp_path):
+    row = b"12,train_images/1/12.dcm" + b"," * 15 + b",abc\n"
+    for beginning in (b"7", b"7,train_images/1/7", b"7,train_images/1/7.dcm,,,", b'7,train_images/1/7.dcm,"a'):
+        (tmp_path / "manifest.csv").write_bytes(b",".join(map(str.encode, MANIFEST_COLUMNS)) + b"\n" + row + beginning + row)
+        assert read_rows(tmp_path / "manifest.csv", "abc").image_id.tolist() == ["12"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x89PNG"], ids=["missing", "empty", "short"])
+def test_picture_that_is_not_what_its_row_says_is_made_again(few, settings, tmp_path, content):
+    data, rows = few
+    build_cache(rows, data, "train", tmp_path / "cache", settings)
+    path = picture_path(tmp_path / "cache", "train", rows.image_id.iloc[2])
+    whole = path.read_bytes()
+    path.unlink() if content is None else path.write_bytes(content)
+    build_cache(rows, data, "train", tmp_path / "cache", settings)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x89PNG"], ids=["missing", "empty", "short"])
+def test_read_only_cache_whose_rows_and_pictures_disagree_is_refused(few, settings, tmp_path, monkeypatch, content):
+    data, rows = few
+    build_cache(rows, data, "train", tmp_path / "cache", settings)
+    path = picture_path(tmp_path / "cache", "train", rows.image_id.iloc[2])
+    path.unlink() if content is None else path.write_bytes(content)
+    monkeypatch.setattr(cache.os, "access", lambda path, mode: False)
+    with pytest.raises(
+        CacheError, match=rf"lacks 1 of the 6 pictures .* first {path.name}, and it is read-only. Copy it again"
+    ):
+        build_cache(rows, data, "train", tmp_path / "cache", settings)
+    others = rows[rows.image_id != path.stem]
+    assert (build_cache(others, data, "train", tmp_path / "cache", settings).error == "").all()
+
+
+def test_manifest_of_an_older_version_is_read_and_gets_todays_columns(few, settings, tmp_path, monkeypatch):
+    data, rows = few
+    build_cache(rows, data, "train", tmp_path / "cache", settings)
+    path = manifest_path(tmp_path / "cache", "train")
+    older = pd.read_csv(path, dtype=str, keep_default_na=False).drop(columns="picture_bytes")
+    older.to_csv(path, index=False)
+    lost = rows.image_id.iloc[0]
+    picture_path(tmp_path / "cache", "train", lost).unlink()
+    done = []
+    monkeypatch.setattr(cache, "preprocess", lambda path, *sizes: done.append(path.stem) or preprocess(path, *sizes))
+    manifest = build_cache(rows, data, "train", tmp_path / "cache", settings)
+    assert done == [lost] and (manifest.picture_bytes != "").tolist() == [True] + [False] * 5
+    assert build_cache(rows, data, "train", tmp_path / "cache", settings).equals(manifest) and len(done) == 1
+
+
+def test_error_of_any_text_is_one_row(few, settings, tmp_path, monkeypatch):
+    data, rows = few
+
+    def fail(path, *sizes):
+        raise ValueError('a\nb\r\0c\udcfc \u2028 Zürich, "quoted"')
+
+    monkeypatch.setattr(cache, "preprocess", fail)
+    for _ in range(2):
+        manifest = build_cache(rows, data, "train", tmp_path / "cache", settings)
+        assert (manifest.error == 'ValueError: a b c Zürich, "quoted"').all()
+
+
+def test_pictures_that_a_kill_left_half_written_are_deleted(few, settings, tmp_path):
+    data, rows = few
+    build_cache(rows[1:], data, "train", tmp_path / "cache", settings)
+    half, own = tmp_path / "cache/train/.17-0123abcd-part.png", tmp_path / "cache/train/.17-original.png"
+    half.write_bytes(b"half")
+    own.write_bytes(b"a user's")
+    build_cache(rows, data, "train", tmp_path / "cache", settings)
+    assert own.exists() and not half.exists()
+
+
+@pytest.mark.parametrize("content", ["", "{", "3", "[1]"])
+def test_broken_settings_are_named(few, settings, tmp_path, content):
+    data, rows = few
+    (tmp_path / "settings.json").write_text(content)
+    with pytest.raises(CacheError, match="settings.json is not readable JSON.*delete it if"):
+        build_cache(rows, data, "train", tmp_path, settings)
+
+
+def test_cache_that_can_not_be_made_is_said_so(few, settings, tmp_path):
+    data, rows = few
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CacheError, match="holds no cache, and none can be made"):
+        build_cache(rows, data, "train", tmp_path / "file" / "cache", settings)
 
 
 def test_bad_file_is_recorded_and_the_others_are_done(few, settings, tmp_path):
@@ -160,7 +277,7 @@ def test_every_setting_changes_the_hash():
 def test_full_disk_ends_the_run_and_says_so(few, settings, tmp_path, monkeypatch):
     data, rows = few
 
-    def no_space(path):
+    def no_space(path, sync):
         raise OSError(cache.errno.ENOSPC, os.strerror(cache.errno.ENOSPC))
 
     monkeypatch.setattr(cache, "write_atomic", no_space)
@@ -179,7 +296,7 @@ def test_run_on_a_full_disk_stops_and_is_completed_later(few, settings, tmp_path
         write(path, picture)
         written.append(path)
 
-    def full_disk(path):
+    def full_disk(path, sync=True):
         raise OSError(cache.errno.ENOSPC, os.strerror(cache.errno.ENOSPC))
 
     monkeypatch.setattr(cache, "_write_picture", full_after_three)

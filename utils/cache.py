@@ -4,7 +4,6 @@ A cache folder holds ``settings.json``, and for each split ``{split}/{image_id}.
 """
 
 import contextlib
-import csv
 import errno
 import hashlib
 import json
@@ -20,35 +19,25 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from utils import gpu
-from utils.environment import KAGGLE_INPUT, KitError, read_json, working_dir, write_atomic, write_csv, write_json
+from utils.environment import (
+    KAGGLE_INPUT,
+    KitError,
+    read_json,
+    remove_leftovers,
+    working_dir,
+    write_atomic,
+    write_csv,
+    write_json,
+)
+from utils.manifest import appending, on_one_line, read_rows, without_picture
 from utils.parallel import Outcome, StopRunError, map_items
 from utils.preprocessing import preprocess
 from utils.tables import image_paths, name_files, read_images
 
-# The settings' hash comes last: a row that a kill cut short lacks it, and is dropped on reading.
-MANIFEST_COLUMNS = [
-    "image_id",
-    "source",
-    "source_height",
-    "source_width",
-    "crop_top",
-    "crop_left",
-    "crop_bottom",
-    "crop_right",
-    "flipped",
-    "flags",
-    "codec",
-    "decoded",
-    "halved",
-    "bytes_read",
-    "file_bytes",
-    "error",
-    "settings_hash",
-]
 # Loads in two thirds of the default filter's time and is no larger (benchmarks.cache_format); OpenCV before 4.11 has no choice.
 PNG_OPTIONS = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP] if hasattr(cv2, "IMWRITE_PNG_FILTER") else []
 SHOWN_ERRORS = 5
-LONGEST_ERROR = 500
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 READ_AHEAD = 2**19  # bytes: most pictures of 512 x 512 need fewer
 GPU_WORKERS = 2  # processes that feed the GPU
 
@@ -108,9 +97,8 @@ def attached_cache_dir(competition_dir: str | Path, settings: CacheSettings) -> 
 def _holds_training_set(folder: Path, competition_dir: str | Path, settings: CacheSettings) -> bool:
     """Tell whether every training image was tried, and the pictures of those that did not fail are there."""
     manifest = read_manifest(folder, "train", settings)
-    pictures = {picture.stem for picture in (folder / "train").glob("*.png")}
     tried = set(manifest.image_id) >= set(read_images(competition_dir, "train").image_id)
-    return tried and pictures >= set(manifest.image_id[manifest.error == ""])
+    return tried and not without_picture(manifest, folder / "train")
 
 
 def build_cache(
@@ -126,8 +114,9 @@ def build_cache(
 ) -> pd.DataFrame:
     """Preprocess the images that the cache lacks, and return the manifest's rows for all of ``images``.
 
-    A run that was killed goes on where it stopped; images that failed before are tried again. A second run on the same cache
-    waits for the first. In a folder that can't be written to, what it lacks stays missing, with an error in its row.
+    A run that was killed goes on where it stopped; images that failed before are tried again, and so are those whose picture is
+    missing or shorter than it was written. A second run on the same cache waits for the first. In a folder that can't be
+    written to, images that were never tried stay missing, with an error in their row.
 
     Parameters
     ----------
@@ -150,32 +139,38 @@ def build_cache(
     Returns
     -------
     DataFrame
-        One row per image, in the order of ``images``, with the columns `MANIFEST_COLUMNS`. ``error`` is empty where the picture
-        is in the cache, else it says why it is not. An image whose ids can't name a file (`utils.tables.name_files`) has none.
+        One row per image, in the order of ``images``, with `utils.manifest.MANIFEST_COLUMNS`. ``error`` is empty where the
+        picture is in the cache, else it says why it is not. An image whose ids can't name a file (`utils.tables.name_files`)
+        has none.
 
     Raises
     ------
     CacheError
-        If the folder holds a cache with other settings.
+        If the folder holds a cache with other settings, or can't be written to and lacks pictures that its manifest names.
     StopRunError
         If the disk is full.
     """
     cache_dir = Path(cache_dir)
-    _claim(cache_dir, settings)
     named = name_files(images).to_numpy()
     sources = dict(zip(images.image_id[named], image_paths(images[named], competition_dir, split), strict=True))
     missing = partial(_missing, sources, cache_dir, split, settings)
-    if missing() and os.access(cache_dir, os.W_OK):
-        record = partial(_record, path=manifest_path(cache_dir, split), competition_dir=competition_dir, settings=settings)
-        cache_one = partial(_cache_image, folder=cache_dir / split, settings=settings)
-        with _alone(cache_dir, split):  # another run may have been here until now
-            if gpu_decode:
-                record(_gpu_outcomes(missing(), cache_dir / split, settings))
-            ahead = None if cluster else _read_ahead
-            title = "" if quiet else f"Preprocessing {split}"
-            record(map_items(cache_one, missing(), num_workers, title, "images", cluster, ahead))
+    with _full_disk_stops_the_run(cache_dir):
+        _claim(cache_dir, settings)
+        is_writable = os.access(cache_dir, os.W_OK)
+        if missing() and is_writable:
+            record = partial(_record, path=manifest_path(cache_dir, split), competition_dir=competition_dir, settings=settings)
+            cache_one = partial(_cache_image, folder=cache_dir / split, settings=settings)
+            with _alone(cache_dir, split):  # another run may have been here until now
+                remove_leftovers(cache_dir / split)
+                if gpu_decode:
+                    record(_gpu_outcomes(missing(), cache_dir / split, settings))
+                ahead = None if cluster else _read_ahead
+                title = "" if quiet else f"Preprocessing {split}"
+                record(map_items(cache_one, missing(), num_workers, title, "images", cluster, ahead))
     manifest = read_manifest(cache_dir, split, settings).set_index("image_id").reindex(images.image_id.where(named))
     manifest = manifest.reset_index().assign(image_id=images.image_id.to_numpy())
+    if not is_writable:
+        _check_pictures(manifest, cache_dir, split)
     never_tried = manifest.settings_hash.isna()
     error = manifest.error.mask(never_tried, f"{cache_dir} lacks it, and is read-only")
     return manifest.fillna("").assign(error=error.where(named, "its patient_id or image_id can't name a file"))
@@ -183,8 +178,18 @@ def build_cache(
 
 def _missing(sources: dict[str, Path], cache_dir: Path, split: str, settings: CacheSettings) -> list[tuple[str, Path]]:
     manifest = read_manifest(cache_dir, split, settings)
-    done = set(manifest.image_id[manifest.error == ""]) & {picture.stem for picture in (cache_dir / split).glob("*.png")}
+    done = set(manifest.image_id[manifest.error == ""]) - set(without_picture(manifest, cache_dir / split))
     return [(image_id, source) for image_id, source in sources.items() if image_id not in done]
+
+
+def _check_pictures(manifest: pd.DataFrame, cache_dir: Path, split: str) -> None:
+    """Refuse a cache whose manifest and pictures disagree: for one that can't be mended."""
+    named, lost = (manifest.error == "").sum(), without_picture(manifest, cache_dir / split)
+    if lost:
+        raise CacheError(
+            f"{cache_dir} lacks {len(lost)} of the {named} pictures that its {split}_manifest.csv names, or has only parts of"
+            f" them, first {lost[0]}.png, and it is read-only. Copy it again from where it was made, or give another cache_dir."
+        )
 
 
 @contextlib.contextmanager
@@ -205,11 +210,11 @@ def _alone(cache_dir: Path, split: str) -> Iterator[None]:
 def _record(outcomes: Iterable[Outcome], path: Path, competition_dir: str | Path, settings: CacheSettings) -> None:
     """Add a row for each outcome as it comes."""
     with _full_disk_stops_the_run(path.parent):
-        write_csv(path, _read_manifest(path, settings))  # drops what a kill left half written
-        with _appending(path) as write_row:
+        write_csv(path, read_rows(path, settings.hash))  # drops what a kill left half written
+        with appending(path) as write_row:
             for outcome in outcomes:
                 write_row(_manifest_row(outcome, competition_dir, settings))
-        write_csv(path, _read_manifest(path, settings))
+        write_csv(path, read_rows(path, settings.hash))
 
 
 def _gpu_outcomes(jobs: list[tuple[str, Path]], folder: Path, settings: CacheSettings) -> Iterator[Outcome]:
@@ -271,16 +276,23 @@ def load_picture(cache_dir: str | Path, split: str, image_id: str) -> np.ndarray
 
 def read_manifest(cache_dir: str | Path, split: str, settings: CacheSettings) -> pd.DataFrame:
     """Read a split's manifest: one row per image, empty where nothing has been cached yet."""
-    return _read_manifest(manifest_path(cache_dir, split), settings)
+    return read_rows(manifest_path(cache_dir, split), settings.hash)
 
 
 def _claim(cache_dir: Path, settings: CacheSettings) -> None:
     """Write the settings into a new cache, or check that they are those of an existing one."""
     path = cache_dir / "settings.json"
     wanted = asdict(settings) | {"hash": settings.hash}
-    if not path.exists():
-        write_json(path, wanted)
-    found = read_json(path)
+    try:
+        if not path.exists():
+            write_json(path, wanted)
+        found = dict(read_json(path))
+    except (ValueError, TypeError) as error:
+        raise CacheError(f"{path} is not readable JSON ({error}): delete it if the cache has this run's settings.") from error
+    except OSError as error:
+        if error.errno in FULL_DISK:
+            raise
+        raise CacheError(f"{cache_dir} holds no cache, and none can be made ({error}): choose another cache_dir.") from error
     differing = [f"{key} is {found.get(key)} there, {value} here" for key, value in wanted.items() if found.get(key) != value]
     if differing:
         raise CacheError(f"{cache_dir} holds a cache with other settings ({'; '.join(differing)}): choose another cache_dir.")
@@ -299,23 +311,24 @@ def _read_ahead(job: tuple[str, Path]) -> None:
 def _cache_image(job: tuple[str, Path], folder: Path, settings: CacheSettings) -> dict:
     image_id, source = job
     picture, row = preprocess(source, *settings.arguments)
-    _write_picture(folder / f"{image_id}.png", picture)
-    return row
+    return row | {"picture_bytes": _write_picture(folder / f"{image_id}.png", picture)}
 
 
 def _cache_batch(jobs: list[tuple[str, Path]], folder: Path, settings: CacheSettings) -> list[Outcome]:
     outcomes = []
     for job, done in zip(jobs, gpu.preprocess_batch([source for _, source in jobs], *settings.arguments), strict=True):
         if done:
-            _write_picture(folder / f"{job[0]}.png", done[0])
-            outcomes.append(Outcome(job, value=done[1]))
+            picture, row = done
+            written = _write_picture(folder / f"{job[0]}.png", picture)
+            outcomes.append(Outcome(job, value=row | {"picture_bytes": written}))
     return outcomes
 
 
-def _write_picture(path: Path, picture: np.ndarray) -> None:
+def _write_picture(path: Path, picture: np.ndarray) -> int:
+    """Write a picture, and return its bytes; the manifest tells them, by which a file that a power cut left short is found."""
     encoded = cv2.imencode(".png", picture, PNG_OPTIONS)[1]
-    with _full_disk_stops_the_run(path.parent), write_atomic(path) as temporary:
-        temporary.write_bytes(encoded)
+    with _full_disk_stops_the_run(path.parent), write_atomic(path, sync=False) as temporary:
+        return temporary.write_bytes(encoded)
 
 
 @contextlib.contextmanager
@@ -323,7 +336,7 @@ def _full_disk_stops_the_run(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL_DISK:
             message = f"The disk of {folder} is full: free some space and run again; what is cached stays."
             raise StopRunError(message) from error
         raise
@@ -331,28 +344,5 @@ def _full_disk_stops_the_run(folder: Path) -> Iterator[None]:
 
 def _manifest_row(outcome: Outcome, competition_dir: str | Path, settings: CacheSettings) -> dict:
     image_id, source = outcome.item
-    row = {"image_id": image_id, "source": str(Path(source).relative_to(competition_dir)), "error": outcome.error}
-    # One row is one line, whatever a decoder puts in its message.
-    row["error"] = " ".join(row["error"].split())[:LONGEST_ERROR]
+    row = {"image_id": image_id, "source": str(Path(source).relative_to(competition_dir)), "error": on_one_line(outcome.error)}
     return row | (outcome.value or {}) | {"settings_hash": settings.hash}
-
-
-def _read_manifest(path: Path, settings: CacheSettings) -> pd.DataFrame:
-    if not path.is_file():
-        return pd.DataFrame(columns=MANIFEST_COLUMNS, dtype=str)
-    manifest = pd.read_csv(path, dtype=str, keep_default_na=False, on_bad_lines="skip")
-    whole = manifest[manifest.settings_hash == settings.hash]
-    return whole.drop_duplicates("image_id", keep="last").reset_index(drop=True)
-
-
-@contextlib.contextmanager
-def _appending(path: Path) -> Iterator:
-    """Give a function that adds one row to a manifest and flushes it, so that a kill loses no finished image."""
-    with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, MANIFEST_COLUMNS, restval="")
-
-        def write_row(row: dict) -> None:
-            writer.writerow(row)
-            file.flush()
-
-        yield write_row

@@ -1,0 +1,108 @@
+"""A cache's manifest: one row for each image that was tried, appended as it is done, whatever ends the process."""
+
+import contextlib
+import csv
+import io
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+
+# The settings' hash comes last: a row that a kill cut short lacks it, and is dropped on reading.
+MANIFEST_COLUMNS = [
+    "image_id",
+    "source",
+    "source_height",
+    "source_width",
+    "crop_top",
+    "crop_left",
+    "crop_bottom",
+    "crop_right",
+    "flipped",
+    "flags",
+    "codec",
+    "decoded",
+    "halved",
+    "bytes_read",
+    "file_bytes",
+    "picture_bytes",
+    "error",
+    "settings_hash",
+]
+LONGEST_ERROR = 500
+
+
+def read_rows(path: Path, settings_hash: str) -> pd.DataFrame:
+    """Read the rows that were made with some settings, the last of each image; none where there is no file.
+
+    Returns
+    -------
+    DataFrame of str
+        Columns `MANIFEST_COLUMNS`; those that an older version did not write are empty.
+    """
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    # Older versions had fewer columns. If a power cut took the header, the rows are today's.
+    headers = [line for line in lines if line.startswith(b"image_id,source,") and line.endswith(b",settings_hash")]
+    header = headers[0] if headers else ",".join(MANIFEST_COLUMNS).encode()
+    ending = f",{settings_hash}".encode()
+    whole = [line for line in lines if line.endswith(ending) and _is_whole(line, header.count(b",") + 1)]
+    manifest = pd.read_csv(io.BytesIO(b"\n".join([header, *whole])), dtype=str, keep_default_na=False)
+    manifest = manifest.reindex(columns=MANIFEST_COLUMNS, fill_value="")
+    return manifest.drop_duplicates("image_id", keep="last").reset_index(drop=True)
+
+
+def _is_whole(line: bytes, columns: int) -> bool:
+    """Tell a row, which is one line, from what a kill, a full disk or a power cut left, also with another row behind it."""
+    if b"\0" in line:
+        return False
+    try:
+        text = line.decode()
+        found = len(next(csv.reader([text], strict=True))) if '"' in text else text.count(",") + 1
+    except (csv.Error, UnicodeDecodeError):
+        return False
+    image_id, source = text.split(",", 2)[:2]
+    return found == columns and source.replace("\\", "/").endswith(f"/{image_id}.dcm")
+
+
+def without_picture(manifest: pd.DataFrame, folder: Path) -> list[str]:
+    """Images that are cached by their row, and whose picture in ``folder`` is missing or not as long as the row says.
+
+    Rows of older versions do not say it; their pictures must not be empty.
+    """
+    lengths = _lengths(folder)
+    good = manifest[manifest.error == ""]
+    found = [lengths.get(f"{image_id}.png", 0) for image_id in good.image_id]
+    is_whole = [
+        str(length) == written if written else length > 0 for length, written in zip(found, good.picture_bytes, strict=True)
+    ]
+    return good.image_id[~pd.Series(is_whole, index=good.index, dtype=bool)].tolist()
+
+
+def _lengths(folder: Path) -> dict[str, int]:
+    """Size in bytes of each file that is not hidden."""
+    lengths = {}
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.name.startswith("."):  # a temporary file may be gone by now
+                lengths[entry.name] = entry.stat().st_size
+    return lengths
+
+
+def on_one_line(error: str) -> str:
+    """Take from a message what a line of a manifest can't hold: line ends, NUL, what is not Unicode, endless text."""
+    printable = "".join(character if character.isprintable() else " " for character in error)
+    return " ".join(printable.split())[:LONGEST_ERROR]
+
+
+@contextlib.contextmanager
+def appending(path: Path) -> Iterator[Callable[[dict], None]]:
+    """Give a function that adds one row to a manifest and flushes it, so that a kill loses no finished image."""
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, MANIFEST_COLUMNS, restval="")
+
+        def write_row(row: dict) -> None:
+            writer.writerow(row)
+            file.flush()
+
+        yield write_row
