@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -230,6 +231,18 @@ def test_deterministic_mode_is_set_and_unset(make):
 def test_peak_memory_is_printed(make, capsys):
     make().run()
     assert "GiB of memory in use" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("platform", "counted"), [("linux", 3 * 2**20), ("darwin", 3 * 2**30)])
+def test_peak_memory_is_right_in_the_unit_that_the_system_counts_in(monkeypatch, platform, counted):
+    monkeypatch.setattr(fitting.sys, "platform", platform)
+    monkeypatch.setattr(fitting.resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=counted))
+    assert "at most 3.00 GiB" in fitting.peak_memory(torch.device("cpu"))
+
+
+def test_system_that_does_not_tell_memory_is_no_obstacle(monkeypatch):
+    monkeypatch.setattr(fitting, "resource", None)
+    assert "unknown" in fitting.peak_memory(torch.device("cpu"))
 
 
 def test_auxiliary_head_is_not_among_the_kept_weights(images, cache_dir, settings, tmp_path):

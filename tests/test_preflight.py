@@ -285,10 +285,11 @@ class FakeCuda:
 def use_gpus(monkeypatch):
     """Replace torch by one that sees GPUs of these capabilities."""
 
-    def use(*capabilities, cuda_version="12.4"):
+    def use(*capabilities, cuda_version="12.4", has_mps=False):
         cuda = FakeCuda(capabilities)
         version = types.SimpleNamespace(cuda=cuda_version)
-        fake = types.SimpleNamespace(cuda=cuda, ones=cuda.ones, version=version, __version__="2.10.0")
+        backends = types.SimpleNamespace(mps=types.SimpleNamespace(is_available=lambda: has_mps))
+        fake = types.SimpleNamespace(cuda=cuda, ones=cuda.ones, version=version, backends=backends, __version__="2.10.0")
         monkeypatch.setitem(sys.modules, "torch", fake)
 
     monkeypatch.setattr(preflight_machine, "GPU_DRIVER", Path("/nowhere"))
@@ -313,6 +314,13 @@ def test_two_gpus_that_work_are_no_problem_and_said_to_be_used(use_gpus):
     use_gpus(T4, T4)
     assert found(check_device, "train") == []
     assert preflight_machine.gpus() == "GPU of sm_75 with 15.8 GB and GPU of sm_75 with 15.8 GB, all used"
+
+
+def test_gpu_of_a_mac_is_said_not_to_be_used(use_gpus):
+    use_gpus()
+    assert preflight_machine.gpus() == "no GPU: the CPU computes"
+    use_gpus(has_mps=True)
+    assert preflight_machine.gpus() == "this Mac has a GPU (MPS), which the kit does not use: the CPU computes"
 
 
 def test_broken_gpu_beside_a_working_one_is_found(use_gpus):

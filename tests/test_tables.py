@@ -191,7 +191,7 @@ UNREADABLE = {
     "blank lines": b"\n\n",
     "rows longer than the header": b"a,b\n1,2,3\n4,5,6,7\n",
     "no UTF-8": b"site_id,\xff\xfe\n",
-    "Latin-1": f"{HEADER},note\n{ROW},Z\u00fcrich\n".encode("latin-1"),
+    "Latin-1": f"{HEADER},note\n{ROW},Zürich\n".encode("latin-1"),
     "UTF-16": f"{HEADER}\n{ROW}\n".encode("utf-16"),
     "a comma behind each row": f"{HEADER}\n{ROW},\n".encode(),
     "a row with a field too many": f"{HEADER}\n{ROW}\n{ROW},1\n".encode(),

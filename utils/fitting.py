@@ -3,7 +3,7 @@
 import json
 import math
 import os
-import resource
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -33,6 +33,11 @@ from utils.models import Outputs, build_model
 from utils.optimisation import autocast, is_out_of_memory, make_optimizer, make_schedule, pick_precision
 from utils.processes import Ranks
 from utils.run_folder import writing_to
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 EMA_WARMUP_POWER = 2 / 3  # the average forgets its random start early, also in a run of few steps
 REFRESH = 2.0  # seconds between looks at the loss: each makes a GPU wait
@@ -298,7 +303,8 @@ class Fitting:
         if self.config.keep_epoch == "last" or len(self.history) - 1 == best_epoch(self.history):
             metadata = {"vocabulary": json.dumps(asdict(self.vocabulary)), "epoch": str(len(self.history) - 1)}
             with write_atomic(self.fold_dir / "weights.safetensors") as temporary:
-                safetensors.torch.save_file(plain_state(self.averaged), temporary, metadata)
+                # Not save_file, which replaces the file by one of its own, with other permissions.
+                temporary.write_bytes(safetensors.torch.save(plain_state(self.averaged), metadata))
         with write_atomic(self.checkpoint_path) as temporary:
             torch.save(self._state(), temporary)
         write_csv(self.fold_dir / "history.csv", pd.DataFrame(self.history))
@@ -403,10 +409,14 @@ def derive_seed(*numbers: int) -> int:
 
 
 def peak_memory(device: torch.device) -> str:
-    """Say how much memory was in use at most."""
+    """Return peak memory as text: of the GPU, else of this process."""
     if device.type == "cuda":
         return f"at most {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB of the GPU's memory in use"
-    return f"at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB of memory in use by this process"
+    if resource is None:
+        return "peak memory is unknown on Windows"
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes of ru_maxrss: macOS counts bytes, Linux and the BSDs KiB
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return f"at most {used / 2**30:.2f} GiB of memory in use by this process"
 
 
 def _encoders(model: nn.Module) -> list[Encoder]:

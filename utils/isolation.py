@@ -113,9 +113,11 @@ def _prepare(limits: Limits) -> None:
 def _limit_memory(limit: int) -> None:
     import resource
 
-    with open("/proc/self/statm") as file:
+    with open("/proc/self/statm", encoding="ascii") as file:
         in_use = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (in_use + limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    least = in_use + limit if hard == resource.RLIM_INFINITY else min(in_use + limit, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (least, hard))
 
 
 def _cause(exit_code: int) -> str:

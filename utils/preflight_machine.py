@@ -142,10 +142,13 @@ def gpus() -> str:
 
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         found = [torch.cuda.get_device_properties(number) for number in range(count)]
+        has_mps = torch.backends.mps.is_available()
     except Exception as error:  # broken in many ways, as check_packages or check_device say
         return f"torch does not say which GPUs there are ({type(error).__name__}: {error})"
     named = " and ".join(f"{one.name} with {one.total_memory / GIGABYTE:.1f} GB" for one in found)
-    return f"{named}{', all used' if count > 1 else ''}" if named else "no GPU: the CPU computes"
+    if not named:
+        return f"{'this Mac has a GPU (MPS), which the kit does not use' if has_mps else 'no GPU'}: the CPU computes"
+    return f"{named}{', all used' if count > 1 else ''}"
 
 
 def check_hub(job: Job) -> Iterator[Finding]:

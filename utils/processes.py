@@ -178,12 +178,12 @@ def _environment(**variables: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _kept_signal_handlers() -> Iterator[None]:
     """The launcher takes over the signals, and leaves them so: a notebook could not be interrupted afterwards."""
-    names = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT]
-    before = {name: signal.getsignal(name) for name in names}
+    names = [name for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]  # Windows has two of them
+    before = {name: signal.getsignal(getattr(signal, name)) for name in names}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         for name, handler in before.items():
-            signal.signal(name, handler)
+            signal.signal(getattr(signal, name), handler)
