@@ -72,7 +72,7 @@ def test_image_whose_ids_can_not_name_a_file_has_an_error_in_its_row(few, settin
     build_cache(rows, data, "train", tmp_path / "cache", settings)  # its other id may be that of a cached picture
     rows = rows.assign(**{column: rows[column].where(rows.index != rows.index[2], bad)})
     manifest = build_cache(rows, data, "train", tmp_path / "cache", settings)
-    assert manifest.image_id.tolist() == rows.image_id.tolist() and list(manifest.columns) == cache.MANIFEST_COLUMNS
+    assert manifest.image_id.tolist() == rows.image_id.tolist() and list(manifest.columns) == MANIFEST_COLUMNS
     assert manifest.error[2] == "its patient_id or image_id can't name a file"
     assert (manifest.error.drop(2) == "").all() and "5 of 6 images in the cache, 1 failed" in summarise(manifest)
 
