@@ -84,6 +84,8 @@ def test_preflight_of_train_comes_before_its_first_picture_and_knows_all_paramet
         ({"image_height": -64}, "image_height"),
         ({"num_workers": -2}, "num_workers"),
         ({"num_machines": 2}, "rendezvous"),
+        ({"rendezvous": "host"}, "HOST:PORT"),
+        ({"seed": 2**32}, "seed"),
         ({"mixup": 1.0, "level": "breast"}, "mixup"),
         ({"architecture": "rnn", "patch_epochs": 1}, "patch_epochs"),
     ],

@@ -65,6 +65,14 @@ def test_no_competition_has_no_prior(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_prior_that_can_not_be_written_is_refused_in_one_line(competition, tmp_path):
+    with pytest.raises(SubmissionError, match="can't be written .*give another submission_path"):
+        write_prior(tmp_path, competition)
+    (tmp_path / "file").touch()
+    with pytest.raises(SubmissionError, match="can't be written"):
+        write_prior(tmp_path / "file" / "submission.csv", competition)
+
+
 def test_draft_keeps_the_prior_of_what_is_not_predicted_yet(competition, test_images, tmp_path):
     ids = test_images.prediction_id.unique()
     draft = Draft(tmp_path / "submission.csv", test_images, competition, 0.02)

@@ -1,6 +1,7 @@
 """What decides a run's weights, and how the work is spread, which does not."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 
@@ -126,6 +127,7 @@ class TrainConfig:
         for name, choices in {"loss": LOSSES, "keep_epoch": KEEP_EPOCH, "precision": PRECISIONS}.items():
             _check(getattr(self, name) in choices, name, getattr(self, name), f"one of {', '.join(choices)}")
         _check(self.fold_by in FOLD_BY, "fold_by", self.fold_by, f"one of {', '.join(FOLD_BY)}")
+        _check(self.seed < 2**32, "seed", self.seed, "below 2**32")  # NumPy's limit
         _check(self.n_folds >= 2, "n_folds", self.n_folds, "2 or more")
         _check(set(self.folds) <= set(range(self.n_folds)), "folds", self.folds, f"numbers from 0 to {self.n_folds - 1}")
         _check(min(self.epochs, self.batch_size) >= 1, "epochs and batch_size", (self.epochs, self.batch_size), "1 or more")
@@ -200,6 +202,8 @@ class Execution:
         for name, least in {"num_workers": 0, "num_processes": 1, "num_machines": 1, "parallel_folds": 0}.items():
             value = getattr(self, name)
             _check(isinstance(value, int) and value >= least, name, value, f"a whole number of {least} or more")
+        address = re.fullmatch(r"\S+:\d+", self.rendezvous) or not self.rendezvous
+        _check(address, "rendezvous", self.rendezvous, "HOST:PORT of one of the machines")
         if self.num_machines > 1 and not self.rendezvous:
             raise TrainingError("num_machines above 1 needs rendezvous: HOST:PORT of one of the machines.")
         if self.world_size > 1 and (self.parallel_folds > 1 or self.cluster):

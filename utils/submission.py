@@ -78,11 +78,14 @@ def write_prior(path: Path, competition_dir: str | Path | None) -> None:
     Raises
     ------
     SubmissionError
-        If test.csv and sample_submission.csv do not name the same prediction_ids.
+        If test.csv and sample_submission.csv do not name the same prediction_ids, or the file can't be written.
     """
     if competition_dir:
         test_images = read_images(competition_dir, "test")
-        Draft(path, test_images, Path(competition_dir), PRIOR).update(pd.Series(dtype=float))
+        try:
+            Draft(path, test_images, Path(competition_dir), PRIOR).update(pd.Series(dtype=float))
+        except OSError as error:
+            raise SubmissionError(f"{path} can't be written ({error.strerror}): give another submission_path.") from error
         print(f"{path} is valid from now on: every breast has the training prevalence, until it is predicted.")
 
 
