@@ -1,6 +1,9 @@
 """Facts about image encoders and their weights."""
 
+import re
+from argparse import Namespace
 from copy import deepcopy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ import timm
 import torch
 from torch import nn
 
+from utils.encoder_weights import read_checkpoint
 from utils.encoders import (
     CNN_CHANNELS,
     GeneralisedMean,
@@ -16,7 +20,6 @@ from utils.encoders import (
     PlainCnn,
     build_encoder,
     check_image_size,
-    load_weights,
 )
 
 CONVOLUTIONAL = ["test_resnet", "test_convnext", "test_efficientnet"]
@@ -197,11 +200,55 @@ def test_unknown_network_is_refused_with_a_hint():
 
 @pytest.mark.parametrize(
     ("architecture", "size", "nearest"),
-    [("maxvit_nano_rw_256", (250, 160), "256, image_width=160"), ("cnn", (16, 64), "32, image_width=64")],
+    [
+        ("maxvit_nano_rw_256", (250, 160), "256, image_width=160"),
+        ("cnn", (16, 64), "32, image_width=64"),
+        ("nest_tiny", (256, 64), "256, image_width=256"),  # squares alone
+    ],
 )
 def test_size_that_a_network_does_not_take_is_refused_up_front(architecture, size, nearest):
     with pytest.raises(ModelError, match=f"does not take images of {size[0]} x {size[1]}. image_height={nearest}"):
         check_image_size(architecture, *size)
+
+
+@pytest.mark.parametrize("error", [AttributeError, KeyError, TypeError, NotImplementedError])
+def test_network_that_refuses_a_size_in_its_own_way_is_refused_with_a_size_that_works(monkeypatch, error):
+    network = type(make_grey())
+    forward_features = network.forward_features
+
+    def refuse_low_pictures(self, x):
+        if x.shape[2] < 128:
+            raise error("no such thing")
+        return forward_features(self, x)
+
+    monkeypatch.setattr(network, "forward_features", refuse_low_pictures)
+    with pytest.raises(ModelError, match="test_resnet does not take .* image_height=128, image_width=64 would do"):
+        check_image_size("test_resnet", 96, 64)
+    monkeypatch.setattr(network, "forward_features", lambda self, x: x.no_such_thing)
+    with pytest.raises(ModelError, match="nor of any other size that was tried. Choose another architecture"):
+        check_image_size("test_resnet", 96, 64)
+
+
+def test_network_that_computes_while_it_is_built_is_looked_at_with_numbers(monkeypatch):
+    network = type(make_grey())
+    construct = network.__init__
+
+    def computing(self, *args, **options):
+        construct(self, *args, **options)
+        next(self.parameters()).sum().item()
+
+    monkeypatch.setattr(network, "__init__", computing)
+    assert check_image_size("test_resnet", 64, 64) == make_encoder("test_resnet").num_features
+
+
+def test_maps_of_several_scales_are_given_by_the_last():
+    encoder = make_encoder("test_resnet").eval()
+    backbone = encoder.backbone
+    forward_features, forward_head = backbone.forward_features, backbone.forward_head
+    backbone.forward_features = lambda x: [x, forward_features(x)]
+    backbone.forward_head = lambda maps, pre_logits: forward_head(maps[-1], pre_logits=pre_logits)
+    with torch.inference_mode():
+        assert encoder(make_pictures(1))[1].ndim == 4
 
 
 @pytest.mark.parametrize("architecture", ["resnet50", "efficientnet_b0"])
@@ -226,10 +273,27 @@ def make_grey():
     return timm.create_model("test_resnet", in_chans=1, num_classes=0)
 
 
+def load(path, name="test_resnet", size=(64, 64), **options) -> nn.Module:
+    torch.manual_seed(2)
+    return build_encoder(name, *size, weights_path=str(path), **options).backbone
+
+
+def check_same(found: nn.Module, wanted: nn.Module, **tolerance):
+    found, wanted = found.state_dict(), wanted.state_dict()
+    assert found.keys() == wanted.keys()
+    for key, value in found.items():
+        torch.testing.assert_close(value, wanted[key], **tolerance)
+
+
+def as_timm_loads(path, name, **options) -> nn.Module:
+    torch.manual_seed(3)
+    overlay = {"file": str(path), "custom_load": False}
+    return timm.create_model(name, pretrained=True, in_chans=1, num_classes=0, pretrained_cfg_overlay=overlay, **options)
+
+
 def test_loaded_weights_see_a_grey_picture_as_the_rgb_network_does(rgb_weights):
     rgb, path = rgb_weights
-    grey = make_grey()
-    assert sorted(load_weights(grey, path)) == ["fc.bias", "fc.weight"]
+    grey = load(path)
     picture = torch.rand(2, 1, 64, 64)
     with torch.inference_mode():
         wanted = rgb.eval().forward_head(rgb.forward_features(picture.repeat(1, 3, 1, 1)), pre_logits=True)
@@ -237,22 +301,103 @@ def test_loaded_weights_see_a_grey_picture_as_the_rgb_network_does(rgb_weights):
 
 
 @pytest.mark.parametrize(
-    "wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {"model": {f"module.{k}": v for k, v in s.items()}}]
+    ("name", "options", "size"),
+    [
+        ("test_resnet", {}, (64, 64)),
+        ("test_vit", {}, (160, 160)),
+        ("test_vit", {"img_size": (192, 96)}, (192, 96)),  # a table of positions
+        ("test_efficientnet", {}, (64, 96)),
+    ],
 )
-def test_common_checkpoint_wrappings_load(rgb_weights, tmp_path, wrap):
-    rgb, _ = rgb_weights
+def test_weights_are_those_that_timm_loads_as_pretrained(tmp_path, name, options, size):
+    torch.manual_seed(1)
+    safetensors.torch.save_file(timm.create_model(name).state_dict(), tmp_path / "weights.safetensors")
+    wanted = as_timm_loads(tmp_path / "weights.safetensors", name, **options)
+    check_same(load(tmp_path / "weights.safetensors", name, size), wanted)
+
+
+def test_tables_of_relative_positions_are_resized(tmp_path):
+    torch.manual_seed(1)
+    name, path = "coatnet_pico_rw_224", tmp_path / "weights.pth"
+    torch.save(timm.create_model(name, img_size=(64, 64)).state_dict(), path)
+    check_same(load(path, name, (128, 64)), as_timm_loads(path, name, img_size=(128, 64)))
+
+
+def test_old_names_are_those_that_timm_renames(tmp_path):
+    torch.manual_seed(1)
+    old = [(r"stem\.", "downsample_layers.0."), (r"stages\.(\d)\.downsample", r"downsample_layers.\1"), ("blocks.", "")]
+    old += [("conv_dw", "dwconv"), (r"mlp\.fc", "pwconv"), (r"head\.norm", "norm"), (r"head\.fc", "head")]
+    state = timm.create_model("test_convnext").state_dict()
+    for new_name, old_name in old:
+        state = {re.sub(new_name, old_name, key): value for key, value in state.items()}
+    torch.save({"model": dict(sorted(state.items()))}, tmp_path / "weights.pth")
+    check_same(load(tmp_path / "weights.pth", "test_convnext"), as_timm_loads(tmp_path / "weights.pth", "test_convnext"))
+
+
+def below(prefix: str, state: dict) -> dict:
+    return {f"{prefix}{key}": value for key, value in state.items()}
+
+
+def zeros(state: dict) -> dict:
+    return {key: torch.zeros_like(value) for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: s,
+        lambda s: {
+            "state_dict": s,
+            "epoch": 3,
+            "score": np.float32(0.45),
+            "args": Namespace(out=Path("runs"), lr=np.float64(1e-3)),
+        },
+        lambda s: {"model": below("module.", s), "optimizer": {"state": {0: {"step": torch.ones(1)}}}},
+        lambda s: {"model_state_dict": s, "optimizer_state_dict": zeros(s).popitem()[1]},
+        lambda s: {"anything": {"network": below("_orig_mod.module.", s)}},
+        lambda s: {"state_dict": {"criterion.pos_weight": torch.ones(1), **below("model.backbone.", s)}},
+        lambda s: {"head.weight": torch.zeros(1, 8), "head.bias": torch.zeros(1), **below("encoder.", s)},
+        lambda s: {"n_averaged": torch.tensor(5), **below("module.", s)},
+        lambda s: {"state_dict": zeros(s), "state_dict_ema": s},
+        lambda s: {"state_dict": zeros(s), "model_ema": below("module.", s)},
+        lambda s: {"ema": s},
+        lambda s: {"student": below("module.backbone.", zeros(s)), "teacher": below("backbone.", s)},
+        lambda s: s | {"fc.weight": torch.zeros(1, s["fc.weight"].shape[1]), "fc.bias": torch.zeros(1)},
+        lambda s: {key: value for key, value in s.items() if not key.startswith("fc.") and value.ndim},
+    ],
+)
+def test_weights_are_found_however_a_checkpoint_wraps_them(rgb_weights, tmp_path, wrap):
+    rgb, path = rgb_weights
     torch.save(wrap(rgb.state_dict()), tmp_path / "weights.pth")
-    grey = make_grey()
-    load_weights(grey, tmp_path / "weights.pth")
-    assert torch.equal(grey.layer1[0].conv1.weight, rgb.layer1[0].conv1.weight)
+    check_same(load(tmp_path / "weights.pth"), load(path))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_taken(rgb_weights, tmp_path, dtype):
+    rgb, path = rgb_weights
+    torch.save(
+        {key: value.to(dtype) if value.ndim else value for key, value in rgb.state_dict().items()}, tmp_path / "weights.pth"
+    )
+    found = load(tmp_path / "weights.pth")
+    check_same(found, load(path), atol=0.01, rtol=0.01)
+    assert all(value.dtype == torch.float32 for value in found.parameters())
+
+
+def test_network_with_weights_does_not_carry_the_file_along(rgb_weights):
+    assert "state_dict" not in load(rgb_weights[1]).pretrained_cfg
+
+
+def test_the_same_network_twice_is_refused(rgb_weights, tmp_path):
+    state = rgb_weights[0].state_dict()
+    torch.save(below("encoder_q.", state) | below("encoder_k.", zeros(state)), tmp_path / "weights.pth")
+    with pytest.raises(ModelError, match="holds the network 2 times, below 'encoder_q.', 'encoder_k.'. Save one of them alone"):
+        load(tmp_path / "weights.pth")
 
 
 def test_other_names_in_the_same_order_match_by_position(rgb_weights, tmp_path, capsys):
-    rgb, _ = rgb_weights
+    rgb, path = rgb_weights
     torch.save({f"part{i}": value for i, value in enumerate(rgb.state_dict().values())}, tmp_path / "weights.pth")
-    grey = make_grey()
-    load_weights(grey, tmp_path / "weights.pth")
-    assert torch.equal(grey.layer4[0].conv2.weight, rgb.layer4[0].conv2.weight)
+    check_same(load(tmp_path / "weights.pth"), load(path))
     assert "matched by position" in capsys.readouterr().out
 
 
@@ -260,16 +405,25 @@ def test_other_names_in_the_same_order_match_by_position(rgb_weights, tmp_path, 
     ("spoil", "message"),
     [
         (lambda s: s.pop("layer1.0.conv1.weight"), "1 missing in the file: layer1.0.conv1.weight"),
+        (lambda s: s.pop("conv1.0.weight"), "1 missing in the file: conv1.0.weight"),
         (lambda s: s.update(strange=torch.zeros(1)), "1 not in the network: strange"),
-        (lambda s: s.update({"bn1.weight": torch.zeros(3)}), "1 of another shape: bn1.weight"),
+        (lambda s: s.update({"bn1.weight": torch.zeros(3)}), r"1 of another shape: bn1.weight 3 instead of \d+"),
+        (lambda s: [s.pop(key) for key in list(s) if key.startswith("layer")], "missing in the file: layer1.0.conv1.weight"),
     ],
 )
 def test_weights_that_do_not_fit_are_listed(rgb_weights, tmp_path, spoil, message):
     state = rgb_weights[0].state_dict()
     spoil(state)
     torch.save(state, tmp_path / "weights.pth")
-    with pytest.raises(ModelError, match=message):
-        load_weights(make_grey(), tmp_path / "weights.pth")
+    with pytest.raises(ModelError, match=f"weights.pth does not fit test_resnet, which has .*{message}.*Name the architecture"):
+        load(tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "cnn"])
+def test_weights_of_another_network_are_refused(tmp_path, name):
+    torch.save(timm.create_model("test_efficientnet").state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(ModelError, match=f"does not fit {name}, which has .* missing in the file: .* not in the network: "):
+        load(tmp_path / "weights.pth", name, (160, 160))
 
 
 class Malicious:
@@ -278,18 +432,53 @@ class Malicious:
 
 
 def test_pickled_code_is_never_run(tmp_path, capsys):
-    torch.save({"weight": Malicious()}, tmp_path / "weights.pth")
-    with pytest.raises(ModelError, match="can't be read as plain weights"):
-        load_weights(make_grey(), tmp_path / "weights.pth")
+    path = tmp_path / "weights.pth"
+    for content in ({"weight": Malicious()}, {"a": torch.ones(1), "b": Namespace(c=Malicious())}):
+        torch.save(content, path)
+        with pytest.raises(ModelError, match=r"pickled Python objects \((builtins.)?print\), .* save the weights alone"):
+            load(path)
+    torch.save({"weight": Malicious()}, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(ModelError, match="holds pickled Python objects or is damaged.*save the weights alone"):
+        load(path)
     assert "pickled code ran" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["absent.pth", "broken.safetensors", "broken.pth"])
-def test_unreadable_weights_are_named(tmp_path, name):
-    if name.startswith("broken"):
-        (tmp_path / name).write_bytes(b"broken")
-    with pytest.raises(ModelError, match=name):
-        load_weights(make_grey(), tmp_path / name)
+def cut_zip(path):
+    torch.save({"weight": torch.ones(1000)}, path)
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def cut_safetensors(path):
+    safetensors.torch.save_file({"weight": torch.ones(1000)}, path)
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: None, "does not exist. Correct the path"),
+        (lambda path: path.mkdir(), "is a folder. Name the file in it"),
+        (lambda path: path.touch(), "it is empty. Copy or download it again"),
+        (lambda path: path.write_text("<!DOCTYPE html>"), "it is text, .* Download the file itself"),
+        (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid"), "Git LFS pointer"),
+        (cut_zip, "it is damaged or cut short. Copy or download it again"),
+        (cut_safetensors, "it is damaged or cut short. Copy or download it again"),
+        (lambda path: np.savez(path.open("wb"), a=np.ones(2)), "it is a zip file of something else"),
+        (lambda path: torch.jit.save(torch.jit.script(nn.Linear(1, 1)), path), "it is a TorchScript program"),
+        (lambda path: torch.save(nn.Linear(1, 1), path), r"pickled Python objects \(torch.nn.modules.linear.Linear"),
+        (lambda path: torch.save([torch.ones(1)], path), "holds a list, not a state dict"),
+        (lambda path: torch.save(torch.ones(1), path), "holds a Tensor, not a state dict"),
+        (lambda path: torch.save({}, path), "holds no weights"),
+        (lambda path: torch.save({"state_dict": {}, "epoch": 1}, path), "holds no weights"),
+        (lambda path: safetensors.torch.save_file({}, path), "holds no weights"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_files_that_hold_no_weights_are_refused_with_a_remedy(tmp_path, write, message):
+    path = tmp_path / "weights.bin"
+    write(path)
+    with pytest.raises(ModelError, match=f"^weights_path {path} .*{message}"):
+        read_checkpoint(path)
 
 
 def test_weights_of_an_own_run_are_taken_from_its_encoder(tmp_path, capsys):

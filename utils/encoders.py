@@ -3,28 +3,24 @@
 Pictures come as uint8 (or float on the same scale, where two are mixed), and are normalised here, on the device.
 """
 
-from pathlib import Path
+from collections.abc import Iterator
+from functools import cache
+from itertools import chain
+from types import SimpleNamespace
+from unittest.mock import patch
 
-import safetensors
-import safetensors.torch
 import timm
 import torch
 from timm.layers import SelectAdaptivePool2d
-from timm.models import adapt_input_conv
 from torch import nn
 from torch.utils.checkpoint import checkpoint_sequential
 
-from utils.environment import KitError
+from utils.encoder_weights import SHOWN_KEYS, ModelError, Tensors, find_weights, load_fitting, read_checkpoint
 
 CNN_CHANNELS = (16, 32, 64, 128, 256)
-SHOWN_KEYS = 6
-WRAPPERS = ("state_dict_ema", "state_dict", "model")  # where checkpoints of common training scripts keep the weights
-MULTIPLES = (1, 32, 64, 128, 256)  # of an image side, tried in this order when a network refuses a size
+USUAL_STRIDE = 32  # pixels to a cell of the last maps
+STRIDES = (1, 2, 4, 8)  # multiples of the stride that an image's sides are rounded to, when a network refuses a size
 POOLINGS = ("", "avg", "max", "gem")
-
-
-class ModelError(KitError, ValueError):
-    """A network that can't be built, or weights that do not fit it; the message says what to change."""
 
 
 class PlainCnn(nn.Module):
@@ -93,10 +89,11 @@ class Encoder(nn.Module):
         self.mean, self.std = mean, std
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give features (N, F), and the maps that they were pooled from, (N, C, h, w) in convolutional networks."""
+        """Give features (N, F), and the last maps that they were pooled from, (N, C, h, w) in convolutional networks."""
         x = (images.float() / 255 - self.mean) / self.std  # uint8 (N, 1, H, W) -> float
         maps = self.backbone.forward_features(x.contiguous(memory_format=torch.channels_last))
-        return self.backbone.forward_head(maps, pre_logits=True), maps
+        features = self.backbone.forward_head(maps, pre_logits=True)
+        return features, maps if isinstance(maps, torch.Tensor) else maps[-1]  # of several scales, the last
 
 
 class GeneralisedMean(nn.Module):
@@ -136,7 +133,7 @@ def build_encoder(
     pretrained : bool
         Fetch timm's weights, which needs a network.
     weights_path : str
-        A local file instead; see `load_weights`.
+        A local file instead, which does what ``pretrained`` does, or is refused.
     dropout : float
         Of ``cnn``.
     drop_path : float
@@ -147,20 +144,23 @@ def build_encoder(
     Raises
     ------
     ModelError
-        If the network is unknown, does not take the size or the pooling, or the weights do not fit.
+        If the network is unknown, does not take the size or the pooling, or the weights can't be read or do not fit.
     """
+    num_features = check_image_size(name, image_height, image_width)
     if name == "cnn":
         if pooling:
             raise ModelError("cnn pools by mean and maximum together: leave pooling empty.")
         backbone, mean, std = PlainCnn(dropout), 0.5, 0.5
-        num_features = backbone.num_features
+        if weights_path:
+            load_fitting(
+                backbone, find_weights(read_checkpoint(weights_path), backbone.state_dict(), weights_path), weights_path, name
+            )
     else:
-        num_features = check_image_size(name, image_height, image_width)
-        use_hub = pretrained and not weights_path
-        backbone = _create_timm(name, image_height, image_width, pretrained=use_hub, drop_path=drop_path)
+        if weights_path:
+            backbone = _load_timm(name, image_height, image_width, drop_path, weights_path)
+        else:
+            backbone = _create_timm(name, image_height, image_width, pretrained=pretrained, drop_path=drop_path)
         mean, std = (sum(backbone.pretrained_cfg[key]) / len(backbone.pretrained_cfg[key]) for key in ("mean", "std"))
-    if weights_path:
-        load_weights(backbone, weights_path)
     if pooling:
         _set_pooling(backbone, name, pooling)
     return Encoder(backbone, num_features, mean, std)
@@ -192,69 +192,67 @@ def check_image_size(architecture: str, image_height: int, image_width: int) -> 
     Raises
     ------
     ModelError
-        Naming the nearest size that the network does take.
+        Naming a near size that the network does take.
     """
-    num_features = _features_at(architecture, image_height, image_width)
-    if num_features:
-        return num_features
-    for multiple in MULTIPLES:
-        height, width = (max(multiple, round(side / multiple) * multiple) for side in (image_height, image_width))
-        if _features_at(architecture, height, width):
-            hint = f"image_height={height}, image_width={width} would do."
-            break
-    else:
-        size = timm.get_pretrained_cfg(architecture).input_size[1:]
-        hint = f"It was made for {size[0]} x {size[1]}."
-    raise ModelError(f"{architecture} does not take images of {image_height} x {image_width}. {hint}")
+    asked = (image_height, image_width)
+    # Some networks, and many of older versions of timm, compute while they are built: those are run with numbers.
+    for device in ("meta", "cpu"):
+        for size in chain([asked], _other_sizes(architecture, *asked)):
+            num_features = _features_at(architecture, *size, device)
+            if num_features and size == asked:
+                return num_features
+            if num_features:
+                raise ModelError(
+                    f"{architecture} does not take images of {image_height} x {image_width}. image_height={size[0]},"
+                    f" image_width={size[1]} would do."
+                )
+    raise ModelError(
+        f"{architecture} does not take grey images of {image_height} x {image_width}, nor of any other size that was tried."
+        " Choose another architecture."
+    )
+
+
+def _other_sizes(architecture: str, image_height: int, image_width: int) -> Iterator[tuple[int, int]]:
+    """Give sizes that a network may take: multiples of its stride near the one that was asked for, squares, and its own."""
+    stride, own = _stride_and_size(architecture)
+    multiples = [factor * stride for factor in STRIDES]
+    for multiple in multiples:
+        yield tuple(max(multiple, round(side / multiple) * multiple) for side in (image_height, image_width))
+    for multiple in multiples:
+        side = max(multiple, round(max(image_height, image_width) / multiple) * multiple)
+        yield side, side
+    yield own
+
+
+def _stride_and_size(architecture: str) -> tuple[int, tuple[int, int]]:
+    """Pixels to a cell of a network's last maps, and the size of the images that it was made for."""
+    if architecture == "cnn":
+        return 2 ** len(CNN_CHANNELS), (2 ** len(CNN_CHANNELS),) * 2
+    own = tuple(_pretrained_cfg(architecture)["input_size"][1:])
+    stages = getattr(_skeleton(architecture, *own), "feature_info", None) or [{"reduction": USUAL_STRIDE}]
+    return max(stage["reduction"] for stage in stages), own
 
 
 def takes_any_size(architecture: str) -> bool:
     """Whether a network's weights are the same for every size of its images."""
-    return architecture == "cnn" or not getattr(timm.get_pretrained_cfg(architecture), "fixed_input_size", False)
+    return architecture == "cnn" or not _pretrained_cfg(architecture).get("fixed_input_size", False)
 
 
-def load_weights(model: nn.Module, path: str | Path) -> list[str]:
-    """Load an encoder's weights from a local file: safetensors, or a state dict that torch loads with ``weights_only``.
-
-    Strict apart from the head, which is left as it is, and the stem, whose RGB filters are summed for the one input channel.
-    A state dict with other names but the same shapes in the same order (another implementation of the same network) is
-    matched by position.
-
-    Parameters
-    ----------
-    model : Module
-        A timm network with one input channel and no head, or a `PlainCnn`.
-    path : path
-
-    Returns
-    -------
-    list of str
-        Names in the file that were left out: the head's.
-
-    Raises
-    ------
-    ModelError
-        If the file can't be read safely or its tensors do not fit; lists which.
-    """
-    found = _strip(_read_state(Path(path)))
-    wanted = model.state_dict()
-    if not set(found) & set(wanted):
-        found = _match_by_position(found, wanted, path)
-    head = [key for key in found if key not in wanted and _is_head(key, model)]
-    state = {key: _adapt_stem(value, wanted.get(key)) for key, value in found.items() if key not in head}
-    problems = {
-        "missing in the file": [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")],
-        "not in the network": [key for key in state if key not in wanted],
-        "of another shape": [key for key in state if key in wanted and state[key].shape != wanted[key].shape],
-    }
-    listed = [f"{len(keys)} {what}: {_some(keys)}" for what, keys in problems.items() if keys]
-    if listed:
-        raise ModelError(f"{path} does not fit {type(model).__name__}. {'; '.join(listed)}. Is it the same architecture?")
-    model.load_state_dict(state, strict=False)
-    return head
+@cache
+def _pretrained_cfg(architecture: str) -> dict:
+    """Give what timm knows about a network's weights; old names have nothing until the network is built."""
+    known = timm.get_pretrained_cfg(architecture)
+    return known.to_dict() if known else timm.create_model(architecture).pretrained_cfg
 
 
-def _create_timm(name: str, image_height: int, image_width: int, pretrained: bool = False, drop_path: float = 0.0) -> nn.Module:
+def _create_timm(
+    name: str,
+    image_height: int,
+    image_width: int,
+    pretrained: bool = False,
+    drop_path: float = 0.0,
+    weights: Tensors | None = None,
+) -> nn.Module:
     if not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:SHOWN_KEYS])
         raise ModelError(f"{name!r} is neither cnn, rnn nor a network of timm's{f'; did you mean {close}?' if close else '.'}")
@@ -263,86 +261,57 @@ def _create_timm(name: str, image_height: int, image_width: int, pretrained: boo
         options["drop_path_rate"] = drop_path
     if not takes_any_size(name):  # transformers whose positions are tied to a size
         options["img_size"] = (image_height, image_width)
+    if weights:
+        options["pretrained_cfg_overlay"] = {"state_dict": weights}
     try:
-        return timm.create_model(name, pretrained=pretrained, **options)
+        return timm.create_model(name, pretrained=pretrained or bool(weights), **options)
     except TypeError as error:
         if drop_path and "drop_path_rate" in str(error):
             raise ModelError(f"{name} has no residual branches to leave out: set drop_path to 0.") from error
         raise
 
 
-def _features_at(architecture: str, image_height: int, image_width: int) -> int | None:
+def _load_timm(name: str, image_height: int, image_width: int, drop_path: float, path: str) -> nn.Module:
+    """Build a network with the weights of a file, as timm's ``pretrained`` does with its own files.
+
+    timm renames old layouts, resizes tables of positions, sums the stem's RGB filters and drops the head. But it keeps random
+    weights where a file lacks some. So timm prepares the weights here, and `load_fitting` loads them.
+    """
+    wanted = _skeleton(name, image_height, image_width).state_dict()
+    weights = find_weights(read_checkpoint(path), wanted, path)
+    with patch.object(nn.Module, "load_state_dict", autospec=True) as load:
+        load.return_value = SimpleNamespace(missing_keys=[], unexpected_keys=[])
+        try:
+            model = _create_timm(name, image_height, image_width, drop_path=drop_path, weights=weights)
+            prepared = load.call_args.args[1]
+            del model.pretrained_cfg["state_dict"]
+        except ModelError:
+            raise
+        except Exception:  # timm looks for names that weights of another network do not have
+            model, prepared = _create_timm(name, image_height, image_width, drop_path=drop_path), weights
+    load_fitting(model, prepared, path, name)
+    return model
+
+
+def _skeleton(name: str, image_height: int, image_width: int) -> nn.Module:
+    """Build a network for its names and shapes alone, without numbers if it can be."""
+    try:
+        with torch.device("meta"):
+            return _create_timm(name, image_height, image_width)
+    except RuntimeError:  # it computes while it is built
+        return _create_timm(name, image_height, image_width)
+
+
+def _features_at(architecture: str, image_height: int, image_width: int, device: str) -> int | None:
     """Features for an image of a size; None where the network does not take it."""
     if architecture == "cnn":
         return CNN_CHANNELS[-1] if min(image_height, image_width) >= 2 ** len(CNN_CHANNELS) else None
     try:
-        with torch.device("meta"):
+        with torch.device(device), torch.inference_mode():
             model = _create_timm(architecture, image_height, image_width).eval()
-        maps = model.forward_features(torch.empty(1, 1, image_height, image_width, device="meta"))
-        return model.forward_head(maps, pre_logits=True).shape[1]
+            maps = model.forward_features(torch.zeros(1, 1, image_height, image_width))
+            return model.forward_head(maps, pre_logits=True).shape[1]
     except ModelError:
         raise
-    except (RuntimeError, AssertionError, ValueError, ZeroDivisionError, IndexError):
+    except Exception:  # each network refuses in its own way
         return None
-
-
-def _read_state(path: Path) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        raise ModelError(f"weights_path {path} does not exist.")
-    try:
-        if path.suffix == ".safetensors":
-            _warn_of_own_weights(path)
-            return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and safetensors raise many kinds on a broken or unsafe file
-        raise ModelError(f"{path} can't be read as plain weights ({type(error).__name__}: {error}).") from error
-    for key in WRAPPERS:
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ModelError(f"{path} holds no state dict; save model.state_dict() or use safetensors.")
-    return state
-
-
-def _warn_of_own_weights(path: Path) -> None:
-    with safetensors.safe_open(path, framework="pt") as file:
-        if "vocabulary" in (file.metadata() or {}):
-            print(f"{path} was trained by this kit: patients that it saw are not out of fold in what follows.")
-
-
-def _strip(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Drop the prefixes that wrappers add: DataParallel's, and this kit's own where the file is one of its runs."""
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    own = {key.removeprefix("encoder.backbone."): value for key, value in state.items() if key.startswith("encoder.backbone.")}
-    return own or state
-
-
-def _match_by_position(found: dict, wanted: dict, path: str | Path) -> dict[str, torch.Tensor]:
-    # Counters of batches (0-dimensional) are absent from older files, and no result depends on them.
-    values = [value for value in found.values() if value.ndim]
-    names = [key for key, value in wanted.items() if value.ndim]
-    adapted = [_adapt_stem(value, wanted[name]) for name, value in zip(names, values, strict=False)]
-    if len(values) < len(names) or any(value.shape != wanted[n].shape for n, value in zip(names, adapted, strict=True)):
-        return found
-    print(f"{path}: other names, same shapes in the same order: matched by position.")
-    return dict(zip(names, adapted, strict=True))
-
-
-def _adapt_stem(value: torch.Tensor, wanted: torch.Tensor | None) -> torch.Tensor:
-    """Sum RGB filters for one input channel, which is what timm does: a grey picture then gives what its RGB copy would."""
-    is_stem = wanted is not None and value.ndim == 4 and (value.shape[1], wanted.shape[1]) == (3, 1)
-    return adapt_input_conv(1, value) if is_stem else value
-
-
-def _is_head(key: str, model: nn.Module) -> bool:
-    classifier = getattr(model, "pretrained_cfg", {}).get("classifier") or "head"
-    names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    return key.startswith(tuple(f"{name}." for name in (*names, "head", "fc", "classifier"))) or _is_pooling(key)
-
-
-def _is_pooling(key: str) -> bool:
-    return key.endswith("pool.power")  # of GeM, which a file may have where the network has not
-
-
-def _some(keys: list[str]) -> str:
-    return ", ".join(keys[:SHOWN_KEYS]) + (", …" if len(keys) > SHOWN_KEYS else "")

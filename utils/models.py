@@ -46,7 +46,7 @@ class ModelConfig:
     pretrained : bool
         Load timm's weights, which need a network; of ``rnn``, into its timm encoders.
     weights_path : str
-        Load a local file instead; see `utils.encoders.load_weights`. Empty for none.
+        Load a local file instead; see `utils.encoders.build_encoder`. Empty for none.
     pooling : {"", "avg", "max", "gem"}
         Of the encoder's last maps; empty for the network's own.
     dropout, drop_path : float

@@ -82,15 +82,16 @@ def _is_threshold(path: Path) -> bool:
 
 def check_weights_file(job: Job) -> Iterator[Finding]:
     """The file that weights_path names can be read as plain weights."""
+    from utils.encoder_weights import read_checkpoint
+
     if job.weights_path:
-        path = resolve(job.weights_path)
-        problem = _safetensors_problem(path, is_run=False) if path.suffix == ".safetensors" else _state_problem(path)
-        if problem:
-            remedy = "give a whole .safetensors file, or a state dict as torch.save(model.state_dict(), path) writes it."
-            yield Finding(f"weights_path {path} {problem}.", remedy)
+        try:
+            read_checkpoint(resolve(job.weights_path))
+        except KitError as error:
+            yield Finding(str(error), "")
 
 
-def _safetensors_problem(path: Path, is_run: bool = True) -> str:
+def _safetensors_problem(path: Path) -> str:
     """Say what is wrong with a file of weights, from its header; one that is cut is shorter than its header says."""
     from safetensors import SafetensorError, safe_open
 
@@ -102,17 +103,4 @@ def _safetensors_problem(path: Path, is_run: bool = True) -> str:
             is_own = "vocabulary" in (file.metadata() or {})
     except (SafetensorError, OSError) as error:
         return f"can't be read ({error})"
-    return "was not written by this kit" if is_run and not is_own else ""
-
-
-def _state_problem(path: Path) -> str:
-    import torch
-
-    problem = hollow(path)
-    if problem:
-        return problem
-    try:
-        torch.load(path, map_location="meta", weights_only=True)
-    except Exception as error:  # torch raises many kinds on a broken or unsafe file
-        return f"can't be read as plain weights ({type(error).__name__}: {str(error).splitlines()[0]})"
-    return ""
+    return "" if is_own else "was not written by this kit"
