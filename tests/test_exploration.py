@@ -201,7 +201,17 @@ def test_folder_of_tables_alone_gives_sentences_instead_of_pictures(images, sett
 def test_headers_are_read_of_one_image_a_breast(competition, images):
     from utils.shortcuts import read_headers
 
-    headers = read_headers(images, competition, per_label=3)
+    headers = read_headers(images, competition, per_label=3, num_workers=0)
     labels = images.drop_duplicates("prediction_id").set_index("prediction_id").cancer
     assert headers.index.is_unique and labels[headers.index].tolist().count(1) == 3 and len(headers) == 6
     assert set(headers.codec) <= {"jpeg2000", "jpeg_lossless", "rle", "uncompressed"}
+
+
+def test_headers_are_read_in_processes_whose_memory_is_limited(competition, images, monkeypatch):
+    from utils import shortcuts
+
+    asked = []
+    monkeypatch.setattr(shortcuts, "map_items", lambda function, items, num_workers, *title: asked.append(num_workers) or [])
+    shortcuts.read_headers(images, competition)
+    shortcuts.read_headers(images, competition, num_workers=3)
+    assert asked == [1, 3]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.text import Text
 
 from utils.cache import load_picture, picture_path
 
@@ -33,9 +34,8 @@ def show_pictures(images: pd.DataFrame, cache_dir: str | Path, split: str, count
         present = pd.concat(halves)
     present = present.head(count)
     rows = max(1, -(-len(present) // COLUMNS))
-    figure, axes = plt.subplots(rows, COLUMNS, figsize=(2 * COLUMNS, 3.4 * rows), squeeze=False)
+    figure, axes = plt.subplots(rows, COLUMNS, figsize=(2 * COLUMNS, 3.4 * rows), squeeze=False, layout="tight")
     draw_pictures(axes.flat, present, cache_dir, split)
-    figure.tight_layout()
     return finished(figure)
 
 
@@ -50,7 +50,18 @@ def draw_pictures(axes: Iterable[plt.Axes], images: pd.DataFrame, cache_dir: str
         axis.set_title(f"{row.laterality} {row.view}{label}", fontsize=9)
 
 
+def in_legend(name: str) -> str:
+    """Return a name of a run or a column so that a legend shows it: matplotlib leaves out those that begin with "_"."""
+    drawable = name.encode(errors="replace").decode()  # a folder's name need not be Unicode
+    return f" {drawable}" if drawable.startswith("_") else drawable
+
+
 def finished(figure: plt.Figure) -> plt.Figure:
-    """Close a figure that pyplot made, and give it to the notebook."""
+    """Close a figure that pyplot made, and give it to the notebook.
+
+    Its texts are shown as they are written: between two "$" in names of runs or columns, matplotlib would read mathematics.
+    """
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
     plt.close(figure)  # a notebook shows the returned figure; without this it would show it twice
     return figure

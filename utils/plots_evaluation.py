@@ -5,12 +5,13 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import NullFormatter
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from utils.calibration import reliability
 from utils.intervals import PatientBootstrap
 from utils.metrics import area_under_roc
-from utils.plots import draw_pictures, finished
+from utils.plots import draw_pictures, finished, in_legend
 from utils.thresholds import pf1_curve
 
 BAND = {"alpha": 0.2, "linewidth": 0}
@@ -28,23 +29,23 @@ def show_curves(curves: dict[str, pd.DataFrame]) -> plt.Figure:
     -------
     Figure
     """
-    figure, (roc, precision) = plt.subplots(1, 2, figsize=(9.5, 4.5))
+    figure, (roc, precision) = plt.subplots(1, 2, figsize=(9.5, 4.5), layout="tight")
     _draw_roc(roc, curves)
     for name, table in curves.items():
         precisions, recalls, _ = precision_recall_curve(table.cancer, table.probability)
-        precision.step(recalls, precisions, where="post", label=name)
+        precision.step(recalls, precisions, where="post", label=in_legend(name))
     prevalence = next(iter(curves.values())).cancer.mean()
     precision.axhline(prevalence, color="0.7", linewidth=1, label=f"chance: {prevalence:.3f}")
     precision.set(xlabel="recall (sensitivity)", ylabel="precision", title="Precision and recall", ylim=(0, 1.02))
     precision.legend(fontsize=8)
-    figure.tight_layout()
     return finished(figure)
 
 
 def _draw_roc(axis: plt.Axes, curves: dict[str, pd.DataFrame]) -> None:
     for name, table in curves.items():
         false_positives, true_positives, _ = roc_curve(table.cancer, table.probability)
-        axis.plot(false_positives, true_positives, label=f"{name}: AUC {area_under_roc(table.cancer, table.probability):.3f}")
+        auc = area_under_roc(table.cancer, table.probability)
+        axis.plot(false_positives, true_positives, label=in_legend(f"{name}: AUC {auc:.3f}"))
     axis.plot([0, 1], [0, 1], color="0.7", linewidth=1)
     axis.set(xlabel="1 - specificity", ylabel="sensitivity (recall)", title="ROC out of fold, per breast", aspect="equal")
     axis.legend(loc="lower right", fontsize=8)
@@ -64,14 +65,15 @@ def show_threshold(breasts: pd.DataFrame, tuned: dict) -> plt.Figure:
     -------
     Figure
     """
-    figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), sharey=True, layout="tight")
     curve = pf1_curve(breasts.cancer, breasts.probability, PatientBootstrap(breasts.patient_id))
     taken = (breasts.probability >= tuned["threshold"]).mean()
     _draw_pf1(axes[0], curve, curve.threshold, tuned, tuned["threshold"], f"threshold {tuned['threshold']:.3f}")
     _draw_pf1(axes[1], curve, curve.taken, tuned, taken, f"{taken:.1%} of breasts taken")
     axes[0].set(xlabel="threshold (calibrated probability)", ylabel="pF1", title="Probabilistic F1 of hard decisions")
     axes[1].set(xlabel="share of breasts taken", title="The same, by how many are taken", xscale="log")
-    figure.tight_layout()
+    axes[1].xaxis.set_major_formatter("{x:g}")  # powers of ten are mathematics, which no text of a figure may hold
+    axes[1].xaxis.set_minor_formatter(NullFormatter())
     return finished(figure)
 
 
@@ -98,17 +100,17 @@ def show_reliability(curves: dict[str, pd.DataFrame]) -> plt.Figure:
     -------
     Figure
     """
-    figure, axis = plt.subplots(figsize=(5, 4.5))
+    figure, axis = plt.subplots(figsize=(5, 4.5), layout="tight")
     for number, (name, table) in enumerate(curves.items()):
         bins = reliability(table.cancer, table.probability)
         errors = np.abs(bins[["low", "high"]].to_numpy().T - bins.observed.to_numpy())
-        axis.errorbar(bins.predicted, bins.observed, errors, fmt="o-", capsize=2, linewidth=1, label=name, color=f"C{number}")
+        label, colour = in_legend(name), f"C{number}"
+        axis.errorbar(bins.predicted, bins.observed, errors, fmt="o-", capsize=2, linewidth=1, label=label, color=colour)
     top = max(axis.get_xlim()[1], axis.get_ylim()[1])
     axis.plot([0, top], [0, top], color="0.7", linewidth=1, label="calibrated")
     axis.set(xlabel="predicted probability", ylabel="observed share of cancer", title="Reliability, tenths of the breasts")
     axis.set(xlim=(0, None), ylim=(0, None))
     axis.legend(fontsize=8)
-    figure.tight_layout()
     return finished(figure)
 
 
@@ -126,7 +128,7 @@ def show_prevalence(shift: pd.DataFrame, observed: float) -> plt.Figure:
     -------
     Figure
     """
-    figure, (worth, best) = plt.subplots(1, 2, figsize=(9.5, 3.4))
+    figure, (worth, best) = plt.subplots(1, 2, figsize=(9.5, 3.4), layout="tight")
     worth.plot(shift.prevalence, shift.pf1, label="the chosen threshold")
     worth.plot(shift.prevalence, shift.best_pf1, linestyle="--", label="the best one there")
     worth.set(ylabel="pF1", title="What the threshold is worth", ylim=(0, None))
@@ -137,7 +139,6 @@ def show_prevalence(shift: pd.DataFrame, observed: float) -> plt.Figure:
         if shift.prevalence.min() <= observed <= shift.prevalence.max():
             axis.axvline(observed, color="0.6", linewidth=1, label=f"here: {observed:.1%}")
     worth.legend(fontsize=8)
-    figure.tight_layout()
     return finished(figure)
 
 
@@ -148,12 +149,11 @@ def show_probabilities(probabilities: pd.Series, threshold: float) -> plt.Figure
     -------
     Figure
     """
-    figure, axis = plt.subplots(figsize=(7, 3))
+    figure, axis = plt.subplots(figsize=(7, 3), layout="tight")
     axis.hist(probabilities, bins=40)
     axis.axvline(threshold, color="C3", label=f"threshold {threshold:.3f}")
     axis.set(xlabel="probability", ylabel="breasts", title="Test predictions")
     axis.legend(fontsize=8)
-    figure.tight_layout()
     return finished(figure)
 
 

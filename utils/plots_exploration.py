@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from utils.cache import load_picture, picture_path
 from utils.examples import Segmentation
 from utils.exploration import UNKNOWN
-from utils.plots import finished
+from utils.plots import finished, in_legend
 
 # Okabe and Ito's colours, which all kinds of colour vision tell apart.
 BLUE, SKY, ORANGE, RED, GREY = "#0072B2", "#56B4E9", "#E69F00", "#D55E00", "0.6"
@@ -51,7 +51,7 @@ def _stack(axis: plt.Axes, table: pd.DataFrame) -> None:
     places, bottom = np.arange(len(table)), np.zeros(len(table))
     colours = plt.get_cmap("cividis_r")(np.linspace(0.05, 0.95, table.shape[1]))
     for colour, (density, values) in zip(colours, table.items(), strict=True):
-        axis.bar(places, values, bottom=bottom, color=colour, edgecolor="white", linewidth=0.5, label=density)
+        axis.bar(places, values, bottom=bottom, color=colour, edgecolor="white", linewidth=0.5, label=in_legend(density))
         bottom += values.to_numpy()
     short = table.index.str.replace(" to ", "–").str.replace(" and over", "+").str.replace("39 and under", "< 40")
     axis.set_xticks(places, short)

@@ -204,7 +204,9 @@ def _verdict(row) -> str:
     return f"shortcut: {REASONS.get(row.Index, 'in test.csv too; ask why it tells the label')}"
 
 
-def read_headers(images: pd.DataFrame, competition_dir: str | Path, per_label: int = HEADERS_PER_LABEL) -> pd.DataFrame:
+def read_headers(
+    images: pd.DataFrame, competition_dir: str | Path, per_label: int = HEADERS_PER_LABEL, num_workers: int = 1
+) -> pd.DataFrame:
     """Read DICOM headers, one of each breast, of equally many breasts with and without cancer: AUC needs no more.
 
     Parameters
@@ -214,6 +216,8 @@ def read_headers(images: pd.DataFrame, competition_dir: str | Path, per_label: i
     competition_dir : path
     per_label : int
         Breasts of each label at most, drawn with a fixed seed.
+    num_workers : int
+        Number of processes, whose memory is limited: a header of a few MB may claim any. 0 works in this one.
 
     Returns
     -------
@@ -223,7 +227,7 @@ def read_headers(images: pd.DataFrame, competition_dir: str | Path, per_label: i
     breasts = with_files(images, competition_dir).sample(frac=1, random_state=0).drop_duplicates("prediction_id")
     chosen = breasts.groupby("cancer").head(per_label)
     paths = dict(zip(image_paths(chosen, competition_dir, "train"), chosen.prediction_id, strict=True))
-    outcomes = map_items(_read_header, list(paths), description="Reading headers", unit="files")
+    outcomes = map_items(_read_header, list(paths), num_workers, "Reading headers", "files")
     rows = {paths[outcome.item]: outcome.value for outcome in outcomes if not outcome.error}
     return pd.DataFrame(rows).T.infer_objects().rename_axis("prediction_id")
 
