@@ -23,12 +23,15 @@ from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    HTJ2KLossless,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGExtended12Bit,
     JPEGLosslessSV1,
+    JPEGLSLossless,
     RLELossless,
 )
-from test_dicom import ENCODERS, IMAGE_GROUP, J2K, PIXEL_DATA_TAG, lut, make_dicom
+from test_dicom import ENCODERS, IMAGE_GROUP, J2K, LOSSY_ENCODERS, PIXEL_DATA_TAG, lut, make_dicom
 
 from utils.cache import CacheSettings, build_cache, load_picture
 from utils.dicom import DicomError, read_dicom
@@ -44,6 +47,8 @@ SETTINGS = CacheSettings(image_height=32, image_width=24)
 LARGE = (320, 200)  # JPEG 2000 is never decoded in full
 SMALL = (120, 90)  # it is first decoded in full, then at half size
 SYNTAXES = {
+    "jpeg": JPEGExtended12Bit,
+    "jpeg_ls": JPEGLSLossless,
     "boxed": JPEG2000Lossless,
     "raw": JPEG2000Lossless,
     "lossless": JPEGLosslessSV1,
@@ -52,7 +57,7 @@ SYNTAXES = {
     "implicit": ImplicitVRLittleEndian,
     "big_endian": ExplicitVRBigEndian,
     "deflated": DeflatedExplicitVRLittleEndian,
-}
+} | ({"htj2k": HTJ2KLossless} if HTJ2KLossless in ENCODERS else {})
 # Damaged where the pixels, or those of the small picture, don't show it; and the whole file that they then equal.
 HARMLESS = {
     "cut before the sequence's end, JPEG": "lossless",
@@ -60,8 +65,6 @@ HARMLESS = {
     "cut in the sequence's end, JPEG 2000": "boxed",
     "cut before the sequence's end, JPEG 2000": "boxed",
     "length of raw pixels 4 GB": "explicit",
-    "codestream box ends in its own head": "boxed",
-    "codestream box 1 byte": "boxed",
 }
 PIXELS_AT = 12  # bytes of the pixel data's tag, VR and length
 
@@ -85,6 +88,8 @@ def mammogram(folder: Path, kind: str, shape: tuple[int, int] = LARGE, **changes
     if kind in ("boxed", "raw"):
         data = encapsulate([jpeg2000(pixels, "jp2" if kind == "boxed" else "j2k")])
         header = {"PixelData": data} | header
+    if kind == "jpeg":
+        header = {"PixelData": encapsulate([LOSSY_ENCODERS[JPEGExtended12Bit](pixels)])} | header
     return make_dicom(folder, pixels, SYNTAXES[kind], **header).read_bytes()
 
 
@@ -571,12 +576,16 @@ SEEDS_OF_FUZZ = [  # kind, shape, header elements
     ("boxed", SMALL, {"RescaleSlope": 2, "RescaleIntercept": -100}),
     ("lossless", SMALL, {}),
     ("lossless", SMALL, {"PhotometricInterpretation": "MONOCHROME1"}),
+    ("jpeg", SMALL, {}),
+    ("jpeg_ls", SMALL, {}),
     ("rle", SMALL, {}),
     ("explicit", SMALL, {}),
     ("implicit", SMALL, {"VOILUTFunction": "SIGMOID"}),
     ("deflated", SMALL, {}),
     ("explicit", SMALL, {"ModalityLUTSequence": [lut(range(0, 640, 10), 0, 16)], "VOILUTSequence": [lut(range(64), 99, 6)]}),
 ]
+if "htj2k" in SYNTAXES:
+    SEEDS_OF_FUZZ.append(("htj2k", SMALL, {}))
 
 
 def damage(content: bytes, random: np.random.Generator) -> bytes:

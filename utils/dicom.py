@@ -16,19 +16,28 @@ import numpy as np
 import pydicom
 from pydicom.pixels import pixel_array
 from pydicom.uid import (
+    HTJ2K,
     JPEG2000,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
     JPEGLossless,
     JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
     RLELossless,
+    UID_dictionary,
 )
 
 from utils.encapsulated import Codestream
 from utils.header import DicomError, read_elements, read_header
+from utils.jpeg import decode_blocks
 from utils.window import grey_table, read_voi
 
 # A broken file becomes a DicomError; pydicom would print a traceback of its own for it as well.
@@ -36,18 +45,24 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 MAX_PIXELS = 2**27  # a 5355 x 4915 frame, the largest in RSNA's set, has 26 million
 UNCOMPRESSED = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian}
-JPEG2000_SYNTAXES = {JPEG2000Lossless, JPEG2000}
-JPEG_SYNTAXES = {JPEGLosslessSV1, JPEGLossless}
 CODECS = (
     dict.fromkeys(UNCOMPRESSED, "uncompressed")
     | {RLELossless: "rle"}
-    | dict.fromkeys(JPEG2000_SYNTAXES, "jpeg2000")
-    | dict.fromkeys(JPEG_SYNTAXES, "jpeg_lossless")
+    | dict.fromkeys((JPEG2000Lossless, JPEG2000), "jpeg2000")
+    | dict.fromkeys((HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K), "htj2k")
+    | dict.fromkeys((JPEGBaseline8Bit, JPEGExtended12Bit), "jpeg")
+    | dict.fromkeys((JPEGLosslessSV1, JPEGLossless), "jpeg_lossless")
+    | dict.fromkeys((JPEGLSLossless, JPEGLSNearLossless), "jpeg_ls")
 )
 DECODERS: dict[str, Callable[[bytes], np.ndarray]] = {
     "jpeg2000": partial(imagecodecs.jpeg2k_decode, numthreads=1),
+    # OpenJPEG too: imagecodecs.htj2k_decode (OpenJPH) gives a picture of a cut codestream without an error.
+    "htj2k": partial(imagecodecs.jpeg2k_decode, numthreads=1),
+    "jpeg": decode_blocks,
     "jpeg_lossless": imagecodecs.jpeg_decode,
+    "jpeg_ls": imagecodecs.jpegls_decode,
 }
+UNDECODABLE = "its pixel data can't be decoded: fetch the file again, or store it uncompressed with another program"
 PHOTOMETRIC = ("MONOCHROME1", "MONOCHROME2")
 NEEDED = (
     "Rows",
@@ -66,7 +81,8 @@ def read_dicom(path: str | Path) -> np.ndarray:
     Parameters
     ----------
     path : path
-        A single-frame, one-channel DICOM file: JPEG 2000, JPEG Lossless, RLE or uncompressed.
+        A single-frame, one-channel DICOM file: JPEG 2000 (also high-throughput), JPEG (baseline, extended, lossless),
+        JPEG-LS, RLE or uncompressed.
 
     Returns
     -------
@@ -140,7 +156,7 @@ class DicomFile:
         All elements before the pixel data.
     shape : (int, int)
         Rows and columns at full resolution.
-    codec : {"jpeg2000", "jpeg_lossless", "rle", "uncompressed"}
+    codec : {"jpeg2000", "htj2k", "jpeg", "jpeg_lossless", "jpeg_ls", "rle", "uncompressed"}
     flags : tuple of str
         What is unusual in the header, as `utils.header.read_header` and `utils.window.Voi` explain.
     """
@@ -210,14 +226,17 @@ class DicomFile:
         return self._frames[discard]
 
     def put_stored(self, values: np.ndarray, discard: int) -> None:
-        """Take the values that a decoder made of `codestream`, after checking their shape."""
+        """Take the values that a decoder made of `codestream`, after checking their shape, and that nothing was left over."""
         if values.dtype.itemsize > 2:
             raise DicomError(self.path, f"decoded to {values.dtype.itemsize * 8} bits, more than a mammogram has")
         expected = tuple(-(-side >> discard) for side in self.shape)
         if values.shape != expected:
             raise DicomError(self.path, f"decoded to {values.shape}, but the header says {expected}")
-        if self.codec in DECODERS and self.header.PixelRepresentation == 1:
-            values = _extend_sign(values, int(self.header.BitsStored))
+        if self.codec in DECODERS:
+            with self._explained():
+                self._codestream.check_decoded(values)
+            if self.header.PixelRepresentation == 1:
+                values = _extend_sign(values, int(self.header.BitsStored))
         self._frames[discard] = values
 
     def grey(self, values: np.ndarray) -> np.ndarray:
@@ -262,7 +281,7 @@ class DicomFile:
         return _decode_plain(self.path, self.codec)
 
     @contextlib.contextmanager
-    def _explained(self, what: str = "its pixel data can't be decoded") -> Iterator[None]:
+    def _explained(self, what: str = UNDECODABLE) -> Iterator[None]:
         try:
             yield
         except DicomError:
@@ -274,7 +293,7 @@ class DicomFile:
 def _contradiction(header: pydicom.Dataset) -> str:
     """Say why a header can't describe one decodable mammogram; empty if it can."""
     try:
-        syntax = header.file_meta.TransferSyntaxUID
+        syntax = str(header.file_meta.TransferSyntaxUID)
         rows, columns, frames = int(header.Rows), int(header.Columns), int(header.get("NumberOfFrames") or 1)
         samples, photometric = int(header.SamplesPerPixel), header.PhotometricInterpretation
         bits, allocated, signed = int(header.BitsStored), int(header.BitsAllocated), int(header.PixelRepresentation)
@@ -282,7 +301,7 @@ def _contradiction(header: pydicom.Dataset) -> str:
         missing = [name for name in NEEDED if name not in header]
         return f"its header lacks {', '.join(missing)}" if missing else f"a needed header element is broken ({error})"
     checks = {
-        f"transfer syntax {syntax} is not supported": syntax not in CODECS,
+        _unsupported(syntax): syntax not in CODECS,
         f"{rows} rows by {columns} columns is not a usable size": not 0 < rows * columns <= MAX_PIXELS,
         f"it has {frames} frames; only single-frame files are mammograms": frames != 1,
         f"{samples} samples per pixel, {photometric}; only {' and '.join(PHOTOMETRIC)} are mammograms": samples != 1
@@ -291,6 +310,14 @@ def _contradiction(header: pydicom.Dataset) -> str:
         f"Pixel Representation {signed} is neither 0 nor 1": signed not in (0, 1),
     }
     return next((reason for reason, broken in checks.items() if broken), "")
+
+
+def _unsupported(syntax: str) -> str:
+    name = UID_dictionary.get(syntax, ["a private or unknown one"])[0]
+    return (
+        f"its transfer syntax {syntax} ({name}) is not supported: convert it to Explicit VR Little Endian, "
+        "for example with `gdcmconv --raw IN OUT`"
+    )
 
 
 def _decode_plain(path: Path, codec: str) -> np.ndarray:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
+from collections.abc import Iterator
 from typing import BinaryIO
 
-from utils import jpeg2000
+import numpy as np
 
+from utils import jpeg, jpeg2000
+
+JPEG2000_CODECS = {"jpeg2000", "htj2k"}
 END_OF_CODESTREAM = b"\xff\xd9"  # EOI in JPEG, EOC in JPEG 2000
 JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  \r\n\x87\n"  # ISO/IEC 15444-1 I.5.1
 MAX_PADDING = 4096  # bytes of zeros behind a codestream
@@ -23,7 +27,7 @@ class Codestream:
     ----------
     file : binary file
         At the Pixel Data element.
-    codec : {"jpeg2000", "jpeg_lossless"}
+    codec : {"jpeg2000", "htj2k", "jpeg", "jpeg_lossless", "jpeg_ls"}
 
     Attributes
     ----------
@@ -37,30 +41,62 @@ class Codestream:
     """
 
     def __init__(self, file: BinaryIO, codec: str):
-        self._codec = codec
+        self._is_jpeg2000 = codec in JPEG2000_CODECS
         self.fragments = Fragments(file)
         self._prefix = jpeg2000.Prefix(self.fragments.read)
-        self._length = _open_box(self._prefix)  # of the codestream, where a box tells it
+        self._start, boxed = _open_box(self._prefix)
+        self._length = self._measure(boxed)
         self.layout: jpeg2000.Layout | None = None
-        if codec == "jpeg2000":
+        self._scan: jpeg.Scan | None = None
+        if self._is_jpeg2000:
             with contextlib.suppress(jpeg2000.NotScalableError):
                 self.layout = jpeg2000.read_layout(self._prefix)
+            jpeg2000.check_tile_parts(self._prefix, self._peek, self._length)
+        if self.layout:  # an unfinished copy ends in zeros, whichever resolution is asked for
+            tail = max(self.layout.sod, self._length - MAX_PADDING)
+            jpeg2000.check_packets(self._peek(tail, self._length - len(END_OF_CODESTREAM) - tail))
 
     def cut(self, discard: int, shape: tuple[int, int]) -> bytes:
         """Give the codestream without its ``discard`` highest resolutions, which must be of a picture of ``shape``."""
         if discard:
             _check_size((self.layout.height, self.layout.width), shape)
             return jpeg2000.shrink(self._prefix, self.layout, discard)
-        whole = self._prefix.read_all()
-        if self._length is not None:
-            whole = whole[: self._length]
-        # A cut JPEG Lossless stream decodes to a partly filled picture without an error: its end marker must be there.
-        # Fragments are padded with zeros to an even length, and some writers add more.
-        if not whole[-MAX_PADDING:].rstrip(b"\x00").endswith(END_OF_CODESTREAM):
-            raise ValueError("the compressed data is truncated: its end marker is missing")
-        # Before the decoder takes memory for it.
-        _check_size(jpeg2000.declared_size(whole) if self._codec == "jpeg2000" else _declared_jpeg_size(whole), shape)
+        whole = self._prefix.read_all(self._length)
+        # The size is checked before the decoder takes memory for it.
+        if self._is_jpeg2000:
+            _check_size(jpeg2000.declared_size(whole), shape)
+            if self.layout:
+                jpeg2000.check_packets(whole[self.layout.sod : -len(END_OF_CODESTREAM)])
+        else:
+            self._scan = jpeg.read_scan(whole)
+            _check_size((self._scan.rows, self._scan.columns), shape)
+            jpeg.check_scan(whole, self._scan)
         return whole
+
+    def check_decoded(self, values: np.ndarray) -> None:
+        """Refuse what a decoder made of the complete codestream if that codes another number of pixels."""
+        if self._scan:
+            jpeg.check_decoded(self._prefix.data, self._scan, values)
+
+    def _measure(self, boxed: int | None) -> int:
+        """Bytes of the codestream without what pads it, by the lengths that the fragments and a JP2 box tell.
+
+        Decoders fill up what is cut off without an error, so its end marker must be there. Fragments are padded with zeros to
+        an even length, and some writers add more.
+        """
+        length = self.fragments.length - self._start
+        if boxed is not None:
+            if boxed > length:
+                raise ValueError(f"its JP2 box holds {boxed} bytes, but its fragments only {length}")
+            length = boxed
+        tail_start = max(0, length - MAX_PADDING - len(END_OF_CODESTREAM))
+        tail = self._peek(tail_start, length - tail_start).rstrip(b"\x00")
+        if not tail.endswith(END_OF_CODESTREAM):
+            raise ValueError("the compressed data is truncated: its end marker is missing")
+        return tail_start + len(tail)
+
+    def _peek(self, start: int, size: int) -> bytes:
+        return self.fragments.peek(self._start + start, size)
 
 
 def _check_size(declared: tuple[int, int], shape: tuple[int, int]) -> None:
@@ -69,7 +105,13 @@ def _check_size(declared: tuple[int, int], shape: tuple[int, int]) -> None:
 
 
 class Fragments:
-    """Read the bytes of the one frame of encapsulated pixel data across its fragments (PS3.5 A.4)."""
+    """Read the bytes of the one frame of encapsulated pixel data across its fragments (PS3.5 A.4).
+
+    Attributes
+    ----------
+    length : int
+        Bytes of the frame, by the heads of its fragments.
+    """
 
     def __init__(self, file: BinaryIO):
         self._file, self._size = file, os.fstat(file.fileno()).st_size
@@ -78,9 +120,11 @@ class Fragments:
             raise ValueError("it has no pixel data")
         if len(element) < 12 or struct.unpack("<I", element[8:])[0] != UNDEFINED_LENGTH:
             raise ValueError("its pixel data is not encapsulated, as its transfer syntax says")
-        self._left = self._next_item() or 0
-        file.seek(self._left, os.SEEK_CUR)  # the first item is the offset table
-        self._left, self._ended = 0, False
+        table, *self._fragments = list(self._items()) or [(file.tell(), 0)]  # the first item is the offset table
+        self.length = sum(length for _, length in self._fragments)
+        self._end = file.tell()
+        file.seek(sum(table))
+        self._left, self._next = 0, 0
 
     @property
     def position(self) -> int:
@@ -97,31 +141,57 @@ class Fragments:
             parts.append(part)
         return b"".join(parts)
 
+    def peek(self, start: int, size: int) -> bytes:
+        """Give ``size`` bytes of the frame from ``start``, fewer at its end; `read` resumes where it was."""
+        position, parts = self._file.tell(), []
+        for offset, length in self._fragments:
+            if size > 0 and start < length:
+                self._file.seek(offset + start)
+                parts.append(self._file.read(min(size, length - start)))
+                size -= len(parts[-1])
+            start = max(0, start - length)
+        self._file.seek(position)
+        return b"".join(parts)
+
     def _next_fragment(self) -> bool:
-        while not self._ended and not self._left:
-            length = self._next_item()
-            self._ended, self._left = length is None, length or 0
-        return not self._ended
+        while not self._left and self._next < len(self._fragments):
+            offset, self._left = self._fragments[self._next]
+            self._file.seek(offset)
+            self._next += 1
+        if not self._left:
+            self._file.seek(self._end)
+        return self._left > 0
 
-    def _next_item(self) -> int | None:
-        """Length of the item that starts here; None at the end of them."""
-        item = self._file.read(8)
-        # Where the sequence's end is cut off the frame may still be whole, which its own end marker tells.
-        if item[:4] == SEQUENCE_END or len(item) < 8:
-            return None
-        if item[:4] != ITEM:
-            raise ValueError("the items of its pixel data are broken")
-        length = struct.unpack("<I", item[4:])[0]
-        missing = self.position + length - self._size
-        if missing > 0:
-            raise ValueError(f"the file ends {missing} bytes before its pixel data does")
-        return length
+    def _items(self) -> Iterator[tuple[int, int]]:
+        """Offset and length of each item from here to the end of them, by their heads alone."""
+        while True:
+            item = self._file.read(8)
+            # Where the sequence's end is cut off the frame may still be whole, which its own end marker tells.
+            if item[:4] == SEQUENCE_END or len(item) < 8:
+                return
+            if item[:4] != ITEM:
+                raise ValueError("the items of its pixel data are broken")
+            offset, length = self.position, struct.unpack("<I", item[4:])[0]
+            missing = offset + length - self._size
+            if missing > 0:
+                raise ValueError(f"the file ends {missing} bytes before its pixel data does")
+            yield offset, length
+            self._file.seek(offset + length)
 
 
-def _open_box(prefix: jpeg2000.Prefix) -> int | None:
-    """Skip a JP2 file's boxes up to its codestream, if there are any, and give its length, if a box tells it (T.800 I.4)."""
+def _open_box(prefix: jpeg2000.Prefix) -> tuple[int, int | None]:
+    """Skip a JP2 file's boxes up to its codestream, if there are any (T.800 I.4).
+
+    Returns
+    -------
+    start : int
+        Offset of the codestream.
+    length : int or None
+        Of the codestream, where a box tells it.
+    """
     if prefix.peek(len(JP2_SIGNATURE)) != JP2_SIGNATURE:
-        return None
+        return 0, None
+    start = 0
     while True:
         head = bytes(prefix.require(8)[:8])
         length, kind, size = int.from_bytes(head[:4], "big"), head[4:], 8
@@ -129,19 +199,6 @@ def _open_box(prefix: jpeg2000.Prefix) -> int | None:
             length, size = int.from_bytes(prefix.require(16)[8:16], "big"), 16
         if kind == b"jp2c":
             prefix.skip(size)
-            return length - size if length else None  # 0: to the end of the file
+            return start + size, length - size if length else None  # 0: to the end of the file
         prefix.skip(max(length, 8))
-
-
-def _declared_jpeg_size(codestream: bytes) -> tuple[int, int]:
-    """Read (rows, columns) from a JPEG's frame header (ISO/IEC 10918-1 B.2.2)."""
-    position = 2
-    while codestream[position : position + 1] == b"\xff":
-        if codestream[position + 1 : position + 2] == b"\xff":  # a fill byte
-            position += 1
-            continue
-        marker, length = codestream[position + 1], int.from_bytes(codestream[position + 2 : position + 4], "big")
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # SOF, not DHT, JPG or DAC
-            return struct.unpack(">HH", codestream[position + 5 : position + 9])
-        position += 2 + length
-    raise ValueError("its JPEG data has no frame header")
+        start += max(length, 8)

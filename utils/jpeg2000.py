@@ -10,8 +10,9 @@ References: ISO/IEC 15444-1 (T.800), Annex A (markers) and B.10 (packet headers)
 
 from __future__ import annotations
 
+import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 SOC, SIZ, COD, QCD, SOT, SOD, EOC = (bytes((0xFF, low)) for low in (0x4F, 0x51, 0x52, 0x5C, 0x90, 0x93, 0xD9))
@@ -20,6 +21,11 @@ MANY_SEGMENTS = 0x01 | 0x04  # code-block styles (bypass, termination on each pa
 MIN_CODE_BLOCK = 4  # log2 of its side: smaller ones would be too many to walk through here
 MAX_BIT_PLANES = 80
 MAX_LENGTH_BITS = 32
+SOT_LENGTH = 12  # with its segment
+# Packets of the simple kind are all but random: the longest run of zeros in nine real mammograms is 10, in 354 phantom ones and
+# in 1,053 real ones of at most 256 px it is 12.
+ZERO_RUN = 32
+MARKER = re.compile(rb"\xff[\x90-\xff]")
 MAX_PRECINCT = 2**15  # px of a side, where the codestream names no smaller precincts
 
 
@@ -80,12 +86,12 @@ class Prefix:
         self.require(size)
         del self.data[:size]
 
-    def read_all(self) -> bytes:
-        """Give all the bytes that there are."""
+    def read_all(self, size: int | None = None) -> bytes:
+        """Give all the bytes that there are, or the first ``size`` of them: then the others are no longer kept."""
         parts = [bytes(self.data)]
         while part := self._read(2**30):
             parts.append(part)
-        self.data = b"".join(parts)
+        self.data = b"".join(parts)[:size]
         return self.data
 
     def require(self, size: int) -> bytes | bytearray:
@@ -114,21 +120,73 @@ def read_layout(prefix: Prefix) -> Layout:
     NotScalableError
         If its resolutions don't lie one after the other, or it uses what this module does not know.
     """
-    segments, position = {}, 2
-    if prefix.require(2)[:2] != SOC:
-        raise ValueError("its JPEG 2000 codestream does not start with SOC and SIZ")
-    while True:
-        marker = bytes(prefix.require(position + 4)[position : position + 2])
-        length = int.from_bytes(prefix.data[position + 2 : position + 4], "big")
-        body = bytes(prefix.require(position + 2 + length)[position + 4 : position + 2 + length])
-        position += 2 + length
-        if marker == SOT:
-            break
+    segments = {}
+    *main_header, (_, tile_part, end) = _segments(prefix)
+    for marker, body, _ in main_header:
         if marker in (SIZ, COD, QCD) and marker not in segments:
             segments[marker] = body
         elif marker not in (COM, TLM, PLM):
             raise NotScalableError(f"marker {marker.hex()}")
-    return _layout(segments, tile_part=body, sod=position + 2, next_marker=bytes(prefix.require(position + 2)[position:]))
+    return _layout(segments, tile_part, sod=end + 2, next_marker=bytes(prefix.require(end + 2)[end:]))
+
+
+def _segments(prefix: Prefix) -> Iterator[tuple[bytes, bytes, int]]:
+    """Marker, body and end of each segment up to the first tile-part's SOT, which is the last."""
+    marker, end = SOC, 2
+    if prefix.require(2)[:2] != SOC:
+        raise ValueError("its JPEG 2000 codestream does not start with SOC and SIZ")
+    while marker != SOT:
+        marker = bytes(prefix.require(end + 4)[end : end + 2])
+        start, end = end + 4, end + 2 + int.from_bytes(prefix.data[end + 2 : end + 4], "big")
+        yield marker, bytes(prefix.require(end)[start:end]), end
+
+
+def check_tile_parts(prefix: Prefix, peek: Callable[[int, int], bytes], length: int) -> None:
+    """Refuse a codestream that lost or gained bytes: its tile-parts tell their lengths, and must end at its end marker.
+
+    Parameters
+    ----------
+    prefix : Prefix
+        The codestream.
+    peek : callable
+        Gives the bytes of the codestream from an offset, so many of them.
+    length : int
+        Of the codestream, its end marker included.
+
+    Raises
+    ------
+    ValueError
+
+    References
+    ----------
+    ISO/IEC 15444-1 A.4.2.
+    """
+    *_, (_, _, end) = _segments(prefix)
+    start = end - SOT_LENGTH
+    while (head := peek(start, SOT_LENGTH))[: len(SOT)] == SOT:
+        tile_part = int.from_bytes(head[6:10], "big")
+        if tile_part == 0:  # the last one: it reaches to the end marker, wherever that is
+            return
+        if tile_part < SOT_LENGTH:
+            break
+        start += tile_part
+    surplus = length - len(EOC) - start
+    if surplus:
+        raise ValueError(f"its JPEG 2000 codestream has {abs(surplus)} bytes {'more' if surplus > 0 else 'less'} than it says")
+
+
+def check_packets(packets: bytes) -> None:
+    """Refuse packets of the simple kind that hold a marker, or a hole of zeros as interrupted downloads leave it.
+
+    References
+    ----------
+    ISO/IEC 15444-1 A.1: no packet has a byte of more than 8F behind FF.
+    """
+    marker = MARKER.search(packets)
+    if marker:
+        raise ValueError(f"the marker {marker.group().hex().upper()} stands in the packets of its JPEG 2000 codestream")
+    if bytes(ZERO_RUN) in packets:
+        raise ValueError(f"its JPEG 2000 codestream has a hole of {ZERO_RUN} zero bytes or more")
 
 
 def _layout(segments: dict[bytes, bytes], tile_part: bytes, sod: int, next_marker: bytes) -> Layout:
@@ -174,12 +232,13 @@ def shrink(prefix: Prefix, layout: Layout, discard: int) -> bytes:
     Raises
     ------
     ValueError
-        If the data ends before the last packet needed.
+        If the data ends before the last packet needed, or has a hole.
     """
     end = layout.sod
     for resolution in range(layout.levels - discard + 1):
         end = _packet_end(prefix, end, _code_block_grids(layout, resolution))
     packets = bytes(prefix.require(end)[layout.sod : end])
+    check_packets(packets)
     width, height = layout.size(discard)
     size = struct.pack(">II", width, height)
     siz = layout.siz[:2] + size + layout.siz[10:18] + size + layout.siz[26:]
