@@ -110,6 +110,8 @@ def test_all_values_that_are_refused_are_told_at_once(told):
         ({"pooling": "gem"}, "pooling"),
         ({"architecture": "test_vit", "box_weight": 1.0}, "convolutional"),
         ({"architecture": "test_vit", "patch_epochs": 1}, "patch_epochs"),
+        ({"image_height": 16}, "cnn does not take images of 16 x 48"),
+        ({"patch_epochs": 1, "patch_size": 16}, "cnn does not take images of 16 x 16"),
         ({"architecture": "test_vit", "image_height": 50}, "test_vit does not take images of 50 x 48"),
     ],
 )
