@@ -1,12 +1,28 @@
 """Facts about batches: their order, how items are joined and split, and the loader's processes."""
 
+import os
+import signal
+import time
+
 import numpy as np
+import psutil
 import pytest
 import torch
 
+from utils import loading
 from utils.augment import Augment
 from utils.dataset import METADATA, BreastDataset, ImageDataset, Vocabulary
-from utils.loading import PER_PICTURE, ShareSampler, StepSampler, collate, make_loader, split_batch
+from utils.loading import (
+    PER_PICTURE,
+    LoadingError,
+    ShareSampler,
+    StepSampler,
+    collate,
+    explained,
+    make_loader,
+    shared_bytes,
+    split_batch,
+)
 
 SHARES = [0.02, 0.1, 0.3, 0.5, 0.9]
 
@@ -166,7 +182,77 @@ def test_loader_keeps_its_processes(images, cache_dir, vocabulary):
     loader = make_loader(ImageDataset(images.head(4), cache_dir, "train", vocabulary), 2, num_workers=1)
     processes = []
     for _ in range(2):
-        iterator = iter(loader)
-        assert len(list(iterator)) == 2
-        processes.append([worker.pid for worker in iterator._workers])
+        assert len(list(loader)) == 2
+        processes.append([worker.pid for worker in loader._iterator._workers])
     assert processes[0] == processes[1]
+
+
+class Failing(ImageDataset):
+    """A data set whose items end their process, or never come."""
+
+    def __init__(self, *arguments, fail):
+        super().__init__(*arguments)
+        self.fail = fail
+
+    def __getitems__(self, indices):
+        self.fail()
+        return super().__getitems__(indices)
+
+
+def batches_of(images, cache_dir, vocabulary, fail=lambda: None):
+    return make_loader(Failing(images.head(6), cache_dir, "train", vocabulary, fail=fail), 2, num_workers=2)
+
+
+def children():
+    return {child.pid for child in psutil.Process().children()}
+
+
+def test_batch_without_shared_memory_is_an_error_with_the_remedy_and_ends_the_processes(
+    images, cache_dir, vocabulary, monkeypatch
+):
+    def full(tensor):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    loader, before = batches_of(images, cache_dir, vocabulary), children()
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    with pytest.raises(LoadingError, match="got no shared memory .unable.*--shm-size 8g.*fewer num_workers"):
+        list(loader)
+    assert children() <= before
+
+
+@pytest.mark.parametrize("number", [signal.SIGBUS, signal.SIGKILL])
+def test_process_that_dies_is_an_error_with_the_remedy(images, cache_dir, vocabulary, number):
+    def die():
+        time.sleep(0.2)  # the loader has started by then
+        os.kill(os.getpid(), number)
+
+    loader = batches_of(images, cache_dir, vocabulary, die)
+    with pytest.raises(LoadingError, match=f"died .{number.name}.*--shm-size 8g"):
+        list(loader)
+
+
+def test_process_that_dies_while_the_reader_does_something_else_is_explained_too(images, cache_dir, vocabulary):
+    loader = batches_of(images, cache_dir, vocabulary)
+    next(iter(loader))
+    with pytest.raises(LoadingError, match="died .SIGKILL.*--shm-size 8g"), explained(loader):
+        os.kill(loader._iterator._workers[0].pid, signal.SIGKILL)
+        time.sleep(10)  # torch's handler of the signal ends it
+
+
+def test_loader_that_gives_no_batch_is_an_error_with_the_remedy(images, cache_dir, vocabulary, monkeypatch):
+    monkeypatch.setattr(loading, "PATIENCE", 0.2)
+    loader = batches_of(images, cache_dir, vocabulary, lambda: time.sleep(1))
+    with pytest.raises(LoadingError, match="No batch came within .*--shm-size 8g"):
+        list(loader)
+
+
+def test_other_errors_of_a_loader_stay_what_they_are(images, cache_dir, vocabulary):
+    def fail():
+        raise RuntimeError("of the data set")
+
+    with pytest.raises(RuntimeError, match="of the data set"):
+        list(batches_of(images, cache_dir, vocabulary, fail))
+
+
+def test_shared_memory_holds_what_is_prefetched_and_the_batch_in_use():
+    assert shared_bytes(10, num_workers=3) == 130 and shared_bytes(10, num_workers=0) == 0

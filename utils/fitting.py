@@ -25,7 +25,7 @@ from utils.dataset import ImageDataset, Vocabulary
 from utils.encoders import Encoder
 from utils.environment import seed_everything, write_atomic, write_csv
 from utils.inference import Predictions, forward, predict
-from utils.loading import Batch, ShareSampler, StepSampler, make_loader, split_batch
+from utils.loading import Batch, ShareSampler, StepSampler, explained, make_loader, split_batch
 from utils.losses import auxiliary_loss, box_loss, cancer_loss
 from utils.metrics import area_under_roc, best_threshold, sigmoid
 from utils.mixing import mix
@@ -130,7 +130,8 @@ class Fitting:
             disable=not self.ranks.is_first,
         ) as bar:
             for epoch in range(len(self.history), self.config.epochs):
-                self.history.append(self._epoch(epoch, bar))
+                with explained(self.loader, self.validation_loader):
+                    self.history.append(self._epoch(epoch, bar))
                 if self.ranks.is_first:
                     if self.ranks.lock:
                         self.ranks.lock.check()
@@ -173,7 +174,8 @@ class Fitting:
     def predict(self, model: nn.Module) -> Predictions:
         """Predict the validation set, each process its part, and give all of it to each."""
         self.ranks.align(model)
-        mine = predict(model, self.validation_loader, self.config, self.device, self.micro_batch_size)
+        with explained(self.validation_loader):
+            mine = predict(model, self.validation_loader, self.config, self.device, self.micro_batch_size)
         predictions = Predictions.joined(self.ranks.gather(mine))
         if not np.isfinite(predictions.logits).all():
             raise TrainingError(

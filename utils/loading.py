@@ -13,7 +13,13 @@ A batch of B items with N pictures is a dict:
 - ``index``: int64 tensor (B,), the item's row in ``dataset.items``
 """
 
+import contextlib
+import shutil
+import signal
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -21,11 +27,26 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from utils.dataset import ImageDataset
+from utils.environment import KitError
 
 PER_PICTURE = ("images", "metadata", "own", "rows")
 PREFETCHED = 4  # batches a process, so that a slow one does not keep the network waiting
+PATIENCE = 600.0  # seconds without a batch; the slowest disks take some for one
+SHARED_MEMORY = Path("/dev/shm")  # where Linux has it
+REMEDY = "start the container with more shared memory (docker run --shm-size 8g), or give fewer num_workers; 0 needs none"
 
 Batch = dict[str, torch.Tensor]
+
+
+class LoadingError(KitError):
+    """A loader's process that can't deliver; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Unshared:
+    """In place of a batch: why there was no shared memory for it."""
+
+    reason: str
 
 
 class ShareSampler(Sampler):
@@ -133,6 +154,27 @@ def collate(items: list[dict]) -> Batch:
     }
 
 
+def collate_shared(items: list[dict]) -> Batch | Unshared:
+    """Join items in shared memory, where another process finds them.
+
+    The queue between the processes would do this too, but loses a batch for which no memory is left; its reader waits for ever.
+    """
+    try:
+        return {key: value.share_memory_() for key, value in collate(items).items()}
+    except RuntimeError as error:
+        return Unshared(str(error).splitlines()[0])
+
+
+def shared_bytes(batch_bytes: float, num_workers: int) -> float:
+    """Most shared memory that a loader takes: what its processes have prefetched, and the batch in use."""
+    return batch_bytes * (num_workers * PREFETCHED + 1) if num_workers else 0.0
+
+
+def free_shared_memory() -> int | None:
+    """Bytes of shared memory that are free; None where the system does not say."""
+    return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else None
+
+
 def split_batch(batch: Batch, size: int) -> list[Batch]:
     """Split a batch into parts of at most ``size`` items."""
     count = len(batch["label"])
@@ -143,9 +185,69 @@ def split_batch(batch: Batch, size: int) -> list[Batch]:
     return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
 
 
+class Loader(DataLoader):
+    """A loader of batches whose processes' failures end it, with an error that says what to do."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = super().__iter__()
+        while True:
+            asked = time.monotonic()
+            try:
+                with explained(self):
+                    batch = next(batches)
+            except StopIteration:
+                return
+            except Exception as error:
+                self.stop()
+                if isinstance(error, RuntimeError) and self.timeout and time.monotonic() - asked >= self.timeout:
+                    waited = f"No batch came within {self.timeout / 60:.0f} minutes."
+                    raise LoadingError(f"{waited} Remedy: see to the disk, or {REMEDY}.") from error
+                raise
+            if isinstance(batch, Unshared):
+                free = free_shared_memory()
+                self.stop()
+                left = "" if free is None else f" {SHARED_MEMORY} has {free / 1e6:.0f} MB free."
+                raise LoadingError(f"A batch got no shared memory ({batch.reason}).{left} Remedy: {REMEDY}.")
+            yield batch
+
+    def dead(self) -> list[str]:
+        """Say how processes ended that should live."""
+        codes = [process.exitcode for process in getattr(self._iterator, "_workers", [])]
+        return [signal.Signals(-code).name if code < 0 else f"exit code {code}" for code in codes if code is not None]
+
+    def stop(self) -> None:
+        """End the processes now: an error that a notebook keeps would keep them, and their memory."""
+        if self._iterator is not None:
+            with contextlib.suppress(RuntimeError):  # torch tells of one more that died
+                self._iterator._shutdown_workers()
+            self._iterator = None
+
+
+@contextlib.contextmanager
+def explained(*loaders: Loader) -> Iterator[None]:
+    """Say what to do where a loader's process dies: torch raises RuntimeError then, wherever the reader is.
+
+    Raises
+    ------
+    LoadingError
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        causes = [cause for loader in loaders for cause in loader.dead()]
+        if not causes:
+            raise
+        for loader in loaders:
+            loader.stop()
+        raise LoadingError(
+            f"A process that loads pictures died ({causes[0]}). After SIGBUS shared memory ran out, after SIGKILL memory."
+            f" Remedy: {REMEDY}."
+        ) from error
+
+
 def make_loader(
     dataset: ImageDataset, batch_size: int, num_workers: int = 0, sampler: Sampler | None = None, pin_memory: bool = False
-) -> DataLoader:
+) -> Loader:
     """Make a loader whose processes live as long as it does.
 
     Parameters
@@ -161,10 +263,17 @@ def make_loader(
         For copies to a GPU that run beside its work.
     """
     order = {"batch_sampler": sampler} if sampler else {"batch_size": batch_size}
-    workers = {"persistent_workers": True, "prefetch_factor": PREFETCHED, "worker_init_fn": _one_thread} if num_workers else {}
+    workers = {}
+    if num_workers:
+        workers = {
+            "persistent_workers": True,
+            "prefetch_factor": PREFETCHED,
+            "worker_init_fn": _one_thread,
+            "timeout": PATIENCE,
+        }
     # A generator of its own: it would draw from torch's in some epochs and not in others, as its processes live on or not.
-    apart = {"collate_fn": collate, "generator": torch.Generator()}
-    return DataLoader(dataset, **order, num_workers=num_workers, pin_memory=pin_memory, **apart, **workers)
+    apart = {"collate_fn": collate_shared if num_workers else collate, "generator": torch.Generator()}
+    return Loader(dataset, **order, num_workers=num_workers, pin_memory=pin_memory, **apart, **workers)
 
 
 def _one_thread(worker: int) -> None:
