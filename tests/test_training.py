@@ -1,4 +1,6 @@
 import json
+import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +15,7 @@ from utils import run_folder, training
 from utils.cache import picture_path
 from utils.configuration import Execution, TrainingError
 from utils.dataset import ImageDataset, Vocabulary
+from utils.environment import write_json
 from utils.fitting import Fitting
 from utils.inference import predict_logits
 from utils.metrics import area_under_roc, sigmoid
@@ -137,11 +140,42 @@ def test_half_precision_keeps_logits_apart(images, cache_dir, settings):
     assert len(np.unique(logits)) > 0.9 * len(logits)
 
 
-def test_finished_folds_are_not_trained_again(run, images, cache_dir, monkeypatch):
+def test_finished_folds_are_not_trained_again_which_is_said(run, images, cache_dir, monkeypatch, capsys):
     run_dir, config, oof = run
     monkeypatch.setattr(training, "Fitting", None)
     again = train_run(config, images, cache_dir, run_dir)
     pd.testing.assert_frame_equal(again, oof, check_dtype=False)
+    said = capsys.readouterr().out
+    assert f"Nothing was trained. Already finished in {run_dir}: fold0, fold1. To train one again, delete its folder" in said
+    assert "Warning" not in said and "Finished after" not in said
+
+
+def test_fold_that_was_deleted_is_trained_and_the_other_said_to_be_finished(run, images, cache_dir, tmp_path, capsys):
+    shutil.copytree(run[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "fold1")
+    train_run(run[1], images, cache_dir, tmp_path / "run")
+    assert re.search(r"Finished after \d+ s: fold1\.\nAlready finished in .*: fold0\. ", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("then", "says"),
+    [
+        ({"commit": "1a2b3c"}, "commit was 1a2b3c and is .*The modules that training executes are the same"),
+        ({"code": "0"}, "code was 0 and is [0-9a-f]{12}. For one code"),
+        ({"commit": "1a2b3c-dirty", "code": "0"}, "commit was 1a2b3c-dirty and is .*, code was 0 and is"),
+        ({"torch": "1.0"}, "torch was 1.0 and is"),
+    ],
+)
+def test_run_that_was_started_with_other_code_is_resumed_with_a_warning(
+    run, images, cache_dir, tmp_path, monkeypatch, capsys, then, says
+):
+    shutil.copytree(run[0], tmp_path / "run")
+    content = json.loads((tmp_path / "run" / "config.json").read_text())
+    content["versions"] |= then
+    write_json(tmp_path / "run" / "config.json", content)
+    monkeypatch.setattr(training, "Fitting", None)
+    train_run(run[1], images, cache_dir, tmp_path / "run")
+    assert re.search(f"Warning: .*run was started with other code: {says}", capsys.readouterr().out)
 
 
 def test_run_folder_with_other_settings_is_refused(run, images, cache_dir):

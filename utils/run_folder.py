@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 
 from utils.cache import picture_path
 from utils.configuration import TrainConfig, TrainingError
-from utils.environment import read_json, versions, write_csv, write_json
+from utils.environment import read_json, write_csv, write_json
 from utils.fold_folders import fold_folders
+from utils.training_code import changed_versions, code_versions
 
 OOF_COLUMNS = ["prediction_id", "patient_id", "laterality", "image_id", "fold", "cancer", "logit", "probability"]
 IDS = ["prediction_id", "patient_id", "laterality", "image_id"]
@@ -35,6 +36,8 @@ def claim_run(
     smoke_test: bool = False,
 ) -> None:
     """Write the configuration into a new run folder, or check that it is that of an existing one.
+
+    Warn where an existing run was started with other code.
 
     Parameters
     ----------
@@ -69,7 +72,7 @@ def claim_run(
         "phantom": is_phantom,
         "smoke_test": smoke_test,
         "extra_sets": {} if extra is None else extra.groupby("extra_set", sort=False).size().to_dict(),
-        "versions": versions(),
+        "versions": code_versions(),
     }
     write_json(path, config.to_json() | notes)
 
@@ -108,6 +111,9 @@ def _check_same(run_dir: Path, config: TrainConfig, images: pd.DataFrame, data_h
     same_folds = dict(zip(folds.patient_id, folds.fold, strict=True)) == dict(zip(images.patient_id, images.fold, strict=True))
     if not same_folds or read_json(run_dir / "config.json").get("data_hash", data_hash) != data_hash:
         raise _other_data(run_dir)
+    changed = changed_versions(read_json(run_dir / "config.json").get("versions", {}))
+    if changed:
+        print(f"Warning: {run_dir} was started with other code: {changed} For one code throughout, choose another run_dir.")
 
 
 def _other_data(run_dir: Path) -> TrainingError:

@@ -2,7 +2,8 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -99,12 +100,28 @@ def train_run(
     at_once = trainers_at_once(execution, len(missing))
     common = {"execution": execution.share_workers(at_once), "boxes": boxes, "extra": extra}
     tasks = [partial(fit_fold, config, images, fold, cache_dir, fold_dir, **common) for fold, fold_dir in missing.items()]
+    start = time.perf_counter()
     run_tasks(tasks, execution)
+    _tell(run_dir, list(missing), [fold for fold in folds if fold not in missing], time.perf_counter() - start)
     with changing(run_dir):
         collect_folds(run_dir, "history.csv")
         if config.box_weight:
             collect_folds(run_dir, "boxes.csv")
         return collect_folds(run_dir, "oof.csv")
+
+
+def _tell(run_dir: Path, trained: Sequence[int], found: Sequence[int], seconds: float) -> None:
+    """Say which folds were trained, and which had been before."""
+    if trained:
+        print(f"Finished after {seconds:.0f} s: {_named(trained)}.")
+    if found:
+        nothing = "" if trained else "Nothing was trained. "
+        again = "To train one again, delete its folder, or choose another run_dir."
+        print(f"{nothing}Already finished in {run_dir}: {_named(found)}. {again}")
+
+
+def _named(folds: Sequence[int]) -> str:
+    return ", ".join(f"fold{fold}" for fold in folds)
 
 
 def fit_fold(

@@ -1,0 +1,47 @@
+"""Facts about the hash of the code that trains."""
+
+import shutil
+
+import pytest
+
+from utils import training_code
+from utils.environment import PROJECT
+from utils.training_code import changed_versions, code_versions
+
+
+@pytest.fixture
+def kit(tmp_path, monkeypatch):
+    """A copy of the kit's modules, to be edited."""
+    for path in (PROJECT / "utils").glob("*.py"):
+        shutil.copy(path, tmp_path)
+    monkeypatch.setattr(training_code, "HERE", tmp_path)
+    return tmp_path
+
+
+def edit(path):
+    path.write_text(path.read_text(encoding="utf-8") + "\nCHANGED = True\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize("module", ["training", "fitting", "models", "losses", "gpu", "run_folder"])
+def test_edit_of_a_module_that_trains_changes_the_hash(kit, module):
+    before = code_versions()
+    edit(kit / f"{module}.py")
+    assert code_versions()["code"] != before["code"] and "code was" in changed_versions(before)
+
+
+@pytest.mark.parametrize("module", ["submission", "report", "preflight", "kaggle", "tuning"])
+def test_edit_of_another_module_does_not(kit, module):
+    before = code_versions()
+    edit(kit / f"{module}.py")
+    assert code_versions() == before and changed_versions(before) == ""
+
+
+def test_line_ends_of_windows_do_not_change_the_hash(kit):
+    before = code_versions()
+    path = kit / "training.py"
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert code_versions() == before
+
+
+def test_run_of_an_earlier_version_is_compared_by_what_it_notes():
+    assert changed_versions({}) == "" and changed_versions({"commit": "1"}).startswith("commit was 1 and is")
