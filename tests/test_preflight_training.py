@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from conftest import NOTEBOOKS, TINY, parameters_of
 
-from utils import models, preflight_training
+from utils import loading, models, preflight_training
 from utils.encoders import PlainCnn
 from utils.phantom import BOXES_FILE
 from utils.preflight import PreflightError, preflight
@@ -22,6 +22,7 @@ from utils.preflight_training import (
     check_network,
     check_run_folder,
     check_services,
+    check_shared_memory,
     check_shares,
 )
 from utils.preflight_values import check_output, check_values
@@ -255,3 +256,23 @@ def test_problem_that_several_checks_meet_is_told_once_and_ends_the_notebook(com
     with pytest.raises(PreflightError) as caught:
         preflight("train", parameters_of("train", **values))
     assert "Problems: 2." in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "values, megabytes",
+    [
+        ({}, 64 * 48 * 8 * 17 / 1e6),  # 4 processes load 4 batches ahead, and one is in use
+        ({"num_processes": 2}, 64 * 48 * 4 * 17 / 1e6),
+        ({"level": "breast", "max_views": 1}, 64 * 48 * 8 * 17 / 1e6),
+        ({"level": "patient", "max_views": 1}, 64 * 48 * 16 * 17 / 1e6),
+    ],
+)
+def test_shared_memory_must_hold_what_is_loaded_ahead(told, monkeypatch, values, megabytes):
+    values = {"batch_size": 8, "num_workers": 4} | values
+    monkeypatch.setattr(loading, "free_shared_memory", lambda: 1e6 * megabytes - 1)
+    assert "--shm-size 8g" in told(check_shared_memory, **values)[0] and not told(
+        check_shared_memory, **values | {"num_workers": 0}
+    )
+    for enough in (1e6 * megabytes, None):
+        monkeypatch.setattr(loading, "free_shared_memory", lambda enough=enough: enough)
+        assert told(check_shared_memory, **values) == []

@@ -47,6 +47,30 @@ def check_shares(job: Job) -> Iterator[Finding]:
         yield from _refused(lambda: training.check_shares(config, execution))
 
 
+def check_shared_memory(job: Job) -> Iterator[Finding]:
+    """Shared memory holds the batches that processes load ahead: Docker gives 64 MB, unless it is told to give more."""
+    from utils.loading import REMEDY, SHARED_MEMORY, free_shared_memory, shared_bytes
+
+    config, execution, images, free = _made(job, _config), _made(job, _execution), _images(job), free_shared_memory()
+    if not config or not execution or execution.cluster or images is None or free is None:
+        return
+    pictures = config.batch_size / execution.world_size * _pictures_of_item(config, images)
+    needed = shared_bytes(pictures * config.model.image_height * config.model.image_width, execution.num_workers)
+    if free < needed:
+        problem = (
+            f"The batches that {execution.num_workers} processes load ahead may take {needed / 1e6:.0f} MB of shared memory."
+        )
+        yield Finding(f"{problem} {SHARED_MEMORY} has {free / 1e6:.0f} MB free.", f"{REMEDY}.")
+
+
+def _pictures_of_item(config, images) -> float:
+    """Mean number of pictures that are loaded for an item."""
+    if config.model.item == "image":
+        return 1.0
+    views = images.groupby("prediction_id").size().clip(upper=config.max_views).mean()
+    return 2 * views if config.model.item == "patient" else views
+
+
 def check_run_folder(job: Job) -> Iterator[Finding]:
     """A run in the folder is this one: of the same configuration, and of the same patients."""
     from utils.run_folder import check_same_config, check_same_patients
@@ -181,9 +205,11 @@ def _config(job: Job, values: Mapping[str, object]):
 
 
 def _execution(job: Job, values: Mapping[str, object]):
+    import torch
+
     from utils.training_parameters import make_execution
 
-    return make_execution(values, has_gpu=False)
+    return make_execution(values, has_gpu=torch.cuda.is_available())
 
 
 def _try_network(model) -> None:
