@@ -423,7 +423,7 @@ def test_unreadable_extra_image_is_left_out(inputs, tmp_path, capsys):
     convert("mias", make_mias(tmp_path / "films"), tmp_path / "mias")
     for path in (tmp_path / "mias").rglob("*.dcm"):
         path.write_bytes(b"no dicom")
-    with pytest.raises(KitError, match="none of its images can be read: .*not a readable DICOM file"):
+    with pytest.raises(KitError, match="none of its images can be read: DicomError: "):
         inputs.extra(str(tmp_path / "mias"), 0)
 
 
