@@ -252,3 +252,27 @@ def test_real_mammogram_is_cropped_with_its_chest_wall_at_the_left(image_id, wal
     assert cropped[:, :band].mean() > 0.2
     assert cropped[:, :band].mean() > 4 * cropped[:, -band:].mean()
     assert cropped.sum() > 0.95 * image[image > 0.06].sum()
+
+
+def lit(image: np.ndarray, direction: str, brightness: float) -> np.ndarray:
+    """Lay scattered light behind a breast: from the chest wall at the left, the top, both, or the corners."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH] / np.array([HEIGHT, WIDTH]).reshape(2, 1, 1)
+    corners = 2 * ((x - 0.5) ** 2 + (y - 0.5) ** 2)
+    light = {"wall": 1 - x, "top": 1 - y, "both": 1 - (x + y) / 2, "corners": corners, "even": np.ones_like(x)}
+    noise = np.random.default_rng(1).normal(0, 0.01, image.shape)
+    return np.clip(np.maximum(image, brightness * light[direction]) + noise, 0, 1).astype(np.float32)
+
+
+@both_sides
+@pytest.mark.parametrize("brightness", [0.05, 0.1, 0.15, 0.2])
+@pytest.mark.parametrize("direction", ["wall", "top", "both", "corners", "even"])
+def test_scattered_light_does_not_widen_the_crop(side, direction, brightness):
+    _, crop = crop_breast(orient(lit(draw("left"), direction, brightness), side))
+    assert_box(crop, side, tight=0.1 * HEIGHT)  # without the mend more than a third
+    assert crop.flipped == (side == "right")
+    assert crop.flags == ()
+
+
+@pytest.mark.parametrize("image", [draw(top=-200, bottom=600, depth=400), np.random.default_rng(0).uniform(0, 1, (200, 200))])
+def test_crop_that_is_the_whole_picture_is_flagged(image):
+    assert crop_breast(image.astype(np.float32))[1].flags == ("whole_frame",)

@@ -6,8 +6,13 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from utils.film import Box, film_box
+
 MASK_SIDE = 256  # px of the picture's longer side on which the breast is looked for
 TISSUE_LEVEL = 0.06  # of the range between air and the brightest tissue
+RAISED_LEVELS = np.arange(0.08, 0.5, 0.02)  # tried where the background is brighter than TISSUE_LEVEL
+MIN_FAINT_SHARE = 0.025  # of the picture up to twice TISSUE_LEVEL: with less, no background is that bright
+MIN_SLOPE = 0.006  # of the range, per pixel: measured 0.008 to 0.1 at the outline of breasts, 0.001 at that of scattered light
 FRAME_SHARE = 0.015  # of the side: how far in a frame border may reach
 DETACH_SHARE = 0.02  # of the side: what is thinner (letters, frame lines) does not count as breast
 REGROW_SHARE = 0.06  # of the side: how far detaching may have cut off a nipple or a skin fold
@@ -21,7 +26,10 @@ class Crop:
     """Where in the original picture a crop lies.
 
     ``top``, ``left``, ``bottom``, ``right`` are pixels of the original picture, half open; ``flipped`` says that the crop was
-    mirrored left to right; ``flags`` names what was unusual (``no_breast``: full frame taken).
+    mirrored left to right; ``film`` is what lies in the white frame of a scanned film, None where there is no frame.
+
+    ``flags`` names what was unusual: ``no_breast``, full frame taken; ``whole_frame``, the breast could not be told from what
+    is around it, or fills the picture; ``film_frame``, there is a white frame.
     """
 
     top: int
@@ -30,6 +38,7 @@ class Crop:
     right: int
     flipped: bool = False
     flags: tuple[str, ...] = ()
+    film: Box | None = None
 
 
 def find_breast(picture: np.ndarray, margin: float = 0.03, step: int = 1, shape: tuple[int, int] | None = None) -> Crop:
@@ -52,11 +61,19 @@ def find_breast(picture: np.ndarray, margin: float = 0.03, step: int = 1, shape:
         In pixels of the original; the full frame, flagged ``no_breast``, where no breast was found.
     """
     shape = shape or picture.shape
-    mask = breast_mask(picture)
+    small = _shrink(picture, MASK_SIDE)
+    inside = film_box(small, step * picture.shape[0] / small.shape[0])
+    mask = _tissue_mask(small, inside)
+    film, flags = None, ()
+    if inside != (0, 0, *small.shape):
+        film, flags = _on_original(_scaled(inside, small.shape, picture.shape), step, shape), ("film_frame",)
     if not mask.any():
-        return Crop(0, 0, *shape, flags=("no_breast",))
-    box = _on_original(_bounding_box(mask, picture.shape), step, shape)
-    return Crop(*_grow(box, margin, shape), flipped=_chest_wall_is_right(mask))
+        return Crop(0, 0, *shape, flags=(*flags, "no_breast"), film=film)
+    box = _on_original(_scaled(_bounding_box(mask), mask.shape, picture.shape), step, shape)
+    crop = _grow(box, margin, shape)
+    if crop == (0, 0, *shape):
+        flags += ("whole_frame",)
+    return Crop(*crop, flipped=_chest_wall_is_right(mask), flags=flags, film=film)
 
 
 def breast_mask(image: np.ndarray) -> np.ndarray:
@@ -75,13 +92,56 @@ def breast_mask(image: np.ndarray) -> np.ndarray:
         Longer side at most `MASK_SIDE`; all False where there is no breast.
     """
     small = _shrink(image, MASK_SIDE)
+    return _tissue_mask(small, film_box(small, image.shape[0] / small.shape[0]))
+
+
+def _tissue_mask(small: np.ndarray, inside: Box) -> np.ndarray:
+    if inside != (0, 0, *small.shape):  # a film's frame counts as breast only where the tissue next to it does
+        top, left, bottom, right = inside
+        around = (top, small.shape[0] - bottom), (left, small.shape[1] - right)
+        small = np.pad(small[top:bottom, left:right], around, mode="edge")
     # Percentiles, not extremes: neither a burned-in label nor a stray pixel sets the scale.
-    air, bright = np.percentile(small, (1, 99))
+    ordered = np.sort(small, axis=None)  # several times faster than np.percentile
+    air, bright = (_between(ordered, share * (ordered.size - 1)) for share in (0.01, 0.99))
     if bright - air < MIN_CONTRAST:
         return np.zeros(small.shape, dtype=bool)
     level = (small - air) / (bright - air)
-    breast = _largest_component(_detach((level > TISSUE_LEVEL).astype(np.uint8)), min_share=MIN_BREAST_SHARE)
-    return _regrow(breast, (level > FAINT_LEVEL).astype(np.uint8))
+    mask = _mask_above(level, TISSUE_LEVEL, FAINT_LEVEL)
+    if np.count_nonzero((level > TISSUE_LEVEL) & (level < 2 * TISSUE_LEVEL)) < MIN_FAINT_SHARE * level.size:
+        return mask
+    slopes = _slopes(level)
+    if _outline_slope(mask, slopes, 50) >= MIN_SLOPE:
+        return mask
+    for raised in RAISED_LEVELS:
+        higher = _mask_above(level, raised, raised)
+        if _outline_slope(higher, slopes, 10) >= MIN_SLOPE:
+            return higher
+    return mask
+
+
+def _between(ordered: np.ndarray, place: float) -> float:
+    """Interpolate between two of the sorted values."""
+    low = int(place)
+    return ordered[low] + (ordered[min(low + 1, ordered.size - 1)] - ordered[low]) * (place - low)
+
+
+def _mask_above(level: np.ndarray, tissue: float, faint: float) -> np.ndarray:
+    breast = _largest_component(_detach((level > tissue).astype(np.uint8)), min_share=MIN_BREAST_SHARE)
+    return _regrow(breast, (level > faint).astype(np.uint8))
+
+
+def _slopes(level: np.ndarray) -> np.ndarray:
+    """How much the level changes from pixel to pixel, noise smoothed away."""
+    smooth = cv2.GaussianBlur(level.astype(np.float32), (0, 0), 1.5)
+    return np.hypot(cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)) / 8
+
+
+def _outline_slope(mask: np.ndarray, slopes: np.ndarray, percentile: float) -> float:
+    """Slope that all but ``percentile`` % of a mask's outline exceed; infinite where it lies on the rim alone."""
+    outline = mask.astype(np.uint8) - cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8))
+    rim = _rim(mask.shape) + 1
+    found = slopes[rim:-rim, rim:-rim][outline[rim:-rim, rim:-rim] > 0]
+    return float(np.percentile(found, percentile)) if found.size else np.inf
 
 
 def _shrink(image: np.ndarray, side: int) -> np.ndarray:
@@ -130,16 +190,20 @@ def _largest_component(tissue: np.ndarray, min_share: float) -> np.ndarray:
     return labels == 1 + areas.argmax() if areas.max() >= min_share * tissue.size else np.zeros(tissue.shape, dtype=bool)
 
 
-def _bounding_box(mask: np.ndarray, shape: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Box (top, left, bottom, right) of a mask, on the scale of a picture of ``shape``."""
+def _bounding_box(mask: np.ndarray) -> Box:
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    down, across = shape[0] / mask.shape[0], shape[1] / mask.shape[1]
-    top, bottom = int(rows[0] * down), int(np.ceil((rows[-1] + 1) * down))
-    left, right = int(columns[0] * across), int(np.ceil((columns[-1] + 1) * across))
-    return top, left, min(bottom, shape[0]), min(right, shape[1])
+    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
 
 
-def _on_original(box: tuple[int, int, int, int], step: int, shape: tuple[int, int]) -> tuple[int, int, int, int]:
+def _scaled(box: Box, old: tuple[int, int], new: tuple[int, int]) -> Box:
+    """Box of a picture of the shape ``old`` on the same picture in the shape ``new``."""
+    top, left, bottom, right = box
+    down, across = new[0] / old[0], new[1] / old[1]
+    lower, outer = int(np.ceil(bottom * down)), int(np.ceil(right * across))
+    return int(top * down), int(left * across), min(lower, new[0]), min(outer, new[1])
+
+
+def _on_original(box: Box, step: int, shape: tuple[int, int]) -> Box:
     """Box on the original of a picture whose sample i lies on the original's sample ``step * i``."""
     top, left, bottom, right = ((edge - 0.5) * step + 0.5 for edge in box)
     return (
@@ -148,7 +212,7 @@ def _on_original(box: tuple[int, int, int, int], step: int, shape: tuple[int, in
     )
 
 
-def _grow(box: tuple[int, int, int, int], margin: float, shape: tuple[int, int]) -> tuple[int, int, int, int]:
+def _grow(box: Box, margin: float, shape: tuple[int, int]) -> Box:
     by = round(margin * max(shape))
     top, left, bottom, right = box
     return max(0, top - by), max(0, left - by), min(shape[0], bottom + by), min(shape[1], right + by)

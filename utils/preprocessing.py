@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +92,7 @@ def draw(file: DicomFile, plan: Plan) -> np.ndarray:
         part = _halved(file, plan.discard, slice(top, bottom), slice(left, right))
         rows, columns = [edge - top for edge in rows], [edge - left for edge in columns]
         picture = average_areas(file.grey(part), rows, columns, *size)
+    picture = _without_frame(picture, crop)
     return picture[:, ::-1] if crop.flipped else picture
 
 
@@ -113,6 +115,19 @@ def describe(file: DicomFile, plan: Plan) -> dict:
         "bytes_read": file.bytes_read,
         "file_bytes": file.bytes_total,
     }
+
+
+def _without_frame(picture: np.ndarray, crop: Crop) -> np.ndarray:
+    """Blacken the white frame of a scanned film in a picture of the crop."""
+    if crop.film is None:
+        return picture
+    top, left, bottom, right = crop.film
+    down, across = picture.shape[0] / (crop.bottom - crop.top), picture.shape[1] / (crop.right - crop.left)
+    rows = slice(max(0, math.ceil((top - crop.top) * down)), math.floor((bottom - crop.top) * down))
+    columns = slice(max(0, math.ceil((left - crop.left) * across)), math.floor((right - crop.left) * across))
+    inside = np.zeros_like(picture)
+    inside[rows, columns] = picture[rows, columns]
+    return inside
 
 
 def _overview(file: DicomFile) -> tuple[int, np.ndarray]:
