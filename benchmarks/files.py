@@ -145,7 +145,7 @@ def _write_copies(kind: Path, size: Size, count: int) -> None:
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
             shutil.copyfile(_path(kind, rows[number % len(size.drawings)]), path)
-    with open(kind / f"{SPLIT}.csv", "w", newline="") as file:
+    with open(kind / f"{SPLIT}.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
@@ -168,7 +168,7 @@ def _row(size: Size, number: int) -> dict:
 
 def _rows(kind: Path) -> list[dict]:
     table = kind / f"{SPLIT}.csv"
-    return list(csv.DictReader(table.read_text().splitlines())) if table.exists() else []
+    return list(csv.DictReader(table.read_text(encoding="utf-8").splitlines())) if table.exists() else []
 
 
 def _path(kind: Path, row: dict) -> Path:

@@ -38,7 +38,7 @@ def main() -> None:
 def _write_config(out: Path, workers: int) -> Path:
     path = out / "medip.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(CONFIG.format(workers=workers))
+    path.write_text(CONFIG.format(workers=workers), encoding="utf-8")
     return path
 
 

@@ -70,9 +70,9 @@ def main() -> None:
         "runs": runs,
         "stages": measure_stages(files, targets),
     }
-    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     write_report(results, out)
-    print((out / "preprocessing.md").read_text())
+    print((out / "preprocessing.md").read_text(encoding="utf-8"))
 
 
 def measure(files: Path, out: Path, counts: dict, targets: tuple, rounds: int, window: float, medip: Path | None) -> list[dict]:
@@ -101,7 +101,7 @@ def install_medip(out: Path) -> Path | None:
     print(f"Installing {MEDIP} …", flush=True)
     steps = ([sys.executable, "-m", "venv", str(folder)], [str(python), "-m", "pip", "install", "--quiet", MEDIP], works)
     for step in steps:
-        done = subprocess.run(step, capture_output=True, text=True)
+        done = subprocess.run(step, capture_output=True, encoding="utf-8", errors="replace")
         if done.returncode:
             print(f"medip is left out: {done.stderr.strip().splitlines()[-1:]}", flush=True)
             return None
@@ -245,7 +245,7 @@ def _lives(process: psutil.Process) -> bool:
 
 def _cpu_name() -> str:
     with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
     return platform.processor()
 

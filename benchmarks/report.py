@@ -16,7 +16,7 @@ CODEC_NAMES = {"jpeg2000": "JPEG 2000", "jpeg-lossless": "JPEG Lossless"}
 def write_report(results: dict, out: Path) -> None:
     """Write preprocessing.md and preprocessing.png into ``out``."""
     cells = summarise(results["runs"])
-    (out / "preprocessing.md").write_text(table(cells, results) + own_path(results))
+    (out / "preprocessing.md").write_text(table(cells, results) + own_path(results), encoding="utf-8")
     plot(cells, out / "preprocessing.png")
 
 

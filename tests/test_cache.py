@@ -200,6 +200,32 @@ def test_error_of_any_text_is_one_row(few, settings, tmp_path, monkeypatch):
         assert (manifest.error == 'ValueError: a b c Zürich, "quoted"').all()
 
 
+def test_folder_whose_name_is_not_unicode_has_a_cache():
+    assert default_cache_dir("/data/Z\udcfcrich", TINY) != default_cache_dir("/data/Z\udce4rich", TINY)
+
+
+LOCALE = """
+import sys
+from utils.cache import CacheSettings, build_cache
+from utils.tables import read_images
+data, folder = sys.argv[1:]
+for _ in range(2):
+    manifest = build_cache(read_images(data, "train"), data, "train", folder, CacheSettings(64, 48), quiet=True)
+    print((manifest.error != "").tolist())
+"""
+
+
+def test_locale_that_is_not_utf_8_is_no_obstacle(few, tmp_path):
+    data, rows = few
+    rows.to_csv(data / "train.csv", index=False)
+    image_paths(rows, data, "train")[1].write_bytes(b"broken")
+    data = data.rename(tmp_path / "Zürich ’23")
+    environment = os.environ | {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(PROJECT)}
+    command = [sys.executable, "-c", LOCALE, data, tmp_path / "cache"]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout.splitlines() == [str([False, True, False, False, False, False])] * 2
+
+
 def test_pictures_that_a_kill_left_half_written_are_deleted(few, settings, tmp_path):
     data, rows = few
     build_cache(rows[1:], data, "train", tmp_path / "cache", settings)
@@ -364,6 +390,14 @@ def test_lossless_picture_survives_the_file(tmp_path, settings):
     path.parent.mkdir()
     cv2.imwrite(str(path), picture)
     assert np.array_equal(load_picture(tmp_path, "train", "1"), picture)
+
+
+@pytest.mark.parametrize("folder", ["Zürich", "Z\udcfcrich"])
+def test_picture_is_read_from_a_folder_of_any_name(tmp_path, folder):
+    path = picture_path(tmp_path / folder, "train", "1")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(cv2.imencode(".png", np.full((2, 3), 7, dtype=np.uint8))[1])
+    assert load_picture(tmp_path / folder, "train", "1").tolist() == [[7] * 3] * 2
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\x89PNG broken"])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from utils import environment
@@ -16,6 +17,7 @@ from utils.environment import (
     read_json,
     remove_leftovers,
     write_atomic,
+    write_csv,
     write_json,
 )
 
@@ -113,6 +115,11 @@ def test_long_name_leaves_room_for_its_temporary(tmp_path):
     path = tmp_path / ("ü" * 125 + ".json")  # 255 bytes
     write_json(path, {"a": 1})
     assert read_json(path) == {"a": 1}
+
+
+def test_table_with_text_that_is_not_unicode_is_written(tmp_path):
+    write_csv(tmp_path / "table.csv", pd.DataFrame({"run": ["Z\udcfcrich", "Zürich"]}))
+    assert (tmp_path / "table.csv").read_text(encoding="utf-8").splitlines() == ["run", "Z\\udcfcrich", "Zürich"]
 
 
 def test_system_without_locks_writes_too(tmp_path, monkeypatch):

@@ -207,7 +207,7 @@ def name_weights(runs: Sequence[Path]) -> dict[str, Path]:
 
 
 def _provenance() -> dict[str, str]:
-    version = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["version"]
+    version = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     return {"name": KIT, "version": version, "commit": versions()["commit"]}
 
 

@@ -102,7 +102,7 @@ def write_script(bundle: Path, message: str) -> None:
     functions = [_datasets_step(bundle), *(_kernel_step(bundle, name) for name in COSTS), _score_step(bundle, quoted)]
     text = SCRIPT.replace("@FUNCTIONS@", "\n".join(functions)).replace("@MESSAGE@", quoted)
     with write_atomic(bundle / "run.sh") as temporary:
-        temporary.write_text(text.replace("@STEPS@", " ".join(("datasets", *COSTS, "score"))))
+        temporary.write_text(text.replace("@STEPS@", " ".join(("datasets", *COSTS, "score"))), encoding="utf-8")
 
 
 def _datasets_step(bundle: Path) -> str:

@@ -23,6 +23,7 @@ from utils.environment import (
     KAGGLE_INPUT,
     KitError,
     read_json,
+    read_picture,
     remove_leftovers,
     working_dir,
     write_atomic,
@@ -82,7 +83,7 @@ class CacheSettings:
 def default_cache_dir(competition_dir: str | Path, settings: CacheSettings) -> Path:
     """Folder that notebooks without a ``cache_dir`` share: one for each data folder and settings."""
     folder = Path(competition_dir).resolve()
-    place = hashlib.sha256(str(folder).encode()).hexdigest()[:4]
+    place = hashlib.sha256(os.fsencode(folder)).hexdigest()[:4]
     size = f"{settings.image_height}x{settings.image_width}"
     return working_dir() / "cache" / f"{folder.name}-{place}-{size}-{settings.hash[:6]}"
 
@@ -241,7 +242,7 @@ def summarise(manifest: pd.DataFrame) -> str:
     lines += [f"  flagged {flag}: {count}" for flag, count in flags.items()]
     lines += [f"  failed {row.image_id}: {row.error}" for row in failed.head(SHOWN_ERRORS).itertuples()]
     if len(failed) > SHOWN_ERRORS:
-        lines.append(f"  … and {len(failed) - SHOWN_ERRORS} more: see the manifest's column 'error'.")
+        lines.append(f"  ... and {len(failed) - SHOWN_ERRORS} more: see the manifest's column 'error'.")
     return "\n".join(lines)
 
 
@@ -268,7 +269,7 @@ def load_picture(cache_dir: str | Path, split: str, image_id: str) -> np.ndarray
         If the picture is missing or broken.
     """
     path = picture_path(cache_dir, split, image_id)
-    picture = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    picture = read_picture(path, cv2.IMREAD_GRAYSCALE)
     if picture is None:
         raise CacheError(f"{path} is missing or broken; delete it and run preprocess.ipynb again with the same cache_dir.")
     return picture

@@ -228,7 +228,7 @@ def _quietly(read: Callable[[str | Path], Any], path: str | Path, otherwise: Any
 
 def _read(path: str | Path) -> str:
     try:
-        return Path(path).read_text() if _exists(path) else ""
+        return Path(path).read_text(encoding="utf-8") if _exists(path) else ""
     except (OSError, UnicodeDecodeError) as error:
         raise CredentialsError(f"{path} can't be read ({type(error).__name__}): it must be a text file of yours.") from None
 

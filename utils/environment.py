@@ -272,12 +272,24 @@ def write_json(path: str | Path, content: dict) -> None:
 def write_csv(path: str | Path, table) -> None:
     """Write a DataFrame as CSV without its index, atomically."""
     with write_atomic(path) as temporary:
-        table.to_csv(temporary, index=False)
+        table.to_csv(temporary, index=False, errors="backslashreplace")  # a folder's name need not be Unicode
 
 
 def read_json(path: str | Path) -> dict:
     """Read a JSON file."""
     return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def read_picture(path: str | Path, flags: int) -> np.ndarray | None:
+    """Decode a picture as ``cv2.imread`` does, None if it can't be read.
+
+    imread itself does not find paths that are not ASCII on Windows, and crashes on those that are not Unicode.
+    """
+    import cv2
+
+    with contextlib.suppress(OSError, cv2.error):
+        return cv2.imdecode(np.fromfile(path, dtype=np.uint8), flags)
+    return None
 
 
 def versions() -> dict[str, str]:
@@ -292,7 +304,9 @@ def versions() -> dict[str, str]:
 def _git_commit() -> str:
     command = ["git", "-C", str(PROJECT), "describe", "--always", "--dirty"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=10
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         bundled = PROJECT / KIT_FILE  # in the zip for Kaggle, where there is no git
         return read_json(bundled)["commit"] if bundled.is_file() else "unknown"

@@ -17,7 +17,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 from tqdm import tqdm
 
-from utils.environment import KitError, resolve, write_atomic, write_csv
+from utils.environment import KitError, read_picture, resolve, write_atomic, write_csv
 from utils.external_sets import LOSSLESS, SETS, UNKNOWN, ExternalError
 from utils.phantom import TRAIN_COLUMNS
 from utils.tables import image_paths
@@ -125,7 +125,7 @@ def _place(file: Path, target: Path, copy: bool) -> str:
     """Put an image's file where the kit looks for it; gives the reason where that can't be done."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix.lower() in LOSSLESS:
-        picture = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+        picture = read_picture(file, cv2.IMREAD_UNCHANGED)
         if picture is None or picture.ndim != 2:
             return "its picture can't be read, or is in colour"
         _write_dicom(target, picture)

@@ -229,7 +229,11 @@ def read_mias(source: Path, birads_4: float) -> pd.DataFrame:
     even numbers left; the names of the original scans (mdb001lm, mdb002rl) say that they are right, and are followed.
     """
     path = _find(source, "[Ii]nfo.txt", "README")
-    lines = [match.groups() for match in map(MIAS_LINE.match, path.read_text(errors="replace").splitlines()) if match]
+    lines = [
+        match.groups()
+        for match in map(MIAS_LINE.match, path.read_text(encoding="utf-8", errors="replace").splitlines())
+        if match
+    ]
     if not lines:
         raise ExternalError(f"{path} has no line such as 'mdb001 G CIRC B 535 425 197': give the folder of mini-MIAS.")
     table = pd.DataFrame(lines, columns=["number", "kind", "severity"])

@@ -336,7 +336,7 @@ def check_csv(path: Path, remedy: str) -> None:
     """Refuse what is no submission, as a page of error in its place, before it costs one of the day's five."""
     if not path.is_file():
         raise KaggleError(f"There is no {path.name}: {remedy}.")
-    with path.open(errors="replace") as file:
+    with path.open(encoding="utf-8", errors="replace") as file:
         first = file.readline(200).strip()
     if first != HEADER:
         raise KaggleError(f"{path.name} begins with {redact(first)!r}, not with {HEADER!r}: {remedy}.")

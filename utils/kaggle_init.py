@@ -41,7 +41,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 def main() -> int:
     """Build the world that the JSON file asks for, run its command there, and write what was seen."""
-    wanted = json.loads(Path(sys.argv[1]).read_text())
+    wanted = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     results = Path(wanted["results"])
     if wanted["root"]:
         build(wanted)
@@ -50,7 +50,7 @@ def main() -> int:
     proofs = prove(wanted["host_port"]) if wanted["root"] else {}
     seen = {"proofs": proofs} | watch(wanted)
     copy_results(Path(wanted["cwd"]), results)
-    (results / "world.json").write_text(json.dumps(seen, indent=2) + "\n")
+    (results / "world.json").write_text(json.dumps(seen, indent=2) + "\n", encoding="utf-8")
     return seen["exit_status"]
 
 
@@ -163,7 +163,7 @@ def connect_error(address: tuple[str, int]) -> str:
 def write_error(folder: Path) -> str:
     """Name of the error of making a file."""
     try:
-        with open(folder / ".written", "x"):
+        with open(folder / ".written", "x", encoding="utf-8"):
             pass
     except OSError as error:
         return errno.errorcode.get(error.errno, str(error))

@@ -155,7 +155,14 @@ def _ask(python: Path, program: str, *arguments: str):
 
 def _run_python(python: Path, *arguments: str) -> str:
     try:
-        done = subprocess.run([str(python), *arguments], capture_output=True, text=True, cwd="/", env=_clean_environment())
+        done = subprocess.run(
+            [str(python), *arguments],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            cwd="/",
+            env=_clean_environment(),
+        )
     except OSError as error:
         raise WorldError(f"{python} does not run ({error.strerror}): give the path of a Python with --python.") from error
     if done.returncode:
@@ -191,7 +198,7 @@ def isolation(namespaces: Sequence[str] = NAMESPACES) -> list[str]:
     reasons = []
     for flags in ((), ALONE) if os.geteuid() == 0 else (ALONE,):
         command = [tool, *flags, *namespaces]
-        done = subprocess.run([*command, "true"], capture_output=True, text=True)
+        done = subprocess.run([*command, "true"], capture_output=True, encoding="utf-8", errors="replace")
         if done.returncode == 0:
             return command
         reasons += done.stderr.strip().splitlines()[:1]
@@ -234,7 +241,7 @@ def run_in_world(world: World, command: Sequence[str], timeout: float | None = N
         socket.create_connection(address).close()  # from here it must work, from the world it must not
         wanted = _wanted(world, command, Path(scratch)) | {"host_port": address[1], "timeout": timeout}
         order = Path(scratch) / "wanted.json"
-        order.write_text(json.dumps(wanted))
+        order.write_text(json.dumps(wanted), encoding="utf-8")
         subprocess.run([*start, sys.executable, "-P", str(INIT), str(order)])  # -P: its folder holds the kit's modules
     report = world.results / "world.json"
     if not report.is_file():

@@ -162,7 +162,7 @@ def _is_finished(folder: Path, parameters: dict) -> bool:
     notes = folder / PARAMETERS_FILE
     if not notes.is_file():
         raise FileExistsError(f"{folder} exists and is no phantom competition: name another folder")
-    found = json.loads(notes.read_text())
+    found = json.loads(notes.read_text(encoding="utf-8"))
     if found == parameters:
         return True
     unlike = [name for name in parameters if found.get(name) != parameters[name]]
@@ -187,7 +187,7 @@ def _build(folder: Path, parameters: dict, n_jobs: int) -> None:
         (folder / f"{row.split}_images" / row.patient_id).mkdir(parents=True)
     boxes = _write_images(images, folder, parameters, n_jobs)
     pd.DataFrame(boxes, columns=BOX_COLUMNS).to_csv(folder / BOXES_FILE, index=False)
-    (folder / PARAMETERS_FILE).write_text(json.dumps(parameters, indent=2) + "\n")
+    (folder / PARAMETERS_FILE).write_text(json.dumps(parameters, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_images(images: pd.DataFrame, folder: Path, parameters: dict, n_jobs: int) -> list[dict]:

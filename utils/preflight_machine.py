@@ -100,7 +100,7 @@ def _free_in_groups(root: Path, kind: str, path: str) -> Iterator[int]:
 
 def _text(path: Path) -> str:
     with contextlib.suppress(OSError):
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     return ""
 
 

@@ -94,7 +94,7 @@ def _install_from_wheels(requirements: Sequence[str]) -> None:
     command += [f"--find-links={folder}" for folder in folders]
     todo = list(requirements) if folders else []
     for requirement in todo:  # one by one: one without a wheel would keep the others away
-        done = subprocess.run([*command, requirement], capture_output=True, text=True)
+        done = subprocess.run([*command, requirement], capture_output=True, encoding="utf-8", errors="replace")
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         print(f"{requirement}: " + (f"not installed from wheels ({reason})" if done.returncode else "installed from wheels"))
         importlib.invalidate_caches()
@@ -115,4 +115,4 @@ def _missing_dependencies(requirement: str) -> Iterator[str]:
 
 def _project_file(name: str) -> str:
     path = environment.PROJECT / name
-    return path.read_text() if path.is_file() else ""
+    return path.read_text(encoding="utf-8") if path.is_file() else ""

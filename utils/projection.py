@@ -168,6 +168,6 @@ def describe_hardware() -> dict[str, str | int]:
 
 def _cpu_name() -> str:
     with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.machine())
     return platform.processor() or platform.machine()

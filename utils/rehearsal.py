@@ -191,7 +191,7 @@ def _save(stage: Stage, out: Path) -> None:
 
 
 def _preprocess_full_sized(stage: Stage) -> float:
-    print("Preprocessing alone, on files of the real sizes …", flush=True)
+    print("Preprocessing alone, on files of the real sizes ...", flush=True)
     return project_preprocessing(stage.folder / "full-sized")
 
 

@@ -109,7 +109,7 @@ def set_up(options: Options, folder: Path) -> Stage:
     if not threshold:
         threshold = folder / "threshold.json"
         write_json(threshold, tune(runs))
-    print("Bundle …", flush=True)
+    print("Bundle ...", flush=True)
     write_bundle(folder / "bundle", USERNAME, runs, threshold, version)
     for dataset in sorted((folder / "bundle" / "datasets").iterdir()):
         mount_dataset(dataset, folder / "input")
@@ -191,7 +191,7 @@ def picture_sizes(runs: Sequence[Path]) -> list[str]:
 
 
 def _train_example(folder: Path) -> Path:
-    print("Training a small run on the phantom …", flush=True)
+    print("Training a small run on the phantom ...", flush=True)
     make_competition(folder / "competition", 16, 1, 96, positive_share=0.5)
     inputs = open_inputs(folder / "competition", folder / "cache", *EXAMPLE_SIZE)
     images, manifest = inputs.cached("train", cpu_count())
@@ -211,7 +211,9 @@ def mount_dataset(dataset: Path, input_dir: Path) -> None:
 
 def lacking_packages(wheels: Sequence[str]) -> set[str]:
     """Names of what Kaggle's image lacks: what requirements.txt names and the image does not have, and the bundle's wheels."""
-    required = re.findall(r"^[A-Za-z0-9][A-Za-z0-9._-]*", (PROJECT / "requirements.txt").read_text(), re.MULTILINE)
+    required = re.findall(
+        r"^[A-Za-z0-9][A-Za-z0-9._-]*", (PROJECT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE
+    )
     names = {str(canonicalize_name(name)) for name in required} - set(KAGGLE_IMAGE)
     return names | {str(parse_wheel_filename(name)[0]) for name in wheels}
 

@@ -125,7 +125,7 @@ class Page:
         KitError
             If it is larger than 10 MB.
         """
-        content = self.to_html().encode()
+        content = self.to_html().encode(errors="replace")  # a folder's name need not be Unicode
         if len(content) > LARGEST:
             raise KitError(f"The report has {len(content) / 1e6:.1f} MB, more than 10: name fewer run_dirs.")
         with write_atomic(path) as temporary:

@@ -138,7 +138,9 @@ def hash_data(
     if extra is not None:  # where their caches lie does not matter
         parts = extra.groupby("cache_dir", sort=False)
         tables += [_with_sizes(part.drop(columns="cache_dir"), folder) for folder, part in parts]
-    return hashlib.sha256("".join(table.to_csv(index=False) for table in tables).encode()).hexdigest()[:16]
+    return hashlib.sha256("".join(table.to_csv(index=False) for table in tables).encode(errors="surrogateescape")).hexdigest()[
+        :16
+    ]
 
 
 def _with_sizes(images: pd.DataFrame, cache_dir: str | Path) -> pd.DataFrame:

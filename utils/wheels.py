@@ -121,7 +121,7 @@ def missing_requirements(requirements: Path, image: Mapping[str, str] = KAGGLE_I
 
 
 def _lines(requirements: Path) -> list[str]:
-    lines = (re.sub(r"(^|\s)#.*", "", line).strip() for line in requirements.read_text().splitlines())
+    lines = (re.sub(r"(^|\s)#.*", "", line).strip() for line in requirements.read_text(encoding="utf-8").splitlines())
     return [line for line in lines if line]
 
 
@@ -141,7 +141,7 @@ def reached_modules(project: Path) -> set[str]:
         reached.add(name)
         path = project.joinpath(*name.split(".")).with_suffix(".py")
         if name.startswith("utils.") and path.is_file():
-            todo |= _imports(path.read_text()) - reached
+            todo |= _imports(path.read_text(encoding="utf-8")) - reached
     return reached
 
 
@@ -272,7 +272,12 @@ def _pip_download(need: Requirement, folder: Path, python_version: str) -> Path:
     command += ["--only-binary", ":all:", "--python-version", python_version, "--implementation", "cp"]
     command += [part for platform in PLATFORMS for part in ("--platform", platform)]
     before = set(folder.iterdir())
-    done = subprocess.run([*command, "--dest", str(folder), f"{need.name}{need.specifier}"], capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "--dest", str(folder), f"{need.name}{need.specifier}"],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+    )
     new = sorted(set(folder.iterdir()) - before)
     if done.returncode or len(new) != 1:
         said = done.stderr.strip().splitlines() or ["pip said nothing"]
