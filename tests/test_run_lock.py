@@ -8,12 +8,14 @@ import signal
 
 import pandas as pd
 import pytest
+import torch
 from conftest import make_config
 from filelock import FileLock
 
 from utils import run_lock, training
 from utils.configuration import TrainingError
 from utils.fitting import Fitting
+from utils.processes import Ranks
 from utils.run_folder import fold_folders
 from utils.tables import assign_folds
 from utils.training import fit_fold, train_run
@@ -103,3 +105,12 @@ def test_disk_that_takes_no_locks_is_named_with_the_remedy(tmp_path, monkeypatch
         run_lock.changing(tmp_path / "run"),
     ):
         pass
+
+
+def test_who_takes_a_fold_deletes_what_a_kill_left_half_written(tmp_path):
+    half, kept = tmp_path / "fold0/.weights-0123abcd-part.safetensors", tmp_path / "fold0/.notes.txt"
+    half.parent.mkdir()
+    for path in (half, kept):
+        path.write_text("")
+    with training._alone(Ranks(torch.device("cpu")), tmp_path / "fold0"):
+        assert kept.exists() and not half.exists()

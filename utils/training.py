@@ -22,7 +22,7 @@ from utils.cache import read_manifest
 from utils.configuration import Execution, TrainConfig, TrainingError
 from utils.dataset import CATEGORIES, BreastDataset, ImageDataset, Vocabulary
 from utils.encoders import takes_any_size
-from utils.environment import write_csv
+from utils.environment import remove_leftovers, write_csv
 from utils.fitting import Fitting
 from utils.leaks import check_features
 from utils.metrics import sigmoid
@@ -196,6 +196,7 @@ def _alone(ranks: Ranks, fold_dir: Path) -> Iterator[Ranks]:
         yield ranks
         return
     with training(fold_dir) as lock:
+        remove_leftovers(fold_dir)
         yield replace(ranks, lock=lock)
 
 
