@@ -65,7 +65,7 @@ OLDEST_TESTS := $(addprefix tests/test_,$(addsuffix .py,augment auxiliary boxes 
 
 oldest: ## run what needs no torch at the oldest versions that requirements.txt allows (needs Python 3.11, as they do)
 	@$(PYTHON) -m venv .venv-oldest
-	@grep -vE '^(#|$$|torch|timm|captum|onnx|kaggle|jupyter|papermill|ruff|nbstripout|tensorboard|playwright)' requirements.txt | sed 's/>=/==/' > .venv-oldest/requirements.txt
+	@grep -vE '^(#|$$|torch|timm|onnx|kaggle|jupyter|papermill|ruff|nbstripout|tensorboard|playwright)' requirements.txt | sed 's/>=/==/' > .venv-oldest/requirements.txt
 	@.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-oldest/requirements.txt
 	.venv-oldest/bin/python -m pytest -p no:cacheprovider -n 2 --dist loadfile $(OLDEST_TESTS)
 

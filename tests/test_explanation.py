@@ -15,6 +15,7 @@ from utils.dataset import ImageDataset, Vocabulary
 from utils.explanation import (
     KINDS,
     ExplanationError,
+    check_network,
     choose_examples,
     explain,
     explain_run,
@@ -101,15 +102,96 @@ def test_maxvit_has_a_map(images):
     assert heat.shape == (256, 256) and max(heat.max(), against.max()) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("architecture", ["test_vit", "swin_tiny_patch4_window7_224"])
-def test_networks_of_tokens_are_refused_with_advice(images, architecture):
-    settings = CacheSettings(224, 224)
-    config = make_config(settings, architecture)
-    dataset = OnePicture(images.head(1), "", "train", Vocabulary.from_images(images))
-    dataset.picture = np.zeros((224, 224), dtype=np.uint8)
-    model = build_model(config.model, Vocabulary.from_images(images))
-    with pytest.raises(ExplanationError, match="gives tokens.*maxvit_nano_rw_256"):
-        explain(model, dataset, config, CPU, finer=0)
+def explain_one(images, architecture, side=160, **options):
+    """Map of a picture with a network of random weights, and the network."""
+    config = make_config(CacheSettings(side, side), architecture)
+    vocabulary = Vocabulary.from_images(images)
+    dataset = OnePicture(images.head(1), "", "train", vocabulary)
+    dataset.picture = np.random.default_rng(0).integers(0, 256, (side, side), dtype=np.uint8)
+    torch.manual_seed(0)
+    model = build_model(config.model, vocabulary)
+    model.encoder.backbone = options.pop("backbone", model.encoder.backbone)
+    (heat,) = explain(model, dataset, config, CPU, **options).values()
+    if not heat.any():
+        model.head.cancer.weight.data.neg_()
+        (heat,) = explain(model, dataset, config, CPU, **options).values()
+    return heat, model, torch.tensor(dataset.picture)[None, None]
+
+
+@pytest.mark.parametrize("finer", [0, 1])
+def test_map_of_tokens_is_grad_cam_by_hand(images, finer):
+    heat, model, picture = explain_one(images, "test_vit", finer=finer)
+    kept = []
+    model.encoder.backbone.blocks[-1].register_forward_pre_hook(lambda module, inputs: kept.append(inputs[0]))
+    logit = model.head(model.encoder(picture)[0]).logit.sum()
+    (gradient,) = torch.autograd.grad(logit, kept[-1])
+    tokens, weights = kept[-1][0, 1:].detach(), gradient[0, 1:].mean(dim=0)  # without the class token
+    cam = torch.stack([torch.stack([tokens[10 * y + x] @ weights for x in range(10)]) for y in range(10)])
+    cam = nn.functional.interpolate(cam[None, None], (160, 160), mode="bilinear").relu()[0, 0]
+    assert np.allclose(heat, cam / cam.max(), atol=1e-4)
+
+
+@pytest.mark.parametrize("finer", [0, 1])
+def test_map_of_channels_last_is_grad_cam_by_hand(images, finer):
+    heat, model, picture = explain_one(images, "swin_tiny_patch4_window7_224", 64, finer=finer)
+    backbone, kept = model.encoder.backbone, []
+    layer = backbone.norm if finer == 0 else backbone.layers[2]
+    layer.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    (gradient,) = torch.autograd.grad(model.head(model.encoder(picture)[0]).logit.sum(), kept)  # (1, h, w, C)
+    cam = (kept[0].detach() * gradient.mean(dim=(1, 2), keepdim=True)).sum(dim=3)
+    cam = nn.functional.interpolate(cam[None], (64, 64), mode="bilinear").relu()[0, 0]
+    assert np.allclose(heat, cam / cam.max(), atol=1e-4)
+
+
+class Tokens(nn.Module):
+    """Brightness by cells of 8 x 8 as tokens, without saying which place each is of."""
+
+    def __init__(self):
+        super().__init__()
+        self.cells = nn.AvgPool2d(8)
+        self.feature_info = [{"module": "cells", "reduction": 8, "num_chs": 1}]
+
+    def forward_features(self, x):
+        return self.cells(x).flatten(2).transpose(1, 2)  # (N, 1, h, w) -> (N, h * w, 1)
+
+    def forward_head(self, x, pre_logits=True):
+        return x.mean(dim=1).expand(-1, 256)
+
+
+class ClassToken(Tokens):
+    """Tokens of which the first alone is pooled."""
+
+    num_prefix_tokens = 1
+
+    def forward_features(self, x):
+        tokens = super().forward_features(x)
+        return torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
+
+    def forward_head(self, x, pre_logits=True):
+        return x[:, 0].expand(-1, 256)
+
+
+class Silent(Tokens):
+    """A network whose layers say nothing of their maps."""
+
+    feature_info = ()
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.cells = nn.AvgPool2d(8)
+
+
+@pytest.mark.parametrize(("network", "finer"), [(Tokens, 0), (ClassToken, 0), (Silent, 0), (Silent, 1)])
+def test_network_whose_tokens_have_no_known_place_is_refused_with_advice(images, network, finer):
+    with pytest.raises(ExplanationError, match=f"{network.__name__} gives neither maps nor.*maxvit_nano_rw_256"):
+        explain_one(images, "cnn", 64, backbone=network(), finer=finer)
+
+
+def test_network_without_maps_is_refused_before_any_picture_is_read():
+    check_network(make_config(TINY))
+    check_network(make_config(CacheSettings(64, 64), "test_vit"))
+    with pytest.raises(ExplanationError, match="LevitDistilled gives neither maps nor"):
+        check_network(make_config(CacheSettings(64, 64), "levit_128s"))
 
 
 def test_map_finer_than_any_stage_is_refused(images, cache_dir):

@@ -190,3 +190,12 @@ def test_explanations_that_cant_be_had_are_a_sentence(where, tmp_path, monkeypat
 
     monkeypatch.setattr(material_module, "explain_run", refuse)
     assert gather(**where).explanations("a") == [("a: Swin gives tokens", "")]
+
+
+def test_network_that_has_no_maps_is_named_before_the_report_begins(where, monkeypatch, capsys):
+    def refuse(_):
+        raise ExplanationError("LevitDistilled gives no maps: explain another network.")
+
+    monkeypatch.setattr(material_module, "check_network", refuse)
+    gather(**where)
+    assert "The report will show no maps of a. LevitDistilled gives no maps" in capsys.readouterr().out

@@ -278,7 +278,7 @@ def test_datasets_are_mounted_by_slug_with_archives_unpacked(tmp_path):
 
 def test_lacking_is_what_kaggles_image_has_not_and_what_the_wheels_bring():
     found = lacking_packages(["Some_Need-1.0-py3-none-any.whl"])
-    assert {"imagecodecs", "pebble", "captum", "dicomsdl", "some-need"} <= found
+    assert {"imagecodecs", "pebble", "dicomsdl", "some-need"} <= found
     assert not {"torch", "numpy", "pandas", "papermill", "pydicom"} & found
 
 

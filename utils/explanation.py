@@ -5,8 +5,11 @@ so two images' maps do not compare. A map of zeros says that nothing in the imag
 to the test where true boxes are known.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple, NoReturn
 
 import cv2
 import numpy as np
@@ -19,7 +22,7 @@ from utils.boxes import CROP
 from utils.cache import CacheSettings, read_manifest
 from utils.configuration import TrainConfig
 from utils.dataset import ImageDataset
-from utils.encoders import Encoder, PlainCnn
+from utils.encoders import CNN_CHANNELS, Encoder, PlainCnn, build_encoder
 from utils.environment import KitError
 from utils.inference import forward
 from utils.loading import Batch, make_loader
@@ -116,7 +119,8 @@ def explain(
         Only items with one of these images are explained, but with all their images.
     finer : int
         How many times finer than an encoder's last maps, by factors of two: 0 takes the last maps, as the paper does, whose
-        cells of mostly 32 x 32 pixels are larger than a small lesion; 1 those before the last halving.
+        cells of mostly 32 x 32 pixels are larger than a small lesion; 1 those before the last halving. In ViT all cells have
+        the same size.
 
     Returns
     -------
@@ -126,7 +130,7 @@ def explain(
     Raises
     ------
     ExplanationError
-        If an encoder gives tokens instead of maps, or has none so fine.
+        If an encoder gives neither maps nor tokens, or has none so fine.
 
     Notes
     -----
@@ -149,6 +153,29 @@ def explain(
         maps |= {image_id: heat for image_id, own, heat in found if own}
     model.eval()
     return maps
+
+
+def check_network(config: TrainConfig, finer: int = FINER) -> None:
+    """Check that a configuration's network can be explained, by its shapes alone: within a second, without weights.
+
+    Raises
+    ------
+    ExplanationError
+        As `explain` does.
+    """
+    names = config.model.encoders if config.model.architecture == "rnn" else (config.model.architecture,)
+    size = config.model.image_height, config.model.image_width
+    with torch.device("meta"):
+        images = torch.zeros(1, 1, *size)
+        for name in names:
+            try:
+                encoder = build_encoder(name, *size).eval()
+            except RuntimeError:  # it computes while it is built, and is not built a second time for this
+                continue
+            layer = _layer(encoder, finer)
+            with _kept_outputs({encoder: layer}) as outputs:
+                encoder(images)
+            _as_maps(outputs.get(encoder), encoder, layer, images)
 
 
 def to_source_map(heat: np.ndarray, row: pd.Series, settings: CacheSettings) -> np.ndarray:
@@ -219,53 +246,105 @@ def _heats(model: nn.Module, batch: Batch, config: TrainConfig, device: torch.de
     return (evidence / highest.clamp(min=torch.finfo(torch.float32).tiny)).clamp(max=1).cpu().numpy()
 
 
+class _Layer(NamedTuple):
+    """A layer whose output is explained."""
+
+    module: nn.Module
+    stride: int  # pixels to a cell's side
+    channels: int  # 0 where they are not known
+
+
 def _evidence(model: nn.Module, batch: Batch, images: torch.Tensor, finer: int) -> torch.Tensor:
     """What each part of a picture adds to its item's logit, by Grad-CAM of all encoders: (N, H, W)."""
-    try:
-        from captum.attr import LayerAttribution, LayerGradCam  # here, since it takes a second that nothing else needs
-    except ImportError as error:
-        raise ExplanationError("Grad-CAM needs captum, which is not installed: pip install captum.") from error
-
-    def logits(images: torch.Tensor) -> torch.Tensor:
-        return forward(model, batch, images.device, images).logit  # items do not depend on each other, so one pass serves all
-
     images = images.float().requires_grad_()  # so that there is a way back from the logit where an encoder's weights are frozen
+    layers = {encoder: _layer(encoder, finer) for encoder in model.modules() if isinstance(encoder, Encoder)}
+    with _kept_outputs(layers) as outputs:
+        logit = forward(model, batch, images.device, images).logit  # items do not depend on each other, so one pass serves all
     evidence = torch.zeros(len(images), 1, *images.shape[2:], device=images.device)
-    for encoder in (module for module in model.modules() if isinstance(module, Encoder)):
-        cam = LayerGradCam(logits, _layer(encoder, finer)).attribute(images)
-        cam = cam[1] if isinstance(cam, tuple) else cam  # an encoder gives features and maps, and captum explains both
-        _check_maps(encoder, cam)
+    for encoder, layer in layers.items():
+        maps = _as_maps(outputs.get(encoder), encoder, layer, images)  # (N, C, h, w)
+        (gradient,) = torch.autograd.grad(logit.sum(), outputs[encoder], retain_graph=True)
+        gradient = _as_maps(gradient, encoder, layer, images)
+        if outputs[encoder].ndim == 3 and not gradient.any():
+            _refuse(encoder)  # a class token alone is pooled, and holds no place
+        cam = (gradient.mean(dim=(2, 3), keepdim=True) * maps.detach()).sum(dim=1, keepdim=True)  # (N, 1, h, w)
         cells = cam.shape[2] * cam.shape[3]
-        evidence += LayerAttribution.interpolate(cam.detach() * cells, tuple(images.shape[2:]), "bilinear")
+        evidence += nn.functional.interpolate(cam * cells, tuple(images.shape[2:]), mode="bilinear")
     return evidence.squeeze(1)
 
 
-def _layer(encoder: Encoder, finer: int) -> nn.Module:
-    """The part of an encoder whose maps have cells ``2 ** finer`` times smaller than its last ones; 0 gives itself."""
+@contextmanager
+def _kept_outputs(layers: dict[Encoder, _Layer]) -> Iterator[dict[Encoder, torch.Tensor]]:
+    """Keep what the explained layers give while their networks run."""
+    outputs: dict[Encoder, torch.Tensor] = {}
+    with ExitStack() as hooks:
+        for encoder, layer in layers.items():
+            hooks.enter_context(layer.module.register_forward_hook(partial(_keep, outputs, encoder)))
+        yield outputs
+
+
+def _keep(outputs: dict, encoder: Encoder, module: nn.Module, inputs: tuple, output: object) -> torch.Tensor | None:
+    """Keep what a layer gives; the network continues with a copy, since later layers may change it in place."""
+    if isinstance(output, torch.Tensor):
+        outputs[encoder] = output
+        return output.clone()
+    if module is encoder:
+        outputs[encoder] = output[1]  # features and maps
+    return None
+
+
+def _layer(encoder: Encoder, finer: int) -> _Layer:
+    """Find the layer of an encoder whose output is explained.
+
+    Its cells are ``2 ** finer`` times smaller than those of the last maps; 0 gives the encoder itself. If all layers have
+    cells of one size (ViT), it is the last but one: after the last, the logit may rest on the class token alone.
+    """
+    layers = _layers(encoder.backbone)
+    strides = {layer.stride for layer in layers}
+    if len(layers) > 1 and len(strides) == 1:
+        return layers[-2]
     if not finer:
-        return encoder
-    backbone = encoder.backbone
+        return _Layer(encoder, max(strides, default=1), 0)
+    if not layers:
+        _refuse(encoder)
+    wanted = max(strides) / 2**finer
+    if wanted not in strides:
+        name = type(encoder.backbone).__name__
+        raise ExplanationError(f"{name} has no maps {2**finer} times finer than its last: lower finer.")
+    return [layer for layer in layers if layer.stride == wanted][-1]
+
+
+def _layers(backbone: nn.Module) -> list[_Layer]:
+    """List the layers that give maps, from the first to the last."""
     if isinstance(backbone, PlainCnn):
-        stages = {2 ** (number + 1): block for number, block in enumerate(backbone.blocks)}
-    else:
-        stages = {stage["reduction"]: stage["module"] for stage in getattr(backbone, "feature_info", [])}  # of equals, the last
-    if len(stages) < 2:
+        numbered = enumerate(zip(backbone.blocks, CNN_CHANNELS, strict=True), start=1)
+        return [_Layer(block, 2**number, channels) for number, (block, channels) in numbered]
+    modules = dict(backbone.named_modules())
+    stages = [stage for stage in getattr(backbone, "feature_info", None) or [] if stage["module"] in modules]
+    return [_Layer(modules[stage["module"]], stage["reduction"], stage["num_chs"]) for stage in stages]
+
+
+def _as_maps(values: torch.Tensor | None, encoder: Encoder, layer: _Layer, images: torch.Tensor) -> torch.Tensor:
+    """Give a layer's output as maps (N, C, h, w), if it has maps, maps with channels last (Swin), or tokens (ViT)."""
+    if values is None:
         _refuse(encoder)
-    wanted = max(stages) / 2**finer
-    if wanted not in stages:
-        raise ExplanationError(f"{type(backbone).__name__} has no maps {2**finer} times finer than its last: lower finer.")
-    return backbone.get_submodule(stages[wanted]) if isinstance(stages[wanted], str) else stages[wanted]
-
-
-def _check_maps(encoder: Encoder, cam: torch.Tensor) -> None:
-    if cam.ndim != 4 or getattr(encoder.backbone, "output_fmt", "NCHW") != "NCHW":
+    if values.ndim == 4:
+        says_last = getattr(encoder.backbone, "output_fmt", "NCHW") == "NHWC"
+        shows_last = values.shape[3] == layer.channels != values.shape[1]
+        return values.permute(0, 3, 1, 2) if says_last or shows_last else values  # (N, h, w, C) -> (N, C, h, w)
+    # Only timm's ViTs say how many class and register tokens come before those of the picture, which are in order, row by row.
+    others = getattr(encoder.backbone, "num_prefix_tokens", None)
+    height, width = (side // layer.stride for side in images.shape[2:])
+    if values.ndim != 3 or others is None or values.shape[1] - height * width not in (0, others):
         _refuse(encoder)
+    tokens = values[:, values.shape[1] - height * width :]  # (N, others + h * w, C) -> (N, h * w, C)
+    return tokens.transpose(1, 2).unflatten(2, (height, width))
 
 
-def _refuse(encoder: Encoder) -> None:
+def _refuse(encoder: Encoder) -> NoReturn:
     raise ExplanationError(
-        f"{type(encoder.backbone).__name__} gives tokens, and Grad-CAM needs maps of (channels, height, width): explain a"
-        " convolutional network, or a hybrid such as maxvit_nano_rw_256."
+        f"{type(encoder.backbone).__name__} gives neither maps nor a token for each part of the picture, which Grad-CAM needs:"
+        " explain another network, such as maxvit_nano_rw_256."
     )
 
 

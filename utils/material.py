@@ -11,7 +11,7 @@ from utils.boxes import to_picture
 from utils.cache import default_cache_dir, picture_path, read_manifest
 from utils.environment import resolve
 from utils.evaluation import predict_training_rows
-from utils.explanation import ExplanationError, choose_examples, explain_run
+from utils.explanation import ExplanationError, check_network, choose_examples, explain_run
 from utils.inputs import Inputs, open_inputs
 from utils.intervals import PatientBootstrap
 from utils.plots_explanation import show_explanations
@@ -208,6 +208,7 @@ def gather(
     inputs = open_inputs(competition_dir, cache_dir, settings.image_height, settings.image_width, smoke_test)
     images = inputs.images("train")
     named = name_runs(runs)
+    _say_what_has_no_maps(named)
     how = {"aggregation": tuned["aggregation"], "one_image": tuned["one_image"]}
     curves = {name: oof_of_runs([run], **how) for name, run in named.items()}
     breasts = tuned_breasts(runs, tuned)
@@ -219,6 +220,14 @@ def gather(
     decisions = nested_site_decisions(*values, breasts.site_id, choose) if by_site else nested_decisions(*values, choose)
     cache = resolve(cache_dir) if cache_dir else None
     return Material(named, inputs, cache, images, tuned, curves, breasts, decisions)
+
+
+def _say_what_has_no_maps(runs: dict[str, Path]) -> None:
+    for name, run in runs.items():
+        try:
+            check_network(load_config(run))
+        except ExplanationError as error:
+            print(f"The report will show no maps of {name}. {error}")
 
 
 def _check_same_data(breasts: pd.DataFrame, images: pd.DataFrame, competition_dir: Path) -> None:

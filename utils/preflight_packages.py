@@ -41,7 +41,6 @@ NEEDED = {
     "submit": LEARNING,
 }
 OPTIONAL = {
-    "report": {"captum": "captum"},  # without it, a sentence in place of the maps
     "submit": {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"},  # faster on a CPU
 }
 

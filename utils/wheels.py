@@ -28,7 +28,7 @@ from utils.environment import KitError, read_json
 # googlecolab/backend-info, pip-freeze.gpu.txt (commit 03a8903, June 2026, Python 3.12), with that freeze's versions. torch and
 # torchvision as in Kaggle's v170 of June 2026. Lower where Kaggle pinned in 2025: scikit-learn, matplotlib, and numpy, which
 # those two hold below 2 (v170 is said to have 2.0.2). A newer image meets what these meet, upper bounds aside.
-# It lacks imagecodecs, pebble, captum and onnxruntime.
+# It lacks imagecodecs, pebble and onnxruntime.
 KAGGLE_IMAGE = {
     "albucore": "0.0.24",
     "albumentations": "2.0.8",
