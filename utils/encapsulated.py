@@ -61,7 +61,7 @@ class Codestream:
         if discard:
             _check_size((self.layout.height, self.layout.width), shape)
             return jpeg2000.shrink(self._prefix, self.layout, discard)
-        whole = self._prefix.read_all(self._length)
+        whole = self._read_all()
         # The size is checked before the decoder takes memory for it.
         if self._is_jpeg2000:
             _check_size(jpeg2000.declared_size(whole), shape)
@@ -77,6 +77,12 @@ class Codestream:
         """Refuse what a decoder made of the complete codestream if that codes another number of pixels."""
         if self._scan:
             jpeg.check_decoded(self._prefix.data, self._scan, values)
+
+    def _read_all(self) -> bytes:
+        if not isinstance(self._prefix.data, bytes):  # read at once, since joining megabytes takes time
+            self._prefix.data = self._peek(0, self._length)
+            self.fragments.finish()
+        return self._prefix.data
 
     def _measure(self, boxed: int | None) -> int:
         """Bytes of the codestream without what pads it, by the lengths that the fragments and a JP2 box tell.
@@ -153,13 +159,18 @@ class Fragments:
         self._file.seek(position)
         return b"".join(parts)
 
+    def finish(self) -> None:
+        """Stand at the end, as if all had been read."""
+        self._left, self._next = 0, len(self._fragments)
+        self._file.seek(self._end)
+
     def _next_fragment(self) -> bool:
         while not self._left and self._next < len(self._fragments):
             offset, self._left = self._fragments[self._next]
             self._file.seek(offset)
             self._next += 1
         if not self._left:
-            self._file.seek(self._end)
+            self.finish()
         return self._left > 0
 
     def _items(self) -> Iterator[tuple[int, int]]:

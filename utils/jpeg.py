@@ -33,6 +33,7 @@ END_OF_BLOCK = b"\0"
 ZERO_RUN = 32
 COMPARED_DIFFERENCES = 64  # that are not zero: enough not to equal other bits by chance
 SURPLUS_BITS = 15  # behind the last difference: 7 pad a byte, and a writer may add another byte
+MARGIN = 4  # bytes at the ends of a run of zeros, more than the surplus
 
 # Put behind a JPEG's data, so that the blocks decoded from there on are seen: long codes of large differences.
 SENTINEL = b"\xfe" * 4
@@ -249,11 +250,19 @@ def _ends_in(codestream: bytes, coded: slice, values: np.ndarray, scan: Scan) ->
     uneven = np.flatnonzero(differences)[-COMPARED_DIFFERENCES:]
     if len(uneven) == COMPARED_DIFFERENCES:
         differences = differences[uneven[0] :]
-    zero = _code(np.zeros(1, np.int64), scan.difference_table)
-    bits = _code(differences, scan.difference_table) + zero * ((len(values) - stop) * scan.columns)
+    zero, below = _code(np.zeros(1, np.int64), scan.difference_table), (len(values) - stop) * scan.columns
+    # Where zero bits code the rows below, most of these are a run of zero bytes: it is left out on both sides.
+    run = 0 if any(zero) else max(0, len(zero) * below // 8 - 2 * MARGIN)
+    bits = _code(differences, scan.difference_table) + (zero * below if not run else bytes(len(zero) * below - 8 * run))
+    end = coded.stop
+    while codestream[end - 1] == 0xFF:  # a fill byte
+        end -= 1
+    run_at = max(coded.start, end - MARGIN - run)
+    if codestream[run_at : run_at + run] != bytes(run):
+        return False
     # At most every second byte is a stuffed one, and half of a pair at the start does no harm.
-    start = max(coded.start, coded.stop - (len(bits) + SURPLUS_BITS) // 4 - 4)
-    tail = codestream[start : coded.stop].rstrip(b"\xff").replace(b"\xff\0", b"\xff")
+    start = max(coded.start, run_at - (len(bits) + SURPLUS_BITS) // 4 - 4)
+    tail = (codestream[start:run_at] + codestream[run_at + run : end]).replace(b"\xff\0", b"\xff")
     tail_bits = np.unpackbits(np.frombuffer(tail, np.uint8)).tobytes()
     return any(tail_bits.endswith(bits, 0, len(tail_bits) - surplus) for surplus in range(SURPLUS_BITS + 1))
 

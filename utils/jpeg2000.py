@@ -86,14 +86,6 @@ class Prefix:
         self.require(size)
         del self.data[:size]
 
-    def read_all(self, size: int | None = None) -> bytes:
-        """Give all the bytes that there are, or the first ``size`` of them: then the others are no longer kept."""
-        parts = [bytes(self.data)]
-        while part := self._read(2**30):
-            parts.append(part)
-        self.data = b"".join(parts)[:size]
-        return self.data
-
     def require(self, size: int) -> bytes | bytearray:
         """Have at least ``size`` bytes, or raise ValueError if there are fewer."""
         missing = size - len(self.data)
