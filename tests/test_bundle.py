@@ -1,5 +1,4 @@
 import contextlib
-import hashlib
 import io
 import json
 import os
@@ -11,6 +10,7 @@ import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from conftest import write_tuned
 from test_wheels import make_wheel
 
 from utils import bundle, bundle_checks
@@ -31,12 +31,6 @@ def make_run(folder, text="oof"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content)
     return folder
-
-
-def make_threshold(path, *runs):
-    hashes = [hashlib.sha256((run / "oof.csv").read_bytes()).hexdigest()[:12] for run in runs]
-    write_json(path, {"oof_hashes": hashes, "calibration": {}, "runs": [str(run) for run in runs]})
-    return path
 
 
 def change(path, **fields):
@@ -67,7 +61,7 @@ def wheels(monkeypatch):
 def made(tmp_path, run, wheels):
     """A bundle with one run and its threshold."""
     folder = tmp_path / "bundle"
-    write_bundle(folder, USER, [run], make_threshold(tmp_path / "threshold.json", run))
+    write_bundle(folder, USER, [run], write_tuned(tmp_path / "threshold.json", run))
     return folder
 
 
@@ -188,7 +182,7 @@ def test_a_link_in_a_run_is_refused(tmp_path, run, name):
 
 def test_a_smoke_test_is_refused_also_where_a_threshold_names_it(tmp_path, run):
     write_json(run / "config.json", {"smoke_test": True})
-    threshold = make_threshold(tmp_path / "threshold.json", run)
+    threshold = write_tuned(tmp_path / "threshold.json", run)
     with pytest.raises(BundleError, match=f"{run}: it is a smoke test: train it again"):
         write_bundle(tmp_path / "bundle", USER, bundle.runs_to_send("", threshold), threshold)
 
@@ -210,9 +204,9 @@ def test_all_problems_are_told_at_once_and_nothing_is_written(tmp_path, run):
 def test_a_threshold_of_other_runs_is_refused(tmp_path, run):
     other = make_run(tmp_path / "runs" / "other", "other oof")
     with pytest.raises(BundleError, match="was tuned on"):
-        write_bundle(tmp_path / "bundle", USER, [run], make_threshold(tmp_path / "threshold.json", run, other))
+        write_bundle(tmp_path / "bundle", USER, [run], write_tuned(tmp_path / "threshold.json", run, other))
     (tmp_path / "threshold.json").write_text("{}")
-    with pytest.raises(BundleError, match="is no threshold.json"):
+    with pytest.raises(BundleError, match="threshold.json: it lacks fields"):
         write_bundle(tmp_path / "bundle", USER, [run], tmp_path / "threshold.json")
 
 

@@ -115,6 +115,15 @@ def test_worse_than_chance_becomes_the_prevalence(method):
     assert calibrated(sigmoid(np.array([-6.0, -4.0, -2.0]))) == pytest.approx([labels.mean()] * 3, rel=0.1)
 
 
+@pytest.mark.parametrize("spread", [1e-9, 1e-7, 1e-3])
+@pytest.mark.parametrize("method", METHODS)
+def test_probabilities_that_are_almost_equal_still_give_a_calibration(method, spread):
+    """A network of one epoch gives such; what is fitted must be what a threshold.json may hold."""
+    labels, probabilities = random_case(0, n=200)
+    calibration = fit_calibration(method, labels, 0.48 + spread * (probabilities - 0.5))
+    assert Calibration.from_json(json.loads(json.dumps(calibration.to_json()))) == calibration
+
+
 def test_none_changes_nothing():
     probabilities = np.array([0.0, 0.3, 1.0])
     np.testing.assert_array_equal(fit_calibration("none", [0, 1, 1], probabilities)(probabilities), probabilities)

@@ -16,7 +16,7 @@ from utils.tuning import tune
 def test_table_has_a_row_per_architecture_and_scores_the_submission(competition, tmp_path):
     runs = [write_oof(tmp_path / "cnn"), write_oof(tmp_path / "resnet50", shift=0.1)]
     for run in runs:
-        pd.DataFrame({"seconds": [1.4, 2.0]}).to_csv(run / "history.csv", index=False)
+        pd.DataFrame({"fold": 0, "epoch": [0, 1], "seconds": [1.4, 2.0]}).to_csv(run / "history.csv", index=False)
     _, labels = read_truth(competition)
     right = labels.assign(cancer=labels.cancer)
     right.to_csv(tmp_path / "submission.csv", index=False)

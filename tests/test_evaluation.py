@@ -12,7 +12,7 @@ from utils.environment import write_json
 from utils.evaluation import confusion, paper_table, performance, predict_training_rows, screening_figures
 from utils.metrics import decide
 from utils.predictions import oof_of_runs
-from utils.run_folder import read_folds
+from utils.run_tables import read_folds
 from utils.thresholds import CHOICES
 from utils.training import train_run
 

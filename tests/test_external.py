@@ -21,7 +21,7 @@ from utils.external import convert, main
 from utils.external_sets import ExternalError
 from utils.inputs import Inputs
 from utils.phantom import TRAIN_COLUMNS
-from utils.run_folder import read_folds
+from utils.run_tables import read_folds
 from utils.tables import image_paths, read_images
 from utils.training import load_fold, train_run
 

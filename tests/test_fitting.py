@@ -1,15 +1,17 @@
 """Facts about one fold's training: memory, accuracy of its sums, divergence, and what it shows."""
 
+import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.torch
 import torch
 from conftest import make_config
 
@@ -98,9 +100,37 @@ def test_resumed_run_remembers_that_it_computes_activations_twice(make, monkeypa
     fold = make()
     fold.run()
     again = make()
-    again.checkpoint_path = fold.checkpoint_path
+    again.checkpoint_path, again.fold_dir = fold.checkpoint_path, fold.fold_dir
     again._restore()
     assert again.model.checkpoints_activations and again.micro_batch_size == 1
+
+
+def test_training_resumes_only_next_to_its_own_weights(make):
+    fold = make("cnn")
+    fold.run()
+
+    def resume():
+        again = make("cnn")
+        again.checkpoint_path, again.fold_dir = fold.checkpoint_path, fold.fold_dir
+        again._restore()
+        return len(again.history)
+
+    assert resume() == 1
+    path = fold.fold_dir / "weights.safetensors"
+    whole = path.read_bytes()
+    other = replace(fold.vocabulary, machine_id=("1",))
+    for write, message in {
+        path.unlink: "can't be read",
+        lambda: path.write_bytes(whole[:-9]): "it is cut or not a safetensors file",
+        lambda: safetensors.torch.save_file({}, path, {"vocabulary": json.dumps(asdict(other))}): "on other images",
+    }.items():
+        write()
+        with pytest.raises(TrainingError, match=rf"^{path}.*{message}.* Delete the folder {fold.fold_dir}: fold 0 starts"):
+            resume()
+    path.write_bytes(whole)
+    fold.checkpoint_path.write_bytes(fold.checkpoint_path.read_bytes()[:-99])
+    with pytest.raises(TrainingError, match=rf"{fold.checkpoint_path}: it is cut.* Delete it and run again"):
+        resume()
 
 
 def test_loss_that_is_no_sum_over_items_is_not_computed_in_parts(make, monkeypatch):

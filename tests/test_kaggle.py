@@ -14,8 +14,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from conftest import write_tuned
 from kaggle_stand_in import CLOSED, KEY, TOKEN, USERNAME, fresh_client, serving
-from test_bundle import make_run, make_threshold
+from test_bundle import make_run
 
 from utils import kaggle, kaggle_client, ledger
 from utils.environment import COMPETITION, PROJECT, write_json
@@ -454,7 +455,7 @@ def test_bundle_is_written_of_the_tuned_runs_for_the_credentials_username(server
     monkeypatch.setattr("utils.bundle.download_wheels", lambda folder, *_: folder.mkdir() or [])
     cnn = make_run(tmp_path / "cnn")
     write_json(cnn / "config.json", {"phantom": True})
-    make_threshold(tmp_path / "threshold.json", cnn)
+    write_tuned(tmp_path / "threshold.json", cnn)
     out = tmp_path / "out"
     arguments = ("bundle", "--threshold", tmp_path / "threshold.json", "--out", tmp_path / "out")
     status, printed = run(*arguments)

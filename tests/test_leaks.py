@@ -168,20 +168,25 @@ def test_breast_with_two_labels_is_refused(tmp_path):
         read_honest_oof(run)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_probabilities_that_are_no_number_are_refused(tmp_path, bad):
+def test_predictions_of_a_patient_in_no_fold_and_lost_predictions_are_refused(tmp_path):
     table = oof_table()
-    run = write_run(tmp_path / "run", table.assign(probability=[bad, *table.probability[1:]]))
-    with pytest.raises(LeakError, match="holds 1 probabilities that are no number"):
+    run = write_run(tmp_path / "run", table)
+    rewrite(run, table.replace({"patient_id": {"p0": "new"}, "prediction_id": {"p0": "new"}}))
+    with pytest.raises(TrainingError, match=r"oof.csv: 1 of its patients are not in folds.csv, first new\."):
         read_honest_oof(run)
+    rewrite(run, table[table.patient_id != "p3"])
+    with pytest.raises(TrainingError, match=r"oof.csv: it lacks 1 patients of the folds that it holds, first p3\."):
+        read_honest_oof(run)
+    rewrite(run, table[table.fold == 1])  # the other fold is not finished
+    assert set(read_honest_oof(run).fold) == {1}
 
 
 def test_changed_file_is_read_and_checked_again(tmp_path):
     table = oof_table()
     run = write_run(tmp_path / "run", table)
     assert (read_honest_oof(run).probability == 0.5).all()
-    rewrite(run, table.assign(probability=0.7))
-    assert (read_honest_oof(run).probability == 0.7).all()
+    rewrite(run, table.assign(probability=0.75, logit=np.log(3)))
+    assert (read_honest_oof(run).probability == 0.75).all()
     rewrite(run, table.assign(fold=0))
     with pytest.raises(LeakError, match="was trained on 3 of these patients"):
         read_honest_oof(run)

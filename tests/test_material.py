@@ -13,7 +13,7 @@ from utils.explanation import ExplanationError
 from utils.intervals import Interval
 from utils.material import SUSPICIOUS_AUC, gather
 from utils.predictions import PredictionError, oof_of_runs
-from utils.run_folder import OOF_COLUMNS
+from utils.run_tables import OOF_COLUMNS
 from utils.subgroups import VERDICT
 from utils.tables import assign_folds
 from utils.tuning import tune, tuned_breasts

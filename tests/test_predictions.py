@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -5,6 +7,7 @@ from conftest import write_run
 
 from utils import cache, environment, inputs, predictions
 from utils.leaks import LeakError
+from utils.phantom import PARAMETERS_FILE
 from utils.predictions import (
     AGGREGATIONS,
     PredictionError,
@@ -58,7 +61,7 @@ def test_one_image_per_breast_hides_how_many_there_are():
     assert {len(one_image_per_breast(IMAGES, seed).merge(kept)) for seed in range(20)} > {2}  # the draw changes with the seed
 
 
-def write_oof(run_dir, shift=0.0, n=60, drop=0, seed=0):
+def write_oof(run_dir, shift=0.0, n=60, seed=0):
     """A made-up finished run: n breasts of one image, two folds."""
     generator = np.random.default_rng(seed)
     labels = (np.arange(n) % 3 == 0).astype(int)
@@ -68,11 +71,11 @@ def write_oof(run_dir, shift=0.0, n=60, drop=0, seed=0):
     )
     table["prediction_id"], table["image_id"] = table.patient_id + "_L", [str(i) for i in range(n)]
     table["probability"], table["logit"] = probability, np.log(probability / (1 - probability))
-    return write_run(run_dir, table[OOF_COLUMNS], drop)
+    return write_run(run_dir, table[OOF_COLUMNS])
 
 
 def test_runs_of_other_breasts_are_not_averaged(tmp_path):
-    runs = [write_oof(tmp_path / "a"), write_oof(tmp_path / "b", drop=6)]
+    runs = [write_oof(tmp_path / "a"), write_oof(tmp_path / "b", n=54)]
     with pytest.raises(PredictionError, match="b predicted 54 breasts, .*a 60, and not the same ones"):
         oof_of_runs(runs)
 
@@ -163,7 +166,10 @@ def test_without_data_or_runs_an_example_is_trained_once_on_the_phantom(tmp_path
 def test_with_data_but_without_runs_the_next_step_is_named(tmp_path, monkeypatch, competition):
     monkeypatch.setattr(environment, "working_dir", lambda: tmp_path)
     monkeypatch.setattr(predictions, "KAGGLE_INPUT", tmp_path / "input")
-    monkeypatch.setattr(predictions, "find_competition", lambda: competition)
+    real = shutil.copytree(competition, tmp_path / "real", ignore=shutil.ignore_patterns("*_images", PARAMETERS_FILE))
+    with pytest.raises(PredictionError, match="No finished run under .*runs: run train.ipynb first"):
+        find_or_train_runs("", competition_dir=real)
+    monkeypatch.setattr(environment, "find_competition", lambda: real)
     with pytest.raises(PredictionError, match="No finished run under .*runs: run train.ipynb first"):
         find_or_train_runs("")
 

@@ -19,10 +19,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import safetensors.numpy
 import torch
-from conftest import TINY, make_config, parameters_of
+from conftest import TINY, TUNED, make_config, parameters_of
 
 from utils import environment, predictions, preflight_machine, preflight_packages, tuning
 from utils.cache import default_cache_dir
@@ -356,8 +357,8 @@ def limit_disk(monkeypatch, free: float) -> None:
 def test_preprocessing_needs_room_for_the_pictures_that_are_missing(
     share, fatal, competition, images, test_images, monkeypatch
 ):
-    size = {"image_height": 20_480, "image_width": 10_240}
-    needed = (len(images) + len(test_images)) * 20_480 * 10_240 * PICTURE_BYTES
+    size = {"image_height": 10_240, "image_width": 5_120}
+    needed = (len(images) + len(test_images)) * 10_240 * 5_120 * PICTURE_BYTES
     limit_disk(monkeypatch, share * needed)
     assert [finding.fatal for finding in found(check_disk, "preprocess", str(competition), **size)] == fatal
 
@@ -635,6 +636,14 @@ def test_file_that_a_run_lacks_is_named(run, competition):
     assert "folds.csv" not in only(check_runs, "submit", str(competition), [run], threshold_path="given.json").problem
 
 
+def test_predictions_that_are_none_are_told_before_the_notebook_uses_them(run, competition):
+    table = pd.read_csv(run / "oof.csv", dtype=str)
+    table.assign(probability="7").to_csv(run / "oof.csv", index=False)
+    for notebook in ("tune_threshold", "report", "submit"):
+        finding = only(check_runs, notebook, str(competition), [run])
+        assert finding.fatal and f"{run}/oof.csv: probability is 7 in line 2" in finding.problem
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
 
@@ -643,8 +652,8 @@ WEIGHT_DAMAGES = {
     "does not exist": Path.unlink,
     "is empty": lambda path: path.write_bytes(b""),
     "is a Git LFS pointer": lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
-    "can't be read": cut,
-    "was not written by this kit": lambda path: safetensors.numpy.save_file({"a": np.zeros(3)}, path),
+    ": it is cut": cut,
+    ": it was not written by this kit": lambda path: safetensors.numpy.save_file({"a": np.zeros(3)}, path),
 }
 
 
@@ -653,7 +662,7 @@ def test_weights_that_are_not_whole_are_fatal_for_submit_and_a_warning_in_the_re
     path = run / "fold1" / "weights.safetensors"
     WEIGHT_DAMAGES[problem](path)
     finding = only(check_weights, "submit", run_dirs=str(run))
-    assert finding.fatal and f"{path} {problem}" in finding.problem
+    assert finding.fatal and f"{path} {problem}".replace(" :", ":") in finding.problem
     assert not only(check_weights, "report", run_dirs=str(run)).fatal
 
 
@@ -665,10 +674,23 @@ def test_unfinished_folds_are_a_warning_and_none_is_fatal(run):
     assert only(check_weights, "submit", run_dirs=str(run)).fatal
 
 
+@pytest.mark.parametrize("change", [{"prevalence": 0}, {"n_folds": 0}, {"preprocessing": {"image_height": -64}}])
+def test_configuration_that_can_not_be_is_told_once(change, run, competition):
+    write_json(run / "config.json", read_json(run / "config.json") | change)
+    assert f"{run}/config.json: {next(iter(change))}" in only(check_weights, "submit", str(competition), [run]).problem
+
+
+def test_network_that_does_not_exist_is_told_from_the_header_of_its_weights(run, competition):
+    config = read_json(run / "config.json")
+    write_json(run / "config.json", config | {"model": config["model"] | {"architecture": "resnet_50"}})
+    problem = only(check_weights, "submit", str(competition), [run]).problem
+    assert f"{run}/config.json: 'resnet_50' is neither cnn, rnn nor a network" in problem
+
+
 @pytest.mark.parametrize("content", ["{", "{}", "[]"])
 def test_configuration_that_can_not_be_read_is_told_once(content, run, competition):
     (run / "config.json").write_text(content)
-    assert "config.json can't be read" in only(check_weights, "submit", str(competition), [run]).problem
+    assert f"{run / 'config.json'}" in only(check_weights, "submit", str(competition), [run]).problem
     assert found(check_preprocessing, "submit", str(competition), [run]) == []
 
 
@@ -695,7 +717,7 @@ def test_threshold_that_is_named_must_belong_to_the_runs(run, tmp_path):
     assert "was tuned on" in only(check_threshold, "submit", run_dirs=[run], threshold_path=str(path)).problem
 
 
-@pytest.mark.parametrize("content", ["{", "{}"])
+@pytest.mark.parametrize("content", ["{", "{}", json.dumps(TUNED | {"threshold": 7})])
 def test_threshold_json_that_is_none_is_told_even_where_it_is_not_named(content, run, home):
     assert found(check_threshold, "submit", run_dirs=[run]) == []
     (home / "outputs").mkdir()

@@ -170,7 +170,7 @@ def test_run_folder_of_another_run_is_told(told, images, tmp_path, competition):
     assert told(check_run_folder, run_dir=str(run)) == told(check_run_folder, run_dir=str(tmp_path / "new")) == []
     assert "other settings (learning_rate)" in told(check_run_folder, run_dir=str(run), learning_rate=1e-3)[0]
     folds = pd.read_csv(run / "folds.csv", dtype=str)
-    folds.assign(patient_id="of another set").to_csv(run / "folds.csv", index=False)
+    folds.assign(patient_id="other-" + folds.patient_id).to_csv(run / "folds.csv", index=False)
     assert "other images" in told(check_run_folder, run_dir=str(run))[0]
 
 

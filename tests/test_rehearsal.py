@@ -8,17 +8,18 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+from conftest import write_tuned
 
 from utils import predictions, rehearsal, rehearsal_stage
 from utils.environment import KAGGLE_INPUT, KitError, write_json
 from utils.hidden_test import HiddenTest
 from utils.kaggle_world import TIMED_OUT, KagglePython
+from utils.predictions import PredictionError
 from utils.rehearsal import describe, list_files, papermill_command, text_of
 from utils.rehearsal_stage import (
     FACTS,
     FACTS_CELL,
     Options,
-    RehearsalError,
     Stage,
     choose_runs,
     lacking_packages,
@@ -203,11 +204,6 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
-def write_tuned(path: Path, *runs: Path) -> Path:
-    write_json(path, {"runs": [str(run) for run in runs]})
-    return path
-
-
 def test_the_runs_of_the_working_folders_threshold_come_first(home, capsys):
     runs = [write_run(home / "runs" / name) for name in "ab"]
     tuned = write_tuned(home / "threshold.json", runs[1])
@@ -261,7 +257,7 @@ def test_what_is_not_there_is_refused_before_the_phantom_is_made(home, monkeypat
 
 def test_a_file_that_is_no_threshold_is_refused(home):
     (home / "x.json").write_text("[]")
-    with pytest.raises(RehearsalError, match="x.json is no threshold.json"):
+    with pytest.raises(PredictionError, match=r"x.json: it holds \[\], but must hold an object"):
         choose_runs(Options(threshold=home / "x.json"))
 
 

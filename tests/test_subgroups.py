@@ -9,7 +9,7 @@ from conftest import write_run
 from sklearn.metrics import f1_score, recall_score, roc_auc_score
 
 from utils.metrics import decide
-from utils.run_folder import OOF_COLUMNS
+from utils.run_tables import OOF_COLUMNS
 from utils.subgroups import VERDICT, auc_within, by_subgroup, by_view, sources_of_auc, with_traits
 
 N = 160  # patients, with one breast each

@@ -9,11 +9,12 @@ import pytest
 from conftest import write_run
 from test_predictions import write_oof
 
-from utils import predictions, tuning
+from utils import environment, predictions, tuning
 from utils.calibration import METHODS, Calibration, compare_calibrations, fit_calibration
 from utils.environment import read_json, write_json
 from utils.intervals import PatientBootstrap
 from utils.metrics import best_threshold, decide, probabilistic_f1, sigmoid
+from utils.phantom import PARAMETERS_FILE
 from utils.predictions import AGGREGATIONS, PredictionError, aggregate, oof_of_runs
 from utils.thresholds import (
     CHOICES,
@@ -256,7 +257,7 @@ def test_threshold_of_other_runs_is_not_used(at_work):
     with pytest.raises(PredictionError, match="does not exist"):
         find_threshold(runs, str(at_work / "absent.json"))
     oof = runs[0] / "oof.csv"
-    oof.write_text(oof.read_text().replace("0.01", "0.02"))  # trained again
+    oof.write_text(oof.read_text() + "\n")  # trained again
     assert find_threshold(runs[:1])["threshold"] != 0.123
 
 
@@ -265,13 +266,12 @@ def test_without_threshold_json_the_runs_are_tuned_now(at_work, run, capsys):
     assert "No threshold.json: tuning" in capsys.readouterr().out
 
 
-def test_threshold_json_of_an_earlier_version_is_tuned_anew_and_refused_by_name(at_work, run):
-    tuned = tune([run])
-    earlier = {key: tuned[key] for key in (*CONTRACT, "auc", "oof_hashes")}
-    write_json(at_work / "threshold.json", earlier | {"threshold": 0.123})
-    assert find_threshold([run]) == tuned
-    with pytest.raises(PredictionError, match="run tune_threshold.ipynb"):
-        find_threshold([run], str(at_work / "threshold.json"))
+def test_threshold_json_of_an_earlier_version_is_refused(at_work, run):
+    tuned, path = tune([run]), at_work / "threshold.json"
+    write_json(path, {key: tuned[key] for key in (*CONTRACT, "auc", "oof_hashes")})
+    for name in ("", str(path)):
+        with pytest.raises(PredictionError, match=r"threshold.json: it lacks fields .*calibration.*Run tune_threshold.ipynb"):
+            find_threshold([run], name)
 
 
 def test_runs_of_threshold_json_are_submitted_unless_others_are_named(at_work):
@@ -288,7 +288,7 @@ def test_attached_threshold_json_finds_its_runs_by_content(tmp_path, at_work, mo
     attached = tmp_path / "input"
     shutil.move(tmp_path / "home", attached / "weights")
     write_json(attached / "weights" / "threshold.json", tuned)
-    write_json(attached / "a-older" / "threshold.json", tune([attached / "weights" / "c"]) | {"oof_hashes": ["gone"]})
+    write_json(attached / "a-older" / "threshold.json", tune([attached / "weights" / "c"]) | {"oof_hashes": ["0" * 12]})
     monkeypatch.setattr(tuning, "KAGGLE_INPUT", attached)
     monkeypatch.setattr(predictions, "KAGGLE_INPUT", attached)
     found = runs_to_submit()
@@ -296,12 +296,25 @@ def test_attached_threshold_json_finds_its_runs_by_content(tmp_path, at_work, mo
     assert find_threshold(found) == read_json(attached / "weights" / "threshold.json")
 
 
-def test_smoke_runs_of_a_stale_threshold_json_are_not_submitted_for_real_data(at_work, monkeypatch):
-    smoke, real = write_oof(at_work / "runs-smoke" / "cnn"), write_oof(at_work / "runs" / "cnn", seed=1)
-    write_json(at_work / "threshold.json", tune([smoke]))
+def test_runs_for_show_of_a_threshold_json_that_was_not_named_are_not_submitted_for_real_data(at_work, monkeypatch):
+    """Real by what competition_dir names, or else by what is found; for show by their folder, or by their config.json."""
+    real, phantom = at_work / "real", at_work / "phantom"
+    for folder in (real, phantom):
+        folder.mkdir()
+    (phantom / PARAMETERS_FILE).touch()
+    good = write_oof(at_work / "runs" / "cnn", seed=1)
+    smoke, marked = write_oof(at_work / "runs-smoke" / "cnn"), write_oof(at_work / "elsewhere" / "cnn", seed=2)
+    write_json(marked / "config.json", {"prevalence": 0.25, "phantom": True})
     monkeypatch.setattr(predictions, "runs_dir", lambda *_, **__: at_work / "runs")
-    monkeypatch.setattr(tuning, "find_competition", lambda: at_work)
-    assert runs_to_submit() == [real] and runs_to_submit(smoke_test=True) == [smoke]
+    for shown in (smoke, marked):
+        write_json(at_work / "threshold.json", tune([shown]))
+        monkeypatch.setattr(environment, "find_competition", lambda: None)
+        assert runs_to_submit(competition_dir=real) == [good]
+        assert runs_to_submit() == runs_to_submit(competition_dir=phantom) == [shown]
+        monkeypatch.setattr(environment, "find_competition", lambda: real)
+        assert runs_to_submit() == [good]
+        assert runs_to_submit(smoke_test=True) == runs_to_submit(competition_dir=phantom) == [shown]
+        assert runs_to_submit(threshold_path=str(at_work / "threshold.json")) == [shown]
 
 
 def test_weights_follow_their_runs_whatever_the_order(tmp_path):

@@ -322,10 +322,11 @@ def submit_kernel(bundle: Path) -> Part:
 
 def runs_to_send(named: str, threshold: Path) -> list[Path]:
     """Runs that are named; else those that the threshold was tuned on; else all, which may be none. Nothing is trained."""
-    if not named and threshold.is_file():
-        return [Path(run) for run in read_json(threshold)["runs"]]
-    from utils.predictions import find_runs
+    from utils.predictions import find_runs  # late: both take torch along
+    from utils.threshold_file import read_threshold
 
+    if not named and threshold.is_file():
+        return [Path(run) for run in read_threshold(threshold)["runs"]]
     return find_runs(named)
 
 

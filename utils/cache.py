@@ -30,6 +30,7 @@ from utils.environment import (
     write_csv,
     write_json,
 )
+from utils.formats import check, check_types
 from utils.manifest import appending, on_one_line, read_rows, without_picture
 from utils.parallel import Outcome, StopRunError, map_items
 from utils.preprocessing import preprocess
@@ -39,6 +40,7 @@ from utils.tables import image_paths, name_files, read_images
 PNG_OPTIONS = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP] if hasattr(cv2, "IMWRITE_PNG_FILTER") else []
 SHOWN_ERRORS = 5
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+LARGEST_SIDE = 2**14  # pixels: three times the longer side of the largest mammograms
 READ_AHEAD = 2**19  # bytes: most pictures of 512 x 512 need fewer
 GPU_WORKERS = 2  # processes that feed the GPU
 
@@ -61,6 +63,11 @@ class CacheSettings:
         Decode every picture at full resolution, as `utils.preprocessing.preprocess` explains.
     version : int
         Raised by whoever changes what preprocessing does to a pixel.
+
+    Raises
+    ------
+    CacheError
+        If a value is of another type or out of its range.
     """
 
     image_height: int = 1024
@@ -68,6 +75,15 @@ class CacheSettings:
     margin: float = 0.03
     exact: bool = False
     version: int = 2
+
+    def __post_init__(self):
+        """Check types and ranges: they may come from a notebook, or from the config.json of somebody else."""
+        check_types(self, CacheError)
+        for name in ("image_height", "image_width"):
+            value = getattr(self, name)
+            check(1 <= value <= LARGEST_SIDE, name, value, f"from 1 to {LARGEST_SIDE}", CacheError)
+        check(0 <= self.margin < 1, "margin", self.margin, "from 0 to below 1", CacheError)
+        check(self.version >= 1, "version", self.version, "1 or more", CacheError)
 
     @property
     def arguments(self) -> tuple[int, int, float, bool]:

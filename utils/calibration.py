@@ -1,5 +1,6 @@
 """Calibration: probabilities that mean what they say, chosen by the log-loss on folds that did not fit it."""
 
+import json
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -7,12 +8,15 @@ import pandas as pd
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
+from utils.formats import build, check, check_types
 from utils.intervals import proportion
 from utils.metrics import sigmoid
 
 METHODS = ("none", "temperature", "platt", "isotonic")
 LEAST_SLOPE = 1e-3  # a model that is worse than chance keeps its order: the calibration must not use it upside down
+MOST_SLOPE = 1e4  # only a model whose probabilities are almost equal needs more; a steeper line is a step
 EDGE = 1e-6  # probabilities nearer to 0 or 1 have their logit taken here
+EDGE_LOGIT = float(np.log1p(-EDGE) - np.log(EDGE))  # 13.8, of the probability 1 - EDGE
 N_BINS = 10
 
 
@@ -27,6 +31,11 @@ class Calibration:
         Of the logit, for temperature (intercept 0; the temperature is ``1 / slope``) and Platt.
     inputs, outputs : tuple of float
         Corners of the isotonic map, straight between them, all but constant beyond.
+
+    Raises
+    ------
+    FormatError
+        If a value is of another type, or the map would fall, or give all probabilities the same value.
     """
 
     method: str = "none"
@@ -34,6 +43,24 @@ class Calibration:
     intercept: float = 0.0
     inputs: tuple[float, ...] = ()
     outputs: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        """Check that it is a rising map from [0, 1] to [0, 1]."""
+        check_types(self)
+        check(self.method in METHODS, "method", self.method, f"one of {', '.join(METHODS)}")
+        check(LEAST_SLOPE <= self.slope <= MOST_SLOPE, "slope", self.slope, f"from {LEAST_SLOPE} to {MOST_SLOPE}")
+        reach = EDGE_LOGIT * (self.slope + 1)  # beyond it, every probability would become almost 0, or almost 1
+        check(abs(self.intercept) <= reach, "intercept", self.intercept, f"from {-reach:.6g} to {reach:.6g} with this slope")
+        self._check_corners()
+
+    def _check_corners(self) -> None:
+        for name in ("inputs", "outputs"):
+            values = getattr(self, name)
+            check(all(0 <= value <= 1 for value in values), name, values, "probabilities from 0 to 1")
+        check(len(self.inputs) == len(self.outputs), "outputs", self.outputs, f"as many as inputs ({len(self.inputs)})")
+        check(bool(self.inputs) or self.method != "isotonic", "inputs", self.inputs, "one corner or more")
+        check(all(np.diff(self.inputs) > 0), "inputs", self.inputs, "rising")
+        check(all(np.diff(self.outputs) >= 0), "outputs", self.outputs, "rising or equal")
 
     def __call__(self, probabilities: np.ndarray) -> np.ndarray:
         """Calibrate probabilities, an array of shape (n,) in [0, 1]."""
@@ -47,12 +74,12 @@ class Calibration:
 
     def to_json(self) -> dict:
         """As a dictionary for JSON."""
-        return asdict(self)
+        return json.loads(json.dumps(asdict(self)))
 
     @classmethod
     def from_json(cls, content: dict) -> "Calibration":
         """Undo `to_json`."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})
+        return build(cls, content, complete=True)
 
 
 def logit(probabilities: np.ndarray) -> np.ndarray:
@@ -94,8 +121,9 @@ def _fit_line(method: str, labels: np.ndarray, probabilities: np.ndarray) -> Cal
     # Each row counts as positive by its target, and as negative by the rest.
     model.fit(np.concatenate([column, column]), np.repeat([1, 0], n), sample_weight=np.concatenate([target, 1 - target]))
     slope, intercept = float(model.coef_[0, 0]), float(model.intercept_[0]) if method == "platt" else 0.0
-    if slope < LEAST_SLOPE:  # the intercept belonged to a falling line: take that of an almost constant one
-        slope, intercept = LEAST_SLOPE, float(logit(target.mean()) - LEAST_SLOPE * column.mean()) if method == "platt" else 0.0
+    if not LEAST_SLOPE <= slope <= MOST_SLOPE:  # the intercept belonged to a falling line, or to a step: take that of this one
+        slope = min(max(slope, LEAST_SLOPE), MOST_SLOPE)
+        intercept = float(logit(target.mean()) - slope * column.mean()) if method == "platt" else 0.0
     return Calibration(method, slope, intercept)
 
 

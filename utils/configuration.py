@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass, fields, replace
 
 from utils.cache import CacheSettings
 from utils.environment import KitError
+from utils.formats import build, check_types, is_number, is_whole
 from utils.losses import LOSSES
 from utils.models import ModelConfig
 from utils.tables import FOLD_BY
 
 KEEP_EPOCH = ("best_auc", "last")
+MOST_FOLDS = 1000
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -119,19 +121,23 @@ class TrainConfig:
         """Check types and ranges: papermill passes ``-p`` values that are no plain numbers on as text."""
         for name in ("n_folds", "epochs", "batch_size", "patch_epochs", "patch_size", "micro_batch_size", "seed"):
             value = getattr(self, name)
-            _check(isinstance(value, int) and value >= 0, name, value, "a whole number of 0 or more")
+            _check(is_whole(value) and value >= 0, name, value, "a whole number of 0 or more")
         for name in (field.name for field in fields(self) if field.type is float):
             value = getattr(self, name)
             wanted = "a number of 0 or more (YAML wants 1.0e-4, not 1e-4)"
-            _check(isinstance(value, int | float) and value >= 0, name, value, wanted)
+            _check(is_number(value) and value >= 0, name, value, wanted)
+        check_types(self, TrainingError)
         for name, choices in {"loss": LOSSES, "keep_epoch": KEEP_EPOCH, "precision": PRECISIONS}.items():
             _check(getattr(self, name) in choices, name, getattr(self, name), f"one of {', '.join(choices)}")
         _check(self.fold_by in FOLD_BY, "fold_by", self.fold_by, f"one of {', '.join(FOLD_BY)}")
         _check(self.seed < 2**32, "seed", self.seed, "below 2**32")  # NumPy's limit
-        _check(self.n_folds >= 2, "n_folds", self.n_folds, "2 or more")
-        _check(set(self.folds) <= set(range(self.n_folds)), "folds", self.folds, f"numbers from 0 to {self.n_folds - 1}")
+        _check(2 <= self.n_folds <= MOST_FOLDS, "n_folds", self.n_folds, f"2 or more, and at most {MOST_FOLDS}")
+        inside = all(0 <= fold < self.n_folds for fold in self.folds) and len(set(self.folds)) == len(self.folds)
+        _check(inside, "folds", self.folds, f"different numbers from 0 to {self.n_folds - 1}")
         _check(min(self.epochs, self.batch_size) >= 1, "epochs and batch_size", (self.epochs, self.batch_size), "1 or more")
         _check(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "above 0 and at most 1")
+        for name in ("label_smoothing", "ema_decay", "warmup_share"):
+            _check(getattr(self, name) <= 1, name, getattr(self, name), "at most 1")
         share = self.positive_share
         _check(share is None or 0 < share < 1, "positive_share", share, "between 0 and 1, or None")
         _check(self.max_views is None or self.max_views >= 1, "max_views", self.max_views, "1 or more, or None")
@@ -156,11 +162,19 @@ class TrainConfig:
 
     @classmethod
     def from_json(cls, content: dict) -> "TrainConfig":
-        """Undo `to_json`."""
-        known = {field.name: content[field.name] for field in fields(cls) if field.name in content}
-        model = known["model"] | {"encoders": tuple(known["model"]["encoders"])}
-        known |= {"model": ModelConfig(**model), "preprocessing": CacheSettings(**known["preprocessing"])}
-        return cls(**known | {"folds": tuple(known["folds"])})
+        """Undo `to_json`.
+
+        Raises
+        ------
+        KitError
+            If a field is unknown, one is missing that has no default, or a value is refused.
+        """
+        config = build(cls, content)
+        for name in ("image_height", "image_width"):
+            wanted = getattr(config.preprocessing, name)
+            value = getattr(config.model, name)
+            _check(value == wanted, f"model: {name}", value, f"that of preprocessing ({wanted})")
+        return config
 
 
 @dataclass(frozen=True)
@@ -201,7 +215,7 @@ class Execution:
         """Refuse combinations that mean two things."""
         for name, least in {"num_workers": 0, "num_processes": 1, "num_machines": 1, "parallel_folds": 0}.items():
             value = getattr(self, name)
-            _check(isinstance(value, int) and value >= least, name, value, f"a whole number of {least} or more")
+            _check(is_whole(value) and value >= least, name, value, f"a whole number of {least} or more")
         address = re.fullmatch(r"\S+:\d+", self.rendezvous) or not self.rendezvous
         _check(address, "rendezvous", self.rendezvous, "HOST:PORT of one of the machines")
         if self.num_machines > 1 and not self.rendezvous:

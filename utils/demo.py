@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils.environment import read_json
 from utils.intervals import Interval, PatientBootstrap
 from utils.metrics import probabilistic_f1
 from utils.phantom import read_truth
 from utils.plots_evaluation import show_overview
 from utils.predictions import oof_of_runs
+from utils.run_tables import read_history_table
 from utils.tables import read_images
+from utils.threshold_file import read_threshold
 from utils.tuning import tune, tuned_breasts
 
 
@@ -64,14 +65,14 @@ def _test_row(submission_path: Path, competition_dir: Path) -> dict[str, str]:
 
 
 def _seconds(run_dir: Path) -> float:
-    return float(pd.read_csv(run_dir / "history.csv").seconds.sum())
+    return float(read_history_table(run_dir / "history.csv").seconds.sum())
 
 
 def _main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("demo_dir", type=Path, help="where make demo has put everything")
     demo_dir = parser.parse_args().demo_dir
-    tuned = read_json(demo_dir / "threshold.json")
+    tuned = read_threshold(demo_dir / "threshold.json")
     runs = [Path(run) for run in tuned["runs"]]
     table = demo_table(runs, demo_dir / "submission.csv", demo_dir / "competition")
     print("\nOut of fold on the phantom's training breasts; each fold chose its epoch, and 'tuned' its threshold, on them.")

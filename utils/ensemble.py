@@ -19,14 +19,13 @@ from utils.cache import CacheSettings
 from utils.configuration import TrainConfig
 from utils.dataset import Vocabulary
 from utils.deadline import Plan, Work
-from utils.environment import read_json
 from utils.inference import forward, forward_flipped
 from utils.loading import Batch, by_size, make_loader, split_batch
 from utils.metrics import sigmoid
 from utils.optimisation import autocast, is_out_of_memory
 from utils.parallel import prefetched
 from utils.predictions import aggregate
-from utils.run_folder import finished_folds, load_config
+from utils.run_folder import load_config, read_notes, usable_folds
 from utils.submission import SubmissionError
 from utils.training import load_fold, make_dataset
 
@@ -155,7 +154,7 @@ def load_variants(runs: Sequence[Path], is_phantom: bool, devices: Sequence[torc
     members: dict[CacheSettings, list[Member]] = {}
     for place, run in enumerate(runs):
         check_run(run, is_phantom)
-        config, folds = load_config(run), finished_folds(run)
+        config, folds = load_config(run), usable_folds(run)
         if not folds:
             raise SubmissionError(f"{run} holds no finished fold (fold*/oof.csv): leave it out of run_dirs, or train it.")
         for number, fold_dir in enumerate(folds):
@@ -180,13 +179,13 @@ def check_run(run_dir: Path, is_phantom: bool) -> None:
     SubmissionError
         If the preprocessing's version or hash is not today's, or the run was trained on the phantom and the images are real.
     """
-    notes, settings = read_json(Path(run_dir) / "config.json"), load_config(run_dir).preprocessing
-    if notes["settings_hash"] != settings.hash or settings.version != CacheSettings().version:
+    notes, settings = read_notes(run_dir), load_config(run_dir).preprocessing
+    if notes.settings_hash != settings.hash or settings.version != CacheSettings().version:
         raise SubmissionError(
-            f"{run_dir} was trained on preprocessing {notes['settings_hash']} of version {settings.version}, which this kit"
+            f"{run_dir} was trained on preprocessing {notes.settings_hash} of version {settings.version}, which this kit"
             f" (version {CacheSettings().version}) does not do: train it again, or submit with the kit that trained it."
         )
-    if notes.get("phantom", False) and not is_phantom:
+    if notes.phantom and not is_phantom:
         raise SubmissionError(f"{run_dir} was trained on the phantom, but the images are real: name other run_dirs.")
 
 

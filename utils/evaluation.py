@@ -10,7 +10,8 @@ from utils.inference import predict_logits
 from utils.intervals import Interval, PatientBootstrap, proportion
 from utils.metrics import decide, sigmoid
 from utils.predictions import aggregate, one_image_per_breast
-from utils.run_folder import finished_folds, load_config, read_folds
+from utils.run_folder import finished_folds, load_config
+from utils.run_tables import read_folds
 from utils.thresholds import CHOICES, cut_bins, cut_points, nested_decisions
 from utils.training import load_fold, make_dataset
 

@@ -28,7 +28,8 @@ from utils.inference import forward
 from utils.loading import Batch, make_loader
 from utils.metrics import decide
 from utils.resample import fitted_size
-from utils.run_folder import load_config, read_folds
+from utils.run_folder import load_config
+from utils.run_tables import read_folds
 from utils.training import load_fold, make_dataset
 
 Maps = dict[str, np.ndarray]  # by image_id

@@ -20,10 +20,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from utils.checkpoint import check_kept, read_checkpoint
 from utils.configuration import Execution, TrainConfig, TrainingError
 from utils.dataset import ImageDataset, Vocabulary
 from utils.encoders import Encoder
 from utils.environment import seed_everything, write_atomic, write_csv
+from utils.fold_weights import read_vocabulary
 from utils.inference import Predictions, forward, predict
 from utils.loading import Batch, ShareSampler, StepSampler, explained, make_loader, split_batch
 from utils.losses import auxiliary_loss, box_loss, cancer_loss
@@ -144,6 +146,7 @@ class Fitting:
 
     def start_from(self, path: Path) -> None:
         """Take the encoder of another network of the same architecture."""
+        read_vocabulary(path)  # refuses a broken file
         state = safetensors.torch.load_file(path, device=str(self.device))
         prefix = "encoder."
         encoder = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
@@ -318,12 +321,13 @@ class Fitting:
     def _state(self) -> dict:
         parts = {name: part.state_dict() for name, part in self._parts().items()}
         memory = {"micro_batch_size": self.micro_batch_size, "checkpoints": self._checkpoints()}
-        return parts | {"history": self.history} | memory
+        return parts | {"config": self.config.to_json(), "history": self.history} | memory
 
     def _restore(self) -> None:
         if not self.checkpoint_path.is_file():
             return
-        state = torch.load(self.checkpoint_path, map_location=self.device, weights_only=True)
+        state = read_checkpoint(self.checkpoint_path, self.config, self.fold, self._parts(), self.device)
+        check_kept(self.fold_dir, self.fold, self.vocabulary, kept_state(self.averaged))
         for name, part in self._parts().items():
             if state[name]:  # a scaler that was not needed has none
                 part.load_state_dict(state[name])
@@ -401,8 +405,12 @@ def best_epoch(history: Sequence[dict]) -> int:
 
 def plain_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """State dict for inference: on the CPU, without the auxiliary head."""
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    return {key: value for key, value in state.items() if not key.startswith("head.auxiliary.")}
+    return {key: value.detach().cpu().contiguous() for key, value in kept_state(model).items()}
+
+
+def kept_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """State dict without the auxiliary head, which training alone needs."""
+    return {key: value for key, value in model.state_dict().items() if not key.startswith("head.auxiliary.")}
 
 
 def derive_seed(*numbers: int) -> int:

@@ -4,12 +4,11 @@ from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from utils.environment import KitError
 from utils.metrics import area_under_roc
-from utils.run_folder import read_extra_patients, read_folds, read_oof
+from utils.run_tables import check_predicted, read_extra_patients, read_folds, read_oof
 from utils.tables import SHARED_COLUMNS
 
 TELLS_THE_LABEL = 0.99  # AUC of a single column; age and machine together reach 0.64 on the real set
@@ -120,10 +119,12 @@ def read_honest_oof(run_dir: str | Path) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        As from `utils.run_folder.read_oof`.
+        As from `utils.run_tables.read_oof`.
 
     Raises
     ------
+    TrainingError
+        If oof.csv or folds.csv is broken, or they do not go together.
     LeakError
         If a patient is in two folds, was predicted by a model that it trained, or a label differs within a breast.
     """
@@ -142,6 +143,5 @@ def _read_checked(path: Path, _changed: tuple[int, ...]) -> pd.DataFrame:
     labels = oof.groupby("prediction_id").cancer.nunique()
     if (labels > 1).any():
         raise LeakError(f"{path}: breast {labels.index[labels > 1][0]} has two labels. Correct train.csv, and train again.")
-    if not np.isfinite(oof.probability).all():
-        raise LeakError(f"{path} holds {(~np.isfinite(oof.probability)).sum()} probabilities that are no number: train again.")
+    check_predicted(oof, read_folds(run_dir), path)
     return oof

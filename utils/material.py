@@ -200,7 +200,7 @@ def gather(
     PredictionError
         If there are no runs, or train.csv does not have their breasts with their labels.
     """
-    runs = find_or_train_runs(run_dirs, smoke_test)
+    runs = find_or_train_runs(run_dirs, smoke_test, competition_dir or "")
     tuned = find_threshold(runs, threshold_path)
     if one_image and not tuned["one_image"]:
         tuned = tune(runs, tuned["aggregation"], choice=tuned["choice"], weights=weights_of(tuned, runs), one_image=True)

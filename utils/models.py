@@ -3,6 +3,7 @@
 All take a batch of `utils.loading` and give one logit per item; further heads are used in training, or where asked for.
 """
 
+import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,14 +11,18 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 
+from utils.cache import LARGEST_SIDE
 from utils.dataset import CATEGORIES, METADATA, Vocabulary
 from utils.encoders import Encoder, ModelError, build_encoder
+from utils.formats import check, check_types
 
 HIDE_METADATA = 0.1  # share of codes shown as "unseen" in training, so that an unseen machine meets a trained embedding
 RECURRENT_CELLS = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
 LEVELS = ("image", "breast", "patient")
 VIEW_POOLINGS = ("attention", "concat")
 ATTENTION_SIZE = 128
+MOST_HIDDEN = 2**16
+PLAIN_NAME = r"[A-Za-z0-9_.-]+"  # of an architecture: no path, and no address of a hub
 
 
 class Outputs(NamedTuple):
@@ -58,6 +63,11 @@ class ModelConfig:
     recurrent_cell : {"gru", "lstm", "rnn"}
     hidden_size : int
         Of the recurrent cell.
+
+    Raises
+    ------
+    ModelError
+        If a value is of another type, unknown, or out of its range, or values do not go together.
     """
 
     architecture: str
@@ -74,6 +84,25 @@ class ModelConfig:
     encoders: tuple[str, ...] = ("cnn", "resnet50")
     recurrent_cell: str = "gru"
     hidden_size: int = 128
+
+    def __post_init__(self):
+        """Check types and ranges: they may come from a notebook, or from the config.json of somebody else."""
+        check_types(self, ModelError)
+        for name in ("image_height", "image_width"):
+            value = getattr(self, name)
+            check(1 <= value <= LARGEST_SIDE, name, value, f"from 1 to {LARGEST_SIDE}", ModelError)
+        for field, name in (("architecture", self.architecture), *(("encoders", name) for name in self.encoders)):
+            check(re.fullmatch(PLAIN_NAME, name) is not None, field, name, "cnn, rnn or a name of timm's", ModelError)
+        for name, choices in {"level": LEVELS, "view_pooling": VIEW_POOLINGS, "recurrent_cell": tuple(RECURRENT_CELLS)}.items():
+            value = getattr(self, name)
+            _check(value in choices, f"{name} is {value!r}; choose from {', '.join(choices)}.")
+        for name in ("dropout", "drop_path"):
+            check(0 <= getattr(self, name) < 1, name, getattr(self, name), "from 0 to below 1", ModelError)
+        check(1 <= self.hidden_size <= MOST_HIDDEN, "hidden_size", self.hidden_size, f"from 1 to {MOST_HIDDEN}", ModelError)
+        _check(not self.box_head or self.item == "image", "A box is predicted for an image: box_head needs level image.")
+        if self.architecture == "rnn":
+            _check(self.level != "patient", "rnn reads one breast: level patient is for other architectures.")
+            check(bool(self.encoders), "encoders", self.encoders, "one network or more", ModelError)
 
     @property
     def item(self) -> str:
@@ -100,20 +129,9 @@ def build_model(config: ModelConfig, vocabulary: Vocabulary, auxiliary_sizes: tu
     Raises
     ------
     ModelError
-        If the architecture is unknown, the image size does not suit it, parts do not go together, or the weights do not fit.
+        If the architecture is unknown, the image size does not suit it, or the weights do not fit.
     """
-    _check(config.level in LEVELS, f"level is {config.level!r}; choose from {', '.join(LEVELS)}.")
-    _check(
-        config.view_pooling in VIEW_POOLINGS,
-        f"view_pooling is {config.view_pooling!r}; choose from {', '.join(VIEW_POOLINGS)}.",
-    )
-    _check(not config.box_head or config.item == "image", "A box is predicted for an image: box_head needs level image.")
     if config.architecture == "rnn":
-        _check(
-            config.recurrent_cell in RECURRENT_CELLS,
-            f"recurrent_cell is {config.recurrent_cell!r}; choose from {', '.join(RECURRENT_CELLS)}.",
-        )
-        _check(config.level != "patient", "rnn reads one breast: level patient is for other architectures.")
         return RecurrentHybrid(vocabulary, config, auxiliary_sizes)
     network = ImageModel if config.level == "image" else MultiViewModel
     return network(vocabulary, config, auxiliary_sizes)

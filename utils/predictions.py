@@ -9,15 +9,18 @@ import pandas as pd
 from utils.baseline import metadata_oof
 from utils.boxes import localisation
 from utils.configuration import TrainConfig
-from utils.environment import KAGGLE_INPUT, KitError, cpu_count, find_competition, resolve, runs_dir, walk_small_folders
+from utils.environment import KAGGLE_INPUT, KitError, competition_folder, cpu_count, resolve, runs_dir, walk_small_folders
+from utils.formats import check
 from utils.inputs import open_inputs
 from utils.intervals import PatientBootstrap
 from utils.leaks import read_honest_oof
 from utils.models import ModelConfig
+from utils.phantom import is_phantom_competition
 from utils.training import train_run
 
 SKIPPED_FOLDERS = ("runs-phantom", "runs-smoke", "demo")  # runs that only show that everything works
 AGGREGATIONS = ("mean", "max", "top_k", "noisy_or")
+LEAST_WEIGHT, MOST_WEIGHT = 1e-6, 1e6  # of all runs together: only their ratios count
 
 
 class PredictionError(KitError):
@@ -159,20 +162,29 @@ def folders_with(wanted: set[str], root: Path) -> list[Path]:
     return sorted(found)
 
 
-def find_or_train_runs(run_dirs: str | Sequence[str] | None = None, smoke_test: bool = False) -> list[Path]:
-    """Find finished runs; where there is none and no competition's data either, train a small one on the phantom.
+def has_real_data(competition_dir: str | Path = "") -> bool:
+    """Whether the competition that is named, else the one that is found, is real: not a phantom."""
+    folder = competition_folder(competition_dir)
+    return folder is not None and not is_phantom_competition(folder)
+
+
+def find_or_train_runs(
+    run_dirs: str | Sequence[str] | None = None, smoke_test: bool = False, competition_dir: str | Path = ""
+) -> list[Path]:
+    """Find finished runs; where there is none and no real competition's data either, train a small one on the phantom.
 
     Raises
     ------
     PredictionError
-        If there is data, but no finished run.
+        If there is real data, but no finished run.
     """
     runs = find_runs(run_dirs) if run_dirs or not smoke_test else []
-    if not runs and (smoke_test or not find_competition()):
+    for_show = smoke_test or not has_real_data(competition_dir)
+    if not runs and for_show:
         runs = _runs_under(runs_dir(is_phantom=True, smoke_test=smoke_test))
     if runs:
         return runs
-    if find_competition() and not smoke_test:
+    if not for_show:
         raise PredictionError(f"No finished run under {runs_dir()}: run train.ipynb first, or name run_dirs.")
     print("No finished run found: training a small plain CNN on the phantom competition, as an example.")
     inputs = open_inputs(None, smoke_test=smoke_test)
@@ -209,10 +221,12 @@ def oof_of_runs(
     Raises
     ------
     PredictionError
-        If the runs did not predict the same breasts.
+        If the runs did not predict the same breasts, or `check_weights` refuses the weights.
     LeakError
         If a prediction is not out of fold.
     """
+    if weights is not None:
+        check_weights(weights, len(run_dirs))
     tables = [_breasts_of(run, aggregation, one_image) for run in run_dirs]
     first = tables[0]
     for run, table in zip(run_dirs, tables, strict=True):
@@ -230,6 +244,20 @@ def _breasts_of(run_dir: Path, aggregation: str, one_image: bool) -> pd.DataFram
     oof = one_image_per_breast(oof) if one_image else oof
     breasts = oof.drop_duplicates("prediction_id").set_index("prediction_id")[["patient_id", "fold", "cancer"]]
     return breasts.assign(probability=aggregate(oof, aggregation))
+
+
+def check_weights(weights: Sequence[float], n_runs: int) -> None:
+    """Refuse weights of runs that can't be averaged with.
+
+    Raises
+    ------
+    PredictionError
+        If they are not as many as the runs, one is negative or not finite, or all are 0.
+    """
+    check(len(weights) == n_runs, "weights", weights, f"as many as runs ({n_runs})", PredictionError)
+    wanted = f"numbers of 0 or more, with a sum from {LEAST_WEIGHT} to {MOST_WEIGHT:.0f}"
+    holds = all(weight >= 0 for weight in weights) and LEAST_WEIGHT <= sum(weights) <= MOST_WEIGHT
+    check(holds, "weights", weights, wanted, PredictionError)
 
 
 def name_runs(run_dirs: Sequence[Path]) -> dict[str, Path]:

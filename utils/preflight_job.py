@@ -118,15 +118,15 @@ class Job:
     def runs(self) -> list[Path]:
         """Run folders that are named, else those that the notebook will find; they need not be whole."""
         from utils.predictions import find_runs
-        from utils.tuning import runs_to_submit
+        from utils.tuning import tuned_runs
 
         if self.run_dirs:
             names = self.run_dirs.split(",") if isinstance(self.run_dirs, str) else self.run_dirs
             return [resolve(str(name).strip()) for name in names]
         found = [] if self.smoke_test else find_runs()
-        if found and self.notebook == "submit":
-            with contextlib.suppress(environment.KitError, ValueError, KeyError):  # of threshold.json: check_threshold tells
-                return runs_to_submit("", self.threshold_path)
+        if self.notebook == "submit":
+            with contextlib.suppress(environment.KitError):  # of threshold.json: check_threshold tells
+                return tuned_runs(self.threshold_path, self.smoke_test, self.competition_dir) or found
         return found
 
     @cached_property
@@ -196,7 +196,7 @@ def config_of(run: Path):
 
     try:
         return load_config(run)
-    except (environment.KitError, OSError, ValueError, KeyError, TypeError):
+    except environment.KitError:  # check_weights tells
         return None
 
 

@@ -22,6 +22,7 @@ from utils.kaggle_world import KagglePython, make_kaggle_python, python_version
 from utils.models import ModelConfig
 from utils.phantom import make_competition
 from utils.predictions import find_runs
+from utils.threshold_file import read_threshold
 from utils.training import train_run
 from utils.tuning import tune
 from utils.wheels import KAGGLE_IMAGE
@@ -175,13 +176,10 @@ def runs_of(threshold: Path) -> list[Path]:
 
     Raises
     ------
-    RehearsalError
+    PredictionError
         If the file is none.
     """
-    try:
-        return [Path(run) for run in read_json(threshold)["runs"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise RehearsalError(f"{threshold} is no threshold.json ({error!r}): run tune_threshold.ipynb again.") from error
+    return [Path(run) for run in read_threshold(threshold)["runs"]]
 
 
 def picture_sizes(runs: Sequence[Path]) -> list[str]:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from utils.environment import KitError, read_json, write_atomic
-from utils.run_folder import load_config
+from utils.environment import KitError, write_atomic
+from utils.run_folder import load_config, read_notes
 
 LARGEST = 10_000_000  # bytes of a page that can be mailed
 DPI = 90
@@ -48,7 +48,7 @@ def describe_runs(runs: dict[str, Path]) -> pd.DataFrame:
     """Say how each run was made: network, picture, folds, epochs, and by which version."""
     rows = {}
     for name, run in runs.items():
-        config, notes = load_config(run), read_json(run / "config.json")
+        config, notes = load_config(run), read_notes(run)
         rows[name] = {
             "architecture": config.model.architecture,
             "picture": f"{config.model.image_height} × {config.model.image_width}",
@@ -60,8 +60,8 @@ def describe_runs(runs: dict[str, Path]) -> pd.DataFrame:
             "epochs": config.epochs,
             "keep_epoch": config.keep_epoch,
             "seed": config.seed,
-            "commit": notes["versions"]["commit"],
-            "torch": notes["versions"]["torch"],
+            "commit": notes.versions.get("commit", "unknown"),
+            "torch": notes.versions.get("torch", "unknown"),
         }
     return pd.DataFrame(rows).T.rename_axis("run")
 

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import pandas as pd
@@ -16,14 +17,51 @@ from safetensors import SafetensorError
 
 from utils.cache import picture_path
 from utils.configuration import TrainConfig, TrainingError
-from utils.environment import read_json, write_csv, write_json
+from utils.environment import write_csv, write_json
 from utils.fold_folders import fold_folders
+from utils.formats import build, check, check_types, naming, read_object
+from utils.run_tables import HISTORY_COLUMNS, REMEDY, read_folds, read_history_table, read_oof, read_table
 from utils.training_code import changed_versions, code_versions
 
-OOF_COLUMNS = ["prediction_id", "patient_id", "laterality", "image_id", "fold", "cancer", "logit", "probability"]
-IDS = ["prediction_id", "patient_id", "laterality", "image_id"]
 MAY_CHANGE = ("folds", "micro_batch_size", "activation_checkpointing")  # from one call for a run to the next
 SHOWN_IMAGES = 3
+
+
+@dataclass(frozen=True)
+class RunNotes:
+    """What config.json holds next to the `TrainConfig`: the data that the run was trained on, and by which version.
+
+    Parameters
+    ----------
+    prevalence : float
+        Share of positive breasts in the training table.
+    settings_hash : str
+        Of the preprocessing.
+    data_hash : str
+        From `hash_data`; empty in a run of an earlier version.
+    phantom, smoke_test : bool
+        Whether the run only shows that everything works.
+    extra_sets : dict of str to int
+        Images of each other set that was trained on.
+    versions : dict of str to str
+        From `utils.environment.versions`.
+    """
+
+    prevalence: float
+    settings_hash: str = ""
+    data_hash: str = ""
+    phantom: bool = False
+    smoke_test: bool = False
+    extra_sets: dict[str, int] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self):
+        """Check types and the range of the prevalence: without both classes nothing could be trained."""
+        check_types(self)
+        check(0 < self.prevalence < 1, "prevalence", self.prevalence, "between 0 and 1")
+
+
+NOTES = tuple(entry.name for entry in fields(RunNotes))
 
 
 def claim_run(
@@ -107,17 +145,17 @@ def check_same_patients(run_dir: Path, images: pd.DataFrame) -> None:
 
 def _check_same(run_dir: Path, config: TrainConfig, images: pd.DataFrame, data_hash: str) -> None:
     check_same_config(run_dir, config)
-    folds = read_folds(run_dir)
+    folds, notes = read_folds(run_dir), read_notes(run_dir)
     same_folds = dict(zip(folds.patient_id, folds.fold, strict=True)) == dict(zip(images.patient_id, images.fold, strict=True))
-    if not same_folds or read_json(run_dir / "config.json").get("data_hash", data_hash) != data_hash:
+    if not same_folds or notes.data_hash not in ("", data_hash):
         raise _other_data(run_dir)
-    changed = changed_versions(read_json(run_dir / "config.json").get("versions", {}))
+    changed = changed_versions(notes.versions)
     if changed:
         print(f"Warning: {run_dir} was started with other code: {changed} For one code throughout, choose another run_dir.")
 
 
 def _other_data(run_dir: Path) -> TrainingError:
-    sets = ", ".join(read_json(run_dir / "config.json").get("extra_sets", {})) or "none"
+    sets = ", ".join(read_notes(run_dir).extra_sets) or "none"
     return TrainingError(
         f"{run_dir} was started on other images, labels or folds, or with other extra_competition_dirs (then: {sets}):"
         " choose another run_dir, or delete it."
@@ -160,17 +198,36 @@ def _with_sizes(images: pd.DataFrame, cache_dir: str | Path) -> pd.DataFrame:
 
 
 def load_config(run_dir: str | Path) -> TrainConfig:
-    """Read a run's configuration.
+    """Read and check a run's configuration.
 
     Raises
     ------
     TrainingError
-        If there is none.
+        If there is none, or it is not one of this version of the kit; names the file, the field and the remedy.
     """
+    with _reading_config(run_dir) as content:
+        return TrainConfig.from_json({name: value for name, value in content.items() if name not in NOTES})
+
+
+def read_notes(run_dir: str | Path) -> RunNotes:
+    """Read and check what a run's config.json holds next to its configuration.
+
+    Raises
+    ------
+    TrainingError
+        As from `load_config`.
+    """
+    with _reading_config(run_dir) as content:
+        return build(RunNotes, {name: content[name] for name in NOTES if name in content})
+
+
+@contextlib.contextmanager
+def _reading_config(run_dir: str | Path) -> Iterator[dict]:
     path = Path(run_dir) / "config.json"
     if not path.is_file():
         raise TrainingError(f"{run_dir} is no run folder (it has no config.json): run train.ipynb first.")
-    return TrainConfig.from_json(read_json(path))
+    with naming(path, TrainingError, REMEDY):
+        yield read_object(path)
 
 
 def finished_folds(run_dir: Path) -> list[Path]:
@@ -178,48 +235,54 @@ def finished_folds(run_dir: Path) -> list[Path]:
     return fold_folders(run_dir, "oof.csv")
 
 
-def collect_folds(run_dir: Path, name: str) -> pd.DataFrame:
-    """Join a table of all finished folds, of earlier calls too, and write it into the run's folder."""
-    tables = [_read_csv(fold_dir / name) for fold_dir in finished_folds(run_dir) if (fold_dir / name).is_file()]
-    table = pd.concat(tables, ignore_index=True)
-    write_csv(run_dir / name, table)
-    return table
-
-
-def read_oof(path: str | Path) -> pd.DataFrame:
-    """Read an out-of-fold table; ids are text, and ``image_id`` is empty for breast-level models."""
-    return _read_csv(path)
-
-
-def read_history(run_dir: str | Path) -> pd.DataFrame:
-    """Read what each fold has reached so far, epoch by epoch."""
-    tables = [pd.read_csv(fold_dir / "history.csv") for fold_dir in fold_folders(run_dir, "history.csv")]
-    return pd.concat(tables) if tables else pd.DataFrame(columns=["fold", "epoch"])
-
-
-def read_folds(run_dir: str | Path) -> pd.DataFrame:
-    """Read which fold held out which patient: patient_id (str), fold (int).
+def usable_folds(run_dir: Path) -> list[Path]:
+    """List the folders of a run's finished folds, and refuse those whose predictions are broken.
 
     Raises
     ------
     TrainingError
-        If the run does not say.
+        As from `read_fold_oof`.
     """
-    path = Path(run_dir) / "folds.csv"
-    if not path.is_file():
-        raise TrainingError(f"{path} is missing: without it nobody can tell which model saw whom. Train the run again.")
-    return _read_csv(path)
+    folders = finished_folds(run_dir)
+    for fold_dir in folders:
+        read_fold_oof(fold_dir)
+    return folders
 
 
-def read_extra_patients(run_dir: str | Path) -> list[str]:
-    """Patients of other sets that every fold was trained on; none where there were no such sets."""
-    path = Path(run_dir) / "extra.csv"
-    return _read_csv(path).patient_id.unique().tolist() if path.is_file() else []
+def read_fold_oof(fold_dir: Path) -> pd.DataFrame:
+    """Read the predictions of one finished fold.
+
+    Raises
+    ------
+    TrainingError
+        If `utils.run_tables.read_oof` refuses them, or they are of another fold.
+    """
+    path, number = fold_dir / "oof.csv", int(fold_dir.name.removeprefix("fold"))
+    table = read_oof(path)
+    with naming(path, TrainingError, f"Delete {fold_dir} and run train.ipynb with this run_dir to train the fold again."):
+        for fold in table.fold.unique().tolist():
+            check(fold == number, "fold", fold, f"that of its folder ({number})")
+    return table
 
 
-def _read_csv(path: str | Path) -> pd.DataFrame:
-    table = pd.read_csv(path, dtype=dict.fromkeys(IDS, str), keep_default_na=False, na_values=[""])  # an id may be "NA"
-    return table.fillna(dict.fromkeys(table.columns.intersection(IDS), ""))
+def collect_folds(run_dir: Path, name: str) -> pd.DataFrame:
+    """Join a table of all finished folds, of earlier calls too, and write it into the run's folder."""
+    folders = [fold_dir for fold_dir in finished_folds(run_dir) if (fold_dir / name).is_file()]
+    table = pd.concat([_read_of_fold(fold_dir, name) for fold_dir in folders], ignore_index=True)
+    write_csv(run_dir / name, table)
+    return table
+
+
+def _read_of_fold(fold_dir: Path, name: str) -> pd.DataFrame:
+    if name == "oof.csv":
+        return read_fold_oof(fold_dir)
+    return read_history_table(fold_dir / name) if name == "history.csv" else read_table(fold_dir / name, [])
+
+
+def read_history(run_dir: str | Path) -> pd.DataFrame:
+    """Read what each fold has reached so far, epoch by epoch."""
+    tables = [read_history_table(fold_dir / "history.csv") for fold_dir in fold_folders(run_dir, "history.csv")]
+    return pd.concat(tables) if tables else pd.DataFrame(columns=HISTORY_COLUMNS)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils.environment import KitError, read_json, versions, write_csv, write_json
+from utils.environment import KitError, versions, write_csv, write_json
 from utils.tables import read_images, read_sample_submission
 
 PRIOR = 492 / 23_826  # share of positive breasts in the competition's training set
@@ -311,4 +311,6 @@ def validate_submission(submission: pd.DataFrame, sample: pd.DataFrame) -> None:
 
 def training_prevalence(run_dirs: Sequence[Path]) -> float:
     """Share of positive breasts in the runs' training tables: the best guess for a breast that can't be read."""
-    return float(np.mean([read_json(run / "config.json")["prevalence"] for run in run_dirs]))
+    from utils.run_folder import read_notes  # late: it takes torch along, and the prior is written before
+
+    return float(np.mean([read_notes(run).prevalence for run in run_dirs]))

@@ -1,7 +1,6 @@
 """Train one configuration over k folds: one way for all architectures, resumable after every epoch."""
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import safetensors
 import safetensors.torch
 import torch
 from torch import nn
@@ -24,13 +22,16 @@ from utils.dataset import CATEGORIES, BreastDataset, ImageDataset, Vocabulary
 from utils.encoders import takes_any_size
 from utils.environment import remove_leftovers, write_csv
 from utils.fitting import Fitting
+from utils.fold_weights import build_empty, check_tensors, read_vocabulary
+from utils.formats import naming
 from utils.leaks import check_features
 from utils.metrics import sigmoid
-from utils.models import ModelConfig, build_model
+from utils.models import ModelConfig
 from utils.patches import PatchDataset
 from utils.processes import Ranks, joined, run_tasks, trainers_at_once
-from utils.run_folder import OOF_COLUMNS, claim_run, collect_folds, hash_data
+from utils.run_folder import claim_run, collect_folds, hash_data
 from utils.run_lock import changing, training
+from utils.run_tables import OOF_COLUMNS, REMEDY, read_history_table
 from utils.tables import assign_folds
 
 NO_BOX = "No box lies in any of the images: is boxes_path the file of this competition?"
@@ -301,7 +302,7 @@ def _fit_patches(
     stage = replace(stage, auxiliary_weight=1.0, keep_epoch="last", positive_share=None, loss="bce")
     training_set = PatchDataset(inside, cache_dir, vocabulary, boxes, size, Augment(config.augment_strength), config.seed)
     validation_set = PatchDataset(held_out, cache_dir, vocabulary, boxes, size, None, config.seed)
-    if not (folder / "history.csv").is_file() or len(pd.read_csv(folder / "history.csv")) < stage.epochs:
+    if not (folder / "history.csv").is_file() or len(read_history_table(folder / "history.csv")) < stage.epochs:
         parts = (training_set, validation_set, vocabulary, folder, ranks, execution)
         fitting = Fitting(stage, fold, *parts, auxiliary_sizes=training_set.auxiliary_sizes)
         fitting.run()
@@ -332,23 +333,16 @@ def load_fold(config: TrainConfig, fold_dir: str | Path) -> tuple[nn.Module, Voc
     Raises
     ------
     TrainingError
-        If the weights are missing, or are those of another version of the kit.
+        If the weights are missing or broken, or are those of another network; names the file and the remedy.
     """
     path = Path(fold_dir) / "weights.safetensors"
     if not path.is_file():
         raise TrainingError(f"{path} is missing: let train.ipynb finish this run, or leave it out of run_dirs.")
-    with safetensors.safe_open(path, framework="pt") as file:
-        content = json.loads(file.metadata()["vocabulary"])
-    vocabulary = Vocabulary(**{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})
-    # What the encoder started from does not matter any more, and need not exist here.
-    model = build_model(replace(config.model, pretrained=False, weights_path=""), vocabulary)
-    try:
-        model.load_state_dict(safetensors.torch.load_file(path))
-    except RuntimeError as error:
-        raise TrainingError(
-            f"{path} does not fit the network that this version of the kit makes: train again, or use the version that"
-            " the run's config.json names."
-        ) from error
+    vocabulary = read_vocabulary(path)
+    with naming(path.parent.parent / "config.json", TrainingError, REMEDY):
+        model = build_empty(config.model, vocabulary)
+    check_tensors(path, model.state_dict())
+    model.load_state_dict(safetensors.torch.load_file(path))
     return model.to(memory_format=torch.channels_last), vocabulary
 
 

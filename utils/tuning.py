@@ -2,14 +2,14 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from utils.calibration import Calibration, compare_calibrations, fit_calibration
-from utils.environment import KAGGLE_INPUT, find_competition, read_json, resolve, working_dir
+from utils.environment import KAGGLE_INPUT, resolve, working_dir
+from utils.formats import naming
 from utils.intervals import Interval, PatientBootstrap
 from utils.metrics import decide, probabilistic_f1
 from utils.predictions import (
@@ -19,8 +19,11 @@ from utils.predictions import (
     find_or_train_runs,
     find_runs,
     folders_with,
+    has_real_data,
     oof_of_runs,
 )
+from utils.run_folder import read_notes
+from utils.threshold_file import Estimate, Threshold, read_threshold
 from utils.thresholds import (
     CHOICES,
     nested_decisions,
@@ -95,26 +98,26 @@ def tune(
             decisions = site_decisions(calibrated, site, each, threshold)
     pf1, used = probabilistic_f1(oof.cancer, decisions), site if each else None
     nested = bootstrap.pf1(oof.cancer, patient_nested(oof.cancer, oof.probability, oof.patient_id, choose, seed, used))
-    return {
-        "threshold": threshold,
-        "choice": choice,
-        "calibration": calibration.to_json(),
-        "aggregation": aggregation,
-        "one_image": one_image,
-        "pf1": pf1,
-        "pf1_nested": _plain(bootstrap.pf1(oof.cancer, fold_nested)),
-        "pf1_patient_nested": _plain(nested),
-        "optimism": pf1 - nested.value,
-        "auc": _plain(bootstrap.auc(oof.cancer, oof.probability)),
-        "site_thresholds": {str(name): value for name, value in each.items()},
-        "site_gain": _plain(gain) if gain else None,
-        "breasts": len(oof),
-        "positives": int(oof.cancer.sum()),
-        "prevalence": float(oof.cancer.mean()),
-        "runs": [str(run) for run in run_dirs],
-        "weights": [float(weight) for weight in weights] if weights is not None else [1.0] * len(run_dirs),
-        "oof_hashes": [_hash_oof(run) for run in run_dirs],
-    }
+    return Threshold(
+        threshold=threshold,
+        choice=choice,
+        calibration=calibration,
+        aggregation=aggregation,
+        one_image=one_image,
+        pf1=pf1,
+        pf1_nested=Estimate.of(bootstrap.pf1(oof.cancer, fold_nested)),
+        pf1_patient_nested=Estimate.of(nested),
+        optimism=pf1 - nested.value,
+        auc=Estimate.of(bootstrap.auc(oof.cancer, oof.probability)),
+        site_thresholds={str(name): value for name, value in each.items()},
+        site_gain=Estimate.of(gain) if gain else None,
+        breasts=len(oof),
+        positives=int(oof.cancer.sum()),
+        prevalence=float(oof.cancer.mean()),
+        runs=tuple(str(run) for run in run_dirs),
+        weights=tuple(float(weight) for weight in weights) if weights is not None else (1.0,) * len(run_dirs),
+        oof_hashes=tuple(_hash_oof(run) for run in run_dirs),
+    ).to_json()
 
 
 def _best_calibration(oof: pd.DataFrame) -> Calibration:
@@ -218,21 +221,19 @@ def find_threshold(runs: Sequence[Path], threshold_path: str = "") -> dict:
     Raises
     ------
     PredictionError
-        If the named file does not exist, or was tuned on other runs.
+        If a file is not a threshold.json of this version of the kit, or the named one does not exist, or was tuned on other
+        runs.
     """
     wanted = sorted(_hash_oof(run) for run in runs)
     paths = threshold_files(threshold_path)
     for path in paths:
-        tuned = read_json(path)
-        # By content: paths differ from one Kaggle notebook to the next. A file of an earlier version has no calibration.
-        if sorted(tuned["oof_hashes"]) == wanted and "calibration" in tuned:
+        tuned = read_threshold(path)
+        if sorted(tuned["oof_hashes"]) == wanted:  # by content: paths differ from one Kaggle notebook to the next
             return tuned
     if not paths:
         print("No threshold.json: tuning on these runs' out-of-fold predictions now.")
     elif not threshold_path:
         print(f"{paths[0]} was tuned on other runs, or before these changed: tuning on these now.")
-    elif "calibration" not in tuned:
-        raise PredictionError(f"{path} is of an earlier version of the kit: run tune_threshold.ipynb again.")
     else:
         tuned_on = ", ".join(tuned["runs"])
         raise PredictionError(
@@ -258,19 +259,47 @@ def threshold_files(threshold_path: str = "") -> list[Path]:
     return [folder / "threshold.json" for folder in folders if (folder / "threshold.json").is_file()]
 
 
-def runs_to_submit(run_dirs: str = "", threshold_path: str = "", smoke_test: bool = False) -> list[Path]:
-    """Runs that are named; else those that a threshold was tuned on, wherever they lie now; else all.
+def runs_to_submit(
+    run_dirs: str = "", threshold_path: str = "", smoke_test: bool = False, competition_dir: str | Path = ""
+) -> list[Path]:
+    """Runs that are named; else those that a threshold was tuned on, wherever they lie now; else all."""
+    tuned = [] if run_dirs else tuned_runs(threshold_path, smoke_test, competition_dir)
+    return tuned or find_or_train_runs(run_dirs, smoke_test, competition_dir)
+
+
+def tuned_runs(threshold_path: str = "", smoke_test: bool = False, competition_dir: str | Path = "") -> list[Path]:
+    """Runs of the first threshold.json whose runs are all found; empty where there is none.
 
     Runs that only show that everything works are never taken for real data because of a threshold.json that was not named.
+
+    Raises
+    ------
+    PredictionError
+        If a file is not a threshold.json of this version of the kit, or the named one does not exist.
     """
-    for path in [] if run_dirs else threshold_files(threshold_path):
-        tuned = read_json(path)
-        any_kind = threshold_path or smoke_test or not find_competition()
-        named = [run for run in map(Path, tuned["runs"]) if any_kind or not {*SKIPPED_FOLDERS} & {*run.parts}]
-        found = {_hash_oof(run): run for run in [*find_runs(), *named] if (run / "oof.csv").is_file()}
+    any_kind = threshold_path or smoke_test or not has_real_data(competition_dir)
+    for path in threshold_files(threshold_path):
+        tuned = read_threshold(path)
+        named = [run for run in map(Path, tuned["runs"]) if _has_oof(run) and (any_kind or not _is_for_show(run))]
+        found = {_hash_oof(run): run for run in [*find_runs(), *named]}
         if set(tuned["oof_hashes"]) <= found.keys():
             return [found[content] for content in tuned["oof_hashes"]]
-    return find_or_train_runs(run_dirs, smoke_test)
+    return []
+
+
+def _has_oof(run: Path) -> bool:
+    try:
+        return (run / "oof.csv").is_file()
+    except OSError:  # a name that is too long, or a folder that is closed
+        return False
+
+
+def _is_for_show(run: Path) -> bool:
+    """Whether a run only shows that everything works, by its folder or its config.json."""
+    if {*SKIPPED_FOLDERS} & {*run.parts}:
+        return True
+    notes = read_notes(run)
+    return notes.phantom or notes.smoke_test
 
 
 def weights_of(tuned: dict, runs: Sequence[Path]) -> list[float]:
@@ -300,8 +329,6 @@ def text_of(interval: dict) -> str:
 
 
 def _hash_oof(run_dir: Path) -> str:
-    return hashlib.sha256((run_dir / "oof.csv").read_bytes()).hexdigest()[:12]
-
-
-def _plain(interval: Interval) -> dict:
-    return {key: None if np.isnan(value) else value for key, value in asdict(interval).items()}
+    path = run_dir / "oof.csv"
+    with naming(path, PredictionError, "Copy the run again from where it was trained, or leave it out of run_dirs."):
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
