@@ -278,9 +278,15 @@ def test_size_of_a_box_follows_from_what_is_at_its_place():
 
 
 def test_box_needs_maps_of_height_and_width():
-    model = make_model("test_vit", image_height=160, image_width=160, box_head=True)
-    with pytest.raises(ModelError, match="box_head needs a network whose last maps"):
-        model(*make_batch([1], side=160))
+    for architecture in ("test_vit", "test_mambaout"):  # tokens, channels last
+        with pytest.raises(ModelError, match=f"box_head needs a network whose last maps .* {architecture}"):
+            make_model(architecture, image_height=160, image_width=160, box_head=True)
+
+
+def test_box_head_reads_maps_of_other_channels_than_the_features():
+    model = make_model("mobilenetv3_small_050", box_head=True)
+    assert model.encoder.map_channels != model.encoder.num_features
+    assert model(*make_batch([1, 1])).box.shape == (2, 4)
 
 
 # What does not go together

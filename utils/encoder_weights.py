@@ -150,7 +150,7 @@ def load_fitting(model: nn.Module, state: Tensors, path: str | Path, name: str) 
     if listed:
         raise ModelError(
             f"weights_path {path} does not fit {name}, which has {len(weights)} tensors. {'; '.join(listed)}. Name the"
-            " architecture that the weights are of, or other weights."
+            " architecture that the weights were made for (and the size, if tables of positions differ), or other weights."
         )
     model.load_state_dict(state, strict=False)
 

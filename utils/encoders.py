@@ -81,11 +81,13 @@ class Encoder(nn.Module):
         That it gives for a picture.
     mean, std : float
         Of the input on the [0, 1] scale.
+    map_channels : int
+        Of the last maps; 0 if they are not (N, C, h, w).
     """
 
-    def __init__(self, backbone: nn.Module, num_features: int, mean: float, std: float):
+    def __init__(self, backbone: nn.Module, num_features: int, mean: float, std: float, map_channels: int = 0):
         super().__init__()
-        self.backbone, self.num_features = backbone, num_features
+        self.backbone, self.num_features, self.map_channels = backbone, num_features, map_channels
         self.mean, self.std = mean, std
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -146,15 +148,14 @@ def build_encoder(
     ModelError
         If the network is unknown, does not take the size or the pooling, or the weights can't be read or do not fit.
     """
-    num_features = check_image_size(name, image_height, image_width)
+    num_features, map_channels = _find_shapes(name, image_height, image_width)
     if name == "cnn":
         if pooling:
             raise ModelError("cnn pools by mean and maximum together: leave pooling empty.")
         backbone, mean, std = PlainCnn(dropout), 0.5, 0.5
         if weights_path:
-            load_fitting(
-                backbone, find_weights(read_checkpoint(weights_path), backbone.state_dict(), weights_path), weights_path, name
-            )
+            weights = find_weights(read_checkpoint(weights_path), backbone.state_dict(), weights_path)
+            load_fitting(backbone, weights, weights_path, name)
     else:
         if weights_path:
             backbone = _load_timm(name, image_height, image_width, drop_path, weights_path)
@@ -163,7 +164,7 @@ def build_encoder(
         mean, std = (sum(backbone.pretrained_cfg[key]) / len(backbone.pretrained_cfg[key]) for key in ("mean", "std"))
     if pooling:
         _set_pooling(backbone, name, pooling)
-    return Encoder(backbone, num_features, mean, std)
+    return Encoder(backbone, num_features, mean, std, map_channels)
 
 
 def _set_pooling(backbone: nn.Module, name: str, pooling: str) -> None:
@@ -194,14 +195,19 @@ def check_image_size(architecture: str, image_height: int, image_width: int) -> 
     ModelError
         Naming a near size that the network does take.
     """
+    return _find_shapes(architecture, image_height, image_width)[0]
+
+
+def _find_shapes(architecture: str, image_height: int, image_width: int) -> tuple[int, int]:
+    """Find how many features a network gives for an image of a size, and how many channels its last maps have."""
     asked = (image_height, image_width)
     # Some networks, and many of older versions of timm, compute while they are built: those are run with numbers.
     for device in ("meta", "cpu"):
         for size in chain([asked], _other_sizes(architecture, *asked)):
-            num_features = _features_at(architecture, *size, device)
-            if num_features and size == asked:
-                return num_features
-            if num_features:
+            shapes = _shapes_at(architecture, *size, device)
+            if shapes and size == asked:
+                return shapes
+            if shapes:
                 raise ModelError(
                     f"{architecture} does not take images of {image_height} x {image_width}. image_height={size[0]},"
                     f" image_width={size[1]} would do."
@@ -302,15 +308,17 @@ def _skeleton(name: str, image_height: int, image_width: int) -> nn.Module:
         return _create_timm(name, image_height, image_width)
 
 
-def _features_at(architecture: str, image_height: int, image_width: int, device: str) -> int | None:
-    """Features for an image of a size; None where the network does not take it."""
+def _shapes_at(architecture: str, image_height: int, image_width: int, device: str) -> tuple[int, int] | None:
+    """Features and channels of the last maps for an image of a size; None if the network does not take it."""
     if architecture == "cnn":
-        return CNN_CHANNELS[-1] if min(image_height, image_width) >= 2 ** len(CNN_CHANNELS) else None
+        return (CNN_CHANNELS[-1], CNN_CHANNELS[-1]) if min(image_height, image_width) >= 2 ** len(CNN_CHANNELS) else None
     try:
         with torch.device(device), torch.inference_mode():
             model = _create_timm(architecture, image_height, image_width).eval()
             maps = model.forward_features(torch.zeros(1, 1, image_height, image_width))
-            return model.forward_head(maps, pre_logits=True).shape[1]
+            num_features = model.forward_head(maps, pre_logits=True).shape[1]
+            is_map = isinstance(maps, torch.Tensor) and maps.ndim == 4 and getattr(model, "output_fmt", "NCHW") == "NCHW"
+            return num_features, maps.shape[1] if is_map else 0
     except ModelError:
         raise
     except Exception:  # each network refuses in its own way

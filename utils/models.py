@@ -144,7 +144,12 @@ class ImageModel(nn.Module):
         super().__init__()
         self.encoder = _encoder(config.architecture, config)
         self.head = Head(self.encoder.num_features, config.dropout, auxiliary_sizes)
-        self.box = BoxHead(self.encoder.num_features) if config.box_head else None
+        _check(
+            not config.box_head or self.encoder.map_channels > 0,
+            f"box_head needs a network whose last maps are (channels, height, width), which those of {config.architecture} are"
+            " not: take a convolutional one.",
+        )
+        self.box = BoxHead(self.encoder.map_channels) if config.box_head else None
 
     def forward(self, images: torch.Tensor, metadata: torch.Tensor, lengths: torch.Tensor, own: torch.Tensor) -> Outputs:
         features, maps = self.encoder(images)
@@ -273,10 +278,6 @@ class BoxHead(nn.Module):
         self.heat, self.size = nn.Conv2d(channels, 1, kernel_size=1), nn.Linear(channels, 2)
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        if maps.ndim != 4 or maps.shape[1] != self.heat.in_channels:
-            raise ModelError(
-                "box_head needs a network whose last maps are (channels, height, width): take a convolutional one."
-            )
         with torch.autocast(maps.device.type, enabled=False):
             maps = maps.float()
             weights = self.heat(maps).flatten(1).softmax(dim=1)  # (N, h * w)
