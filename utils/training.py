@@ -50,7 +50,8 @@ def train_run(
 ) -> pd.DataFrame:
     """Train every fold of a configuration, and collect the out-of-fold predictions.
 
-    Called again after a kill, it goes on from the last finished epoch, with the result of an uninterrupted run.
+    Called again after a kill, it resumes after the last finished epoch, with the result of an uninterrupted run. Calls for
+    other folds of the same run may run at the same time.
 
     Parameters
     ----------
@@ -79,7 +80,7 @@ def train_run(
     ------
     TrainingError
         If the run folder holds another configuration, the cache lacks images, a fold lacks a class, extra images are not of
-        other patients, the loss diverges, the disk is full, or a process dies.
+        other patients, another process trains one of these folds, the loss diverges, the disk is full, or a process dies.
     """
     run_dir = Path(run_dir).resolve()
     check_boxes(config, images, boxes)
