@@ -1,5 +1,6 @@
 """Look-alikes of five public sets as they are distributed, made here; and what trains on them never predicts them."""
 
+import plistlib
 import shutil
 
 import cv2
@@ -12,15 +13,17 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from utils import training
-from utils.cache import build_cache, load_picture
+from utils.boxes import read_boxes, to_picture
+from utils.cache import build_cache, load_picture, read_manifest
 from utils.configuration import TrainingError
 from utils.dataset import ImageDataset
 from utils.dicom import read_dicom, read_stored
 from utils.environment import KitError, read_json
 from utils.external import convert, main
 from utils.external_sets import ExternalError
-from utils.inputs import Inputs
+from utils.inputs import Inputs, describe_boxes
 from utils.phantom import TRAIN_COLUMNS
+from utils.predictions import box_summary
 from utils.run_tables import read_folds
 from utils.tables import image_paths, read_images
 from utils.training import load_fold, train_run
@@ -35,12 +38,13 @@ def picture(level=200):
     return grey
 
 
-def write_dicom(path, level=200, view=None, **elements):
+def write_dicom(path, level=200, view=None, pixels=None, **elements):
+    pixels = picture(level) if pixels is None else pixels
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.SOPClassUID, dataset.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1.2", generate_uid(entropy_srcs=[str(path)])
-    dataset.Rows, dataset.Columns = 96, 64
+    dataset.Rows, dataset.Columns = pixels.shape
     dataset.SamplesPerPixel, dataset.PixelRepresentation, dataset.PhotometricInterpretation = 1, 0, "MONOCHROME2"
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
     dataset.WindowCenter, dataset.WindowWidth = 128, 256
@@ -50,7 +54,7 @@ def write_dicom(path, level=200, view=None, **elements):
         code = Dataset()
         code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = view, "SCT", "a view"
         dataset.ViewCodeSequence = [code]
-    dataset.add_new("PixelData", "OW", picture(level).tobytes())
+    dataset.add_new("PixelData", "OW", pixels.tobytes())
     path.parent.mkdir(parents=True, exist_ok=True)
     dataset.save_as(path, enforce_file_format=True)
 
@@ -392,6 +396,119 @@ def test_command_line_converts_or_ends_in_one_line(tmp_path, capsys):
         main(["vindr", str(source), str(tmp_path / "new")])
 
 
+# Boxes
+
+CORNERS = ["x_min", "y_min", "x_max", "y_max"]
+
+
+def boxes_of(folder, name):
+    """Boxes by image without the set's name."""
+    boxes = read_boxes(folder / "boxes.csv")
+    assert boxes.image_id.str.startswith(f"{name}_").all()
+    return boxes.set_index(boxes.image_id.str.removeprefix(f"{name}_"))
+
+
+def add_findings(folder):
+    """A mass in each image of VinDr's look-alike, 10 x 10 px where its side's breast is; and an image without a finding."""
+    table = pd.read_csv(folder / "breast-level_annotations.csv", dtype=str)
+    x_min = np.where(table.laterality == "L", 20.0, 34.0)
+    corners = {"xmin": x_min, "ymin": 40.0, "xmax": x_min + 10, "ymax": 50.0}
+    found = table.assign(finding_categories="['Mass', 'Asymmetry']", finding_birads=table.breast_birads, **corners)
+    found.loc[0, ["finding_categories", "finding_birads", *corners]] = ["['No Finding']", "", np.nan, np.nan, np.nan, np.nan]
+    found.loc[1, "xmax"] = 70.0  # past the edge of 64 px
+    found.to_csv(folder / "finding_annotations.csv", index=False)
+    for row in table.itertuples():
+        grey = picture(100)
+        grey[40:50, 20:30] = 255
+        grey = grey if row.laterality == "L" else np.ascontiguousarray(grey[:, ::-1])
+        write_dicom(folder / "images" / row.study_id / f"{row.image_id}.dicom", pixels=grey)
+    return folder
+
+
+def test_vindr_boxes_have_categories_and_birads_and_stay_in_the_picture(tmp_path, capsys):
+    table = convert("vindr", add_findings(make_vindr(tmp_path / "source")), tmp_path / "vindr")
+    boxes = boxes_of(tmp_path / "vindr", "vindr")
+    assert set(boxes.image_id) == set(table.image_id[1:])
+    assert boxes.label.iloc[1] == "Mass, Asymmetry BI-RADS 5"
+    assert boxes[CORNERS].iloc[0].tolist() == [20, 40, 64, 50]
+    assert "5 boxes in 5 of 6 images" in capsys.readouterr().out
+
+
+def test_boxes_of_another_set_lie_on_its_lesions_in_mirrored_crops(inputs, tmp_path):
+    convert("vindr", add_findings(make_vindr(tmp_path / "source")), tmp_path / "vindr")
+    extra = inputs.extra(str(tmp_path / "vindr"), 0)
+    boxes = read_boxes(tmp_path / "vindr" / "boxes.csv").iloc[1:]
+    cache_dir = extra.cache_dir.iloc[0]
+    manifest = read_manifest(cache_dir, "train", TINY)
+    assert set(manifest.flipped.astype(int)) == {0, 1} and (manifest.crop_bottom.astype(int) < 96).any()
+    for box in to_picture(boxes, manifest, TINY).itertuples():
+        y, x = np.argwhere(load_picture(cache_dir, "train", box.image_id) > 200).mean(axis=0)
+        assert box.x_min * 48 <= x <= box.x_max * 48 and box.y_min * 64 <= y <= box.y_max * 64
+
+
+def test_cbis_boxes_are_those_of_the_masks(tmp_path):
+    source, (left, right) = make_cbis(tmp_path / "source"), (np.zeros((96, 64), np.uint8), np.zeros((192, 128), np.uint8))
+    left[30:40, 10:25] = 255
+    right[60:80, 20:50] = 255  # of twice the film's size
+    folder = source / "CBIS-DDSM" / "Mass-Training_P_00001_LEFT_CC_1"
+    write_dicom(folder / "1.0-cropped images-1" / "1-1.dcm", pixels=np.full((30, 20), 90, np.uint8))
+    write_dicom(folder / "1.0-ROI mask images-1" / "1-1.dcm", pixels=left)
+    write_dicom(source / "CBIS-DDSM" / "Mass-Test_P_00016_LEFT_CC_1" / "1.0-ROI mask images-1" / "1-1.dcm", pixels=right)
+    for row in ("Mass-Training_P_00001_LEFT_MLO", "Mass-Training_P_00001_RIGHT_CC", "Calc-Training_P_00001_LEFT_CC"):
+        shutil.rmtree(source / "CBIS-DDSM" / f"{row}_1")
+    convert("cbis", source, tmp_path / "cbis")
+    boxes = boxes_of(tmp_path / "cbis", "cbis").drop_duplicates()
+    assert boxes.loc["P_00001_L_CC", CORNERS].tolist() == [10, 30, 25, 40]
+    assert boxes.loc["P_00016_L_CC", CORNERS].tolist() == [10, 30, 25, 40]
+    assert boxes.label["P_00001_L_CC"] == "malignant mass" and boxes.label["P_00016_L_CC"] == "benign mass"
+
+
+def test_inbreast_boxes_are_those_of_the_outlines(tmp_path, capsys):
+    source = make_inbreast(tmp_path / "source")
+    region = {"Name": "Mass", "Point_px": ["(10.5, 20.0)", "(30.0, 22.5)", "(12.0, 50.0)"]}
+    (source / "AllXML").mkdir()
+    for name, regions in (("20586909", [region, {"Name": "Calcification", "Point_px": ["(5, 6)"]}]), ("20586910", [region])):
+        (source / "AllXML" / f"{name}.xml").write_bytes(plistlib.dumps({"Images": [{"ROIs": regions}]}))
+    (source / "AllXML" / "20586908.xml").write_text("<plist><broken")
+    convert("inbreast", source, tmp_path / "inbreast")
+    boxes = boxes_of(tmp_path / "inbreast", "inbreast")
+    assert boxes.index.unique().tolist() == ["20586909"]  # the other image is left out
+    assert boxes[CORNERS].to_numpy().tolist() == [[10.5, 20, 31, 51], [5, 6, 6, 7]]
+    assert boxes.label.tolist() == ["Mass BI-RADS 5", "Calcification BI-RADS 5"]
+    assert "2 boxes in 1 of 3 images" in capsys.readouterr().out
+
+
+def test_mias_circles_are_boxes_and_its_y_points_up(tmp_path):
+    def with_circles(folder):
+        make_mias(folder)
+        (folder / "Info.txt").write_text("mdb001 G CIRC B 30 76 8\nmdb002 G CIRC M 60 10 20\nmdb003 D NORM\nmdb004 D CALC B\n")
+        return folder
+
+    convert("mias", with_circles(tmp_path / "source"), tmp_path / "mias")
+    boxes = boxes_of(tmp_path / "mias", "mias")
+    assert boxes.loc["mdb001", CORNERS].tolist() == [22, 12, 38, 28]  # of 96 rows
+    assert boxes.loc["mdb002", CORNERS].tolist() == [40, 66, 64, 96]
+    assert boxes.label.tolist() == ["CIRC B", "CIRC M"]
+
+
+def test_set_without_its_boxes_says_so(tmp_path, capsys):
+    convert("vindr", make_vindr(tmp_path / "source"), tmp_path / "vindr")
+    convert("cmmd", make_cmmd(tmp_path / "cmmd-source"), tmp_path / "cmmd")
+    printed = capsys.readouterr().out
+    assert "no boxes:" in printed and "holds no finding_annotations.csv" in printed and "no boxes: the set has none" in printed
+    assert not (tmp_path / "vindr" / "boxes.csv").exists()
+
+
+@pytest.mark.parametrize("name, suffix", [("cbis", "jpg"), ("cbis", "png"), ("vindr", "JPEG")])
+def test_mirror_with_converted_pictures_is_refused_by_name(tmp_path, name, suffix):
+    source = MAKERS[name](tmp_path / "source")
+    for path in [*source.rglob("*.dcm"), *source.rglob("*.dicom")]:
+        path.rename(path.with_suffix(f".{suffix}"))
+    kind, place = ("PNG" if suffix == "png" else "JPEG"), ("TCIA" if name == "cbis" else "PhysioNet")
+    with pytest.raises(ExternalError, match=f"mirror of the set with {kind} pictures.*in DICOM from .*{place}"):
+        convert(name, source, tmp_path / "new")
+
+
 @pytest.fixture
 def inputs(competition, cache_dir, tmp_path, monkeypatch):
     monkeypatch.setattr("utils.cache.working_dir", lambda: tmp_path / "working")
@@ -505,3 +622,29 @@ def test_extra_pictures_that_a_cache_lost_are_named(images, cache_dir, extra, tm
     next((tmp_path / "working").rglob(f"{lost}.png")).unlink()
     with pytest.raises(TrainingError, match=f"lacks 1 of 6 images .{lost}."):
         train_run(make_config(TINY), images, cache_dir, tmp_path / "run", extra=extra)
+
+
+def test_patches_are_learned_from_another_sets_boxes_where_the_competition_has_none(
+    images, cache_dir, inputs, tmp_path, monkeypatch, capsys
+):
+    convert("vindr", add_findings(make_vindr(tmp_path / "source")), tmp_path / "vindr")
+    extra, made, dataset = inputs.extra(str(tmp_path / "vindr"), 0), [], training.PatchDataset
+    boxes = read_boxes(tmp_path / "vindr" / "boxes.csv")
+    monkeypatch.setattr(training, "PatchDataset", lambda *a: made.append(dataset(*a)) or made[-1])
+    config = make_config(TINY, folds=(0,), epochs=1, patch_epochs=1, patch_size=32)
+    train_run(config, images, cache_dir, tmp_path / "run", boxes=boxes, extra=extra)
+    around = made[0].images[made[0].images.cancer == 1]
+    assert set(around.image_id) == set(boxes.image_id) and len(made[1]) == 0
+    assert (
+        describe_boxes(boxes, images, extra) == f"Boxes: 0 of {len(images)} images of the competition, 5 of 6 images of vindr"
+    )
+
+
+def test_box_head_learns_from_another_sets_boxes(images, cache_dir, inputs, tmp_path):
+    convert("vindr", add_findings(make_vindr(tmp_path / "source")), tmp_path / "vindr")
+    extra, boxes = inputs.extra(str(tmp_path / "vindr"), 0), inputs.boxes("", str(tmp_path / "vindr"))
+    only = boxes[boxes.image_id.isin(extra.image_id)]
+    config = make_config(TINY, folds=(0,), epochs=1, box_weight=1.0, model={"box_head": True})
+    train_run(config, images, cache_dir, tmp_path / "run", boxes=only, extra=extra)
+    assert box_summary(tmp_path / "run", only).images_with_box.tolist() == [0]
+    assert set(boxes.image_id) > set(only.image_id)  # the phantom's own are there too

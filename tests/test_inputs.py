@@ -3,7 +3,7 @@ import pytest
 from utils import inputs
 from utils.cache import CacheSettings
 from utils.environment import KitError
-from utils.inputs import few_patients, open_inputs, site_of_breasts
+from utils.inputs import Inputs, few_patients, open_inputs, site_of_breasts
 from utils.tables import breasts
 
 
@@ -37,7 +37,7 @@ def test_real_data_gets_the_large_default_size(competition, tmp_path, monkeypatc
 
 
 def test_named_folder_without_tables_is_an_error(tmp_path):
-    with pytest.raises(KitError, match="holds no test.csv"):
+    with pytest.raises(KitError, match="holds no train.csv and no test.csv"):
         open_inputs(tmp_path)
 
 
@@ -67,3 +67,29 @@ def test_sites_without_a_competition_say_what_to_give(monkeypatch):
     monkeypatch.setattr(inputs, "find_competition", lambda: None)
     with pytest.raises(KitError, match="give competition_dir"):
         site_of_breasts("")
+
+
+def test_folder_with_a_training_table_alone_can_be_trained_on(tmp_path):
+    (tmp_path / "train.csv").touch()
+    assert open_inputs(tmp_path).competition_dir == tmp_path
+
+
+def test_boxes_are_those_of_the_folders_or_of_the_file_that_is_named(tmp_path):
+    def write(path, *rows):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(
+            "image_id,x_min,y_min,x_max,y_max,label\n" + "".join(f"{row},0,0,2,2,{path.parent.name}\n" for row in rows)
+        )
+        return path
+
+    for name in ("own", "other", "bare"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.csv").touch()
+    real, extra = Inputs(tmp_path / "own", False, CacheSettings(), tmp_path, False), f"{tmp_path / 'other'},{tmp_path / 'bare'}"
+    assert real.boxes("", extra) is None
+    write(tmp_path / "other" / "boxes.csv", "b", "c")
+    assert real.boxes("", extra).image_id.tolist() == ["b", "c"] and real.boxes("") is None
+    write(tmp_path / "own" / "boxes.csv", "a")
+    assert real.boxes("", extra).image_id.tolist() == ["a", "b", "c"]
+    named = write(tmp_path / "named" / "boxes.csv", "b")
+    assert real.boxes(named, extra).label.tolist() == ["named", "other"]

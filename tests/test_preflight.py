@@ -530,7 +530,13 @@ def test_every_broken_table_is_told(real):
 
 
 def test_folder_that_is_no_competition_is_told_once(tmp_path):
-    assert "holds no test.csv" in only(check_tables, "submit", str(tmp_path)).problem
+    assert "holds no train.csv and no test.csv" in only(check_tables, "submit", str(tmp_path)).problem
+
+
+def test_training_needs_no_test_table(real):
+    (real / "test.csv").unlink()
+    assert found(check_tables, "train", str(real)) == []
+    assert "test.csv does not exist" in only(check_tables, "submit", str(real)).problem
 
 
 def test_competition_that_is_not_attached_is_a_warning_on_kaggle_alone(kaggle, monkeypatch):

@@ -11,6 +11,7 @@ from utils.tables import TableError, read_table
 
 CORNERS = ["x_min", "y_min", "x_max", "y_max"]
 COLUMNS = ["image_id", *CORNERS, "label"]
+BOXES_FILE = "boxes.csv"  # of a competition folder
 CROP = ["crop_top", "crop_left", "crop_bottom", "crop_right"]
 LEAST_SEEN = 0.5  # share of a box that must lie in the cached picture
 
@@ -97,6 +98,12 @@ def to_source(boxes: pd.DataFrame, manifest: pd.DataFrame, settings: CacheSettin
         "y_max": (table.y_max * settings.image_height - top) / scale_y + table.crop_top,
     }
     return table[boxes.columns].assign(**corners)
+
+
+def box_counts(boxes: pd.DataFrame, sets: dict[str, pd.DataFrame]) -> str:
+    """Say in how many images of each set boxes lie; ``sets`` holds the images by the set's name."""
+    held = [(name, images.image_id.isin(boxes.image_id).sum(), len(images)) for name, images in sets.items()]
+    return "Boxes: " + ", ".join(f"{count} of {total} images of {name}" for name, count, total in held)
 
 
 def largest_boxes(boxes: pd.DataFrame, image_ids: pd.Series) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Turn a public set of mammograms into a competition folder of this kit, to train on beside the competition.
 
-``python -m utils.external vindr SOURCE DEST`` writes ``DEST/train.csv`` and ``DEST/train_images/PATIENT/IMAGE.dcm``, and
-train.ipynb takes such folders as ``extra_competition_dirs``. `utils.external_sets` says what is read of each set, and what
-counts as cancer.
+``python -m utils.external vindr SOURCE DEST`` writes ``DEST/train.csv``, ``DEST/train_images/PATIENT/IMAGE.dcm``, and
+``DEST/boxes.csv`` where the set has boxes. train.ipynb takes such folders as ``extra_competition_dirs``. `utils.external_sets`
+says what is read of each set, and what counts as cancer; `utils.external_boxes` what its boxes are.
 """
 
 import argparse
@@ -17,11 +17,14 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 from tqdm import tqdm
 
+from utils.boxes import BOXES_FILE
 from utils.environment import KitError, read_picture, resolve, write_atomic, write_csv
+from utils.external_boxes import BOXES, clip_boxes
 from utils.external_sets import LOSSLESS, SETS, UNKNOWN, ExternalError
-from utils.phantom import TRAIN_COLUMNS
+from utils.phantom import BOX_COLUMNS, TRAIN_COLUMNS
 from utils.tables import image_paths
 
+CONVERTED = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}  # what mirrors of DICOM sets hold
 MACHINES_OF_SITE = 100  # machine_id is site_id * 100 + number of the model: far from RSNA's, which end at 216
 
 
@@ -67,14 +70,48 @@ def convert(
     rows = np.flatnonzero(images.reason == "")
     progress = tqdm(rows, f"Converting {name}", unit=" images", mininterval=1)
     images.loc[rows, "reason"] = [_place(images.file[row], targets[row], copy) for row in progress]
-    used = table[(images.reason == "").to_numpy()]
-    left_out = images.reason[images.reason != ""].value_counts()
+    is_used = (images.reason == "").to_numpy()
+    used = table[is_used]
+    left_out = images.reason[~is_used].value_counts()
     if not len(used):
-        raise ExternalError(f"{source}: none of {len(images)} images can be used: {'; '.join(left_out.index)}.")
+        reasons = "; ".join(left_out.index)
+        raise ExternalError(f"{source}: none of {len(images)} images can be used: {reasons}.{_mirror(source, name)}")
+    boxes, said = _read_boxes(name, source, images[is_used], destination, used)
+    (destination / BOXES_FILE).unlink(missing_ok=True)
+    if len(boxes):
+        write_csv(destination / BOXES_FILE, boxes)
     used = used.sort_values(["patient_id", "image_id"]).reset_index(drop=True)
     write_csv(destination / "train.csv", used)
-    print(describe(used, left_out, name))
+    print(describe(used, left_out, name), said, sep="\n")
     return used
+
+
+def _mirror(source: Path, name: str) -> str:
+    """Say so where a folder holds pictures that were made of a set's files."""
+    found = next((path for path in source.rglob("*") if path.suffix.lower() in CONVERTED), None)
+    if found is None:
+        return ""
+    kind, path = CONVERTED[found.suffix.lower()], found.relative_to(source)
+    return (
+        f" It is a mirror of the set with {kind} pictures, such as {path}, whose values are not the original ones. Download the"
+        f" original files: {SETS[name].origin}."
+    )
+
+
+def _read_boxes(
+    name: str, source: Path, images: pd.DataFrame, destination: Path, table: pd.DataFrame
+) -> tuple[pd.DataFrame, str]:
+    """Boxes of the images that are used, as boxes.csv has them, and what is to be said of them."""
+    if name not in BOXES:
+        return pd.DataFrame(columns=BOX_COLUMNS), "  no boxes: the set has none"
+    try:
+        boxes = BOXES[name](source, images)
+    except ExternalError as error:
+        return pd.DataFrame(columns=BOX_COLUMNS), f"  no boxes: {error}"
+    files = dict(zip(table.image_id, image_paths(table, destination, "train"), strict=True))
+    boxes = boxes.assign(image_id=f"{name}_" + boxes.image)
+    boxes = clip_boxes(boxes[boxes.image_id.isin(files)], files)[list(BOX_COLUMNS)]
+    return boxes, f"  {len(boxes)} boxes in {boxes.image_id.nunique()} of {len(table)} images"
 
 
 def describe(table: pd.DataFrame, left_out: pd.Series, name: str) -> str:

@@ -45,7 +45,7 @@ CBIS_LABELS = CMMD_LABELS | {"BENIGN_WITHOUT_CALLBACK": 0.0}
 VIEW_CODES = {"399162004": "CC", "399368009": "MLO", "R-10242": "CC", "R-10226": "MLO"}  # SNOMED CT, and its older form SRT
 CMMD_TAGS = ["PatientID", "SOPInstanceUID", "ImageLaterality", "ViewCodeSequence", "ViewPosition"]
 INBREAST_FILE = re.compile(r"(\d+)_([0-9a-f]+)_MG_[LR]_\w+_ANON\.dcm", re.IGNORECASE)
-MIAS_LINE = re.compile(r"^\s*mdb(\d{3})\s+[FGD]\s+([A-Z]{4})(?:\s+([BM]))?\b")
+MIAS_LINE = re.compile(r"^\s*mdb(\d{3})\s+[FGD]\s+([A-Z]{4})(?:\s+([BM]))?\b(?:\s+(\d+)\s+(\d+)\s+(\d+))?")
 LOSSLESS = (".pgm", ".png")
 DEPTHS = ("", "*/", "*/*/")  # below the folder that is named; downloads wrap a set in a folder or two
 SHOWN = 3
@@ -57,13 +57,14 @@ class ExternalError(KitError):
 
 @dataclass(frozen=True)
 class ExternalSet:
-    """How a set is read, and the ``site_id`` that stands for it: RSNA has 1 and 2.
+    """How a set is read, where it comes from, and the ``site_id`` that stands for it: RSNA has 1 and 2.
 
     A set of its own site lets a model that reads metadata put down the set's share of cancer to its origin.
     """
 
     site_id: int
     read: Callable[[Path, float], pd.DataFrame]
+    origin: str
 
 
 def read_vindr(source: Path, birads_4: float) -> pd.DataFrame:
@@ -87,9 +88,9 @@ def read_vindr(source: Path, birads_4: float) -> pd.DataFrame:
     ExternalError
         If a table is missing or lacks a column.
     """
-    path = _find(source, "breast-level_annotations.csv")
+    path = find(source, "breast-level_annotations.csv")
     needed = ["study_id", "image_id", "laterality", "view_position", "breast_birads", "breast_density"]
-    table = _read_table(path, needed, ids=["study_id", "image_id"])
+    table = read_set_table(path, needed, ids=["study_id", "image_id"])
     category = table.breast_birads.map(_digit)
     known = _vindr_metadata(path.with_name("metadata.csv")).reindex(table.image_id)
     folder = path.parent / "images"
@@ -111,7 +112,7 @@ def _vindr_metadata(path: Path) -> pd.DataFrame:
     """Age and machine of each image, where metadata.csv is there to tell."""
     if not path.is_file():
         return pd.DataFrame({"age": [], "model": []}, dtype=object)
-    table = _read_table(path, ["SOP Instance UID", "Manufacturer's Model Name"]).drop_duplicates("SOP Instance UID")
+    table = read_set_table(path, ["SOP Instance UID", "Manufacturer's Model Name"]).drop_duplicates("SOP Instance UID")
     age = table["Patient's Age"].map(_age) if "Patient's Age" in table else np.nan
     known = {"age": age, "model": table["Manufacturer's Model Name"]}
     return pd.DataFrame(known).set_axis(table["SOP Instance UID"])
@@ -122,8 +123,8 @@ def read_cmmd(source: Path, birads_4: float) -> pd.DataFrame:
 
     As `read_vindr`; there is no BI-RADS.
     """
-    path = _find(source, "CMMD_clinicaldata_revision*.csv", "CMMD_clinicaldata_revision*.xlsx")
-    table = _read_table(path, ["ID1", "LeftRight", "classification"])
+    path = find(source, "CMMD_clinicaldata_revision*.csv", "CMMD_clinicaldata_revision*.xlsx")
+    table = read_set_table(path, ["ID1", "LeftRight", "classification"])
     table["label"] = table.classification.str.upper().map(CMMD_LABELS).fillna(UNKNOWN)
     labels = table.groupby(["ID1", "LeftRight"]).label.max()
     ages = table.drop_duplicates("ID1").set_index("ID1").Age.map(_age) if "Age" in table else {}
@@ -160,9 +161,8 @@ def read_cbis(source: Path, birads_4: float) -> pd.DataFrame:
     downloads as 1-1.dcm in folders of dates: what counts is the first folder, which has the same name in both. A film with
     masses and calcifications is in both tables, and comes once here.
     """
-    tables = [_cbis_table(path) for path in _find_all(source, "*_case_description_*_set.csv")]
-    folders = {folder.name: folder for depth in DEPTHS for folder in source.glob(f"{depth}*_P_*_*") if folder.is_dir()}
-    table = pd.concat(tables, ignore_index=True)
+    table = _cbis_tables(source)
+    folders = _cbis_folders(source)
     table["file"] = [_cbis_file(path, folders) for path in table["image file path"]]
     films = table.groupby(["patient_id", "side", "view"], as_index=False, sort=False)
     films = films.agg({"label": "max", "density": "first", "file": "first"})  # the first that there is
@@ -177,9 +177,29 @@ def read_cbis(source: Path, birads_4: float) -> pd.DataFrame:
     )
 
 
+def cbis_findings(source: Path) -> pd.DataFrame:
+    """Findings of CBIS-DDSM: ``image``, ``label``, and ``masks``, the files of the folder that holds the mask."""
+    table, folders = _cbis_tables(source), _cbis_folders(source)
+    names = table.get("ROI mask file path", pd.Series("", table.index))
+    masks = [sorted(folders[name].rglob("*.dcm")) if (name := path.split("/")[0]) in folders else [] for path in names]
+    kind = table.get("abnormality type", pd.Series("finding", table.index)).str.lower()
+    truth = table.pathology.str.lower().str.split("_").str[0]
+    image = table.patient_id + "_" + table.side + "_" + table["view"]
+    return pd.DataFrame({"image": image, "label": truth + " " + kind, "masks": masks})
+
+
+def _cbis_tables(source: Path) -> pd.DataFrame:
+    tables = [_cbis_table(path) for path in find_all(source, "*_case_description_*_set.csv")]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _cbis_folders(source: Path) -> dict[str, Path]:
+    return {folder.name: folder for depth in DEPTHS for folder in source.glob(f"{depth}*_P_*_*") if folder.is_dir()}
+
+
 def _cbis_table(path: Path) -> pd.DataFrame:
     needed = ["patient_id", "left or right breast", "image view", "pathology", "image file path"]
-    table = _read_table(path, needed, ids=["patient_id", "image view"])
+    table = read_set_table(path, needed, ids=["patient_id", "image view"])
     density = table.get(
         "breast_density", table.get("breast density", pd.Series("", table.index))
     )  # it differs from file to file
@@ -204,8 +224,8 @@ def read_inbreast(source: Path, birads_4: float) -> pd.DataFrame:
 
     As `read_vindr`; BI-RADS 6 is proven cancer.
     """
-    path = _find(source, "INbreast.csv")
-    table = _read_table(path, ["Laterality", "View", "File Name", "ACR", "Bi-Rads"], ids=["File Name"])
+    path = find(source, "INbreast.csv")
+    table = read_set_table(path, ["Laterality", "View", "File Name", "ACR", "Bi-Rads"], ids=["File Name"])
     matches = (INBREAST_FILE.fullmatch(file.name) for file in sorted((path.parent / "AllDICOMs").glob("*.dcm")))
     found = {match[1]: match for match in matches if match}
     names = [found.get(name) for name in table["File Name"]]
@@ -228,16 +248,9 @@ def read_mias(source: Path, birads_4: float) -> pd.DataFrame:
     As `read_vindr`; there is no BI-RADS, and the tissue's F, G, D is another scale than density's A to D. Its README calls the
     even numbers left; the names of the original scans (mdb001lm, mdb002rl) say that they are right, and are followed.
     """
-    path = _find(source, "[Ii]nfo.txt", "README")
-    lines = [
-        match.groups()
-        for match in map(MIAS_LINE.match, path.read_text(encoding="utf-8", errors="replace").splitlines())
-        if match
-    ]
-    if not lines:
-        raise ExternalError(f"{path} has no line such as 'mdb001 G CIRC B 535 425 197': give the folder of mini-MIAS.")
-    table = pd.DataFrame(lines, columns=["number", "kind", "severity"])
-    table["label"] = [0.0 if kind == "NORM" else {"B": 0.0, "M": 1.0}.get(severity, UNKNOWN) for _, kind, severity in lines]
+    lines = mias_lines(source)
+    table = pd.DataFrame({"number": [line.number for line in lines]})
+    table["label"] = [0.0 if line.kind == "NORM" else {"B": 0.0, "M": 1.0}.get(line.severity, UNKNOWN) for line in lines]
     films = table.groupby("number", as_index=False).label.max()
     files = {file.stem.lower(): file for file in sorted(source.rglob("mdb*")) if file.suffix.lower() in LOSSLESS}
     number = films.number.astype(int)
@@ -251,12 +264,37 @@ def read_mias(source: Path, birads_4: float) -> pd.DataFrame:
     )
 
 
+@dataclass(frozen=True)
+class MiasLine:
+    """A finding of mini-MIAS; ``place`` is x, y from below, and radius in pixels, None where the film has none."""
+
+    number: str
+    kind: str
+    severity: str
+    place: tuple[int, int, int] | None
+
+
+def mias_lines(source: Path) -> list[MiasLine]:
+    """Lines of Info.txt that name a film."""
+    path = find(source, "[Ii]nfo.txt", "README")
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    groups = [match.groups() for match in map(MIAS_LINE.match, lines) if match]
+    if not groups:
+        raise ExternalError(f"{path} has no line such as 'mdb001 G CIRC B 535 425 197': give the folder of mini-MIAS.")
+    return [
+        MiasLine(number, kind, severity or "", None if x is None else (int(x), int(y), int(radius)))
+        for number, kind, severity, x, y, radius in groups
+    ]
+
+
 SETS = {
-    "vindr": ExternalSet(101, read_vindr),
-    "cmmd": ExternalSet(102, read_cmmd),
-    "cbis": ExternalSet(103, read_cbis),
-    "inbreast": ExternalSet(104, read_inbreast),
-    "mias": ExternalSet(105, read_mias),
+    "vindr": ExternalSet(101, read_vindr, "VinDr-Mammo in DICOM from PhysioNet, doi 10.13026/br2v-7517"),
+    "cmmd": ExternalSet(102, read_cmmd, "CMMD in DICOM from The Cancer Imaging Archive (TCIA), doi 10.7937/tcia.eqde-4b16"),
+    "cbis": ExternalSet(
+        103, read_cbis, "CBIS-DDSM in DICOM from The Cancer Imaging Archive (TCIA), doi 10.7937/K9/TCIA.2016.7O02S9CY"
+    ),
+    "inbreast": ExternalSet(104, read_inbreast, "INbreast in DICOM from its authors, doi 10.1016/j.acra.2011.09.014"),
+    "mias": ExternalSet(105, read_mias, "mini-MIAS as PGM from the Pilot European Image Processing Archive (PEIPA)"),
 }
 
 
@@ -286,18 +324,20 @@ def _age(text: str) -> float:
     return float(found[1]) if found and int(found[1]) else np.nan
 
 
-def _find_all(source: Path, *patterns: str) -> list[Path]:
+def find_all(source: Path, *patterns: str) -> list[Path]:
+    """Files of these names in a folder, or in one or two folders below it."""
     found = [path for pattern in patterns for depth in DEPTHS for path in sorted(source.glob(depth + pattern))]
     if not found:
         raise ExternalError(f"{source} holds no {' or '.join(patterns)}: give the folder that the set was downloaded into.")
     return found
 
 
-def _find(source: Path, *patterns: str) -> Path:
-    return _find_all(source, *patterns)[0]
+def find(source: Path, *patterns: str) -> Path:
+    """First of `find_all`."""
+    return find_all(source, *patterns)[0]
 
 
-def _read_table(path: Path, needed: Sequence[str], ids: Sequence[str] = ()) -> pd.DataFrame:
+def read_set_table(path: Path, needed: Sequence[str], ids: Sequence[str] = ()) -> pd.DataFrame:
     """Read a table as text without blanks around, and check its columns, and that ids are plain names."""
     table = _read_excel(path) if path.suffix == ".xlsx" else _read_csv(path)
     table.columns = table.columns.str.strip()

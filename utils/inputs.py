@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils.boxes import read_boxes
+from utils.boxes import BOXES_FILE, box_counts, read_boxes
 from utils.cache import CacheSettings, attached_cache_dir, build_cache, default_cache_dir
 from utils.environment import KitError, find_competition, resolve, working_dir
-from utils.phantom import BOXES_FILE, is_phantom_competition, make_competition
+from utils.phantom import BOXES_FILE as PHANTOM_BOXES
+from utils.phantom import is_phantom_competition, make_competition
 from utils.tables import breasts, read_images
 
 REAL_SIZE = (1024, 512)
@@ -76,11 +77,37 @@ class Inputs:
         print(f"Extra, to train on alone: {len(usable)} of {len(images)} images of {folder.name}, {share}")
         return usable.assign(cache_dir=str(cache_dir), extra_set=folder.name)
 
-    def boxes(self, boxes_path: str | Path | None) -> pd.DataFrame | None:
-        """Boxes around findings: of the file that is named, else the phantom's own; None where there are none."""
-        if boxes_path:
-            return read_boxes(resolve(boxes_path))
-        return read_boxes(self.competition_dir / BOXES_FILE) if self.is_phantom else None
+    def boxes(self, boxes_path: str | Path | None, extra_competition_dirs: str = "") -> pd.DataFrame | None:
+        """Boxes around findings, of the competition and of other sets.
+
+        Parameters
+        ----------
+        boxes_path : path or None
+            A file that counts in the competition's place; and in that of the other sets, for images that it names.
+        extra_competition_dirs : str
+            As in `extra`.
+
+        Returns
+        -------
+        DataFrame or None
+            As from `utils.boxes.read_boxes`; None where there are none.
+        """
+        own = self.competition_dir / (PHANTOM_BOXES if self.is_phantom else BOXES_FILE)
+        first = resolve(boxes_path) if boxes_path else own
+        others = [folder / BOXES_FILE for folder in extra_folders(extra_competition_dirs, self.is_phantom)]
+        tables = [read_boxes(first)] if boxes_path or first.is_file() else []
+        known = tables[0].image_id if tables else []
+        for table in (read_boxes(path) for path in others if path.is_file()):
+            tables.append(table[~table.image_id.isin(known)])
+        return pd.concat(tables, ignore_index=True) if tables else None
+
+
+def describe_boxes(boxes: pd.DataFrame | None, images: pd.DataFrame, extra: pd.DataFrame | None) -> str:
+    """Say how many images of which set have boxes."""
+    if boxes is None:
+        return "No boxes are used."
+    sets = {"the competition": images} | ({} if extra is None else dict(list(extra.groupby("extra_set"))))
+    return box_counts(boxes, sets)
 
 
 def open_inputs(
@@ -190,9 +217,9 @@ def few_patients(images: pd.DataFrame, count: int) -> pd.DataFrame:
 def _find_or_make(competition_dir: str | Path | None, smoke_test: bool) -> tuple[Path, bool]:
     if competition_dir:
         folder = resolve(competition_dir)
-        if not (folder / "test.csv").is_file():
+        if not any((folder / name).is_file() for name in ("train.csv", "test.csv")):
             raise KitError(
-                f"competition_dir {folder} holds no test.csv; give the folder that holds train.csv, test.csv and images."
+                f"competition_dir {folder} holds no train.csv and no test.csv; give the folder that holds them and the images."
             )
         return folder, is_phantom_competition(folder)
     folder = find_competition()

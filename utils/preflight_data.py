@@ -24,8 +24,10 @@ def check_tables(job: Job) -> Iterator[Finding]:
             yield Finding(problem, f"accept the rules of {COMPETITION}, and attach it with 'Add Input'.", fatal=False)
         return
     get = "attach the competition again" if on_kaggle() else f"kaggle competitions download {COMPETITION}"
-    if not (job.competition / "test.csv").is_file():  # by which notebooks know the folder
-        yield Finding(f"competition_dir {job.competition} holds no test.csv.", f"give the folder that does, or {get}.")
+    if not any((job.competition / f"{name}.csv").is_file() for name in ("train", "test")):
+        yield Finding(
+            f"competition_dir {job.competition} holds no train.csv and no test.csv.", f"give the folder that does, or {get}."
+        )
         return
     for name in TABLES[job.notebook]:
         path = job.competition / f"{name}.csv"

@@ -89,7 +89,9 @@ def check_boxes(job: Job) -> Iterator[Finding]:
 
     config, images = _made(job, _config), _images(job)
     if config and images is not None and (config.box_weight or config.patch_epochs):
-        yield from _refused(lambda: training.check_boxes(config, images, _boxes(job)))
+        with contextlib.suppress(KitError):  # which check_extra_sets tells
+            extra = _extra(job)
+            yield from _refused(lambda: training.check_boxes(config, images, _boxes(job), extra))
 
 
 def check_extra_sets(job: Job) -> Iterator[Finding]:
@@ -245,7 +247,8 @@ def _images(job: Job):
 
 
 def _boxes(job: Job):
-    return _inputs(job).boxes(job.parameters.values["boxes_path"])
+    values = job.parameters.values
+    return _inputs(job).boxes(values["boxes_path"], values["extra_competition_dirs"])
 
 
 def _inputs(job: Job):

@@ -34,7 +34,7 @@ from utils.run_lock import changing, training
 from utils.run_tables import OOF_COLUMNS, REMEDY, read_history_table
 from utils.tables import assign_folds
 
-NO_BOX = "No box lies in any of the images: is boxes_path the file of this competition?"
+NO_BOX = "No box lies in any of the images: is boxes_path the file of this competition, or of a set in extra_competition_dirs?"
 
 
 def train_run(
@@ -63,7 +63,7 @@ def train_run(
     is_phantom : bool
         Noted in the run's configuration, so that no phantom model ever predicts real images.
     boxes : DataFrame, optional
-        From `utils.boxes.read_boxes`; for ``box_weight`` and ``patch_epochs``.
+        From `utils.boxes.read_boxes`; for ``box_weight`` and ``patch_epochs``. They may lie in the images of ``extra`` alone.
     extra : DataFrame, optional
         Images of other sets, from `utils.inputs.Inputs.extra`. They are in the training part of every fold, and nowhere else:
         not held out, not predicted, and not in the prevalence.
@@ -83,7 +83,7 @@ def train_run(
         other patients, another process trains one of these folds, the loss diverges, the disk is full, or a process dies.
     """
     run_dir = Path(run_dir).resolve()
-    check_boxes(config, images, boxes)
+    check_boxes(config, images, boxes, extra)
     check_shares(config, execution)
     if config.model.item != "image":
         check_features(images, ("age", "implant", *CATEGORIES))
@@ -94,9 +94,7 @@ def train_run(
     with changing(run_dir):
         claim_run(run_dir, config, images, data_hash, is_phantom, extra, smoke_test)
     if boxes is not None:
-        boxes = to_picture(boxes, read_manifest(cache_dir, "train", config.preprocessing), config.preprocessing)
-        if not len(boxes):
-            raise TrainingError(NO_BOX)
+        boxes = _boxes_in_pictures(boxes, [cache_dir] if extra is None else [cache_dir, *extra.cache_dir.unique()], config)
     folds = {fold: run_dir / f"fold{fold}" for fold in config.folds or range(config.n_folds)}
     missing = {fold: fold_dir for fold, fold_dir in folds.items() if not (fold_dir / "oof.csv").is_file()}
     at_once = trainers_at_once(execution, len(missing))
@@ -202,12 +200,27 @@ def _alone(ranks: Ranks, fold_dir: Path) -> Iterator[Ranks]:
         yield replace(ranks, lock=lock)
 
 
-def check_boxes(config: TrainConfig, images: pd.DataFrame, boxes: pd.DataFrame | None) -> None:
+def check_boxes(
+    config: TrainConfig, images: pd.DataFrame, boxes: pd.DataFrame | None, extra: pd.DataFrame | None = None
+) -> None:
     """Refuse a configuration that needs boxes where there are none, or none of these images."""
     if boxes is None and (config.box_weight or config.patch_epochs):
-        raise TrainingError("box_weight and patch_epochs need boxes: give boxes_path.")
-    if boxes is not None and not boxes.image_id.isin(images.image_id).any():
+        raise TrainingError(
+            "box_weight and patch_epochs need boxes: give boxes_path, or other sets that hold a boxes.csv (utils.external"
+            " writes it) in extra_competition_dirs."
+        )
+    if boxes is not None and not boxes.image_id.isin(pd.concat([images, extra]).image_id).any():
         raise TrainingError(NO_BOX)
+
+
+def _boxes_in_pictures(boxes: pd.DataFrame, cache_dirs: list[str | Path], config: TrainConfig) -> pd.DataFrame:
+    """Carry boxes to the pictures of the caches of all sets."""
+    settings = config.preprocessing
+    placed = [to_picture(boxes, read_manifest(folder, "train", settings), settings) for folder in cache_dirs]
+    placed = pd.concat(placed, ignore_index=True)
+    if not len(placed):
+        raise TrainingError(NO_BOX)
+    return placed
 
 
 def check_shares(config: TrainConfig, execution: Execution) -> None:
