@@ -362,6 +362,7 @@ def zeros(state: dict) -> dict:
         lambda s: {"state_dict": zeros(s), "model_ema": below("module.", s)},
         lambda s: {"ema": s},
         lambda s: {"student": below("module.backbone.", zeros(s)), "teacher": below("backbone.", s)},
+        lambda s: s | {"head_dist.bn.weight": torch.ones(1)},  # a second head
         lambda s: s | {"fc.weight": torch.zeros(1, s["fc.weight"].shape[1]), "fc.bias": torch.zeros(1)},
         lambda s: {key: value for key, value in s.items() if not key.startswith("fc.") and value.ndim},
     ],

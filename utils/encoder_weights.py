@@ -165,8 +165,9 @@ def _is_loaded(key: str, value: torch.Tensor, wanted: Tensors, model: nn.Module)
 def _is_head(key: str, model: nn.Module) -> bool:
     classifier = getattr(model, "pretrained_cfg", {}).get("classifier") or "head"
     names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    roots = {name.partition(".")[0] for name in names} | {"head", "fc", "classifier"}
-    return key.partition(".")[0] in roots or key.endswith("pool.power")  # the power of GeM, which other poolings have not
+    root = key.partition(".")[0]
+    is_head = root.startswith("head") or root in {"fc", "classifier", "AuxLogits", *(name.partition(".")[0] for name in names)}
+    return is_head or key.endswith("pool.power")  # the power of GeM, which other poolings have not
 
 
 def _read(path: Path) -> object:
