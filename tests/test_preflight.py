@@ -650,6 +650,12 @@ def test_predictions_that_are_none_are_told_before_the_notebook_uses_them(run, c
         assert finding.fatal and f"{run}/oof.csv: probability is 7 in line 2" in finding.problem
 
 
+def test_history_that_can_not_be_drawn_is_told_before_the_report(run, competition):
+    (run / "fold0" / "history.csv").write_text("fold,epoch\n0,first\n")
+    assert "fold0/history.csv: epoch is first" in only(check_runs, "report", str(competition), [run]).problem
+    assert found(check_runs, "submit", str(competition), [run]) == []
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
 

@@ -24,13 +24,16 @@ def check_runs(job: Job) -> Iterator[Finding]:
         if problems:
             yield Finding(f"{run}: {', '.join(problems)}.", FINISH)
         elif tunes:
-            yield from _refusals(partial(_read_oof, run))
+            yield from _refusals(partial(_read_tables, run, job.notebook == "report"))
 
 
-def _read_oof(run: Path) -> None:
+def _read_tables(run: Path, draws_history: bool) -> None:
     from utils.leaks import read_honest_oof
+    from utils.run_folder import read_history
 
     read_honest_oof(run)
+    if draws_history:
+        read_history(run)
 
 
 def _read_config(run: Path) -> None:
