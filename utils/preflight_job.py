@@ -200,6 +200,14 @@ def config_of(run: Path):
         return None
 
 
+def refusals(read: Callable[[], object], fatal: bool = True) -> Iterator[Finding]:
+    """What a reader refuses, as a finding; its message holds the remedy."""
+    try:
+        read()
+    except environment.KitError as error:
+        yield Finding(str(error), "", fatal)
+
+
 def hollow(path: Path) -> str:
     """Say why a file can't hold what its name says; empty if it may."""
     if not path.is_file():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from utils.environment import KitError, on_kaggle, resolve
-from utils.preflight_job import Finding, Job, hollow
+from utils.environment import on_kaggle, resolve
+from utils.preflight_job import Finding, Job, hollow, refusals
 
 FINISH = "let train.ipynb finish this run, or leave it out of run_dirs."
 
@@ -24,7 +24,7 @@ def check_runs(job: Job) -> Iterator[Finding]:
         if problems:
             yield Finding(f"{run}: {', '.join(problems)}.", FINISH)
         elif tunes:
-            yield from _refusals(partial(_read_tables, run, job.notebook == "report"))
+            yield from refusals(partial(_read_tables, run, job.notebook == "report"))
 
 
 def _read_tables(run: Path, draws_history: bool) -> None:
@@ -43,14 +43,6 @@ def _read_config(run: Path) -> None:
     read_notes(run)
 
 
-def _refusals(read: Callable[[], object], fatal: bool = True) -> Iterator[Finding]:
-    """What a reader of files refuses, as a finding; its message holds the remedy."""
-    try:
-        read()
-    except KitError as error:
-        yield Finding(str(error), "", fatal)
-
-
 def check_weights(job: Job) -> Iterator[Finding]:
     """Each run's configuration can be read, its folds are finished, and their weights fit the network."""
     for run in job.runs:
@@ -62,21 +54,21 @@ def _weights_of(run: Path, fatal: bool) -> Iterator[Finding]:
     from utils.fold_weights import check_fold
     from utils.run_folder import finished_folds, load_config, usable_folds
 
-    if refused := [*_refusals(partial(_read_config, run))]:
+    if refused := [*refusals(partial(_read_config, run))]:
         yield from refused
         return
     config = load_config(run)
     folds, wanted = finished_folds(run), len(config.folds) or config.n_folds
     if len(folds) < wanted:
         yield Finding(f"{run}: {len(folds)} of {wanted} folds are finished (fold*/oof.csv).", FINISH, fatal and not folds)
-    yield from _refusals(partial(usable_folds, run), fatal)
+    yield from refusals(partial(usable_folds, run), fatal)
     found = []
     for fold_dir in folds:
         path = fold_dir / "weights.safetensors"
         if problem := hollow(path):
             found.append(Finding(f"{path} {problem}.", "copy the run again from where it was trained.", fatal))
         else:
-            found += _refusals(partial(check_fold, config, fold_dir), fatal)
+            found += refusals(partial(check_fold, config, fold_dir), fatal)
     yield from dict.fromkeys(found)  # a network that can't be made is told once
 
 
@@ -85,22 +77,23 @@ def check_preprocessing(job: Job) -> Iterator[Finding]:
     from utils.ensemble import check_run
 
     for run in job.runs:
-        if not any(_refusals(partial(_read_config, run))):  # else check_weights says so
-            yield from _refusals(partial(check_run, run, job.is_phantom))
+        if not any(refusals(partial(_read_config, run))):  # else check_weights says so
+            yield from refusals(partial(check_run, run, job.is_phantom))
 
 
 def check_threshold(job: Job) -> Iterator[Finding]:
     """threshold.json can be read, and the one that is named belongs to these runs."""
+    yield from refusals(partial(_read_thresholds, job))
+
+
+def _read_thresholds(job: Job) -> None:
     from utils.threshold_file import read_threshold
     from utils.tuning import find_threshold, threshold_files
 
-    try:
-        for path in threshold_files(job.threshold_path):
-            read_threshold(path)
-        if job.threshold_path and job.runs and not any(hollow(run / "oof.csv") for run in job.runs):
-            find_threshold(job.runs, job.threshold_path)
-    except KitError as error:
-        yield Finding(str(error), "")
+    for path in threshold_files(job.threshold_path):
+        read_threshold(path)
+    if job.threshold_path and job.runs and not any(hollow(run / "oof.csv") for run in job.runs):
+        find_threshold(job.runs, job.threshold_path)
 
 
 def check_weights_file(job: Job) -> Iterator[Finding]:
@@ -108,7 +101,4 @@ def check_weights_file(job: Job) -> Iterator[Finding]:
     from utils.encoder_weights import read_checkpoint
 
     if job.weights_path:
-        try:
-            read_checkpoint(resolve(job.weights_path))
-        except KitError as error:
-            yield Finding(str(error), "")
+        yield from refusals(partial(read_checkpoint, resolve(job.weights_path)))

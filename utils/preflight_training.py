@@ -13,7 +13,7 @@ from pathlib import Path
 from utils.environment import KitError
 from utils.parameters import Parameters
 from utils.preflight_data import check_tables, image_problem, spread
-from utils.preflight_job import Finding, Job
+from utils.preflight_job import Finding, Job, refusals
 from utils.preflight_runs import check_weights_file
 
 
@@ -189,9 +189,7 @@ def _refusal(build: Callable, values: Mapping[str, object]) -> str:
 def _refused(step: Callable[[], object]) -> Iterator[Finding]:
     """Take a step that the training takes too: whatever it raises would end the training."""
     try:
-        step()
-    except KitError as error:
-        yield Finding(str(error), "")
+        yield from refusals(step)
     except Exception as error:  # by torch or timm, which refuse in many ways
         problem = f"The training would end with {type(error).__name__}: {error}."
         yield Finding(problem, "change the architecture, the picture size or the weights_path that it is about.")
