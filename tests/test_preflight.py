@@ -23,7 +23,7 @@ import pandas as pd
 import pytest
 import safetensors.numpy
 import torch
-from conftest import TINY, TUNED, make_config, parameters_of
+from conftest import TINY, TUNED, make_config, parameters_of, write_tuned
 
 from utils import environment, predictions, preflight_machine, preflight_packages, tuning
 from utils.cache import default_cache_dir
@@ -737,6 +737,14 @@ def test_threshold_json_that_is_none_is_told_even_where_it_is_not_named(content,
     path.write_text(content)
     assert only(check_threshold, "submit", run_dirs=[run]).fatal
     assert only(check_threshold, "submit", run_dirs=[run], threshold_path=str(path)).fatal
+
+
+def test_broken_run_that_threshold_json_names_is_told_as_submit_will_refuse_it(run, home, real):
+    (home / "outputs").mkdir()
+    write_tuned(home / "outputs" / "threshold.json", run)
+    assert found(check_threshold, "submit", str(real)) == []
+    (run / "config.json").write_text("{")
+    assert f"{run / 'config.json'} can't be read" in only(check_threshold, "submit", str(real)).problem
 
 
 class Trap:

@@ -125,7 +125,7 @@ class Job:
             return [resolve(str(name).strip()) for name in names]
         found = [] if self.smoke_test else find_runs()
         if self.notebook == "submit":
-            with contextlib.suppress(environment.KitError):  # of threshold.json: check_threshold tells
+            with contextlib.suppress(environment.KitError):  # of threshold.json or its runs: check_threshold tells
                 return tuned_runs(self.threshold_path, self.smoke_test, self.competition_dir) or found
         return found
 

@@ -82,18 +82,20 @@ def check_preprocessing(job: Job) -> Iterator[Finding]:
 
 
 def check_threshold(job: Job) -> Iterator[Finding]:
-    """threshold.json can be read, and the one that is named belongs to these runs."""
+    """threshold.json can be read, the one that is named belongs to these runs, and its runs can be looked for."""
     yield from refusals(partial(_read_thresholds, job))
 
 
 def _read_thresholds(job: Job) -> None:
     from utils.threshold_file import read_threshold
-    from utils.tuning import find_threshold, threshold_files
+    from utils.tuning import find_threshold, threshold_files, tuned_runs
 
     for path in threshold_files(job.threshold_path):
         read_threshold(path)
     if job.threshold_path and job.runs and not any(hollow(run / "oof.csv") for run in job.runs):
         find_threshold(job.runs, job.threshold_path)
+    if job.notebook == "submit" and not job.run_dirs:
+        tuned_runs(job.threshold_path, job.smoke_test, job.competition_dir)
 
 
 def check_weights_file(job: Job) -> Iterator[Finding]:
