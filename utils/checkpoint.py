@@ -10,7 +10,7 @@ from utils.configuration import TrainConfig, TrainingError
 from utils.dataset import Vocabulary
 from utils.fold_weights import check_tensors, read_vocabulary
 from utils.formats import FormatError, check, is_flag, is_number, is_whole, naming, shown
-from utils.run_folder import MAY_CHANGE
+from utils.run_folder import differing_settings
 
 KEYS = {"config", "history", "micro_batch_size", "checkpoints", "model", "ema", "optimizer", "schedule", "scaler"}
 METRICS = ("valid_loss", "valid_auc")  # that choose the kept epoch
@@ -38,21 +38,15 @@ def read_checkpoint(path: Path, config: TrainConfig, fold: int, parts: Mapping, 
     TrainingError
         If it is cut, not a checkpoint of this version of the kit, or of another run or fold; names the file and the remedy.
     """
-    with naming(
-        path, TrainingError, f"Delete it and run again with the same run_dir: fold {fold} starts from its first epoch."
-    ):
+    remedy = f"Delete it and run again with the same run_dir: fold {fold} starts from its first epoch."
+    with naming(path, TrainingError, remedy):
         state = _load(path, device)
         if not isinstance(state, dict) or state.keys() != KEYS:
             raise FormatError("it is not a checkpoint of this version of the kit.")
         _check_config(state["config"], config)
         _check_history(state["history"], fold, config.epochs)
-        wanted = "a whole number of 1 or more"
-        check(
-            is_whole(state["micro_batch_size"]) and state["micro_batch_size"] >= 1,
-            "micro_batch_size",
-            state["micro_batch_size"],
-            wanted,
-        )
+        size = state["micro_batch_size"]
+        check(is_whole(size) and size >= 1, "micro_batch_size", size, "a whole number of 1 or more")
         check(is_flag(state["checkpoints"]), "checkpoints", state["checkpoints"], "true or false")
         for name in ("model", "ema", "schedule"):
             _check_form(state[name], parts[name].state_dict(), name)
@@ -94,10 +88,8 @@ def _load(path: Path, device: torch.device) -> object:
 
 
 def _check_config(found: object, config: TrainConfig) -> None:
-    wanted = config.to_json()
-    if not isinstance(found, dict):
-        raise FormatError(f"config is {shown(found)}, but must be an object.")
-    differing = [name for name in {**wanted, **found} if name not in MAY_CHANGE and found.get(name) != wanted.get(name)]
+    check(isinstance(found, dict), "config", found, "an object")
+    differing = differing_settings(found, config)
     if differing:
         raise FormatError(f"it is of a run with other settings ({', '.join(differing)}).")
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 from utils.cache import CacheSettings
 from utils.environment import KitError
-from utils.formats import build, check_types, is_number, is_whole
+from utils.formats import build, check, check_types, is_number, is_whole
 from utils.losses import LOSSES
 from utils.models import ModelConfig
 from utils.tables import FOLD_BY
@@ -216,8 +216,8 @@ class Execution:
         for name, least in {"num_workers": 0, "num_processes": 1, "num_machines": 1, "parallel_folds": 0}.items():
             value = getattr(self, name)
             _check(is_whole(value) and value >= least, name, value, f"a whole number of {least} or more")
-        address = re.fullmatch(r"\S+:\d+", self.rendezvous) or not self.rendezvous
-        _check(address, "rendezvous", self.rendezvous, "HOST:PORT of one of the machines")
+        is_address = re.fullmatch(r"\S+:\d+", self.rendezvous) is not None or not self.rendezvous
+        _check(is_address, "rendezvous", self.rendezvous, "HOST:PORT of one of the machines")
         if self.num_machines > 1 and not self.rendezvous:
             raise TrainingError("num_machines above 1 needs rendezvous: HOST:PORT of one of the machines.")
         if self.world_size > 1 and (self.parallel_folds > 1 or self.cluster):
@@ -245,6 +245,5 @@ def as_numbers(text: str | int | Sequence[int]) -> tuple[int, ...]:
         raise TrainingError(f"folds is {text!r}, but must be whole numbers with commas between.") from error
 
 
-def _check(holds: bool, name: str, value, wanted: str) -> None:
-    if not holds:
-        raise TrainingError(f"{name} is {value!r}, but must be {wanted}.")
+def _check(holds: bool, name: str, value: object, wanted: str) -> None:
+    check(holds, name, value, wanted, TrainingError)

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from utils.environment import read_json
+from utils.formats import is_whole
 
 FOLD = re.compile("fold(0|[1-9][0-9]*)")
 
@@ -31,6 +32,6 @@ def _n_folds(run_dir: Path) -> float:
     """Number of a run's folds; no bound where its configuration does not tell, which its reader refuses."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         n_folds = read_json(run_dir / "config.json")["n_folds"]
-        if isinstance(n_folds, int):
+        if is_whole(n_folds):
             return n_folds
     return math.inf

@@ -89,9 +89,13 @@ def check_types(item: object, refusal: type[KitError] = FormatError) -> None:
 def read_object(path: str | Path) -> dict:
     """Read a JSON file that must hold an object."""
     content = read_json(path)
+    _check_object(content)
+    return content
+
+
+def _check_object(content: object) -> None:
     if not isinstance(content, dict):
         raise FormatError(f"it holds {shown(content)}, but must hold an object with named fields.")
-    return content
 
 
 def build(cls: type, content: object, complete: bool = False):
@@ -111,8 +115,7 @@ def build(cls: type, content: object, complete: bool = False):
     KitError
         If ``content`` is not a dictionary, has unknown fields, lacks a field, or ``cls`` refuses a value.
     """
-    if not isinstance(content, dict):
-        raise FormatError(f"it holds {shown(content)}, but must hold an object with named fields.")
+    _check_object(content)
     known = {field.name: field for field in fields(cls)}
     unknown = [name for name in content if name not in known]
     if unknown:

@@ -116,23 +116,28 @@ def claim_run(
 
 
 def check_same_config(run_dir: Path, config: TrainConfig) -> None:
-    """Refuse to go on with a run of another configuration.
+    """Refuse to resume a run of another configuration.
 
     Raises
     ------
     KitError
         If the folder holds a run with other settings, or one that can't be read.
     """
-    found, wanted = load_config(run_dir).to_json(), config.to_json()
-    differing = [key for key in wanted if found.get(key) != wanted[key] and key not in MAY_CHANGE]
+    differing = differing_settings(load_config(run_dir).to_json(), config)
     if differing:
         raise TrainingError(
             f"{run_dir} holds a run with other settings ({', '.join(differing)}): choose another run_dir, or delete it."
         )
 
 
+def differing_settings(found: dict, config: TrainConfig) -> list[str]:
+    """Names of the settings in which ``found`` is another run than that of ``config``."""
+    wanted = config.to_json()
+    return [name for name in {**wanted, **found} if name not in MAY_CHANGE and found.get(name) != wanted.get(name)]
+
+
 def check_same_patients(run_dir: Path, images: pd.DataFrame) -> None:
-    """Refuse to go on with a run that has patients whom a train table lacks.
+    """Refuse to resume a run that has patients whom a train table lacks.
 
     Raises
     ------
@@ -176,9 +181,8 @@ def hash_data(
     if extra is not None:  # where their caches lie does not matter
         parts = extra.groupby("cache_dir", sort=False)
         tables += [_with_sizes(part.drop(columns="cache_dir"), folder) for folder, part in parts]
-    return hashlib.sha256("".join(table.to_csv(index=False) for table in tables).encode(errors="surrogateescape")).hexdigest()[
-        :16
-    ]
+    text = "".join(table.to_csv(index=False) for table in tables)
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def _with_sizes(images: pd.DataFrame, cache_dir: str | Path) -> pd.DataFrame:
