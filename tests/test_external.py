@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from utils import training
-from utils.boxes import read_boxes, to_picture
+from utils.boxes import CORNERS, read_boxes, to_picture
 from utils.cache import build_cache, load_picture, read_manifest
 from utils.configuration import TrainingError
 from utils.dataset import ImageDataset
@@ -398,8 +398,6 @@ def test_command_line_converts_or_ends_in_one_line(tmp_path, capsys):
 
 # Boxes
 
-CORNERS = ["x_min", "y_min", "x_max", "y_max"]
-
 
 def boxes_of(folder, name):
     """Boxes by image without the set's name."""
@@ -484,7 +482,8 @@ def test_mias_circles_are_boxes_and_its_y_points_up(tmp_path):
         (folder / "Info.txt").write_text("mdb001 G CIRC B 30 76 8\nmdb002 G CIRC M 60 10 20\nmdb003 D NORM\nmdb004 D CALC B\n")
         return folder
 
-    convert("mias", with_circles(tmp_path / "source"), tmp_path / "mias")
+    source = with_circles(tmp_path / "source").rename(tmp_path / "Z\udcfcrich")  # a folder's name need not be Unicode
+    convert("mias", source, tmp_path / "mias")
     boxes = boxes_of(tmp_path / "mias", "mias")
     assert boxes.loc["mdb001", CORNERS].tolist() == [22, 12, 38, 28]  # of 96 rows
     assert boxes.loc["mdb002", CORNERS].tolist() == [40, 66, 64, 96]

@@ -18,10 +18,11 @@ from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, ge
 from tqdm import tqdm
 
 from utils.boxes import BOXES_FILE
+from utils.boxes import COLUMNS as BOX_COLUMNS
 from utils.environment import KitError, read_picture, resolve, write_atomic, write_csv
 from utils.external_boxes import BOXES, clip_boxes
 from utils.external_sets import LOSSLESS, SETS, UNKNOWN, ExternalError
-from utils.phantom import BOX_COLUMNS, TRAIN_COLUMNS
+from utils.phantom import TRAIN_COLUMNS
 from utils.tables import image_paths
 
 CONVERTED = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}  # what mirrors of DICOM sets hold
@@ -87,7 +88,7 @@ def convert(
 
 
 def _mirror(source: Path, name: str) -> str:
-    """Say so where a folder holds pictures that were made of a set's files."""
+    """Return a sentence if a folder holds pictures that were converted from a set's files, else nothing."""
     found = next((path for path in source.rglob("*") if path.suffix.lower() in CONVERTED), None)
     if found is None:
         return ""
@@ -101,7 +102,7 @@ def _mirror(source: Path, name: str) -> str:
 def _read_boxes(
     name: str, source: Path, images: pd.DataFrame, destination: Path, table: pd.DataFrame
 ) -> tuple[pd.DataFrame, str]:
-    """Boxes of the images that are used, as boxes.csv has them, and what is to be said of them."""
+    """Return the boxes of the images that are used, as boxes.csv has them, and a line that describes them."""
     if name not in BOXES:
         return pd.DataFrame(columns=BOX_COLUMNS), "  no boxes: the set has none"
     try:
@@ -110,7 +111,7 @@ def _read_boxes(
         return pd.DataFrame(columns=BOX_COLUMNS), f"  no boxes: {error}"
     files = dict(zip(table.image_id, image_paths(table, destination, "train"), strict=True))
     boxes = boxes.assign(image_id=f"{name}_" + boxes.image)
-    boxes = clip_boxes(boxes[boxes.image_id.isin(files)], files)[list(BOX_COLUMNS)]
+    boxes = clip_boxes(boxes[boxes.image_id.isin(files)], files)[BOX_COLUMNS]
     return boxes, f"  {len(boxes)} boxes in {boxes.image_id.nunique()} of {len(table)} images"
 
 

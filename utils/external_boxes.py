@@ -18,11 +18,12 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from utils.boxes import CORNERS
 from utils.dicom import DicomError, open_dicom, read_stored
+from utils.environment import read_picture
 from utils.external_sets import cbis_findings, find, mias_lines, read_set_table
 
-COLUMNS = ["image", "x_min", "y_min", "x_max", "y_max", "label"]
-CORNERS = COLUMNS[1:-1]
+COLUMNS = ["image", *CORNERS, "label"]
 POINT = re.compile(r"\(\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*\)")
 WHOLE_SHAPE_RATIO = 0.02  # a mask whose sides are in another ratio than its film's is a crop
 
@@ -132,7 +133,7 @@ def mias_boxes(source: Path, images: pd.DataFrame) -> pd.DataFrame:
     files, rows = images.set_index("image").file, []
     for line in mias_lines(source):
         image, file = f"mdb{line.number}", files.get(f"mdb{line.number}")
-        picture = cv2.imread(str(file), cv2.IMREAD_UNCHANGED) if line.place and isinstance(file, Path) else None
+        picture = read_picture(file, cv2.IMREAD_UNCHANGED) if line.place and isinstance(file, Path) else None
         if picture is not None:
             x, up, radius = line.place
             y = picture.shape[0] - up
