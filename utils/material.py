@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from utils.boxes import to_picture
 from utils.cache import default_cache_dir, picture_path, read_manifest
-from utils.environment import resolve
+from utils.environment import KitError, resolve
 from utils.evaluation import predict_training_rows
 from utils.explanation import ExplanationError, check_network, choose_examples, explain_run
 from utils.inputs import Inputs, open_inputs
@@ -226,7 +226,7 @@ def _say_what_has_no_maps(runs: dict[str, Path]) -> None:
     for name, run in runs.items():
         try:
             check_network(load_config(run))
-        except ExplanationError as error:
+        except KitError as error:  # a network that can't be built here has none either; the report shows the rest
             print(f"The report will show no maps of {name}. {error}")
 
 
