@@ -1,13 +1,12 @@
 """Facts about parameters: what papermill passes becomes what the parameters cell declares, or is refused by its name."""
 
 import json
-from pathlib import Path
 
 import pytest
+from conftest import NOTEBOOKS
 
 from utils.parameters import ParameterError, read_parameters
 
-NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 DECLARED = 'hard: bool = True\nepochs: int = 0  # 0: 8\nlearning_rate: float = 3e-4\nrun_dirs: str = ""'
 
 

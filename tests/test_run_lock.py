@@ -15,8 +15,8 @@ from filelock import FileLock
 from utils import run_lock, training
 from utils.configuration import TrainingError
 from utils.fitting import Fitting
+from utils.fold_folders import fold_folders
 from utils.processes import Ranks
-from utils.run_folder import fold_folders
 from utils.tables import assign_folds
 from utils.training import fit_fold, train_run
 

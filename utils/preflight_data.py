@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -60,11 +59,12 @@ def check_images(job: Job) -> Iterator[Finding]:
 
 
 def _sampled_paths(job: Job, split: str) -> list[Path]:
-    from utils.tables import ID_PATTERN, LONGEST_ID
+    import pandas as pd
 
-    sample = spread(job.images.get(split, []))
-    plain = [pair for pair in sample if all(re.fullmatch(ID_PATTERN, name) and len(name) <= LONGEST_ID for name in pair)]
-    return [job.competition / f"{split}_images" / patient / f"{image}.dcm" for patient, image in plain]
+    from utils.tables import FILE_IDS, image_paths, name_files
+
+    sample = pd.DataFrame(spread(job.images.get(split, [])), columns=FILE_IDS, dtype=str)
+    return image_paths(sample[name_files(sample)], job.competition, split)
 
 
 def spread(items: Sequence) -> Sequence:
