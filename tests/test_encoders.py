@@ -12,14 +12,14 @@ import timm
 import torch
 from torch import nn
 
-from utils.encoder_weights import read_checkpoint
+from utils.encoder_weights import read_weights
 from utils.encoders import (
     CNN_CHANNELS,
     GeneralisedMean,
     ModelError,
     PlainCnn,
     build_encoder,
-    check_image_size,
+    find_shapes,
 )
 
 CONVOLUTIONAL = ["test_resnet", "test_convnext", "test_efficientnet"]
@@ -208,7 +208,7 @@ def test_unknown_network_is_refused_with_a_hint():
 )
 def test_size_that_a_network_does_not_take_is_refused_up_front(architecture, size, nearest):
     with pytest.raises(ModelError, match=f"does not take images of {size[0]} x {size[1]}. image_height={nearest}"):
-        check_image_size(architecture, *size)
+        find_shapes(architecture, *size)
 
 
 @pytest.mark.parametrize("error", [AttributeError, KeyError, TypeError, NotImplementedError])
@@ -223,10 +223,10 @@ def test_network_that_refuses_a_size_in_its_own_way_is_refused_with_a_size_that_
 
     monkeypatch.setattr(network, "forward_features", refuse_low_pictures)
     with pytest.raises(ModelError, match="test_resnet does not take .* image_height=128, image_width=64 would do"):
-        check_image_size("test_resnet", 96, 64)
+        find_shapes("test_resnet", 96, 64)
     monkeypatch.setattr(network, "forward_features", lambda self, x: x.no_such_thing)
     with pytest.raises(ModelError, match="nor of any other size that was tried. Choose another architecture"):
-        check_image_size("test_resnet", 96, 64)
+        find_shapes("test_resnet", 96, 64)
 
 
 def test_network_that_computes_while_it_is_built_is_looked_at_with_numbers(monkeypatch):
@@ -238,7 +238,7 @@ def test_network_that_computes_while_it_is_built_is_looked_at_with_numbers(monke
         next(self.parameters()).sum().item()
 
     monkeypatch.setattr(network, "__init__", computing)
-    assert check_image_size("test_resnet", 64, 64) == make_encoder("test_resnet").num_features
+    assert find_shapes("test_resnet", 64, 64)[0] == make_encoder("test_resnet").num_features
 
 
 def test_maps_of_several_scales_are_given_by_the_last():
@@ -253,7 +253,7 @@ def test_maps_of_several_scales_are_given_by_the_last():
 
 @pytest.mark.parametrize("architecture", ["resnet50", "efficientnet_b0"])
 def test_any_size_suits_a_convolutional_network(architecture):
-    check_image_size(architecture, 97, 65)
+    find_shapes(architecture, 97, 65)
 
 
 # Weights
@@ -479,7 +479,7 @@ def test_files_that_hold_no_weights_are_refused_with_a_remedy(tmp_path, write, m
     path = tmp_path / "weights.bin"
     write(path)
     with pytest.raises(ModelError, match=f"^weights_path {path} .*{message}"):
-        read_checkpoint(path)
+        read_weights(path)
 
 
 def test_weights_of_an_own_run_are_taken_from_its_encoder(tmp_path, capsys):

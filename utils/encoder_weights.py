@@ -39,7 +39,7 @@ class ModelError(KitError, ValueError):
     """A network that can't be built, or weights that do not fit it; the message says what to change."""
 
 
-def read_checkpoint(path: str | Path) -> dict:
+def read_weights(path: str | Path) -> dict:
     """Read a file of weights: safetensors, or anything that torch loads with ``weights_only``.
 
     Parameters
@@ -49,7 +49,7 @@ def read_checkpoint(path: str | Path) -> dict:
     Returns
     -------
     dict
-        As in the file: names and tensors, or dictionaries of them beside other things.
+        As in the file: names and tensors, or dictionaries of them next to other things.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def find_weights(content: Mapping, wanted: Mapping[str, torch.Tensor], path: str
     Parameters
     ----------
     content : mapping
-        From `read_checkpoint`.
+        From `read_weights`.
     wanted : mapping of str to Tensor
         The network's state dict; only its names and shapes are used.
     path : path
@@ -120,7 +120,7 @@ def find_weights(content: Mapping, wanted: Mapping[str, torch.Tensor], path: str
 
 
 def load_fitting(model: nn.Module, state: Tensors, path: str | Path, name: str) -> None:
-    """Load weights into a network; strict apart from the head, and from integers, which count or index and are no weights.
+    """Load weights into a network; strict apart from the head, and from integers, which are counters or indices.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ def load_fitting(model: nn.Module, state: Tensors, path: str | Path, name: str) 
 
 
 def _is_loaded(key: str, value: torch.Tensor, wanted: Tensors, model: nn.Module) -> bool:
-    """Whether a tensor that is no weight of the network's is loaded or reported, rather than left out."""
+    """Whether a tensor that is not one of the network's weights is loaded or reported, rather than left out."""
     if key in wanted:
         return value.shape == wanted[key].shape
     return value.is_floating_point() and not _is_head(key, model)

@@ -15,7 +15,7 @@ from timm.layers import SelectAdaptivePool2d
 from torch import nn
 from torch.utils.checkpoint import checkpoint_sequential
 
-from utils.encoder_weights import SHOWN_KEYS, ModelError, Tensors, find_weights, load_fitting, read_checkpoint
+from utils.encoder_weights import SHOWN_KEYS, ModelError, Tensors, find_weights, load_fitting, read_weights
 
 CNN_CHANNELS = (16, 32, 64, 128, 256)
 USUAL_STRIDE = 32  # pixels to a cell of the last maps
@@ -148,13 +148,13 @@ def build_encoder(
     ModelError
         If the network is unknown, does not take the size or the pooling, or the weights can't be read or do not fit.
     """
-    num_features, map_channels = _find_shapes(name, image_height, image_width)
+    num_features, map_channels = find_shapes(name, image_height, image_width)
     if name == "cnn":
         if pooling:
             raise ModelError("cnn pools by mean and maximum together: leave pooling empty.")
         backbone, mean, std = PlainCnn(dropout), 0.5, 0.5
         if weights_path:
-            weights = find_weights(read_checkpoint(weights_path), backbone.state_dict(), weights_path)
+            weights = find_weights(read_weights(weights_path), backbone.state_dict(), weights_path)
             load_fitting(backbone, weights, weights_path, name)
     else:
         if weights_path:
@@ -182,24 +182,19 @@ def _set_pooling(backbone: nn.Module, name: str, pooling: str) -> None:
         backbone.set_submodule(path, pool)
 
 
-def check_image_size(architecture: str, image_height: int, image_width: int) -> int:
-    """Check that a network takes images of a size, by running its shapes alone, without computing or allocating.
+def find_shapes(architecture: str, image_height: int, image_width: int) -> tuple[int, int]:
+    """Find what a network gives for images of a size, by running its shapes alone where it can be.
 
     Returns
     -------
-    int
-        Number of features that it gives for an image.
+    num_features, map_channels : int
+        As `Encoder` has them.
 
     Raises
     ------
     ModelError
-        Naming a near size that the network does take.
+        If the network does not take the size; names a near one that it does take.
     """
-    return _find_shapes(architecture, image_height, image_width)[0]
-
-
-def _find_shapes(architecture: str, image_height: int, image_width: int) -> tuple[int, int]:
-    """Find how many features a network gives for an image of a size, and how many channels its last maps have."""
     asked = (image_height, image_width)
     # Some networks, and many of older versions of timm, compute while they are built: those are run with numbers.
     for device in ("meta", "cpu"):
@@ -284,7 +279,7 @@ def _load_timm(name: str, image_height: int, image_width: int, drop_path: float,
     weights where a file lacks some. So timm prepares the weights here, and `load_fitting` loads them.
     """
     wanted = _skeleton(name, image_height, image_width).state_dict()
-    weights = find_weights(read_checkpoint(path), wanted, path)
+    weights = find_weights(read_weights(path), wanted, path)
     with patch.object(nn.Module, "load_state_dict", autospec=True) as load:
         load.return_value = SimpleNamespace(missing_keys=[], unexpected_keys=[])
         try:

@@ -100,7 +100,7 @@ def _read_thresholds(job: Job) -> None:
 
 def check_weights_file(job: Job) -> Iterator[Finding]:
     """The file that weights_path names can be read as plain weights."""
-    from utils.encoder_weights import read_checkpoint
+    from utils.encoder_weights import read_weights
 
     if job.weights_path:
-        yield from refusals(partial(read_checkpoint, resolve(job.weights_path)))
+        yield from refusals(partial(read_weights, resolve(job.weights_path)))
