@@ -162,7 +162,7 @@ def test_fold_that_was_deleted_is_trained_and_the_other_said_to_be_finished(run,
     ("then", "says"),
     [
         ({"commit": "1a2b3c"}, "commit was 1a2b3c and is .*The modules that training executes are the same"),
-        ({"code": "0"}, "code was 0 and is [0-9a-f]{12}. For one code"),
+        ({"code": "0"}, "code was 0 and is [0-9a-f]{12}. To train all folds with the same code"),
         ({"commit": "1a2b3c-dirty", "code": "0"}, "commit was 1a2b3c-dirty and is .*, code was 0 and is"),
         ({"torch": "1.0"}, "torch was 1.0 and is"),
     ],

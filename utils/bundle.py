@@ -226,7 +226,7 @@ def _write_code(datasets: Path, username: str) -> None:
 
 
 def _code_files() -> list[Path]:
-    """List what the notebooks need: the modules that they import, and nothing else that lies beside those."""
+    """List what the notebooks need: the modules that they import, and nothing else that lies next to those."""
     modules = sorted(name for name in reached_modules(PROJECT) if name.startswith("utils."))
     paths = [PROJECT.joinpath(*name.split(".")).with_suffix(".py") for name in modules]
     shared = [PROJECT / name for name in ("utils/__init__.py", "requirements.txt", "pyproject.toml", "LICENSE")]

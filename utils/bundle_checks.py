@@ -52,7 +52,7 @@ def check_bundle(folder: Path) -> list[str]:
     total = sum(path.stat().st_size for part in datasets for path in files_of(part))
     problems += _outside("dataset bytes", total, "datasets together")
     links = [path.relative_to(folder) for path in folder.rglob("*") if path.is_symlink()]
-    problems += [f"{path} is a link, behind which another file would be sent: take it out." for path in links]
+    problems += [f"{path} is a link, and the file behind it would be sent: remove the link." for path in links]
     secrets = [path.relative_to(folder) for path in folder.rglob("*") if path.name in SECRETS]
     problems += [f"{path} may be a credential, which must not be sent: take it out." for path in secrets]
     return problems if problems else _reference_problems(datasets, kernels)

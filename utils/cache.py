@@ -131,7 +131,7 @@ def build_cache(
 ) -> pd.DataFrame:
     """Preprocess the images that the cache lacks, and return the manifest's rows for all of ``images``.
 
-    A run that was killed goes on where it stopped; images that failed before are tried again, and so are those whose picture is
+    A run that was killed resumes where it stopped; images that failed before are tried again, and so are those whose picture is
     missing or shorter than it was written. A second run on the same cache waits for the first. In a folder that can't be
     written to, images that were never tried stay missing, with an error in their row.
 
@@ -342,7 +342,7 @@ def _cache_batch(jobs: list[tuple[str, Path]], folder: Path, settings: CacheSett
 
 
 def _write_picture(path: Path, picture: np.ndarray) -> int:
-    """Write a picture, and return its bytes; the manifest tells them, by which a file that a power cut left short is found."""
+    """Write a picture, and return its size in bytes: the manifest keeps it, to find files that a power cut left short."""
     encoded = cv2.imencode(".png", picture, PNG_OPTIONS)[1]
     with _full_disk_stops_the_run(path.parent), write_atomic(path, sync=False) as temporary:
         return temporary.write_bytes(encoded)

@@ -140,7 +140,7 @@ def _check_form(found: object, wanted: object, name: str) -> None:
     elif is_number(wanted):
         check(is_number(found), name, found, "a finite number")
     else:
-        check(found is None or isinstance(found, type(wanted) | bool), name, found, f"as {wanted!r}")
+        check(found is None or isinstance(found, type(wanted) | bool), name, found, f"of the type of {wanted!r}")
 
 
 def _form(value: object) -> str:

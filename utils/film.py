@@ -1,10 +1,10 @@
-"""Find the bright frame around a scanned film: it is no tissue, and belongs in no picture."""
+"""Find the bright frame around a scanned film: it is not tissue, and is drawn black."""
 
 import numpy as np
 
 REACH = 0.08  # of the longer side: how far in the frame may reach
 GAP = 0.02  # of the longer side: how far in it may begin
-LEVEL = 0.92  # of the brightest pixel: what is darker is no white frame
+LEVEL = 0.92  # of the brightest pixel: what is darker is not a white frame
 LENGTH = 0.3  # of the side: what is shorter is a label, or skin that touches the picture's edge
 GREY_LENGTH = 0.6  # as LENGTH, where the frame is not the brightest: a chest wall may look like it
 DROP = 0.9  # of the frame's level: two pixels behind it the picture is darker

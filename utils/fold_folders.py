@@ -14,7 +14,7 @@ FOLD = re.compile("fold(0|[1-9][0-9]*)")
 def fold_folders(run_dir: str | Path, name: str) -> list[Path]:
     """List the folders of a run's folds that hold a file, by number.
 
-    A copy that someone keeps there is no fold: ``fold0_backup``, or ``fold7`` in a run of four.
+    A copy that someone keeps there is not a fold: ``fold0_backup``, or ``fold7`` in a run of four.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ def fold_folders(run_dir: str | Path, name: str) -> list[Path]:
 
 
 def _n_folds(run_dir: Path) -> float:
-    """Number of a run's folds; no bound where its configuration does not tell, which its reader refuses."""
+    """Number of a run's folds; infinite if its configuration can't be read, which its reader refuses."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         n_folds = read_json(run_dir / "config.json")["n_folds"]
         if is_whole(n_folds):

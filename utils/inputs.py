@@ -83,7 +83,7 @@ class Inputs:
         Parameters
         ----------
         boxes_path : path or None
-            A file that counts in the competition's place; and in that of the other sets, for images that it names.
+            A file that replaces the competition's boxes, and those of other sets for images that it names.
         extra_competition_dirs : str
             As in `extra`.
 

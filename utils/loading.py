@@ -201,7 +201,7 @@ class Loader(DataLoader):
                 self.stop()
                 if isinstance(error, RuntimeError) and self.timeout and time.monotonic() - asked >= self.timeout:
                     waited = f"No batch came within {self.timeout / 60:.0f} minutes."
-                    raise LoadingError(f"{waited} Remedy: see to the disk, or {REMEDY}.") from error
+                    raise LoadingError(f"{waited} Remedy: check the disk, or {REMEDY}.") from error
                 raise
             if isinstance(batch, Unshared):
                 free = free_shared_memory()

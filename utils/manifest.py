@@ -90,7 +90,7 @@ def _lengths(folder: Path) -> dict[str, int]:
 
 
 def on_one_line(error: str) -> str:
-    """Take from a message what a line of a manifest can't hold: line ends, NUL, what is not Unicode, endless text."""
+    """Remove from a message what a line of a manifest can't hold: line ends, NUL, what is not Unicode, endless text."""
     printable = "".join(character if character.isprintable() else " " for character in error)
     return " ".join(printable.split())[:LONGEST_ERROR]
 

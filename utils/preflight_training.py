@@ -161,7 +161,7 @@ def _made(job: Job, build: Callable):
 def _build(build: Callable, parameters: Parameters) -> tuple[object, list[str]]:
     """Build something from parameters, and list what it refuses: each in turn gets its default, so that all are told.
 
-    Gives None where a refusal hangs on no single parameter.
+    Gives None if a refusal depends on no single parameter.
     """
     values, problems = dict(parameters.values), []
     while True:

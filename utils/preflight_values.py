@@ -39,6 +39,6 @@ def _choices() -> dict[str, tuple[str, ...]]:
 
 
 def check_output(job: Job) -> Iterator[Finding]:
-    """The file that is written at the end is no folder."""
+    """The file that is written at the end is not a folder."""
     if job.output_path and resolve(job.output_path).is_dir():
         yield Finding(f"{OUTPUTS[job.notebook]} {job.output_path} is a folder.", "give the name of a file.")

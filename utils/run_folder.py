@@ -156,7 +156,8 @@ def _check_same(run_dir: Path, config: TrainConfig, images: pd.DataFrame, data_h
         raise _other_data(run_dir)
     changed = changed_versions(notes.versions)
     if changed:
-        print(f"Warning: {run_dir} was started with other code: {changed} For one code throughout, choose another run_dir.")
+        remedy = "To train all folds with the same code, choose another run_dir."
+        print(f"Warning: {run_dir} was started with other code: {changed} {remedy}")
 
 
 def _other_data(run_dir: Path) -> TrainingError:

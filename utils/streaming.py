@@ -277,7 +277,7 @@ class _Stream:
         for fold, images in counts.items():
             name = str(fold)
             if name not in self.log.not_finite:
-                print(f"{name} gives NaN or infinity, first for {images} images: there it counts for nothing. Train it again.")
+                print(f"{name} gives NaN or infinity, first for {images} images. They are left out. Train it again.")
             self.log.not_finite[name] = self.log.not_finite.get(name, 0) + images
 
     def _accelerate(self, place: int, images: pd.DataFrame) -> None:

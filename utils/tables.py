@@ -244,7 +244,7 @@ def read_table(path: str | Path, separator: str = ",") -> pd.DataFrame:
     try:
         header, rows = _split_csv(path, separator)
     except (OSError, csv.Error, UnicodeDecodeError) as error:
-        raise TableError(f"{path} is not a readable CSV ({error}); mend it, or download it again.") from error
+        raise TableError(f"{path} is not a readable CSV ({error}); correct it, or download it again.") from error
     counts = Counter(name.strip().casefold() for name in header if name.strip())
     repeated = [name for name, count in counts.items() if count > 1]
     if repeated:

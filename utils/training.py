@@ -287,7 +287,7 @@ def patch_model(config: TrainConfig) -> ModelConfig:
     Raises
     ------
     TrainingError
-        If the encoder's weights hang on the size of its images.
+        If the encoder's weights depend on the size of its images.
     """
     if not takes_any_size(config.model.architecture):
         raise TrainingError(

@@ -82,7 +82,7 @@ def _model_config(given: SimpleNamespace, settings: CacheSettings) -> ModelConfi
 
 
 def make_execution(values: Mapping[str, object], has_gpu: bool) -> Execution:
-    """Say how the work is spread; processes that load data pay only beside a GPU.
+    """Make the execution of a run; without a GPU, extra processes that load data are not worth it.
 
     Raises
     ------
