@@ -12,10 +12,9 @@ from utils.training_code import changed_versions, code_versions
 @pytest.fixture
 def kit(tmp_path, monkeypatch):
     """A copy of the kit's modules, to be edited."""
-    for path in (PROJECT / "utils").glob("*.py"):
-        shutil.copy(path, tmp_path)
-    monkeypatch.setattr(training_code, "HERE", tmp_path)
-    return tmp_path
+    shutil.copytree(PROJECT / "utils", tmp_path / "utils", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(training_code, "PROJECT", tmp_path)
+    return tmp_path / "utils"
 
 
 def edit(path):

@@ -42,7 +42,7 @@ from utils.environment import (
     write_atomic,
     write_json,
 )
-from utils.wheels import download_wheels, reached_modules
+from utils.wheels import download_wheels, imported_by_notebooks
 
 __all__ = ["LIMITS", "BundleError", "Part", "check_bundle", "check_sources", "find_parts", "write_bundle"]
 MARKER = "bundle.json"  # only a folder that holds it is replaced
@@ -227,7 +227,7 @@ def _write_code(datasets: Path, username: str) -> None:
 
 def _code_files() -> list[Path]:
     """List what the notebooks need: the modules that they import, and nothing else that lies next to those."""
-    modules = sorted(name for name in reached_modules(PROJECT) if name.startswith("utils."))
+    modules = sorted(name for name in imported_by_notebooks(PROJECT) if name.startswith("utils."))
     paths = [PROJECT.joinpath(*name.split(".")).with_suffix(".py") for name in modules]
     shared = [PROJECT / name for name in ("utils/__init__.py", "requirements.txt", "pyproject.toml", "LICENSE")]
     return [path for path in paths if path.is_file()] + shared

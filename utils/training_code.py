@@ -3,12 +3,12 @@
 import ast
 import hashlib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
-from utils.environment import versions
+from utils.environment import PROJECT, versions
 
-HERE = Path(__file__).parent
-FIRST = "training"  # the module whose imports are what a training executes
+FIRST = "utils.training"  # the module whose imports are what a training executes
 
 
 def code_versions() -> dict[str, str]:
@@ -16,7 +16,7 @@ def code_versions() -> dict[str, str]:
 
     Unlike the commit, the hash changes with every edit and needs no git.
     """
-    sources = "".join(f"{name}\n{_source(name)}" for name in sorted(_needed(FIRST)))
+    sources = "".join(f"{path.stem}\n{_source(path)}" for path in _modules())
     return versions() | {"code": hashlib.sha256(sources.encode()).hexdigest()[:12]}
 
 
@@ -36,26 +36,35 @@ def changed_versions(found: Mapping[str, str]) -> str:
     return f"{', '.join(changed)}.{same}"
 
 
-def _needed(name: str) -> set[str]:
-    """Names of a module of the kit and of all that it imports, directly or not."""
-    needed, waiting = set(), [name]
-    while waiting:
-        module = waiting.pop()
-        if module not in needed:
-            needed.add(module)
-            waiting += _imported(module)
-    return needed
+def _modules() -> list[Path]:
+    names = sorted(reached_modules({FIRST}, PROJECT))
+    paths = [PROJECT.joinpath(*name.split(".")).with_suffix(".py") for name in names if name.startswith("utils.")]
+    return [path for path in paths if path.is_file()]
 
 
-def _imported(name: str) -> list[str]:
-    found = []
-    for node in ast.walk(ast.parse(_source(name))):
-        if isinstance(node, ast.ImportFrom) and node.module == "utils":
-            found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("utils."):
-            found.append(node.module.split(".")[1])
-    return found
+def reached_modules(names: set[str], project: Path) -> set[str]:
+    """Return dotted names of modules, and of what those of ``utils`` import in turn."""
+    todo, reached = set(names), set()
+    while todo:
+        name = todo.pop()
+        reached.add(name)
+        path = project.joinpath(*name.split(".")).with_suffix(".py")
+        if name.startswith("utils.") and path.is_file():
+            todo |= imports_of(_source(path)) - reached
+    return reached
 
 
-def _source(name: str) -> str:
-    return (HERE / f"{name}.py").read_text(encoding="utf-8")  # universal newlines: the same on Windows
+@cache  # of about a hundred modules, each of which takes milliseconds
+def imports_of(source: str) -> frozenset[str]:
+    """Return dotted names of what Python code imports; of ``from utils import cache``, both ``utils`` and ``utils.cache``."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return frozenset(names)
+
+
+def _source(path: Path) -> str:
+    return path.read_text(encoding="utf-8")  # universal newlines: the same on Windows

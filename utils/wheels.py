@@ -4,7 +4,6 @@ They are installed with ``--no-deps`` beside what the image has, and replace non
 other versions than the image's, an older release is taken.
 """
 
-import ast
 import re
 import shutil
 import subprocess
@@ -22,6 +21,7 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 from packaging.version import Version
 
 from utils.environment import KitError, read_json
+from utils.training_code import imports_of, reached_modules
 
 # What Kaggle's image has of what matters here, put together on 2026-11-22, since no page lists it all. Names from
 # Kaggle/docker-python, kaggle_requirements.txt (commit 01d659b, 2025), and from the Colab image that it stands on,
@@ -115,7 +115,7 @@ def missing_requirements(requirements: Path, image: Mapping[str, str] = KAGGLE_I
     WheelError
         If a line can't be read.
     """
-    imported = {name.partition(".")[0] for name in reached_modules(requirements.parent)}
+    imported = {name.partition(".")[0] for name in imported_by_notebooks(requirements.parent)}
     wanted = [_parse(line, requirements) for line in _lines(requirements)]
     return [str(need) for need in wanted if _import_name(need.name) in imported and not _has(image, need)]
 
@@ -132,32 +132,15 @@ def _parse(line: str, source: Path) -> Requirement:
         raise WheelError(f"{source}: {line!r} can't be read as a requirement ({error}): write NAME>=VERSION.") from error
 
 
-def reached_modules(project: Path) -> set[str]:
+def imported_by_notebooks(project: Path) -> set[str]:
     """Return the dotted names of all that the notebooks import, and of what those of ``utils`` import in turn."""
-    todo = {name for path in project.glob("notebooks/*.ipynb") for name in _imports(_code_of(path))}
-    reached = set()
-    while todo:
-        name = todo.pop()
-        reached.add(name)
-        path = project.joinpath(*name.split(".")).with_suffix(".py")
-        if name.startswith("utils.") and path.is_file():
-            todo |= _imports(path.read_text(encoding="utf-8")) - reached
-    return reached
+    names = {name for path in project.glob("notebooks/*.ipynb") for name in imports_of(_code_of(path))}
+    return reached_modules(names, project)
 
 
 def _code_of(notebook: Path) -> str:
     cells = [cell for cell in read_json(notebook)["cells"] if cell["cell_type"] == "code"]
     return "\n".join("".join(cell["source"]) for cell in cells)
-
-
-def _imports(source: str) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}  # from utils import MODULE
-    return names
 
 
 def _import_name(package: str) -> str:
