@@ -43,7 +43,7 @@ def test_named_folder_without_tables_is_an_error(tmp_path):
 
 @pytest.mark.parametrize("size", [("512", 512), (512, -1), (0.5, 512)])
 def test_size_must_be_whole_numbers(competition, size):
-    with pytest.raises(KitError, match="must be whole numbers"):
+    with pytest.raises(KitError, match="^image_(height|width) is .*, but must be (a whole number|from 1 to )"):
         open_inputs(competition, None, *size)
 
 

@@ -138,7 +138,7 @@ def open_inputs(
     Raises
     ------
     KitError
-        If ``competition_dir`` is named but not there, or a size is not a whole number.
+        If ``competition_dir`` is named but not there, or `CacheSettings` refuses a size.
     """
     folder, is_phantom = _find_or_make(competition_dir, smoke_test)
     settings = picture_settings(image_height, image_width, exact, is_phantom, smoke_test)
@@ -156,14 +156,10 @@ def picture_settings(
     Raises
     ------
     KitError
-        If a size is not a whole number above 0.
+        As `CacheSettings` raises.
     """
     default = SMOKE_SIZE if smoke_test else PHANTOM_SIZE if is_phantom else REAL_SIZE
     sides = [given or fallback for given, fallback in zip((image_height, image_width), default, strict=True)]
-    if not all(isinstance(side, int) and side > 0 for side in sides):
-        raise KitError(
-            f"image_height and image_width are {image_height!r} and {image_width!r}, but must be whole numbers above 0."
-        )
     return CacheSettings(*sides, exact=exact)
 
 
