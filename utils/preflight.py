@@ -34,8 +34,17 @@ from utils.preflight_values import check_output, check_values
 MACHINE = (check_python, check_packages, check_values, check_disk, check_output, check_memory)
 DATA = (check_tables, check_images, check_cache)
 TRAINING = (
-    *(check_configuration, check_shares, check_shared_memory, check_network, check_weights_file, check_hub, check_services),
-    *(check_run_folder, check_boxes, check_extra_sets, check_folds),
+    check_configuration,
+    check_shares,
+    check_shared_memory,
+    check_network,
+    check_weights_file,
+    check_hub,
+    check_services,
+    check_run_folder,
+    check_boxes,
+    check_extra_sets,
+    check_folds,
 )
 CHECKS: dict[str, tuple[Check, ...]] = {
     "explore": (*MACHINE, *DATA),
