@@ -187,6 +187,20 @@ def test_a_smoke_test_is_refused_also_where_a_threshold_names_it(tmp_path, run):
         write_bundle(tmp_path / "bundle", USER, bundle.runs_to_send("", threshold), threshold)
 
 
+@pytest.mark.parametrize("folder", ["runs-smoke", "runs-smoke/deeper"])
+def test_a_smoke_test_of_an_earlier_version_is_known_by_its_folder(tmp_path, run, folder):
+    (tmp_path / folder).mkdir(parents=True)
+    old = run.rename(tmp_path / folder / run.name)
+    config = read_json(old / "config.json")
+    write_json(old / "config.json", {name: value for name, value in config.items() if name != "smoke_test"})
+    (tmp_path / "link").symlink_to(old)
+    for named in (old, tmp_path / "link"):
+        with pytest.raises(BundleError, match=f"{old}: it is a smoke test: train it again"):
+            write_bundle(tmp_path / "bundle", USER, [named], None, with_wheels=False)
+    write_json(old / "config.json", config | {"smoke_test": False})  # today's say it themselves
+    assert not bundle_checks.run_problems(old)
+
+
 def test_a_wheels_folder_carries_the_mark_of_the_kit(made):
     assert is_from_kit(made / "datasets" / "wheels")
 

@@ -6,6 +6,7 @@ import pytest
 from conftest import write_run
 
 from utils import cache, environment, inputs, predictions
+from utils.environment import write_json
 from utils.leaks import LeakError
 from utils.phantom import PARAMETERS_FILE
 from utils.predictions import (
@@ -133,6 +134,18 @@ def test_runs_are_found_by_name_or_everywhere_but_not_those_for_show(tmp_path, m
     assert find_runs(f"{runs[1]}, {runs[0]}") == runs[::-1] and find_runs([str(runs[0])]) == runs[:1]
     with pytest.raises(PredictionError, match="absent holds no finished run"):
         find_runs(str(tmp_path / "absent"))
+
+
+def test_a_smoke_test_is_found_by_its_name_alone_wherever_it_lies(tmp_path, monkeypatch):
+    monkeypatch.setattr(predictions, "runs_dir", lambda *_, **__: tmp_path / "runs")
+    monkeypatch.setattr(predictions, "KAGGLE_INPUT", tmp_path / "input")
+    real, broken = write_oof(tmp_path / "runs" / "real"), write_oof(tmp_path / "runs" / "broken")
+    (broken / "config.json").write_text("{")  # its reader tells
+    for name in ("runs/cnn", "input/weights"):
+        smoke = write_oof(tmp_path / name)
+        write_json(smoke / "config.json", {"smoke_test": True})
+        assert find_runs() == [broken, real]
+        assert find_runs(str(smoke)) == [smoke]
 
 
 def test_runs_in_folders_of_one_name_are_told_apart(tmp_path):

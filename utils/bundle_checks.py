@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from utils.environment import KIT_FILE, KitError, read_json
-from utils.fold_folders import fold_folders
+from utils.fold_folders import fold_folders, is_smoke_test
 
 LIMITS = {  # least and most; the client is PyPI's kaggle 2.2.4, the page is kaggle.com/docs/datasets as of 2026
     "dataset title": (6, 50),  # characters: the client's dataset_create_new
@@ -73,15 +73,15 @@ def run_problems(run: Path) -> list[str]:
     problems += [f"{name} is a link: put the file itself in its place, if it may be sent." for name in sorted(linked)]
     if not fold_folders(run, "oof.csv"):
         problems.append("no fold is finished (fold*/oof.csv): let train.ipynb finish it, or leave the run out.")
-    return problems or _config_problems(run / "config.json")
+    return problems or _config_problems(run)
 
 
-def _config_problems(path: Path) -> list[str]:
+def _config_problems(run: Path) -> list[str]:
     try:
-        is_smoke_test = read_json(path).get("smoke_test", False)
-    except (ValueError, AttributeError) as error:
-        return [f"{path.name} can not be read ({error}): copy it back, or train the run again."]
-    return ["it is a smoke test: train it again without smoke_test, or leave it out."] if is_smoke_test else []
+        is_refused = is_smoke_test(run)
+    except ValueError as error:
+        return [f"config.json can not be read ({error}): copy it back, or train the run again."]
+    return ["it is a smoke test: train it again without smoke_test, or leave it out."] if is_refused else []
 
 
 def run_files(run: Path) -> list[str]:

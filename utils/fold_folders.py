@@ -1,4 +1,4 @@
-"""Which folders of a run are its folds. It needs no torch, so that a bundle can be checked without."""
+"""Which folders of a run are its folds, and whether it was a smoke test. It needs no torch: bundles are checked without."""
 
 import contextlib
 import math
@@ -9,6 +9,7 @@ from utils.environment import read_json
 from utils.formats import is_whole
 
 FOLD = re.compile("fold(0|[1-9][0-9]*)")
+SMOKE_RUNS = "runs-smoke"  # folder of smoke tests that get no run_dir: see utils.environment.runs_dir
 
 
 def fold_folders(run_dir: str | Path, name: str) -> list[Path]:
@@ -26,6 +27,20 @@ def fold_folders(run_dir: str | Path, name: str) -> list[Path]:
     numbered = {int(found[1]): folder for folder in folders if (found := FOLD.fullmatch(folder.name))}
     n_folds = _n_folds(Path(run_dir))
     return [numbered[number] for number in sorted(numbered) if number < n_folds]
+
+
+def is_smoke_test(run_dir: str | Path) -> bool:
+    """Tell whether a run was a smoke test: config.json says so; if it is of an earlier version, its folder does.
+
+    Raises
+    ------
+    ValueError
+        If config.json can't be read.
+    """
+    content = read_json(Path(run_dir) / "config.json")
+    if not isinstance(content, dict):
+        raise ValueError("it holds no object")
+    return bool(content.get("smoke_test", SMOKE_RUNS in Path(run_dir).resolve().parts))
 
 
 def _n_folds(run_dir: Path) -> float:

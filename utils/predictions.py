@@ -1,5 +1,6 @@
 """From out-of-fold predictions of images to one probability per breast."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from utils.baseline import metadata_oof
 from utils.boxes import localisation
 from utils.configuration import TrainConfig
 from utils.environment import KAGGLE_INPUT, KitError, competition_folder, cpu_count, resolve, runs_dir, walk_small_folders
+from utils.fold_folders import SMOKE_RUNS, is_smoke_test
 from utils.formats import check
 from utils.inputs import open_inputs
 from utils.intervals import PatientBootstrap
@@ -18,7 +20,7 @@ from utils.models import ModelConfig
 from utils.phantom import is_phantom_competition
 from utils.training import train_run
 
-SKIPPED_FOLDERS = ("runs-phantom", "runs-smoke", "demo")  # runs that only show that everything works
+SKIPPED_FOLDERS = ("runs-phantom", SMOKE_RUNS, "demo")  # runs that only show that everything works
 AGGREGATIONS = ("mean", "max", "top_k", "noisy_or")
 LEAST_WEIGHT, MOST_WEIGHT = 1e-6, 1e6  # of all runs together: only their ratios count
 
@@ -122,6 +124,8 @@ def _summary_row(table: pd.DataFrame, seed: int) -> dict:
 def find_runs(run_dirs: str | Sequence[str] | None = None) -> list[Path]:
     """Find finished runs: those named, else all real ones under the working folder and, on Kaggle, the attached inputs.
 
+    A run is not real if it was a smoke test, or lies in one of `SKIPPED_FOLDERS`.
+
     Parameters
     ----------
     run_dirs : str, sequence of str, or None
@@ -138,13 +142,19 @@ def find_runs(run_dirs: str | Sequence[str] | None = None) -> list[Path]:
         If a named folder holds no finished run.
     """
     if not run_dirs:
-        return [run for root in (runs_dir(), KAGGLE_INPUT) for run in _runs_under(root)]
+        return [run for root in (runs_dir(), KAGGLE_INPUT) for run in _runs_under(root) if not _is_marked_as_smoke_test(run)]
     names = run_dirs.split(",") if isinstance(run_dirs, str) else run_dirs
     runs = [resolve(name.strip()) for name in names]
     for run in runs:
         if not (run / "oof.csv").is_file():
             raise PredictionError(f"{run} holds no finished run (no oof.csv): let train.ipynb finish it, or leave it out.")
     return runs
+
+
+def _is_marked_as_smoke_test(run: Path) -> bool:
+    with contextlib.suppress(ValueError, OSError):  # what reads the run refuses it
+        return is_smoke_test(run)
+    return False
 
 
 def _runs_under(root: Path) -> list[Path]:
