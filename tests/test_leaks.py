@@ -8,7 +8,9 @@ import pytest
 from conftest import TINY, make_config, write_run
 
 from utils.configuration import TrainingError
+from utils.environment import write_csv
 from utils.leaks import LEAST_POSITIVES, LeakError, check_features, check_patients_whole, check_unseen, read_honest_oof
+from utils.run_folder import usable_folds
 from utils.training import train_run
 
 
@@ -179,6 +181,30 @@ def test_predictions_of_a_patient_in_no_fold_and_lost_predictions_are_refused(tm
         read_honest_oof(run)
     rewrite(run, table[table.fold == 1])  # the other fold is not finished
     assert set(read_honest_oof(run).fold) == {1}
+
+
+def test_predictions_that_are_not_those_of_a_finished_fold_are_refused(tmp_path):
+    """As where a fold was trained again and the run's table is of before, or where rows of it were lost."""
+    table = oof_table()
+    run = write_run(tmp_path / "run", table)
+    own = table[table.fold == 1]
+    for changed in (own.assign(probability=0.75, logit=np.log(3)), own.assign(cancer=1 - own.cancer)):
+        write_csv(run / "fold1" / "oof.csv", changed)
+        for read in (read_honest_oof, usable_folds):
+            with pytest.raises(TrainingError, match=r"oof.csv: its rows of fold 1 are not those of .*fold1/oof.csv"):
+                read(run)
+    write_csv(run / "fold1" / "oof.csv", own)
+    assert len(read_honest_oof(run)) == len(table) and usable_folds(run) == [run / "fold1"]
+    rewrite(run, table[table.fold == 0])  # another process has finished the fold since
+    assert set(read_honest_oof(run).fold) == {0}
+
+
+def test_changed_set_of_extra_images_is_checked_again(tmp_path):
+    run = write_run(tmp_path / "run", oof_table())
+    read_honest_oof(run)
+    pd.DataFrame({"extra_set": "vindr", "patient_id": ["p0"], "image_id": "a", "cancer": 0}).to_csv(run / "extra.csv")
+    with pytest.raises(LeakError, match="trained on 1 of these patients, first p0"):
+        read_honest_oof(run)
 
 
 def test_changed_file_is_read_and_checked_again(tmp_path):

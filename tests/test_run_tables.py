@@ -32,7 +32,7 @@ def test_predictions_are_read_as_written(tmp_path):
 WRONG = {
     "prediction_id": [("", 0), ("1_L", 2)],
     "patient_id": [("", 0), ("2", 0)],
-    "laterality": [("B", 0), ("", 1)],
+    "laterality": [("B", 0), ("", 1), ("R", 0)],
     "image_id": [("", 0)],
     "fold": [("", 0), (-1, 0), (0.5, 1), ("a", 2), (10**30, 0), ("True", 0), ("inf", 0)],
     "cancer": [("", 0), (2, 0), (0.5, 1), (-1, 2), ("yes", 0), ("True", 0)],
@@ -58,7 +58,7 @@ def test_a_wrong_value_is_refused_by_file_column_and_line(tmp_path, column):
         (OOF.iloc[:0], "it has no rows"),
         (OOF.drop(columns=["logit", "fold"]), "it lacks the columns fold, logit"),
         (OOF.assign(site=1), "it has the unknown columns site"),
-        (pd.concat([OOF, OOF[["fold"]]], axis=1), "it has the unknown columns fold.1"),
+        (pd.concat([OOF, OOF[["fold"]]], axis=1), "it has the columns fold twice"),
         (pd.concat([OOF, OOF.iloc[:1]]), "prediction_id is 1_L in line 2, but must be in one row for each image"),
         (OOF.assign(image_id=""), "prediction_id is 1_L in line 2"),
     ],
@@ -67,6 +67,15 @@ def test_a_table_of_another_form_is_refused(tmp_path, table, message):
     table.to_csv(tmp_path / "oof.csv", index=False)
     with pytest.raises(TrainingError, match=f"oof.csv: {message}"):
         read_oof(tmp_path / "oof.csv")
+
+
+@pytest.mark.parametrize("read", [read_folds, read_extra_patients])
+def test_a_column_that_stands_twice_is_refused(tmp_path, read):
+    table = OOF.assign(extra_set="a")
+    for name in ("folds.csv", "extra.csv"):
+        pd.concat([table, 1 - table[["fold"]], table[["patient_id"]]], axis=1).to_csv(tmp_path / name, index=False)
+    with pytest.raises(TrainingError, match=r"\.csv: it has the columns .*patient_id.* twice"):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"\xff\xfe\x00", b"a,b\n1,2,3,4\n5\n", b"PK\x03\x04\x00\x00", b'"', b"{}"])

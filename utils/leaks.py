@@ -8,6 +8,7 @@ import pandas as pd
 
 from utils.environment import KitError
 from utils.metrics import area_under_roc
+from utils.run_folder import check_collected, finished_folds
 from utils.run_tables import check_predicted, read_extra_patients, read_folds, read_oof
 from utils.tables import SHARED_COLUMNS
 
@@ -124,12 +125,14 @@ def read_honest_oof(run_dir: str | Path) -> pd.DataFrame:
     Raises
     ------
     TrainingError
-        If oof.csv or folds.csv is broken, or they do not go together.
+        If oof.csv or folds.csv is broken, or they do not go together, or not with those of the folds.
     LeakError
         If a patient is in two folds, was predicted by a model that it trained, or a label differs within a breast.
     """
     path = Path(run_dir) / "oof.csv"
-    changed = tuple(file.stat().st_mtime_ns for file in (path, path.with_name("folds.csv")) if file.is_file())
+    files = [path, *(path.with_name(name) for name in ("folds.csv", "extra.csv"))]
+    files += [fold_dir / "oof.csv" for fold_dir in finished_folds(path.parent)]
+    changed = tuple(file.stat().st_mtime_ns for file in files if file.is_file())
     return _read_checked(path, changed).copy()
 
 
@@ -144,4 +147,5 @@ def _read_checked(path: Path, _changed: tuple[int, ...]) -> pd.DataFrame:
     if (labels > 1).any():
         raise LeakError(f"{path}: breast {labels.index[labels > 1][0]} has two labels. Correct train.csv, and train again.")
     check_predicted(oof, read_folds(run_dir), path)
+    check_collected(run_dir, oof)
     return oof

@@ -20,7 +20,7 @@ from utils.configuration import TrainConfig, TrainingError
 from utils.environment import write_csv, write_json
 from utils.fold_folders import fold_folders
 from utils.formats import build, check, check_types, naming, read_object
-from utils.run_tables import HISTORY_COLUMNS, REMEDY, read_folds, read_history_table, read_oof, read_table
+from utils.run_tables import HISTORY_COLUMNS, LOGIT_TOLERANCE, REMEDY, read_folds, read_history_table, read_oof, read_table
 from utils.training_code import changed_versions, code_versions
 
 MAY_CHANGE = ("folds", "micro_batch_size", "activation_checkpointing")  # from one call for a run to the next
@@ -241,17 +241,45 @@ def finished_folds(run_dir: Path) -> list[Path]:
 
 
 def usable_folds(run_dir: Path) -> list[Path]:
-    """List the folders of a run's finished folds, and refuse those whose predictions are broken.
+    """List the folders of a run's finished folds, and refuse those whose predictions are broken, or not those of the run.
 
     Raises
     ------
     TrainingError
-        As from `read_fold_oof`.
+        As from `read_fold_oof` and `check_collected`.
     """
-    folders = finished_folds(run_dir)
+    folders, path = finished_folds(run_dir), run_dir / "oof.csv"
     for fold_dir in folders:
         read_fold_oof(fold_dir)
+    if path.is_file():
+        check_collected(run_dir, read_oof(path))
     return folders
+
+
+def check_collected(run_dir: Path, oof: pd.DataFrame) -> None:
+    """Refuse a run's predictions that are not those of its folds: a fold was trained again, or the table was cut or changed.
+
+    Parameters
+    ----------
+    run_dir : Path
+    oof : DataFrame
+        Of the run; it may lack folds that another process has finished since.
+
+    Raises
+    ------
+    TrainingError
+        Naming the fold.
+    """
+    for fold_dir in finished_folds(run_dir):
+        own = read_fold_oof(fold_dir)
+        collected = oof[oof.fold == own.fold.iloc[0]]
+        both = own.merge(collected, on=["prediction_id", "image_id", "cancer"])
+        same = len(both) == len(own) == len(collected) and (both.logit_x - both.logit_y).abs().max() <= LOGIT_TOLERANCE
+        if len(collected) and not same:
+            raise TrainingError(
+                f"{run_dir / 'oof.csv'}: its rows of fold {own.fold.iloc[0]} are not those of {fold_dir / 'oof.csv'}. Run"
+                " train.ipynb with this run_dir to collect the folds again."
+            )
 
 
 def read_fold_oof(fold_dir: Path) -> pd.DataFrame:

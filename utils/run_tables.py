@@ -32,7 +32,7 @@ def read_oof(path: str | Path) -> pd.DataFrame:
     ------
     TrainingError
         If a column is missing or unknown, there is no row, an id is empty, a row is there twice, a label is not 0 or 1, or a
-        probability is not in [0, 1], or not that of its logit.
+        probability is not in [0, 1], or not that of its logit, or a breast has two patients or lateralities.
     """
     with naming(path, TrainingError, REMEDY):
         table = read_table(path, OOF_COLUMNS)
@@ -55,8 +55,9 @@ def read_oof(path: str | Path) -> pd.DataFrame:
         _refuse(repeated, table, "prediction_id", "in one row for each image, or in one row where image_id is empty")
         empty = table.image_id == ""
         _refuse(empty & ~empty.all(), table, "image_id", "given in every row or in none")
-        patients = table.groupby("prediction_id").patient_id.transform("nunique")
-        _refuse(patients > 1, table, "prediction_id", "of one patient")
+        breasts = table.groupby("prediction_id")
+        for column, owner in {"patient_id": "patient", "laterality": "laterality"}.items():
+            _refuse(breasts[column].transform("nunique") > 1, table, "prediction_id", f"of one {owner}")
     return table
 
 
@@ -141,6 +142,9 @@ def read_extra_patients(run_dir: str | Path) -> list[str]:
 def read_table(path: str | Path, columns: list[str]) -> pd.DataFrame:
     """Read a table of a run folder that has at least these columns; ids are text."""
     table = pd.read_csv(path, dtype=dict.fromkeys(IDS, str), keep_default_na=False, na_values=[""])  # an id may be "NA"
+    repeated = [column for column in columns if f"{column}.1" in table]  # the name that pandas gives the second one
+    if repeated:
+        raise FormatError(f"it has the columns {', '.join(repeated)} twice.")
     missing = [column for column in columns if column not in table]
     if missing:
         raise FormatError(f"it lacks the columns {', '.join(missing)}.")
