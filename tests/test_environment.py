@@ -215,3 +215,10 @@ def test_cpu_count_is_between_one_and_the_machines():
 
 def test_kit_errors_show_their_message_alone_in_a_notebook():
     assert KitError("no data")._render_traceback_() == ["KitError: no data"]
+
+
+@pytest.mark.parametrize("content", ['{"a": 1, "a": 1}', '[{"b": 0, "a": {"c": 1, "b": 2, "c": 3}}]'])
+def test_a_field_that_stands_twice_is_refused(tmp_path, content):
+    (tmp_path / "file.json").write_text(content)
+    with pytest.raises(ValueError, match="the field [ac] stands twice"):
+        read_json(tmp_path / "file.json")

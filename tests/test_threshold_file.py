@@ -77,3 +77,9 @@ def test_a_field_of_a_newer_version_is_named(tmp_path):
     write_json(tmp_path / "t.json", TUNED | {"machine_thresholds": {}})
     with pytest.raises(PredictionError, match=r"does not know \(machine_thresholds\)"):
         read_threshold(tmp_path / "t.json")
+
+
+def test_a_field_that_stands_twice_is_refused(tmp_path):
+    (tmp_path / "t.json").write_text(json.dumps(TUNED)[:-1] + ', "threshold": 0.9}')
+    with pytest.raises(PredictionError, match=rf"^{tmp_path}/t.json .*field threshold stands twice.* Run tune_threshold.ipynb"):
+        read_threshold(tmp_path / "t.json")

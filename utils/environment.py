@@ -276,8 +276,23 @@ def write_csv(path: str | Path, table) -> None:
 
 
 def read_json(path: str | Path) -> dict:
-    """Read a JSON file."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    """Read a JSON file.
+
+    Raises
+    ------
+    ValueError
+        If it is not JSON, or an object has a field twice: which of the two counts would be chance.
+    """
+    return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_object_of)
+
+
+def _object_of(pairs: list[tuple[str, object]]) -> dict:
+    content = {}
+    for name, value in pairs:
+        if name in content:
+            raise ValueError(f"the field {name} stands twice")
+        content[name] = value
+    return content
 
 
 def read_picture(path: str | Path, flags: int) -> np.ndarray | None:
