@@ -56,6 +56,13 @@ def test_voi_lut_that_shows_nothing_is_ignored(tmp_path, entries):
     assert_shown(path, apply_window(ramp(), 100, 50), "window_ignored")
 
 
+@pytest.mark.parametrize("declared", [4097, 5000, 0])  # 0 stands for 65,536
+def test_voi_lut_of_fewer_entries_than_declared_is_ignored(tmp_path, declared):
+    cut = lut(LINE, 0, 12)
+    cut.LUTDescriptor = [declared, 0, 12]
+    assert_shown(make_dicom(tmp_path, VOILUTSequence=[cut]), IN_RANGE, "window_ignored")
+
+
 @pytest.mark.parametrize("missing", ["LUTDescriptor", "LUTData"])
 def test_voi_lut_without_a_part_is_ignored(tmp_path, missing):
     broken = lut(LINE, 0, 12)

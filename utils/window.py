@@ -157,6 +157,8 @@ def _voi_of_lut(header: pydicom.Dataset, item: pydicom.Dataset) -> Voi:
     entries = entries or 2**16
     if bits <= 8 and len(table) == -(-entries // 2):  # two entries a word
         table = table.astype("<u2").view(np.uint8)
+    if len(table) < entries:
+        raise ValueError(f"the VOI LUT has {len(table)} entries, not {entries}")
     table = table[:entries]
     if table.min() == table.max():
         raise ValueError("all entries of the VOI LUT are equal")
