@@ -166,6 +166,14 @@ def test_prior_stays_where_nothing_could_be_predicted(competition, test_images, 
     assert (submission.cancer == 0.02).all() and "every breast has the prior" in capsys.readouterr().out
 
 
+def test_probabilities_of_zero_alone_give_way_to_the_prior(competition, test_images, tmp_path):
+    draft = Draft(tmp_path / "submission.csv", test_images, competition, 0.02)
+    submission = draft.finish(pd.Series(0.0, index=test_images.prediction_id.unique()), tmp_path / "s", {})
+    assert (submission.cancer == 0.02).all() and (submission.probability == 0).all()
+    (note,) = json.loads(next((tmp_path / "s").glob("*.json")).read_text())["notes"]
+    assert note == "All probabilities are 0: every breast has the prior."
+
+
 def test_submission_of_positives_alone_is_noted(competition, test_images, tmp_path):
     draft = Draft(tmp_path / "submission.csv", test_images, competition, 0.02, by_threshold(0.5))
     submission = draft.finish(pd.Series(0.7, index=test_images.prediction_id.unique()), tmp_path / "s", {})

@@ -94,9 +94,9 @@ class Draft:
     """A submission.csv that is valid at any moment, and gets better with each update.
 
     A breast with a prediction gets the decision. A breast without one keeps the prior, a probability, until the last update
-    decides it too. There are two exceptions, since a submission of zeros alone is worth nothing:
+    decides it too. There are exceptions, since a submission of zeros alone is worth nothing:
 
-    - If no breast has a prediction, every breast keeps the prior.
+    - If no breast has a prediction, or probabilities are submitted and all are 0, every breast has the prior.
     - If no prediction is decided positive, the highest are submitted as positive, as many as the prior expects.
 
     Parameters
@@ -197,6 +197,9 @@ class Draft:
         if self.decide and len(unpredicted) < len(completed):
             submitted, note = self._decide(completed, ~completed.index.isin(unpredicted), is_last)
             notes += [note] if note else []
+        if not submitted.any():  # probabilities may be too small to be more than 0
+            submitted = submitted + self.prior
+            notes.append("All probabilities are 0: every breast has the prior.")
         tables = {
             "submission": submitted.rename("cancer").rename_axis("prediction_id").reset_index(),
             "probabilities": completed.rename("probability").rename_axis("prediction_id").reset_index(),
