@@ -12,7 +12,14 @@ from utils.configuration import Execution, TrainConfig, TrainingError, as_number
         ({"learning_rate": "1e-4"}, "learning_rate is '1e-4'.*YAML wants"),
         ({"auxiliary_weight": -1.0}, "auxiliary_weight is -1.0"),
         ({"n_folds": 1}, "n_folds is 1"),
-        ({"epochs": 0}, "epochs"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0, but must be above 0"),
+        ({"positive_weight": 0.0}, "positive_weight is 0.0, but must be above 0"),
+        ({"ema_decay": 1.0}, "ema_decay is 1.0, but must be from 0 to below 1"),  # the average would stay where it began
+        ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),  # both classes would be 0.5
+        ({"augment_strength": 3.5}, "augment_strength is 3.5, but must be from 0 to 3"),
+        ({"patch_size": 0}, "patch_size is 0"),
         ({"micro_batch_size": 2.5}, "micro_batch_size is 2.5"),
         ({"folds": (5,)}, "folds is"),
         ({"positive_share": 1.5}, "positive_share"),
@@ -37,6 +44,8 @@ def test_wrong_parameters_are_named(changes, message):
     ("changes", "message"),
     [
         ({"num_processes": 0}, "num_processes is 0"),
+        ({"num_workers": 10**5}, "num_workers is 100000, but must be at most 1024"),
+        ({"rendezvous": "host:99999"}, "HOST:PORT"),
         ({"num_machines": 2}, "num_machines above 1 needs rendezvous"),
         ({"num_processes": 2, "parallel_folds": 2}, "Either several processes share a fold"),
         ({"num_processes": 2, "cluster": "tcp://somewhere:8786"}, "Either several processes share a fold"),

@@ -121,6 +121,17 @@ def test_network_that_can_not_be_built_is_told(told, values, reason):
     assert reason in problem
 
 
+@pytest.mark.parametrize(
+    "values", [{"batch_size": 1}, {"batch_size": 4, "micro_batch_size": 3}, {"batch_size": 4, "micro_batch_size": 1}]
+)
+def test_network_that_normalises_over_a_step_is_not_given_single_pictures(told, values):
+    small = {"image_height": 32, "image_width": 32}
+    (problem,) = told(check_network, architecture="resnet18", **small, **values)
+    assert "resnet18 can't learn from one picture of 32 x 32 at a time" in problem and "micro_batch_size" in problem
+    assert not told(check_network, architecture="cnn", **small, **values)
+    assert not told(check_network, architecture="resnet18", **small, batch_size=4, micro_batch_size=2)
+
+
 def test_error_of_another_package_is_fatal_too(told, monkeypatch):
     """The training would end with it."""
     monkeypatch.setattr(models, "build_model", lambda *arguments: [][0])

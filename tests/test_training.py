@@ -334,7 +334,7 @@ def test_weights_of_another_version_of_the_kit_are_refused(run, tmp_path):
 
 def test_patches_teach_the_encoder_that_the_whole_image_model_starts_from(competition, images, cache_dir, settings, tmp_path):
     boxes, _ = read_truth(competition)
-    config = make_config(settings, folds=(0,), epochs=1, learning_rate=0.0, patch_epochs=1, patch_size=32, ema_decay=0.0)
+    config = make_config(settings, folds=(0,), epochs=1, learning_rate=1e-30, patch_epochs=1, patch_size=32, ema_decay=0.0)
     train_run(config, images, cache_dir, tmp_path / "run", boxes=boxes)
     whole, patches = weights_of(tmp_path / "run"), weights_of(tmp_path / "run" / "fold0" / "patches", None)
     kernels = [key for key in whole if key.startswith("encoder.") and key.endswith("weight")]

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 
-from utils.cache import CacheSettings
+from utils.cache import LARGEST_SIDE, CacheSettings
 from utils.environment import KitError
 from utils.formats import build, check, check_types, is_number, is_whole
 from utils.losses import LOSSES
@@ -14,6 +14,9 @@ from utils.tables import FOLD_BY
 
 KEEP_EPOCH = ("best_auc", "last")
 MOST_FOLDS = 1000
+STRONGEST = 3.0  # times the tuned augmentation: its rectangles' probability reaches 1 a little above
+MOST_WORKERS = 1024  # processes
+LARGEST_PORT = 2**16 - 1
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -134,14 +137,25 @@ class TrainConfig:
         _check(2 <= self.n_folds <= MOST_FOLDS, "n_folds", self.n_folds, f"2 or more, and at most {MOST_FOLDS}")
         inside = all(0 <= fold < self.n_folds for fold in self.folds) and len(set(self.folds)) == len(self.folds)
         _check(inside, "folds", self.folds, f"different numbers from 0 to {self.n_folds - 1}")
-        _check(min(self.epochs, self.batch_size) >= 1, "epochs and batch_size", (self.epochs, self.batch_size), "1 or more")
-        _check(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "above 0 and at most 1")
-        for name in ("label_smoothing", "ema_decay", "warmup_share"):
-            _check(getattr(self, name) <= 1, name, getattr(self, name), "at most 1")
+        for name in ("epochs", "batch_size"):
+            _check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        self._check_shares()
         share = self.positive_share
         _check(share is None or 0 < share < 1, "positive_share", share, "between 0 and 1, or None")
         _check(self.max_views is None or self.max_views >= 1, "max_views", self.max_views, "1 or more, or None")
+        _check(1 <= self.patch_size <= LARGEST_SIDE, "patch_size", self.patch_size, f"from 1 to {LARGEST_SIDE}")
         self._check_combinations()
+
+    def _check_shares(self) -> None:
+        """Check what is scaled or averaged: beyond these bounds, a network learns nothing or its pictures fail."""
+        for name in ("learning_rate", "positive_weight", "clip_norm"):
+            _check(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        for name in ("label_smoothing", "ema_decay"):
+            _check(getattr(self, name) < 1, name, getattr(self, name), "from 0 to below 1")
+        _check(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "above 0 and at most 1")
+        _check(self.warmup_share <= 1, "warmup_share", self.warmup_share, "at most 1")
+        strength = self.augment_strength
+        _check(strength <= STRONGEST, "augment_strength", strength, f"from 0 to {STRONGEST}")
 
     def _check_combinations(self) -> None:
         item = self.model.item
@@ -216,8 +230,10 @@ class Execution:
         for name, least in {"num_workers": 0, "num_processes": 1, "num_machines": 1, "parallel_folds": 0}.items():
             value = getattr(self, name)
             _check(is_whole(value) and value >= least, name, value, f"a whole number of {least} or more")
-        is_address = re.fullmatch(r"\S+:\d+", self.rendezvous) is not None or not self.rendezvous
-        _check(is_address, "rendezvous", self.rendezvous, "HOST:PORT of one of the machines")
+        _check(self.num_workers <= MOST_WORKERS, "num_workers", self.num_workers, f"at most {MOST_WORKERS}")
+        address = re.fullmatch(r"\S+:([0-9]{1,5})", self.rendezvous)
+        is_address = address is not None and int(address[1]) <= LARGEST_PORT
+        _check(is_address or not self.rendezvous, "rendezvous", self.rendezvous, "HOST:PORT of one of the machines")
         if self.num_machines > 1 and not self.rendezvous:
             raise TrainingError("num_machines above 1 needs rendezvous: HOST:PORT of one of the machines.")
         if self.world_size > 1 and (self.parallel_folds > 1 or self.cluster):

@@ -31,9 +31,10 @@ def check_network(job: Job) -> Iterator[Finding]:
     if config:
         if any(check_weights_file(job)):  # which tells
             config = replace(config, model=replace(config.model, weights_path=""))
-        yield from _refused(lambda: _try_network(config.model))
+        one_by_one = _learns_one_by_one(config, _made(job, _execution))
+        yield from _refused(lambda: _try_network(config.model, one_by_one))
         if config.patch_epochs:
-            yield from _refused(lambda: _try_network(patch_model(config)))
+            yield from _refused(lambda: _try_network(patch_model(config), one_by_one))
         if config.model.pretrained and not job.weights_path:
             yield from _without_pretrained(config.model)
 
@@ -212,7 +213,15 @@ def _execution(job: Job, values: Mapping[str, object]):
     return make_execution(values, has_gpu=torch.cuda.is_available())
 
 
-def _try_network(model) -> None:
+def _learns_one_by_one(config, execution) -> bool:
+    """Whether a part of a step, which is computed at once, is a single picture."""
+    if config.model.item != "image" or execution is None or execution.world_size > 1:  # processes normalise together
+        return False
+    part = min(config.micro_batch_size or config.batch_size, config.batch_size)
+    return 1 in (part, config.batch_size % part)
+
+
+def _try_network(model, one_by_one: bool) -> None:
     """Build a network and load its weights as the training does; on the meta device, timm can't resize weights."""
     import torch
 
@@ -226,6 +235,25 @@ def _try_network(model) -> None:
         with torch.inference_mode():
             _, maps = network.encoder(torch.zeros(1, 1, model.image_height, model.image_width, dtype=torch.uint8))
             network.box(maps)
+    if one_by_one and not _learns_from(network, model, 1) and _learns_from(network, model, 2):
+        raise KitError(
+            f"{model.architecture} can't learn from one picture of {model.image_height} x {model.image_width} at a time, since"
+            " it normalises over all that are computed at once. Set batch_size and micro_batch_size so that these are two or"
+            " more."
+        )
+
+
+def _learns_from(network, model, pictures: int) -> bool:
+    """Whether a network computes a step's part, by its shapes alone."""
+    import torch
+
+    network.to("meta").train()
+    try:
+        with torch.device("meta"):
+            network.encoder(torch.zeros(pictures, 1, model.image_height, model.image_width, dtype=torch.uint8))
+    except Exception:  # each network refuses in its own way
+        return False
+    return True
 
 
 def _without_pretrained(model) -> Iterator[Finding]:
