@@ -395,6 +395,34 @@ def test_the_same_network_twice_is_refused(rgb_weights, tmp_path):
         load(tmp_path / "weights.pth")
 
 
+def test_other_names_in_alphabetical_order_do_not_match_by_position(rgb_weights, tmp_path):
+    """Weight and bias of a normalisation layer have one shape, and alphabetical files have the bias first."""
+    state = rgb_weights[0].state_dict()
+    layers = {layer: f"layer{number:03}" for number, layer in enumerate(dict.fromkeys(key.rpartition(".")[0] for key in state))}
+    renamed = {f"{layers[key.rpartition('.')[0]]}.{key.rpartition('.')[2]}": value for key, value in state.items()}
+    torch.save(renamed, tmp_path / "weights.pth")
+    check_same(load(tmp_path / "weights.pth"), load(rgb_weights[1]))
+    torch.save(dict(sorted(renamed.items())), tmp_path / "weights.pth")
+    with pytest.raises(ModelError, match="does not fit"):
+        load(tmp_path / "weights.pth")
+
+
+def test_deeper_network_with_other_names_does_not_match_by_position(rgb_weights, tmp_path):
+    values = [value for value in rgb_weights[0].state_dict().values() if value.ndim]
+    torch.save({f"part{i}": value for i, value in enumerate([*values, *values[:6]])}, tmp_path / "weights.pth")
+    with pytest.raises(ModelError, match="does not fit"):
+        load(tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize("spoil", [lambda value: value.to(torch.int8), lambda value: value * torch.nan])
+def test_quantised_or_broken_weights_are_refused(rgb_weights, tmp_path, spoil):
+    state = rgb_weights[0].state_dict()
+    name = next(iter(state))
+    torch.save(state | {name: spoil(state[name])}, tmp_path / "weights.pth")
+    with pytest.raises(ModelError, match=f"1 not finite floating-point numbers .*: {name}"):
+        load(tmp_path / "weights.pth")
+
+
 def test_other_names_in_the_same_order_match_by_position(rgb_weights, tmp_path, capsys):
     rgb, path = rgb_weights
     torch.save({f"part{i}": value for i, value in enumerate(rgb.state_dict().values())}, tmp_path / "weights.pth")

@@ -22,6 +22,8 @@ SHOWN_KEYS = 6
 HEAD_BYTES = 64  # enough to tell text from weights
 NESTING = 3  # dictionaries inside one another that are searched for weights
 KNOWN_SHARE = 0.25  # of a network's names; fewer are a coincidence, such as bn1.weight inside a block
+MOST_LEFT_OVER = 4  # tensors of a head, which has at most two layers; a deeper network has more
+NORM_PARTS = ("weight", "bias", "running_mean", "running_var")  # of one shape in a normalisation layer
 AVERAGED = {"ema", "teacher"}  # words in the names of averaged weights, which timm prefers too
 DAMAGED = "it is damaged or cut short. Copy or download it again"
 SAVE_ALONE = "Where the file was made, save the weights alone: torch.save(model.state_dict(), path)"
@@ -141,10 +143,12 @@ def load_fitting(model: nn.Module, state: Tensors, path: str | Path, name: str) 
     weights = {key for key, value in wanted.items() if value.is_floating_point()}
     state = {key: value for key, value in state.items() if key in weights or _is_loaded(key, value, wanted, model)}
     differing = [key for key in state if key in wanted and state[key].shape != wanted[key].shape]
+    broken = [key for key in state if key in weights and not _is_usable(state[key])]
     problems = {
         "missing in the file": [key for key in wanted if key in weights and key not in state],
         "not in the network": [key for key in state if key not in wanted],
         "of another shape": [f"{key} {_size(state[key])} instead of {_size(wanted[key])}" for key in differing],
+        "not finite floating-point numbers (quantised or broken)": broken,
     }
     listed = [f"{len(keys)} {what}: {_some(keys)}" for what, keys in problems.items() if keys]
     if listed:
@@ -153,6 +157,10 @@ def load_fitting(model: nn.Module, state: Tensors, path: str | Path, name: str) 
             " architecture that the weights were made for (and the size, if tables of positions differ), or other weights."
         )
     model.load_state_dict(state, strict=False)
+
+
+def _is_usable(value: torch.Tensor) -> bool:
+    return value.is_floating_point() and bool(value.isfinite().all())
 
 
 def _is_loaded(key: str, value: torch.Tensor, wanted: Tensors, model: nn.Module) -> bool:
@@ -238,15 +246,22 @@ def _below(tensors: Tensors, prefix: str) -> Tensors:
 
 def _match_by_position(found: Tensors, wanted: Mapping[str, torch.Tensor], path: str | Path) -> Tensors:
     # Counters of batches (0-dimensional) are absent from older files, and no result depends on them.
-    values = [value for value in found.values() if value.ndim]
+    ordered = [(key, value) for key, value in found.items() if value.ndim]
     names = [key for key, value in wanted.items() if value.ndim]
-    fits = len(values) >= len(names) and all(
-        _grey_shape(value) == _grey_shape(wanted[name]) for name, value in zip(names, values, strict=False)
+    fits = 0 <= len(ordered) - len(names) <= MOST_LEFT_OVER and all(
+        _grey_shape(value) == _grey_shape(wanted[name]) and _may_be(key, name)
+        for name, (key, value) in zip(names, ordered, strict=False)
     )
     if not fits:
         return found
     print(f"{path}: other names, same shapes in the same order: matched by position.")
-    return dict(zip(names, values, strict=False))
+    return {name: value for name, (_, value) in zip(names, ordered, strict=False)}
+
+
+def _may_be(key: str, name: str) -> bool:
+    """Tell by their last parts whether two names can be of one tensor: a file in alphabetical order has bias before weight."""
+    parts = [text.rpartition(".")[2] for text in (key, name)]
+    return parts[0] == parts[1] or not all(part in NORM_PARTS for part in parts)
 
 
 def _grey_shape(value: torch.Tensor) -> tuple[int, ...]:
