@@ -435,3 +435,15 @@ def test_image_that_a_read_only_cache_lacks_is_told(few, tmp_path, monkeypatch):
     monkeypatch.setattr(cache.os, "access", lambda path, mode: False)
     manifest = build_cache(rows, data, "train", tmp_path / "cache", TINY)
     assert "lacks it, and is read-only" in manifest.error[0] and (manifest.error[1:] == "").all()
+
+
+@pytest.mark.parametrize("name", [".train.lock", "train_manifest.csv", "train"])
+def test_what_is_in_the_way_of_a_cache_file_is_told_and_left_alone(images, competition, settings, tmp_path, name):
+    (tmp_path / "precious").write_text("mine")
+    if name == "train_manifest.csv":
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).symlink_to(tmp_path / "precious")
+    with pytest.raises(CacheError, match="can't be used .*Delete what is in the way, or choose another cache_dir"):
+        build_cache(images.head(1), competition, "train", tmp_path, settings, quiet=True)
+    assert (tmp_path / "precious").read_text() == "mine"

@@ -167,6 +167,15 @@ def test_processes_that_record_at_the_same_time_lose_no_row(folder):
     assert sorted(read_ledger().message) == sorted(f"{name}{number}" for name in "abc" for number in range(10))
 
 
+def test_ledger_whose_lock_is_a_link_is_an_error(folder, tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    folder.mkdir(exist_ok=True)
+    (folder / ".ledger.lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(LedgerError, match="can't be locked .*delete it"):
+        record(write_submission(folder), "")
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
 def test_ledger_that_another_process_holds_is_an_error_in_time(folder, monkeypatch):
     monkeypatch.setattr(ledger, "LOCK_SECONDS", 0.1)
     with ledger.FileLock(folder / ".ledger.lock"), pytest.raises(LedgerError, match="Another process"):

@@ -171,7 +171,7 @@ def build_cache(
     named = name_files(images).to_numpy()
     sources = dict(zip(images.image_id[named], image_paths(images[named], competition_dir, split), strict=True))
     missing = partial(_missing, sources, cache_dir, split, settings)
-    with _full_disk_stops_the_run(cache_dir):
+    with _usable(cache_dir), _full_disk_stops_the_run(cache_dir):
         _claim(cache_dir, settings)
         is_writable = os.access(cache_dir, os.W_OK)
         if missing() and is_writable:
@@ -304,7 +304,7 @@ def _claim(cache_dir: Path, settings: CacheSettings) -> None:
         if not path.exists():
             write_json(path, wanted)
         found = dict(read_json(path))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise CacheError(f"{path} is not readable JSON ({error}): delete it if the cache has this run's settings.") from error
     except OSError as error:
         if error.errno in FULL_DISK:
@@ -346,6 +346,17 @@ def _write_picture(path: Path, picture: np.ndarray) -> int:
     encoded = cv2.imencode(".png", picture, PNG_OPTIONS)[1]
     with _full_disk_stops_the_run(path.parent), write_atomic(path, sync=False) as temporary:
         return temporary.write_bytes(encoded)
+
+
+@contextlib.contextmanager
+def _usable(cache_dir: Path) -> Iterator[None]:
+    """Name the remedy where something else is in a file's place, such as a link for a lock, or the disk has no locks."""
+    try:
+        yield
+    except (OSError, NotImplementedError) as error:  # older versions of filelock raise the second where there are no locks
+        raise CacheError(
+            f"{cache_dir} can't be used ({error}). Delete what is in the way, or choose another cache_dir."
+        ) from error
 
 
 @contextlib.contextmanager

@@ -216,6 +216,8 @@ def _changing() -> Iterator[list[dict]]:
         lock.acquire()
     except Timeout:
         raise LedgerError(f"Another process has held {lock.lock_file} for {LOCK_SECONDS} s: end it, and try again.") from None
+    except (OSError, NotImplementedError) as error:  # older versions of filelock raise the second where there are no locks
+        raise LedgerError(f"{lock.lock_file} can't be locked ({error}). If it is a link or a folder, delete it.") from error
     try:
         rows = read_ledger().to_dict("records")
         yield rows
