@@ -2,17 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-DEMO ?= outputs/demo
+export DEMO ?= outputs/demo
 PAPERMILL := $(BIN)/papermill --no-progress-bar --log-output --log-level WARNING
 
-DEMO_MARK := $(DEMO)/.made-by-make-demo
+DEMO_MARK := $$DEMO/.made-by-make-demo
 
 # The demo's pictures are small and its epochs few: it shows that everything works, in minutes on two cores.
-DEMO_DATA := -p competition_dir "$(DEMO)/competition" -p cache_dir "$(DEMO)/cache"
+DEMO_DATA := -p competition_dir "$$DEMO/competition" -p cache_dir "$$DEMO/cache"
 DEMO_SIZE := -p image_height 96 -p image_width 72
 DEMO_TRAIN := $(DEMO_DATA) $(DEMO_SIZE) -p n_folds 2 -p batch_size 8 -p learning_rate 1e-3 -p positive_share 0.5
-DEMO_RUNS := $(DEMO)/runs/cnn,$(DEMO)/runs/resnet50,$(DEMO)/runs/rnn
-DEMO_TUNED := -p run_dirs "$(DEMO_RUNS)" -p threshold_path "$(DEMO)/threshold.json"
+DEMO_RUNS := $$DEMO/runs/cnn,$$DEMO/runs/resnet50,$$DEMO/runs/rnn
+DEMO_TUNED := -p run_dirs "$(DEMO_RUNS)" -p threshold_path "$$DEMO/threshold.json"
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test kaggle rehearse bench oldest newest lint format clean
@@ -30,20 +30,22 @@ $(READY): requirements.txt constraints.txt
 
 venv: $(READY) ## make .venv and install requirements.txt into it, at the versions of constraints.txt
 
-# It deletes the folder of an earlier demo, and no other.
+# It deletes the folder of an earlier demo, and no other. The shell expands $$DEMO, so quotes in a name are part of the name.
 demo: $(READY) ## preprocess, train three architectures, tune, report and submit on synthetic mammograms
-	@test -n "$(DEMO)" || { echo 'DEMO is empty. Name a folder, such as DEMO=outputs/demo.'; exit 1; }
-	@test ! -e "$(DEMO)" || test -e "$(DEMO_MARK)" || { echo '"$(DEMO)" was not made by make demo. Name another folder with DEMO=, or delete it.'; exit 1; }
-	@rm -rf -- "$(DEMO)" && mkdir -p -- "$(DEMO)/notebooks" && touch -- "$(DEMO_MARK)"
-	$(BIN)/python -m utils.phantom "$(DEMO)/competition" --train-patients 100 --test-patients 40 --height 256 --contrast 2
-	$(PAPERMILL) notebooks/preprocess.ipynb "$(DEMO)/notebooks/preprocess.ipynb" $(DEMO_DATA) $(DEMO_SIZE)
-	$(PAPERMILL) notebooks/train.ipynb "$(DEMO)/notebooks/train-cnn.ipynb" $(DEMO_TRAIN) -p architecture cnn -p run_dir "$(DEMO)/runs/cnn" -p epochs 5
-	$(PAPERMILL) notebooks/train.ipynb "$(DEMO)/notebooks/train-resnet50.ipynb" $(DEMO_TRAIN) -p architecture resnet50 -p run_dir "$(DEMO)/runs/resnet50" -p epochs 4
-	$(PAPERMILL) notebooks/train.ipynb "$(DEMO)/notebooks/train-rnn.ipynb" $(DEMO_TRAIN) -p architecture rnn -p run_dir "$(DEMO)/runs/rnn" -p epochs 4
-	$(PAPERMILL) notebooks/tune_threshold.ipynb "$(DEMO)/notebooks/tune_threshold.ipynb" $(DEMO_TUNED)
-	$(PAPERMILL) notebooks/report.ipynb "$(DEMO)/notebooks/report.ipynb" $(DEMO_DATA) $(DEMO_TUNED) -p report_path "$(DEMO)/report.html"
-	$(PAPERMILL) notebooks/submit.ipynb "$(DEMO)/notebooks/submit.ipynb" $(DEMO_DATA) $(DEMO_TUNED) -p submission_path "$(DEMO)/submission.csv"
-	@$(BIN)/python -m utils.demo "$(DEMO)"
+	@test -n "$$DEMO" || { echo 'DEMO is empty. Name a folder, such as DEMO=outputs/demo.'; exit 1; }
+	@case "$$DEMO" in *,* | "~"* | -*) echo "DEMO is $$DEMO. Name a folder without a comma, and without ~ or - at its beginning."; exit 1;; esac
+	@test ! -L "$$DEMO" || { echo "$$DEMO is a link. Name the folder itself with DEMO=."; exit 1; }
+	@test ! -e "$$DEMO" || test -e "$(DEMO_MARK)" || { echo "$$DEMO was not made by make demo. Name another folder with DEMO=, or delete it."; exit 1; }
+	@rm -rf -- "$$DEMO" && mkdir -p -- "$$DEMO/notebooks" && touch -- "$(DEMO_MARK)"
+	$(BIN)/python -m utils.phantom "$$DEMO/competition" --train-patients 100 --test-patients 40 --height 256 --contrast 2
+	$(PAPERMILL) notebooks/preprocess.ipynb "$$DEMO/notebooks/preprocess.ipynb" $(DEMO_DATA) $(DEMO_SIZE)
+	$(PAPERMILL) notebooks/train.ipynb "$$DEMO/notebooks/train-cnn.ipynb" $(DEMO_TRAIN) -p architecture cnn -p run_dir "$$DEMO/runs/cnn" -p epochs 5
+	$(PAPERMILL) notebooks/train.ipynb "$$DEMO/notebooks/train-resnet50.ipynb" $(DEMO_TRAIN) -p architecture resnet50 -p run_dir "$$DEMO/runs/resnet50" -p epochs 4
+	$(PAPERMILL) notebooks/train.ipynb "$$DEMO/notebooks/train-rnn.ipynb" $(DEMO_TRAIN) -p architecture rnn -p run_dir "$$DEMO/runs/rnn" -p epochs 4
+	$(PAPERMILL) notebooks/tune_threshold.ipynb "$$DEMO/notebooks/tune_threshold.ipynb" $(DEMO_TUNED)
+	$(PAPERMILL) notebooks/report.ipynb "$$DEMO/notebooks/report.ipynb" $(DEMO_DATA) $(DEMO_TUNED) -p report_path "$$DEMO/report.html"
+	$(PAPERMILL) notebooks/submit.ipynb "$$DEMO/notebooks/submit.ipynb" $(DEMO_DATA) $(DEMO_TUNED) -p submission_path "$$DEMO/submission.csv"
+	@$(BIN)/python -m utils.demo "$$DEMO"
 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -59,8 +59,23 @@ def test_make_demo_deletes_nothing_that_it_did_not_make(make_demo, tmp_path, fol
     assert (tmp_path / "my" / "thesis.txt").read_text() == "precious" and (tmp_path / "Makefile").is_file()
 
 
-def test_make_demo_takes_a_folder_with_a_space_and_begins_again_there(make_demo, tmp_path):
-    assert make_demo("my demo").returncode == 0
-    (tmp_path / "my demo" / "old.csv").touch()
-    assert make_demo("my demo").returncode == 0
-    assert not (tmp_path / "my demo" / "old.csv").exists() and (tmp_path / "my" / "thesis.txt").is_file()
+@pytest.mark.parametrize("name", ["my demo", "it's", 'a "demo"', "one;two"])
+def test_make_demo_takes_a_folder_with_an_odd_name_and_begins_again_there(make_demo, tmp_path, name):
+    assert make_demo(name).returncode == 0
+    (tmp_path / name / "old.csv").touch()
+    assert make_demo(name).returncode == 0
+    assert not (tmp_path / name / "old.csv").exists() and (tmp_path / "my" / "thesis.txt").is_file()
+
+
+@pytest.mark.parametrize("name", ["a,b", "~/demo", "-x"])
+def test_make_demo_refuses_names_that_its_commands_would_read_otherwise(make_demo, tmp_path, name):
+    done = make_demo(name)
+    assert done.returncode and "DEMO" in done.stdout and not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("target", ["demo", "nowhere"])
+def test_make_demo_does_not_replace_a_link(make_demo, tmp_path, target):
+    make_demo("demo")
+    (tmp_path / "link").symlink_to(target)
+    done = make_demo("link")
+    assert done.returncode and "is a link" in done.stdout and (tmp_path / "link").is_symlink()
