@@ -246,6 +246,17 @@ def test_an_edit_in_a_bundle_is_not_written_over(made, run, name):
     assert "mine" not in read_json(made / name)
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "kernels/mine/mine.ipynb", "datasets/weights-resnet50-1024/README.md"])
+def test_a_file_that_was_put_into_a_bundle_is_not_deleted(made, run, name):
+    (made / name).parent.mkdir(exist_ok=True)
+    (made / name).write_text("work of hours")
+    (made / "last.log").touch()
+    with pytest.raises(BundleError, match=f"{name} is not from this kit, and would be deleted"):
+        write_bundle(made, USER, [run], None, with_wheels=False)
+    (made / name).unlink()
+    write_bundle(made, USER, [run], None, with_wheels=False)
+
+
 def test_versions_that_were_pushed_outlive_a_rewrite(made, run):
     bundle.note_pushed(made, f"{USER}/mammography-kit-submit", 3)
     (made / "kernels" / "submit.version").write_text("3\n")

@@ -48,6 +48,7 @@ __all__ = ["LIMITS", "BundleError", "Part", "check_bundle", "check_sources", "fi
 MARKER = "bundle.json"  # only a folder that holds it is replaced
 PUSHED = "pushed.json"  # versions of the kernels that were pushed from a bundle, by id
 KEPT = (PUSHED, "kernels/*.version")  # outlive a rewrite; the second are run.sh's
+LOG = "last.log"  # of run.sh
 NOTEBOOKS = ("explore", "preprocess", "train", "tune_threshold", "report", "submit")
 ON_GPU = ("train", "report", "submit")
 WITH_RUNS = ("tune_threshold", "report", "submit")
@@ -121,7 +122,8 @@ def write_bundle(
         _write_kernels(whole, username)
         made = _provenance()
         write_script(whole, f"{made['name']} {made['version']}, commit {made['commit']}")
-        write_json(whole / MARKER, made | {"username": username, "python": python_version, "hashes": _hash_editable(whole)})
+        known = {"hashes": _hash_editable(whole), "files": _list_files(whole)}
+        write_json(whole / MARKER, made | {"username": username, "python": python_version} | known)
         _refuse(check_bundle(whole))
         for path in [path for pattern in KEPT for path in folder.glob(pattern)]:
             shutil.copyfile(path, whole / path.relative_to(folder))
@@ -152,6 +154,8 @@ def _target_problems(folder: Path, username: str) -> Iterator[str]:
         yield f"{folder} is no former bundle (no {MARKER}) and not empty: name another folder with --out."
     for path in _edited(folder):
         yield f"{path} was edited since it was written: name another folder with --out, or delete {folder} to lose the edit."
+    for name in _added(folder):
+        yield f"{folder / name} is not from this kit, and would be deleted: move it, or name another folder with --out."
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", username):
         yield f"username is {username!r}, but must be as in kaggle.com/USERNAME: letters, digits, hyphens and underscores."
 
@@ -165,6 +169,20 @@ def _edited(folder: Path) -> list[Path]:
 def _hash_editable(folder: Path) -> dict[str, str]:
     paths = [path for pattern in ("kernels/*/*.ipynb", "*/*/*-metadata.json") for path in sorted(folder.glob(pattern))]
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def _added(folder: Path) -> list[str]:
+    """Files that someone put into a bundle; none where an earlier kit wrote it, which kept no list."""
+    written = read_json(folder / MARKER).get("files") if is_from_kit(folder, MARKER) else None
+    if written is None:
+        return []
+    own = {MARKER, LOG, *written, *(path.relative_to(folder).as_posix() for name in KEPT for path in folder.glob(name))}
+    return [name for name in _list_files(folder) if name not in own]
+
+
+def _list_files(folder: Path) -> list[str]:
+    paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
 
 
 def _source_problems(runs: Sequence[Path], threshold_path: Path | None) -> list[str]:
