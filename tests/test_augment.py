@@ -5,7 +5,6 @@ import pytest
 
 from utils.augment import Augment
 from utils.boxes import overlap
-from utils.configuration import STRONGEST
 
 MIDDLE = np.float32([0.4, 0.45, 0.6, 0.6])
 CORNER = np.float32([0.0, 0.0, 0.25, 0.2])
@@ -91,7 +90,3 @@ def test_box_that_leaves_the_picture_is_gone():
 def test_picture_without_a_box_gets_none(picture):
     nowhere = np.full(4, np.nan, dtype=np.float32)
     assert all(np.isnan(Augment()(picture, seed, nowhere)[1]).all() for seed in range(5))
-
-
-def test_strongest_augmentation_that_a_training_takes_can_be_made(picture):
-    assert Augment(STRONGEST)(picture, seed=1)[0].shape == picture.shape

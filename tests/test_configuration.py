@@ -1,9 +1,11 @@
 import json
 
+import numpy as np
 import pytest
 from conftest import TINY, make_config
 
-from utils.configuration import Execution, TrainConfig, TrainingError, as_numbers
+from utils.augment import Augment
+from utils.configuration import STRONGEST, Execution, TrainConfig, TrainingError, as_numbers
 
 
 @pytest.mark.parametrize(
@@ -75,3 +77,8 @@ def test_folds_parameter_is_read_as_numbers(given, wanted):
 def test_folds_parameter_that_is_no_number_is_refused():
     with pytest.raises(TrainingError, match="folds is 'a,b'"):
         as_numbers("a,b")
+
+
+def test_strongest_augmentation_that_a_training_takes_can_be_made():
+    picture = np.zeros((32, 24), dtype=np.uint8)
+    assert Augment(STRONGEST)(picture, seed=1)[0].shape == picture.shape
