@@ -42,6 +42,7 @@ from utils.environment import (
     write_atomic,
     write_json,
 )
+from utils.training_code import module_files
 from utils.wheels import download_wheels, imported_by_notebooks
 
 __all__ = ["LIMITS", "BundleError", "Part", "check_bundle", "check_sources", "find_parts", "write_bundle"]
@@ -245,10 +246,8 @@ def _write_code(datasets: Path, username: str) -> None:
 
 def _code_files() -> list[Path]:
     """List what the notebooks need: the modules that they import, and nothing else that lies next to those."""
-    modules = sorted(name for name in imported_by_notebooks(PROJECT) if name.startswith("utils."))
-    paths = [PROJECT.joinpath(*name.split(".")).with_suffix(".py") for name in modules]
     shared = [PROJECT / name for name in ("utils/__init__.py", "requirements.txt", "pyproject.toml", "LICENSE")]
-    return [path for path in paths if path.is_file()] + shared
+    return module_files(imported_by_notebooks(PROJECT), PROJECT) + shared
 
 
 def _link_problems() -> list[str]:

@@ -249,10 +249,11 @@ def usable_folds(run_dir: Path) -> list[Path]:
         As from `read_fold_oof` and `check_collected`.
     """
     folders, path = finished_folds(run_dir), run_dir / "oof.csv"
-    for fold_dir in folders:
-        read_fold_oof(fold_dir)
     if path.is_file():
-        check_collected(run_dir, read_oof(path))
+        check_collected(run_dir, read_oof(path))  # reads each fold's too
+    else:
+        for fold_dir in folders:
+            read_fold_oof(fold_dir)
     return folders
 
 

@@ -16,7 +16,8 @@ def code_versions() -> dict[str, str]:
 
     Unlike the commit, the hash changes with every edit and needs no git.
     """
-    sources = "".join(f"{path.stem}\n{_source(path)}" for path in _modules())
+    files = module_files(reached_modules({FIRST}, PROJECT), PROJECT)
+    sources = "".join(f"{path.stem}\n{_source(path)}" for path in files)
     return versions() | {"code": hashlib.sha256(sources.encode()).hexdigest()[:12]}
 
 
@@ -36,9 +37,10 @@ def changed_versions(found: Mapping[str, str]) -> str:
     return f"{', '.join(changed)}.{same}"
 
 
-def _modules() -> list[Path]:
-    names = sorted(reached_modules({FIRST}, PROJECT))
-    paths = [PROJECT.joinpath(*name.split(".")).with_suffix(".py") for name in names if name.startswith("utils.")]
+def module_files(names: set[str], project: Path) -> list[Path]:
+    """Return the files of those modules that are the kit's, sorted by name."""
+    kits = [name for name in sorted(names) if name.startswith("utils.")]
+    paths = [project.joinpath(*name.split(".")).with_suffix(".py") for name in kits]
     return [path for path in paths if path.is_file()]
 
 
@@ -48,8 +50,7 @@ def reached_modules(names: set[str], project: Path) -> set[str]:
     while todo:
         name = todo.pop()
         reached.add(name)
-        path = project.joinpath(*name.split(".")).with_suffix(".py")
-        if name.startswith("utils.") and path.is_file():
+        for path in module_files({name}, project):
             todo |= imports_of(_source(path)) - reached
     return reached
 
