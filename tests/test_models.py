@@ -4,9 +4,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from utils.dataset import CATEGORIES, METADATA, Vocabulary
+from utils.dataset import METADATA, Vocabulary
 from utils.encoders import ModelError
-from utils.models import HIDE_METADATA, BoxHead, GatedAttention, MetadataEmbedding, ModelConfig, build_model
+from utils.models import BoxHead, GatedAttention, ModelConfig, build_model
 
 VOCABULARY = Vocabulary(58.0, 10.0, ("CC", "MLO"), ("21", "49"), ("1", "2"))
 VIEW, CC, MLO = METADATA.index("view"), 1, 2
@@ -62,13 +62,6 @@ def test_gives_one_logit_per_item(architecture):
 def test_maxvit_runs_at_the_size_that_it_was_made_for():
     model = make_model("maxvit_nano_rw_256", image_height=256, image_width=256)
     assert logits_of(model, make_batch([1], side=256)).shape == (1,)
-
-
-def test_image_model_ignores_metadata():
-    model = make_model("cnn")
-    pictures, metadata, lengths, own = make_batch([1, 1])
-    with torch.inference_mode():
-        assert torch.equal(model(pictures, metadata, lengths, own).logit, model(pictures, metadata * 0, lengths, own).logit)
 
 
 # Several views
@@ -202,15 +195,6 @@ def test_recurrent_model_learns_from_every_part():
     learns = {name for name, parameter in model.named_parameters() if parameter.grad is not None and parameter.grad.any()}
     parts = ["encoders.0.backbone.blocks.0.0", "encoders.1.backbone.conv1", "metadata.tables.0", "recurrent", "head"]
     assert all(any(name.startswith(part) for name in learns) for part in parts)
-
-
-def test_codes_are_hidden_at_times_in_training_alone():
-    torch.manual_seed(0)
-    embedding, metadata = MetadataEmbedding(VOCABULARY), make_batch([1])[1].repeat(2000, 1)
-    known = embedding.eval()(metadata)
-    assert torch.equal(known, known[:1].expand_as(known))
-    hidden = (embedding.train()(metadata) != known[:1])[:, -8 * len(CATEGORIES) :: 8]  # first number of each embedding
-    assert hidden.double().mean(dim=0).tolist() == pytest.approx([HIDE_METADATA] * len(CATEGORIES), abs=0.03)
 
 
 def test_own_image_run_loads_as_an_encoder_with_a_warning(tmp_path, capsys):

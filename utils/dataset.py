@@ -22,6 +22,7 @@ from utils.environment import cpu_count
 
 METADATA = ("age", "age_missing", "implant", "view", "machine_id", "site_id")
 CATEGORIES = ("view", "machine_id", "site_id")
+MOST_DEVIATIONS = 5  # of an age from the mean: beyond them it is a slip of the pen
 NO_BOX = np.full(4, np.nan, dtype=np.float32)
 VIEW_ORDER = ("CC", "MLO", "ML", "LM", "LMO", "AT")  # the two screening views first; others follow by name
 
@@ -55,7 +56,7 @@ class Vocabulary:
         ndarray of shape (len(images), 6), float32
             Columns `METADATA`: standardised age (0 where missing), whether it is missing, implant (0 or 1), and three codes.
         """
-        age = ((images.age - self.age_mean) / self.age_std).fillna(0)
+        age = ((images.age - self.age_mean) / self.age_std).fillna(0).clip(-MOST_DEVIATIONS, MOST_DEVIATIONS)
         columns = [age, images.age.isna(), images.implant]
         for column in CATEGORIES:
             codes = {value: code for code, value in enumerate(getattr(self, column), start=1)}

@@ -93,6 +93,8 @@ class Fitting:
 
     def _make_network(self, execution: Execution) -> None:
         model = build_model(self.config.model, self.vocabulary, self.auxiliary_sizes)
+        if self.config.model.metadata:
+            model.head.metadata.fit(self.training_set.metadata, self.training_set.images.cancer.to_numpy())
         if self.ranks.world_size > 1 and self.device.type == "cuda":
             model = convert_sync_batchnorm(model)  # statistics of the whole step; torch has it for GPUs alone
         self.model = model.to(self.device, memory_format=torch.channels_last)

@@ -12,11 +12,11 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 
 from utils.cache import LARGEST_SIDE
-from utils.dataset import CATEGORIES, METADATA, Vocabulary
+from utils.dataset import METADATA, Vocabulary
 from utils.encoders import Encoder, ModelError, build_encoder
 from utils.formats import check, check_types
+from utils.metadata import MetadataEmbedding, MetadataLogit
 
-HIDE_METADATA = 0.1  # share of codes shown as "unseen" in training, so that an unseen machine meets a trained embedding
 RECURRENT_CELLS = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
 LEVELS = ("image", "breast", "patient")
 VIEW_POOLINGS = ("attention", "concat")
@@ -58,6 +58,9 @@ class ModelConfig:
         Before the head, and of residual branches where the network has them.
     box_head : bool
         Predict a box as well.
+    metadata : bool
+        Add what age, implant, view, machine and site tell to the logit of the pictures. ``rnn`` reads them as features of each
+        image in any case.
     encoders : tuple of str
         Image encoders of ``rnn``.
     recurrent_cell : {"gru", "lstm", "rnn"}
@@ -81,6 +84,7 @@ class ModelConfig:
     dropout: float = 0.2
     drop_path: float = 0.0
     box_head: bool = False
+    metadata: bool = False
     encoders: tuple[str, ...] = ("cnn", "resnet50")
     recurrent_cell: str = "gru"
     hidden_size: int = 128
@@ -108,6 +112,11 @@ class ModelConfig:
     def item(self) -> str:
         """What an item of its data set is: ``image``, ``breast``, or ``patient`` (a breast beside the other one)."""
         return "breast" if self.architecture == "rnn" else self.level
+
+    @property
+    def reads_metadata(self) -> bool:
+        """Whether age, implant, view, machine or site are read: they must not be labels."""
+        return self.metadata or self.item != "image"
 
 
 def build_model(config: ModelConfig, vocabulary: Vocabulary, auxiliary_sizes: tuple[int, ...] = ()) -> nn.Module:
@@ -138,12 +147,12 @@ def build_model(config: ModelConfig, vocabulary: Vocabulary, auxiliary_sizes: tu
 
 
 class ImageModel(nn.Module):
-    """An encoder and a linear head: one logit per image. Metadata is ignored."""
+    """An encoder and a linear head: one logit per image."""
 
     def __init__(self, vocabulary: Vocabulary, config: ModelConfig, auxiliary_sizes: tuple[int, ...]):
         super().__init__()
         self.encoder = _encoder(config.architecture, config)
-        self.head = Head(self.encoder.num_features, config.dropout, auxiliary_sizes)
+        self.head = Head(self.encoder.num_features, config, vocabulary, auxiliary_sizes)
         _check(
             not config.box_head or self.encoder.map_channels > 0,
             f"box_head needs a network whose last maps are (channels, height, width), which those of {config.architecture} are"
@@ -153,11 +162,11 @@ class ImageModel(nn.Module):
 
     def forward(self, images: torch.Tensor, metadata: torch.Tensor, lengths: torch.Tensor, own: torch.Tensor) -> Outputs:
         features, maps = self.encoder(images)
-        return self.head(features)._replace(box=self.box(maps) if self.box else None)
+        return self.head(features, metadata, lengths, own)._replace(box=self.box(maps) if self.box else None)
 
 
 class MultiViewModel(nn.Module):
-    """A shared encoder for all images of a breast, whose features are joined to one logit; metadata is ignored.
+    """A shared encoder for all images of a breast, whose features are joined to one logit.
 
     At the patient's level the other breast's images are joined likewise, and stand beside the breast's own.
     """
@@ -170,7 +179,7 @@ class MultiViewModel(nn.Module):
         self.both_breasts = config.level == "patient"
         self.cc_code = vocabulary.view.index("CC") + 1 if "CC" in vocabulary.view else -1
         parts = (1 if self.attention else 2) * (2 if self.both_breasts else 1)
-        self.head = Head(parts * num_features, config.dropout, auxiliary_sizes)
+        self.head = Head(parts * num_features, config, vocabulary, auxiliary_sizes)
 
     def forward(self, images: torch.Tensor, metadata: torch.Tensor, lengths: torch.Tensor, own: torch.Tensor) -> Outputs:
         features, _ = self.encoder(images)  # (N, F)
@@ -179,10 +188,10 @@ class MultiViewModel(nn.Module):
             parts = lengths.tolist()
             features = pad_sequence(features.float().split(parts), batch_first=True)  # (B, V, F)
             present = pad_sequence(torch.ones_like(own).split(parts), batch_first=True)  # (B, V), bool
-            own, is_cc = (pad_sequence(mask.split(parts), batch_first=True) for mask in (own, is_cc))
-            sides = [present & own, present & ~own] if self.both_breasts else [present & own]
+            of_breast, is_cc = (pad_sequence(mask.split(parts), batch_first=True) for mask in (own, is_cc))
+            sides = [present & of_breast, present & ~of_breast] if self.both_breasts else [present & of_breast]
             joined = [part for side in sides for part in self._join(features, side, is_cc)]  # each (B, F)
-        return self.head(torch.cat(joined, dim=1))
+        return self.head(torch.cat(joined, dim=1), metadata, lengths, own)
 
     def _join(self, features: torch.Tensor, side: torch.Tensor, is_cc: torch.Tensor) -> list[torch.Tensor]:
         if self.attention:
@@ -224,7 +233,7 @@ class RecurrentHybrid(nn.Module):
         # Encoders differ in scale; without this the loudest would drown the others.
         self.norm = nn.LayerNorm(num_features)
         self.recurrent = RECURRENT_CELLS[config.recurrent_cell](num_features, config.hidden_size, batch_first=True)
-        self.head = Head(config.hidden_size, config.dropout, auxiliary_sizes)
+        self.head = Head(config.hidden_size, config, vocabulary, auxiliary_sizes)
 
     def forward(self, images: torch.Tensor, metadata: torch.Tensor, lengths: torch.Tensor, own: torch.Tensor) -> Outputs:
         features = [encoder(images)[0].float() for encoder in self.encoders]  # each (N, F)
@@ -235,39 +244,29 @@ class RecurrentHybrid(nn.Module):
             packed = pack_padded_sequence(sequences, lengths.cpu(), batch_first=True, enforce_sorted=False)
             _, state = self.recurrent(packed)
             state = state[0] if isinstance(state, tuple) else state  # an LSTM has a cell state too
-        return self.head(state[-1])  # (1, B, hidden) -> (B, hidden)
-
-
-class MetadataEmbedding(nn.Module):
-    """Embed the test-time metadata of an image: numbers as they are, categories by a table whose entry 0 is "unseen"."""
-
-    def __init__(self, vocabulary: Vocabulary, size: int = 8):
-        super().__init__()
-        self.tables = nn.ModuleList(nn.Embedding(len(getattr(vocabulary, column)) + 1, size) for column in CATEGORIES)
-        self.num_numbers = len(METADATA) - len(CATEGORIES)
-        self.num_features = self.num_numbers + size * len(CATEGORIES)
-
-    def forward(self, metadata: torch.Tensor) -> torch.Tensor:
-        numbers, codes = metadata[:, : self.num_numbers], metadata[:, self.num_numbers :].long()  # (N, 3), (N, 3)
-        if self.training:
-            codes = codes * (torch.rand(codes.shape, device=codes.device) >= HIDE_METADATA)
-        embedded = [table(codes[:, column]) for column, table in enumerate(self.tables)]  # each (N, size)
-        return torch.cat([numbers, *embedded], dim=1)
+        return self.head(state[-1], metadata, lengths, own)  # (1, B, hidden) -> (B, hidden)
 
 
 class Head(nn.Module):
-    """Dropout and a linear layer to one logit, and another to the auxiliary targets' logits, which only training computes."""
+    """Dropout and a linear layer to one logit, and another to the auxiliary targets' logits, which only training computes.
 
-    def __init__(self, num_features: int, dropout: float, auxiliary_sizes: tuple[int, ...]):
+    Where metadata is read as well, its logit is added.
+    """
+
+    def __init__(self, num_features: int, config: ModelConfig, vocabulary: Vocabulary, auxiliary_sizes: tuple[int, ...]):
         super().__init__()
-        self.dropout, self.cancer = nn.Dropout(dropout), nn.Linear(num_features, 1)
+        self.dropout, self.cancer = nn.Dropout(config.dropout), nn.Linear(num_features, 1)
         self.auxiliary = nn.Linear(num_features, sum(auxiliary_sizes)) if auxiliary_sizes else None
+        self.metadata = MetadataLogit(vocabulary) if config.metadata else None
 
-    def forward(self, features: torch.Tensor) -> Outputs:
+    def forward(self, features: torch.Tensor, metadata: torch.Tensor, lengths: torch.Tensor, own: torch.Tensor) -> Outputs:
         with torch.autocast(features.device.type, enabled=False):  # bfloat16 has few values: logits would tie
             features = self.dropout(features.float())
             auxiliary = self.auxiliary(features) if self.auxiliary and self.training else None
-            return Outputs(self.cancer(features).squeeze(1), auxiliary)  # (B, 1) -> (B,)
+            logit = self.cancer(features).squeeze(1)  # (B, 1) -> (B,)
+            if self.metadata:
+                logit = logit + self.metadata(metadata, lengths, own)
+            return Outputs(logit, auxiliary)
 
 
 class BoxHead(nn.Module):

@@ -127,7 +127,7 @@ def check_folds(job: Job) -> Iterator[Finding]:
     config, images = _made(job, _config), _images(job)
     if not config or images is None:
         return
-    if config.model.item != "image":
+    if config.model.reads_metadata:
         yield from _refused(lambda: check_features(images, ("age", "implant", *CATEGORIES)))
     images, boxes, extra = assign_folds(images, config.n_folds, config.seed, config.fold_by), None, None
     if config.patch_epochs:

@@ -85,7 +85,7 @@ def train_run(
     run_dir = Path(run_dir).resolve()
     check_boxes(config, images, boxes, extra)
     check_shares(config, execution)
-    if config.model.item != "image":
+    if config.model.reads_metadata:
         check_features(images, ("age", "implant", *CATEGORIES))
     if extra is not None:
         check_apart(images, extra)
@@ -294,7 +294,7 @@ def patch_model(config: TrainConfig) -> ModelConfig:
             f"{config.model.architecture} has other weights for patches than for images: leave patch_epochs at 0."
         )
     size = config.patch_size
-    return replace(config.model, level="image", box_head=False, image_height=size, image_width=size)
+    return replace(config.model, level="image", box_head=False, metadata=False, image_height=size, image_width=size)
 
 
 def _fit_patches(

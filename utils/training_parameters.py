@@ -76,6 +76,7 @@ def _model_config(given: SimpleNamespace, settings: CacheSettings) -> ModelConfi
         pooling=given.pooling,
         drop_path=given.drop_path,
         box_head=given.box_weight > 0,
+        metadata=given.metadata,
         encoders=tuple(name.strip() for name in given.encoders.split(",")),
         recurrent_cell=given.recurrent_cell,
     )
