@@ -235,3 +235,22 @@ def test_interval_prints_with_three_digits_and_signs_where_asked():
     assert str(interval) == "0.123 [-0.100, 0.200]"
     assert interval.signed == "+0.123 [-0.100, +0.200]"
     assert str(Interval(np.nan, np.nan, np.nan)) == "undefined"
+
+
+def test_ratio_of_each_draw_is_that_of_repeated_rows():
+    generator = np.random.default_rng(3)
+    top, bottom, patients = generator.random(30), generator.integers(0, 3, 30), generator.integers(0, 12, 30)
+    bootstrap = PatientBootstrap(patients, 200, 0)
+    draws = [np.repeat(top, weights).sum() / np.repeat(bottom, weights).sum() for weights in row_weights(bootstrap)]
+    found = bootstrap.ratio(top, bottom)
+    assert found.value == pytest.approx(top.sum() / bottom.sum())
+    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(draws, (2.5, 97.5))))
+    assert np.isnan(bootstrap.ratio(top, np.zeros(30)).value)
+
+
+def test_share_that_no_draw_can_change_has_wilsons_interval_over_patients():
+    patients = np.repeat(np.arange(8), 5)
+    bootstrap, ones = PatientBootstrap(patients), np.ones(40)
+    assert bootstrap.share(ones, ones) == proportion(8, 8) and bootstrap.share(ones * 0, ones) == proportion(0, 8)
+    hits = (patients < 2).astype(int)
+    assert bootstrap.share(hits, ones) == bootstrap.ratio(hits, ones)

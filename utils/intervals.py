@@ -117,6 +117,29 @@ class PatientBootstrap:
         value = probabilistic_f1(labels, first) - probabilistic_f1(labels, second)
         return self.interval(value, self.pf1_draws(labels, first) - self.pf1_draws(labels, second))
 
+    def ratio(self, top: np.ndarray, bottom: np.ndarray) -> Interval:
+        """Sum of one column over the sum of another.
+
+        With ones as ``bottom`` it is a mean. A difference of two ratios with one ``bottom`` is paired: pass the difference as
+        ``top``.
+        """
+        top, bottom = np.asarray(top, dtype=float), np.asarray(bottom, dtype=float)
+        value = top.sum() / bottom.sum() if bottom.sum() else np.nan
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return self.interval(value, np.divide(*self.sums(top, bottom).T))
+
+    def share(self, hits: np.ndarray, trials: np.ndarray) -> Interval:
+        """Share of hits in trials, both counts of each row.
+
+        If all trials are hits, or none is, every draw says the same: the interval is then Wilson's, of as many trials as
+        there are patients.
+        """
+        found = self.ratio(hits, trials)
+        if found.value not in (0, 1):
+            return found
+        patients = self._counts.shape[1]
+        return proportion(patients * int(found.value), patients)
+
     def pf1_draws(self, labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
         """pF1 in each draw."""
         labels = np.asarray(labels, dtype=float)
