@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +8,7 @@ import torch
 from conftest import TINY, make_config
 from torch import nn
 
-from utils.boxes import CORNERS, read_boxes, to_picture, to_source
+from utils.boxes import CORNERS, read_boxes, to_source
 from utils.breast import find_breast
 from utils.cache import CacheSettings, read_manifest
 from utils.configuration import TrainingError
@@ -25,14 +26,13 @@ from utils.inference import forward
 from utils.loading import make_loader
 from utils.models import build_model
 from utils.phantom import BOXES_FILE
-from utils.plots_explanation import read_original, show_explanations
-from utils.pointing import compare_pointing, pointing_game, strongest_place
+from utils.plots_explanation import draw_overlay, read_original, show_explanations
+from utils.pointing import strongest_place
 from utils.run_folder import load_config
 from utils.tables import image_paths
 from utils.training import load_fold, make_dataset, train_run
 
 CPU = torch.device("cpu")
-RED = {"image_id": "a", "x_min": 0.5, "y_min": 0.0, "x_max": 1.0, "y_max": 0.5, "label": "mass"}
 
 
 @pytest.fixture(scope="module")
@@ -361,60 +361,6 @@ def test_map_goes_back_as_boxes_do(competition, images, cache_dir):
         assert np.allclose(found, inside, atol=1.01)
 
 
-# Pointing game
-
-
-def spot(y, x, shape=(4, 4)):
-    heat = np.zeros(shape, dtype=np.float32)
-    heat[y, x] = 1
-    return heat
-
-
-def test_pointing_game_by_hand():
-    boxes = pd.DataFrame([RED, RED | {"image_id": "b"}, RED | {"image_id": "c"}, RED | {"image_id": "unexplained"}])
-    maps = {"a": spot(0, 3), "b": spot(3, 3), "c": np.zeros((4, 4), dtype=np.float32), "healthy": spot(0, 3)}
-    game = pointing_game(maps, boxes)
-    assert (game["share"], game["images"], game["chance"]) == (pytest.approx(1 / 3), 3, 0.25)
-    # Wilson's formula, with z = 1.959964
-    n, p, z = 3, 1 / 3, 1.959964
-    half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    assert (game["low"], game["high"]) == (pytest.approx(middle - half), pytest.approx(middle + half))
-
-
-def test_a_hit_in_any_box_counts_and_chance_counts_their_union():
-    boxes = pd.DataFrame([RED, RED, RED | {"x_min": 0.0, "x_max": 0.5}])
-    masks = {"a": np.arange(16).reshape(4, 4) < 12}
-    assert pointing_game({"a": spot(1, 0)}, boxes, masks)["share"] == 1
-    assert pointing_game({"a": spot(1, 0)}, boxes, masks)["chance"] == pytest.approx(8 / 12)
-
-
-def test_pointing_game_without_boxes_is_undefined():
-    game = pointing_game({"a": spot(0, 0)}, pd.DataFrame(columns=["image_id", *CORNERS]))
-    assert game["images"] == 0 and np.isnan(game["share"]) and np.isnan(game["chance"])
-
-
-def test_strongest_place_of_a_plateau_is_its_middle_and_never_between_two():
-    heat = np.zeros((4, 8), dtype=np.float32)
-    heat[0:2, 0:4] = 1
-    assert strongest_place(heat) == (0.25, 0.25)
-    heat[3, 7] = 1
-    assert strongest_place(heat) == (0.25, 0.25)
-
-
-def test_maps_drawn_from_the_truth_win_and_swapped_ones_lose(competition, images, cache_dir):
-    boxes = to_picture(read_boxes(competition / BOXES_FILE), read_manifest(cache_dir, "train", TINY), TINY)
-    maps = {}
-    for image_id, group in boxes.groupby("image_id"):
-        x_min, y_min, x_max, y_max = group[CORNERS].iloc[0]
-        maps[image_id] = spot(int((y_min + y_max) * 32), int((x_min + x_max) * 24), (64, 48))
-    table = compare_pointing(maps, boxes, cache_dir)
-    assert table.loc["Grad-CAM", "share"] == 1 and (table.images == len(maps)).all()
-    assert table.loc["Grad-CAM of another image", "share"] < 0.7
-    assert 0 < table.loc["random point in the breast", "share"] < 0.3
-    assert table.share.between(0, 1).all() and (table.low.dropna() <= table.share[table.low.notna()]).all()
-
-
 # Figures
 
 
@@ -454,3 +400,21 @@ def test_gallery_shows_each_example_with_its_boxes(run, competition, images, cac
     assert "no map" in titled[0].get_title()
     with_cancer = [axis for axis in titled if ", cancer" in f", {axis.get_title().splitlines()[1]}"]
     assert with_cancer and all(len(axis.patches) >= 1 for axis in with_cancer)
+
+
+@pytest.mark.parametrize("has_map", [True, False])
+def test_boxes_are_drawn_on_their_lesion_in_a_smaller_copy_with_a_map_or_without(has_map):
+    picture = np.zeros((50, 40), np.float32)  # of 100 x 80 stored pixels
+    picture[10:20, 5:15] = 1
+    heat = np.pad(np.ones((20, 20), np.float32), ((20, 60), (10, 50))) if has_map else None
+    boxes = pd.DataFrame({"x_min": [10.0, 60.0], "y_min": [20.0, 40.0], "x_max": [30.0, 90.0], "y_max": [40.0, 60.0]})
+    figure, axis = plt.subplots()
+    draw_overlay(axis, picture, (100, 80), heat, boxes.assign(predicted=[False, True]))
+    true, predicted = axis.patches
+    assert true.get_bbox().extents.tolist() == [4.5, 9.5, 14.5, 19.5]  # pixel i reaches from i - 0.5 to i + 0.5
+    assert (true.get_linestyle(), predicted.get_linestyle()) == ("-", "--")
+    assert (axis.get_xlim(), axis.get_ylim()) == ((-0.5, 39.5), (49.5, -0.5))  # though a box reaches out of the picture
+    if has_map:
+        (cross,) = axis.lines
+        assert cross.get_xydata().tolist() == [[9.5, 14.5]]
+    plt.close(figure)

@@ -1,22 +1,30 @@
 """A report's runs, threshold and data belong together, and its reader is warned of traps."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import TINY, make_config, write_run
+from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
 from utils import material as material_module
 from utils import tuning
+from utils.boxes import CROP, read_boxes
+from utils.cache import read_manifest
 from utils.encoders import ModelError
 from utils.environment import write_json
 from utils.explanation import ExplanationError
 from utils.intervals import Interval
 from utils.material import SUSPICIOUS_AUC, gather
+from utils.phantom import BOXES_FILE
 from utils.predictions import PredictionError, oof_of_runs
 from utils.run_tables import OOF_COLUMNS
 from utils.subgroups import VERDICT
 from utils.tables import assign_folds
+from utils.training import train_run
 from utils.tuning import tune, tuned_breasts
 
 
@@ -191,6 +199,51 @@ def test_explanations_that_cant_be_had_are_a_sentence(where, tmp_path, monkeypat
 
     monkeypatch.setattr(material_module, "explain_run", refuse)
     assert gather(**where).explanations("a") == [("a: Swin gives tokens", "")]
+
+
+@pytest.fixture
+def real(competition, images, cache_dir, tmp_path):
+    """Where a run that predicts boxes, of a competition that is no phantom, has its files; and true boxes, all benign."""
+    folder = shutil.copytree(competition, tmp_path / "real", ignore=shutil.ignore_patterns("phantom*", "test_*"))
+    boxes = read_boxes(competition / BOXES_FILE)
+    boxes[boxes.image_id.isin(images.image_id)].to_csv(folder / "boxes.csv", index=False)
+    config = make_config(TINY, epochs=1, box_weight=1.0, model={"box_head": True})
+    train_run(config, images, cache_dir, tmp_path / "run", boxes=boxes)
+    return {"run_dirs": str(tmp_path / "run"), "competition_dir": str(folder), "cache_dir": str(cache_dir)}
+
+
+def test_maps_and_predicted_boxes_are_measured_wherever_the_competition_has_boxes(real, images):
+    boxes = read_boxes(Path(real["competition_dir"]) / "boxes.csv")
+    count = boxes.image_id.nunique()
+    (surest, _), (pointing, said), (examples, _), (marks, _) = gather(**real).explanations("run", box_images=10)
+    assert f"Images with boxes: {count} of {len(images)}; measured on 10 drawn at random." in said
+    assert pointing.loc["Grad-CAM", "images"] == 10 and isinstance(pointing.iloc[0, 1], Interval)
+    assert "brightest spot" in pointing.index and isinstance(marks.loc["the run", "hit rate [95 %]"], Interval)
+    dashed = [patch for axis in surest.axes + examples.axes for patch in axis.patches if patch.get_linestyle() == "--"]
+    shown = [axis for axis in surest.axes + examples.axes if axis.get_title()]
+    assert len(dashed) == len(shown)  # one predicted box in each image
+
+
+def test_boxes_of_images_with_and_without_cancer_are_told_apart(real, images, tmp_path):
+    boxes = read_boxes(Path(real["competition_dir"]) / "boxes.csv")
+    crops = read_manifest(real["cache_dir"], "train", TINY)
+    crops = crops[crops.image_id.isin(images.image_id[images.cancer == 0])].head(3)
+    benign = crops.rename(columns=dict(zip(CROP, ["y_min", "x_min", "y_max", "x_max"], strict=True))).assign(label="benign")
+    pd.concat([boxes, benign[boxes.columns]]).to_csv(tmp_path / "b.csv", index=False)
+    found = gather(**real, boxes_path=str(tmp_path / "b.csv")).explanations("run")
+    tables = {said: item for item, said in found if isinstance(item, pd.DataFrame)}
+    (everywhere,) = (table for said, table in tables.items() if said.endswith("measured on all.") and "lies in" in said)
+    (cancer,) = (table for said, table in tables.items() if said.endswith("of images with cancer alone."))
+    assert everywhere.images.iloc[0] == cancer.images.iloc[0] + 3
+
+
+def test_run_and_competition_without_boxes_are_shown_without_figures_of_them(real, tmp_path):
+    assert [type(item) for item, _ in gather(**real).explanations("run", box_images=0)] == [Figure]
+    (tmp_path / "run" / "boxes.csv").unlink()
+    *shown, (lost, _) = gather(**real).explanations("run")
+    assert len(shown) == 3 and "boxes.csv is missing" in lost
+    (Path(real["competition_dir"]) / "boxes.csv").unlink()
+    assert [type(item) for item, _ in gather(**real).explanations("run")] == [Figure]
 
 
 @pytest.mark.parametrize("error", [ExplanationError, ModelError])  # no maps; a network that this version of timm lacks

@@ -28,8 +28,9 @@ from conftest import TINY, TUNED, make_config, parameters_of, write_tuned
 from utils import environment, predictions, preflight_machine, preflight_packages, tuning
 from utils.cache import default_cache_dir
 from utils.environment import read_json, write_json
+from utils.parameters import Parameters
 from utils.preflight import CHECKS, Finding, PreflightError, _findings, preflight
-from utils.preflight_data import check_cache, check_images, check_tables
+from utils.preflight_data import check_cache, check_images, check_tables, check_true_boxes
 from utils.preflight_job import PICTURE_BYTES, RUN_BYTES, Job
 from utils.preflight_machine import (
     HUB_SECONDS,
@@ -654,6 +655,17 @@ def test_history_that_can_not_be_drawn_is_told_before_the_report(run, competitio
     (run / "fold0" / "history.csv").write_text("fold,epoch\n0,first\n")
     assert "fold0/history.csv: epoch is first" in only(check_runs, "report", str(competition), [run]).problem
     assert found(check_runs, "submit", str(competition), [run]) == []
+
+
+def test_true_boxes_that_can_not_be_read_are_told_before_the_report(real, tmp_path):
+    def told(**values):
+        return [str(finding) for finding in found(check_true_boxes, "report", str(real), **values)]
+
+    assert told() == []
+    (real / "boxes.csv").write_text("image_id,x_min\n1,2\n")
+    assert "boxes.csv lacks the column(s) y_min" in told()[0].replace("x_max, ", "").replace("label", "")
+    missing = Parameters({"boxes_path": str(tmp_path / "none.csv")}, {})
+    assert "none.csv" in told(parameters=missing)[0]
 
 
 def cut(path: Path) -> None:

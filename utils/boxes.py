@@ -52,30 +52,32 @@ def read_boxes(path: str | Path) -> pd.DataFrame:
     return boxes[COLUMNS].reset_index(drop=True)
 
 
-def to_picture(boxes: pd.DataFrame, manifest: pd.DataFrame, settings: CacheSettings) -> pd.DataFrame:
+def to_picture(boxes: pd.DataFrame, manifest: pd.DataFrame, settings: CacheSettings, cut: bool = True) -> pd.DataFrame:
     """Carry boxes from the stored pictures to the cached ones.
 
     Parameters
     ----------
     boxes : DataFrame
-        From `read_boxes`.
+        From `read_boxes`; other columns are kept.
     manifest : DataFrame
         The cache's, of the images that matter.
     settings : CacheSettings
+    cut : bool
+        Cut boxes off at the edges of the crop, and leave out those of which less than half lies in it. False leaves them as
+        they are: it undoes `to_source`.
 
     Returns
     -------
     DataFrame
-        Of the images in the manifest; corners as shares of the cached picture's sides, in [0, 1]. A box of which less than
-        half lies in the crop is left out.
+        Of the images in the manifest; corners as shares of the cached picture's sides, in [0, 1] if they are cut.
     """
     table = _with_crops(boxes, manifest[manifest.error == ""])
     scale_x, scale_y, top = _geometry(table, settings)
     height, width = table.crop_bottom - table.crop_top, table.crop_right - table.crop_left
     in_crop = table[CORNERS].to_numpy() - np.stack([table.crop_left, table.crop_top] * 2, axis=1)
     seen = np.clip(in_crop, 0, np.stack([width, height] * 2, axis=1))
-    kept = _areas(seen) >= LEAST_SEEN * _areas(in_crop)
-    x_min, y_min, x_max, y_max = seen.T
+    kept = (_areas(seen) >= LEAST_SEEN * _areas(in_crop)) | (not cut)
+    x_min, y_min, x_max, y_max = seen.T if cut else in_crop.T
     x_min, x_max = _turned(x_min, x_max, table)
     placed = {
         "x_min": x_min * scale_x / settings.image_width,
@@ -83,7 +85,7 @@ def to_picture(boxes: pd.DataFrame, manifest: pd.DataFrame, settings: CacheSetti
         "x_max": x_max * scale_x / settings.image_width,
         "y_max": (y_max * scale_y + top) / settings.image_height,
     }
-    return table[["image_id", "label"]].assign(**placed)[COLUMNS][kept].reset_index(drop=True)
+    return table[boxes.columns].assign(**placed)[kept].reset_index(drop=True)
 
 
 def to_source(boxes: pd.DataFrame, manifest: pd.DataFrame, settings: CacheSettings) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """What a report is about: runs, their out-of-fold breasts, the table that they were trained on, and its pictures."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,23 +8,26 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from utils.boxes import to_picture
 from utils.cache import default_cache_dir, picture_path, read_manifest
-from utils.environment import KitError, resolve
+from utils.configuration import TrainingError
+from utils.environment import KitError, pick_device, resolve
 from utils.evaluation import predict_training_rows
 from utils.explanation import ExplanationError, check_network, choose_examples, explain_run
 from utils.inputs import Inputs, open_inputs
 from utils.intervals import PatientBootstrap
+from utils.localisation import BoxedImages, draw_boxed_images
+from utils.marks import marks_table
 from utils.plots_explanation import show_explanations
-from utils.pointing import compare_pointing
+from utils.pointing import pointing_table
 from utils.predictions import PredictionError, find_or_train_runs, name_runs, oof_of_runs
 from utils.run_folder import load_config
+from utils.run_tables import read_marks
 from utils.subgroups import VERDICT, with_traits
 from utils.thresholds import CHOICES, nested_decisions, nested_site_decisions
 from utils.tuning import find_threshold, text_of, tune, tuned_breasts, weights_of
 
 SHOWN_EXAMPLES = 4  # of each kind of decision
-POINTED_IMAGES = 300  # that the pointing game is played on, at most
+BOX_IMAGES = 300  # with boxes that maps and predicted boxes are measured on, at most
 SUSPICIOUS_AUC = 0.6  # of the number of images; on the real set it is near chance
 
 
@@ -49,6 +53,8 @@ class Material:
         Of the runs' average: calibrated, with the traits of `utils.subgroups.with_traits`.
     decisions : ndarray of shape (len(breasts),)
         Each fold decided with the others' threshold.
+    boxes : DataFrame or None
+        True boxes, from `utils.inputs.Inputs.boxes`.
     """
 
     runs: dict[str, Path]
@@ -59,6 +65,7 @@ class Material:
     curves: dict[str, pd.DataFrame]
     breasts: pd.DataFrame
     decisions: np.ndarray
+    boxes: pd.DataFrame | None
 
     @property
     def title(self) -> str:
@@ -141,36 +148,79 @@ class Material:
         """Whether the cache holds pictures of all the breasts that the run predicted."""
         return set(self.breasts.prediction_id) <= set(self.readable_images(run).prediction_id)
 
-    def explanations(self, name: str) -> list[tuple[Figure | pd.DataFrame | str, str]]:
-        """Show what a run rests on, with captions; a sentence instead where there is no picture, or no map of its network."""
+    def explanations(
+        self, name: str, box_images: int = BOX_IMAGES, seed: int = 0
+    ) -> list[tuple[Figure | pd.DataFrame | str, str]]:
+        """Show what a run rests on, and measure it where true boxes are known.
+
+        Parameters
+        ----------
+        name : str
+            A key of ``runs``.
+        box_images : int
+            Images with boxes that maps and predicted boxes are measured on, at most.
+        seed : int
+            Of the draw of these images, and of the bootstrap.
+
+        Returns
+        -------
+        list of tuple
+            Figures and tables with their captions; a sentence instead where there is no picture, or no map of its network.
+        """
         run = self.runs[name]
         if not self.has_pictures(run):
             return [(f"{name}: the cache lacks its pictures; give the cache_dir that it was trained on.", "")]
+        boxed = self._boxed_images(run, box_images, seed)
         try:
             shown = [(self.gallery(name), f"{name}: the surest decisions, right and wrong.")]
-            if self.inputs.is_phantom:
-                shown.append((self.pointing(name), f"{name}: how often the strongest place lies in a true box."))
-            return shown
+            shown += self.pointing(name, boxed, seed) if boxed else []
         except ExplanationError as error:
-            return [(f"{name}: {error}", "")]
+            shown = [(f"{name}: {error}", "")]
+        return shown + (self.marks(name, boxed, seed) if boxed and boxed.config.box_weight else [])
 
     def gallery(self, name: str) -> Figure:
         """Show what a run was surest of, right and wrong, with Grad-CAM on the original images."""
         run, curve = self.runs[name], self.curves[name]
         threshold = CHOICES[self.tuned["choice"]](curve.cancer, curve.probability)
-        images, cache = self.readable_images(run), self.cache_of(run)
-        examples = choose_examples(curve, images, threshold, SHOWN_EXAMPLES)
-        maps = explain_run(run, images, cache, examples.image_id)
-        boxes = self.inputs.boxes(None)
-        return show_explanations(examples, maps, self.inputs.competition_dir, cache, load_config(run).preprocessing, boxes)
+        return self._show(name, choose_examples(curve, self.readable_images(run), threshold, SHOWN_EXAMPLES))
 
-    def pointing(self, name: str) -> pd.DataFrame:
-        """Play the pointing game on the phantom: whether Grad-CAM finds the true boxes of images with cancer."""
-        run, settings = self.runs[name], load_config(self.runs[name]).preprocessing
-        boxes = to_picture(self.inputs.boxes(None), self.manifest_of(run), settings)
-        images = self.readable_images(run)
-        known = boxes.image_id[boxes.image_id.isin(images.image_id)].drop_duplicates().head(POINTED_IMAGES)
-        return compare_pointing(explain_run(run, images, self.cache_of(run), known), boxes, self.cache_of(run))
+    def pointing(self, name: str, boxed: BoxedImages, seed: int = 0) -> list[tuple[Figure | pd.DataFrame, str]]:
+        """Play the pointing game: whether Grad-CAM finds the true boxes; of all images, of those with cancer, and examples."""
+        hits = boxed.point()
+        title = f"{name}: how often the strongest place lies in a true box"
+        tables = [(pointing_table(hits, seed), f"{title}. {boxed.description}")]
+        with_cancer = hits[hits.index.isin(self.images.image_id[self.images.cancer == 1])]
+        if 0 < len(with_cancer) < len(hits):
+            tables.append((pointing_table(with_cancer, seed), f"{title}, of images with cancer alone."))
+        examples = boxed.examples(hits, SHOWN_EXAMPLES)
+        probability = self.curves[name].set_index("prediction_id").probability
+        figure = self._show(name, examples.assign(probability=probability.loc[examples.prediction_id].to_numpy()))
+        return [*tables, (figure, f"{name}: images drawn at random whose map points into a true box, and others.")]
+
+    def marks(self, name: str, boxed: BoxedImages, seed: int = 0) -> list[tuple[pd.DataFrame | str, str]]:
+        """Compare the boxes that a run predicted with the true ones; a sentence if they can't be read."""
+        try:
+            table = marks_table(boxed.measure_marks(), seed)
+        except TrainingError as error:
+            return [(f"{name}: {error}", "")]
+        return [(table, f"{name}: one predicted box an image against the true boxes. {boxed.description}")]
+
+    def _boxed_images(self, run: Path, most: int, seed: int) -> BoxedImages | None:
+        if self.boxes is None:
+            return None
+        return draw_boxed_images(run, self.readable_images(run), self.cache_of(run), self.boxes, most, seed)
+
+    def _show(self, name: str, examples: pd.DataFrame) -> Figure:
+        """Show images with their maps, true boxes and predicted ones."""
+        run, images, cache = self.runs[name], self.readable_images(self.runs[name]), self.cache_of(self.runs[name])
+        config = load_config(run)
+        maps = explain_run(run, images, cache, examples.image_id, pick_device())
+        boxes = self.boxes
+        if config.box_weight:
+            with contextlib.suppress(TrainingError):  # which `marks` tells
+                predicted = read_marks(run).assign(predicted=True)
+                boxes = pd.concat([predicted, *([] if boxes is None else [boxes.assign(predicted=False)])], ignore_index=True)
+        return show_explanations(examples, maps, self.inputs.competition_dir, cache, config.preprocessing, boxes)
 
 
 def gather(
@@ -180,6 +230,7 @@ def gather(
     cache_dir: str = "",
     one_image: bool = False,
     smoke_test: bool = False,
+    boxes_path: str = "",
 ) -> Material:
     """Find runs, threshold and data, and check that they belong together.
 
@@ -190,6 +241,8 @@ def gather(
     one_image : bool
         Count one random image of each breast.
     smoke_test : bool
+    boxes_path : str
+        CSV of true boxes; empty for boxes.csv of the competition's folder, where it has one.
 
     Returns
     -------
@@ -199,6 +252,8 @@ def gather(
     ------
     PredictionError
         If there are no runs, or train.csv does not have their breasts with their labels.
+    utils.tables.TableError
+        If the boxes can't be read.
     """
     runs = find_or_train_runs(run_dirs, smoke_test, competition_dir or "")
     tuned = find_threshold(runs, threshold_path)
@@ -206,7 +261,7 @@ def gather(
         tuned = tune(runs, tuned["aggregation"], choice=tuned["choice"], weights=weights_of(tuned, runs), one_image=True)
     settings = load_config(runs[0]).preprocessing
     inputs = open_inputs(competition_dir, cache_dir, settings.image_height, settings.image_width, smoke_test)
-    images = inputs.images("train")
+    images, boxes = inputs.images("train"), inputs.boxes(boxes_path)
     named = name_runs(runs)
     _say_what_has_no_maps(named)
     how = {"aggregation": tuned["aggregation"], "one_image": tuned["one_image"]}
@@ -219,7 +274,7 @@ def gather(
     by_site = tuned["site_thresholds"]
     decisions = nested_site_decisions(*values, breasts.site_id, choose) if by_site else nested_decisions(*values, choose)
     cache = resolve(cache_dir) if cache_dir else None
-    return Material(named, inputs, cache, images, tuned, curves, breasts, decisions)
+    return Material(named, inputs, cache, images, tuned, curves, breasts, decisions, boxes)
 
 
 def _say_what_has_no_maps(runs: dict[str, Path]) -> None:

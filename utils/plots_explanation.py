@@ -10,11 +10,11 @@ import pandas as pd
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Rectangle
 
-from utils.boxes import CORNERS
 from utils.cache import CacheSettings, read_manifest
 from utils.dicom import open_dicom
 from utils.explanation import to_source_map
 from utils.plots import finished
+from utils.pointing import strongest_place
 from utils.tables import image_paths
 
 TALLEST = 600  # px of a shown image
@@ -23,8 +23,11 @@ DENSEST = 0.55  # opacity where a map is strongest, so that the tissue still sho
 DPI = 80
 COLUMN_WIDTH, ROW_HEIGHT = 2.4, 3.6  # inches
 HEAT = LinearSegmentedColormap.from_list("heat", ["#e69f00", "#ffe34d"])  # orange to yellow: apart from grey to every eye
-BOX_COLOUR = "#56b4e9"  # sky blue
-CAPTION = "Orange to yellow: where Grad-CAM is {least:.0%} to 100% of the image's strongest; not comparable between images."
+BOX_COLOUR, MARK_COLOUR = "#56b4e9", "#f0a3cc"  # sky blue; pink
+CAPTION = (
+    "Orange to yellow: where Grad-CAM is {least:.0%} to 100% of the image's strongest; not comparable between images."
+    " Cross: its strongest place."
+)
 
 
 def show_explanations(
@@ -48,7 +51,8 @@ def show_explanations(
     settings : CacheSettings
         Of the cache.
     boxes : DataFrame, optional
-        From `utils.boxes.read_boxes`: true findings, which are outlined.
+        From `utils.boxes.read_boxes`: true findings, which are outlined. A column ``predicted`` tells a run's own boxes, which
+        are dashed.
     split : {"train", "test"}
 
     Returns
@@ -67,19 +71,25 @@ def show_explanations(
         axis.axis("off")
     for kind, row_axes in zip(kinds, axes, strict=False):
         for axis, row in zip(row_axes, examples[examples.kind == kind].itertuples(), strict=False):
-            heat = maps.get(row.image_id)
-            heat = None if heat is None else to_source_map(heat, manifest.loc[row.image_id], settings)
+            heat, placed = maps.get(row.image_id), manifest.loc[row.image_id]
+            heat = None if heat is None else to_source_map(heat, placed, settings)
             found = None if boxes is None else boxes[boxes.image_id == row.image_id]
-            draw_overlay(axis, read_original(paths[row.image_id]), heat, found)
+            shape = int(placed.source_height), int(placed.source_width)
+            draw_overlay(axis, read_original(paths[row.image_id]), shape, heat, found)
             axis.set_title(_title(row, heat), fontsize=8)
     blue = "" if boxes is None else " Blue: true findings."
-    caption = CAPTION.format(least=LEAST_SHOWN) + blue
+    dashed = " Dashed: predicted." if boxes is not None and "predicted" in boxes else ""
+    caption = CAPTION.format(least=LEAST_SHOWN) + blue + dashed
     figure.supxlabel(textwrap.fill(caption, width=int(size[0] * 15)), fontsize=8)
     return finished(figure)
 
 
 def draw_overlay(
-    axis: plt.Axes, picture: np.ndarray, heat: np.ndarray | None = None, boxes: pd.DataFrame | None = None
+    axis: plt.Axes,
+    picture: np.ndarray,
+    stored_shape: tuple[int, int],
+    heat: np.ndarray | None = None,
+    boxes: pd.DataFrame | None = None,
 ) -> None:
     """Draw an image, the strong parts of its map over it, and its boxes.
 
@@ -88,24 +98,30 @@ def draw_overlay(
     axis : Axes
     picture : ndarray of shape (h, w), float32 in [0, 1]
         From `read_original`: the stored picture, or a smaller copy.
+    stored_shape : tuple
+        Height and width of the stored picture.
     heat : ndarray of shape (stored height, stored width), float32 in [0, 1], optional
         From `utils.explanation.to_source_map`.
     boxes : DataFrame, optional
-        Corners in pixels of the stored picture; needs ``heat`` to tell its size unless the picture is at full size.
+        Corners in pixels of the stored picture, and ``predicted`` where they are not all true.
     """
     axis.imshow(picture, cmap="gray", vmin=0, vmax=1)
-    stored = picture.shape if heat is None else heat.shape
+    axis.autoscale(False)  # a predicted box may reach out of the picture
+    # Pixel i of a shown picture reaches from i - 0.5 to i + 0.5.
+    down, across = picture.shape[0] / stored_shape[0], picture.shape[1] / stored_shape[1]
     if heat is not None:
         small = cv2.resize(heat, picture.shape[::-1], interpolation=cv2.INTER_AREA)
         strength = ((small - LEAST_SHOWN) / (1 - LEAST_SHOWN)).clip(0, 1)
         opacity = np.where(small > LEAST_SHOWN, DENSEST * (0.3 + 0.7 * strength), 0)
         axis.imshow(np.dstack([HEAT(strength)[..., :3], opacity]))
-    down, across = picture.shape[0] / stored[0], picture.shape[1] / stored[1]
-    for x_min, y_min, x_max, y_max in [] if boxes is None else boxes[CORNERS].to_numpy(dtype=float):
-        # Pixel i of a shown picture reaches from i - 0.5 to i + 0.5.
-        corner = x_min * across - 0.5, y_min * down - 0.5
-        size = (x_max - x_min) * across, (y_max - y_min) * down
-        axis.add_patch(Rectangle(corner, *size, fill=False, edgecolor=BOX_COLOUR, linewidth=1.2))
+        x, y = strongest_place(small) or (np.nan, np.nan)
+        axis.plot(x * picture.shape[1] - 0.5, y * picture.shape[0] - 0.5, "+", color="black", markersize=7)
+    for box in [] if boxes is None else boxes.itertuples():
+        corner = box.x_min * across - 0.5, box.y_min * down - 0.5
+        size = (box.x_max - box.x_min) * across, (box.y_max - box.y_min) * down
+        dashed = bool(getattr(box, "predicted", False))
+        colour, style = (MARK_COLOUR, "--") if dashed else (BOX_COLOUR, "-")
+        axis.add_patch(Rectangle(corner, *size, fill=False, edgecolor=colour, linestyle=style, linewidth=1.2))
 
 
 def read_original(path: str | Path, tallest: int = TALLEST) -> np.ndarray:

@@ -1,5 +1,6 @@
-"""The pointing game: how often a map's strongest place lies in a true box, beside what guessing would reach."""
+"""The pointing game: how often a map's strongest place lies in a true box, next to what needs no network."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -9,84 +10,67 @@ import pandas as pd
 from utils.boxes import CORNERS
 from utils.breast import breast_mask
 from utils.cache import load_picture
-from utils.intervals import proportion
+from utils.intervals import PatientBootstrap
 
 BLUR_SHARE = 0.02  # of a picture's height: "bright" means a spot about as large as a small lesion
 TIED = 1 - 1e-5  # of a map's maximum: interpolation leaves equal neighbours apart by a rounding error
+RANDOM_POINTS = 500  # spread over the breast, which stand for all of its points
 
-Maps = dict[str, np.ndarray]  # by image_id, as from `utils.explanation.explain`
+OWN = "Grad-CAM"
+OTHERS = "Grad-CAM of another patient"
+BRIGHTEST = "brightest spot"
+MIDDLE = "middle of the breast"
+RANDOM = "random point in the breast"
 
-
-def pointing_game(maps: Maps, boxes: pd.DataFrame, masks: Maps | None = None) -> dict[str, float]:
-    """Count how often a map's strongest place lies in a true box of its image.
-
-    Parameters
-    ----------
-    maps : dict
-        As from `utils.explanation.explain`.
-    boxes : DataFrame
-        From `utils.boxes.to_picture`: image_id, and corners as shares of the cached picture's sides.
-    masks : dict, optional
-        Where the breast is, bool arrays of the maps' shape; by default the whole picture counts.
-
-    Returns
-    -------
-    dict
-        ``share`` of the images that have a box and a map, its 95 % interval from ``low`` to ``high`` (Wilson's, as if a
-        breast's images were independent), ``images``, their number, and ``chance``: the mean share of the breast that its
-        boxes cover, which a random point would reach. A map of zeros points nowhere, and misses.
-
-    References
-    ----------
-    Zhang et al., Top-down Neural Attention by Excitation Backprop, ECCV 2016; here without a margin around the boxes.
-    """
-    corners = _corners(maps, boxes)
-    places = {image_id: strongest_place(maps[image_id]) for image_id in corners}
-    hits = [_lies_in(places[image_id], corners[image_id]) for image_id in corners]
-    chance = [_covered(corners[image_id], masks[image_id] if masks else maps[image_id] >= 0) for image_id in corners]
-    return _counted(sum(hits), len(hits)) | {"chance": float(np.mean(chance)) if chance else np.nan}
+Place = tuple[float, float]  # x and y as shares of a picture's sides
 
 
-def compare_pointing(maps: Maps, boxes: pd.DataFrame, cache_dir: str | Path, split: str = "train") -> pd.DataFrame:
-    """Play the pointing game with maps, and with what needs no network.
+@dataclass(frozen=True)
+class Landmarks:
+    """Places in a picture that are found without a network: x and y as shares of the picture's sides.
 
     Parameters
     ----------
-    maps, boxes
-        As in `pointing_game`.
-    cache_dir : path
-    split : {"train", "test"}
+    brightest : tuple
+        The brightest spot of about the size of a small lesion.
+    middle : tuple
+        The place in the breast that is farthest from its edge.
+    spread : ndarray of shape (n, 2)
+        Points spread evenly over the breast, at most `RANDOM_POINTS`.
+    """
+
+    brightest: Place
+    middle: Place
+    spread: np.ndarray
+
+
+def find_landmarks(picture: np.ndarray) -> Landmarks:
+    """Find the places in a cached picture that a map is compared with.
+
+    Parameters
+    ----------
+    picture : ndarray of shape (image_height, image_width), uint8
 
     Returns
     -------
-    DataFrame
-        ``share``, ``low``, ``high`` and ``images`` of Grad-CAM; of each map on the other images, which tells whether the maps
-        are the images' own; of the picture's brightest spot; of the middle of the breast; and of a random point in the breast,
-        for which there is no interval.
+    Landmarks
+        Of the complete picture where no breast is found.
     """
-    corners = _corners(maps, boxes)
-    pictures = {image_id: load_picture(cache_dir, split, image_id) for image_id in corners}
-    masks = {image_id: _breast(picture) for image_id, picture in pictures.items()}
-    middles = {image_id: _distance_inside(mask) for image_id, mask in masks.items()}
-    game = pointing_game(maps, boxes, masks)
-    alone = {"low": np.nan, "high": np.nan, "images": game["images"]}
-    return (
-        pd.DataFrame(
-            {
-                "Grad-CAM": {key: game[key] for key in ("share", *alone)},
-                "Grad-CAM of another image": alone | {"share": _swapped(maps, corners)},
-                "brightest spot": pointing_game({key: _blurred(picture) for key, picture in pictures.items()}, boxes),
-                "middle of the breast": pointing_game(middles, boxes),
-                "random point in the breast": alone | {"share": game["chance"]},
-            }
-        )
-        .T[["share", *alone]]
-        .astype({"images": int})
-        .rename_axis("strongest place of")
-    )
+    mask = _breast(picture)
+    bright = cv2.GaussianBlur(picture.astype(np.float32), (0, 0), BLUR_SHARE * picture.shape[0])
+    y, x = np.nonzero(mask)
+    chosen = np.linspace(0, len(x) - 1, min(len(x), RANDOM_POINTS)).astype(int)
+    spread = np.stack([(x[chosen] + 0.5) / mask.shape[1], (y[chosen] + 0.5) / mask.shape[0]], axis=1)
+    middle = strongest_place(_distance_inside(mask))
+    return Landmarks(strongest_place(bright) or middle, middle, spread)
 
 
-def strongest_place(heat: np.ndarray) -> tuple[float, float] | None:
+def read_landmarks(image_ids: list[str], cache_dir: str | Path, split: str = "train") -> dict[str, Landmarks]:
+    """Find the landmarks of cached pictures."""
+    return {image_id: find_landmarks(load_picture(cache_dir, split, image_id)) for image_id in image_ids}
+
+
+def strongest_place(heat: np.ndarray) -> Place | None:
     """Give x and y of a map's maximum as shares of its sides; of equal neighbours their middle. None for a map of zeros."""
     highest = heat.max()
     if highest <= 0:
@@ -96,34 +80,98 @@ def strongest_place(heat: np.ndarray) -> tuple[float, float] | None:
     return (x.mean() + 0.5) / heat.shape[1], (y.mean() + 0.5) / heat.shape[0]
 
 
-def _corners(maps: Maps, boxes: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Boxes of each image that has a map: (k, 4)."""
-    groups = boxes[boxes.image_id.isin(list(maps))].groupby("image_id", sort=False)[CORNERS]
+def play_pointing_game(
+    places: dict[str, Place | None], landmarks: dict[str, Landmarks], boxes: pd.DataFrame, patients: pd.Series
+) -> pd.DataFrame:
+    """Look, for each image, which points lie in one of its true boxes.
+
+    Parameters
+    ----------
+    places : dict
+        Strongest place of each image's map, by image_id; None, which a map of zeros has, misses.
+    landmarks : dict
+        From `read_landmarks`, of the same images.
+    boxes : DataFrame
+        From `utils.boxes.to_picture`: image_id, and corners as shares of the cached picture's sides.
+    patients : Series
+        patient_id by image_id.
+
+    Returns
+    -------
+    DataFrame
+        One row for each image that has a place and a box, indexed by image_id: patient_id, and a column for each kind of
+        point with 1 for a hit and 0 for a miss, or the share of hits where there are many such points: the maps of all other
+        patients, and the points of the breast.
+
+    References
+    ----------
+    Zhang et al., Top-down Neural Attention by Excitation Backprop, ECCV 2016; here without a margin around the boxes.
+    """
+    corners = {name: group for name, group in by_image(boxes).items() if name in places}
+    own = pd.DataFrame([places[name] or (np.nan, np.nan) for name in corners], columns=["x", "y"])
+    owners = patients.loc[list(corners)].to_numpy()
+    rows = []
+    for name, true in corners.items():
+        found, strangers = landmarks[name], owners != patients[name]
+        rows.append(
+            {
+                "image_id": name,
+                "patient_id": patients[name],
+                OWN: _share_inside([places[name] or (np.nan, np.nan)], true),
+                OTHERS: _share_inside(own[strangers], true),
+                BRIGHTEST: _share_inside([found.brightest], true),
+                MIDDLE: _share_inside([found.middle], true),
+                RANDOM: _share_inside(found.spread, true),
+            }
+        )
+    columns = ["image_id", "patient_id", OWN, OTHERS, BRIGHTEST, MIDDLE, RANDOM]
+    return pd.DataFrame(rows, columns=columns).set_index("image_id")
+
+
+def pointing_table(hits: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Set Grad-CAM next to each kind of point that needs no network.
+
+    Parameters
+    ----------
+    hits : DataFrame
+        From `play_pointing_game`.
+    seed : int
+        Of the bootstrap over patients.
+
+    Returns
+    -------
+    DataFrame
+        One row for each kind of point: how many images it was tried on, its share of hits as an `Interval`, the share of
+        Grad-CAM minus it as text, and what that shows.
+    """
+    bootstrap = PatientBootstrap(hits.patient_id, seed=seed)
+    rows = {}
+    for kind in hits.columns.drop("patient_id"):
+        tried = hits[kind].notna()  # no other patient's map may be there
+        share = bootstrap.share(hits[kind].fillna(0), tried)
+        rows[kind] = {"images": int(tried.sum()), "in a true box [95 %]": share}
+        if kind != OWN:
+            difference = bootstrap.ratio((hits[OWN] - hits[kind]).fillna(0), tried)
+            rows[kind] |= {f"{OWN} minus it": difference.signed, f"{OWN} is": difference.verdict if tried.any() else ""}
+    return pd.DataFrame(rows).T.fillna("").rename_axis("strongest place of")
+
+
+def by_image(boxes: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Corners of each image's boxes: (k, 4), by image_id in order of first appearance."""
+    groups = boxes.groupby("image_id", sort=False)[CORNERS]
     return {image_id: group.to_numpy(dtype=float) for image_id, group in groups}
 
 
-def _lies_in(place: tuple[float, float] | None, corners: np.ndarray) -> bool:
-    return place is not None and bool(((corners[:, :2] <= place) & (place < corners[:, 2:])).all(axis=1).any())
+def inside(points: np.ndarray, corners: np.ndarray) -> np.ndarray:
+    """Whether each of n points lies in each of k boxes, half-open: (n, k), bool. A point of NaN lies in none."""
+    points = np.asarray(points, dtype=float).reshape(-1, 1, 2)
+    return ((corners[:, :2] <= points) & (points < corners[:, 2:])).all(axis=2)
 
 
-def _covered(corners: np.ndarray, mask: np.ndarray) -> float:
-    """Share of a mask's pixels whose middle lies in a box."""
-    y, x = np.nonzero(mask)
-    places = np.stack([(x + 0.5) / mask.shape[1], (y + 0.5) / mask.shape[0]], axis=1)[:, None]  # (pixels, 1, 2)
-    inside = ((corners[:, :2] <= places) & (places < corners[:, 2:])).all(axis=2)  # (pixels, k)
-    return float(inside.any(axis=1).mean()) if len(inside) else 0.0
-
-
-def _swapped(maps: Maps, corners: dict[str, np.ndarray]) -> float:
-    """Share of hits of each image's map in every other image's boxes."""
-    places = {image_id: strongest_place(maps[image_id]) for image_id in corners}
-    hits = [_lies_in(places[a], corners[b]) for a in corners for b in corners if a != b]
-    return float(np.mean(hits)) if hits else np.nan
-
-
-def _counted(hits: int, count: int) -> dict[str, float]:
-    interval = proportion(hits, count)
-    return {"share": interval.value, "low": interval.low, "high": interval.high, "images": count}
+def _share_inside(points: np.ndarray, corners: np.ndarray) -> float:
+    """Share of points that lie in any of an image's boxes; NaN if there is no point."""
+    hits = inside(points, corners).any(axis=1)
+    return float(hits.mean()) if len(hits) else np.nan
 
 
 def _breast(picture: np.ndarray) -> np.ndarray:
@@ -136,7 +184,3 @@ def _breast(picture: np.ndarray) -> np.ndarray:
 def _distance_inside(mask: np.ndarray) -> np.ndarray:
     """Distance of each pixel of a mask from its edge, where the picture ends too: highest in the middle."""
     return cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
-
-
-def _blurred(picture: np.ndarray) -> np.ndarray:
-    return cv2.GaussianBlur(picture.astype(np.float32), (0, 0), BLUR_SHARE * picture.shape[0])

@@ -18,6 +18,7 @@ from utils.intervals import PatientBootstrap
 from utils.leaks import read_honest_oof
 from utils.models import ModelConfig
 from utils.phantom import is_phantom_competition
+from utils.run_tables import read_marks
 from utils.training import train_run
 
 SKIPPED_FOLDERS = ("runs-phantom", SMOKE_RUNS, "demo")  # runs that only show that everything works
@@ -110,8 +111,7 @@ def box_summary(run_dir: Path, boxes: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         One row; see `utils.boxes.localisation`.
     """
-    predicted = pd.read_csv(run_dir / "boxes.csv", dtype={"image_id": str})
-    return pd.DataFrame({run_dir.name: localisation(predicted, boxes)}).T
+    return pd.DataFrame({run_dir.name: localisation(read_marks(run_dir), boxes)}).T
 
 
 def _summary_row(table: pd.DataFrame, seed: int) -> dict:

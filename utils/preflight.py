@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from utils import environment
 from utils.environment import KitError, cpu_count, on_kaggle, working_dir
 from utils.parameters import Parameters
-from utils.preflight_data import check_cache, check_images, check_tables
+from utils.preflight_data import check_cache, check_images, check_tables, check_true_boxes
 from utils.preflight_job import GIGABYTE, Check, Finding, Job
 from utils.preflight_machine import check_device, check_disk, check_hub, check_memory, existing, free_memory, gpus
 from utils.preflight_packages import check_packages, check_python
@@ -51,7 +51,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "preprocess": (*MACHINE, *DATA),
     "train": (*MACHINE, check_device, *DATA, *TRAINING),
     "tune_threshold": (*MACHINE, check_runs),
-    "report": (*MACHINE, check_device, check_tables, check_runs, check_weights, check_threshold),
+    "report": (*MACHINE, check_device, check_tables, check_true_boxes, check_runs, check_weights, check_threshold),
     "submit": (*MACHINE, check_device, *DATA, check_runs, check_weights, check_preprocessing, check_threshold),
 }
 

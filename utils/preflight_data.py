@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from utils.environment import COMPETITION, on_kaggle, read_json
-from utils.preflight_job import READ, TABLES, Finding, Job, hollow, mounted
+from utils.preflight_job import READ, TABLES, Finding, Job, hollow, mounted, refusals
 
 SAMPLED = 5  # image files that are looked at, spread over the table
 
@@ -98,6 +98,17 @@ def check_cache(job: Job) -> Iterator[Finding]:
             make = "run preprocess.ipynb in a notebook without a GPU, attach its output, and give its folder as cache_dir."
             problem = f"{cache} lacks {job.missing[cache]} pictures: they are made first, while the GPU's hours run."
             yield Finding(problem, f"set cache_dir to {attached}." if attached else make, fatal=False)
+
+
+def check_true_boxes(job: Job) -> Iterator[Finding]:
+    """True boxes, of the file that is named or of the competition's folder, can be read."""
+    from utils.cache import CacheSettings
+    from utils.inputs import Inputs
+
+    path = job.parameters.values.get("boxes_path", "")
+    if job.competition:
+        inputs = Inputs(job.competition, job.is_phantom, CacheSettings(), Path(), job.smoke_test)  # no picture is looked at
+        yield from refusals(lambda: inputs.boxes(path))
 
 
 def _hash_of(cache: Path) -> str:

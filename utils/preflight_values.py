@@ -11,6 +11,7 @@ RANGES = {  # least and most
     "num_workers": (0, 1024),
     "seed": (0, 2**32 - 1),  # NumPy's
     "time_budget_hours": (0, 1000),
+    "box_images": (0, 10**6),
 }
 
 

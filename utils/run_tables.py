@@ -5,12 +5,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from utils.boxes import BOXES_FILE, CORNERS
 from utils.configuration import MOST_FOLDS, TrainingError
 from utils.formats import FormatError, naming
 from utils.metrics import sigmoid
 
 OOF_COLUMNS = ["prediction_id", "patient_id", "laterality", "image_id", "fold", "cancer", "logit", "probability"]
 FOLD_COLUMNS = ["patient_id", "fold"]
+MARK_COLUMNS = ["image_id", "fold", *CORNERS]
 EXTRA_COLUMNS = ["extra_set", "patient_id", "image_id", "cancer"]
 HISTORY_COLUMNS = ["fold", "epoch"]
 IDS = ["prediction_id", "patient_id", "laterality", "image_id"]
@@ -120,6 +122,35 @@ def read_history_table(path: str | Path) -> pd.DataFrame:
             _refuse(np.isnan(_numbers(table, column)) & table[column].notna(), table, column, "a number, or empty")
         _refuse(table.duplicated(HISTORY_COLUMNS, keep=False), table, "epoch", "in one row of each fold")
     return table
+
+
+def read_marks(run_dir: str | Path) -> pd.DataFrame:
+    """Read the boxes that a run predicted out of fold, one an image, in pixels of the stored pictures.
+
+    Returns
+    -------
+    DataFrame
+        image_id (str), fold (int), x_min, y_min, x_max, y_max (float).
+
+    Raises
+    ------
+    TrainingError
+        If the run predicted none, an id is empty or repeated, or corners are not finite or not in order.
+    """
+    path = Path(run_dir) / BOXES_FILE
+    if not path.is_file():
+        raise TrainingError(f"{path} is missing: the run predicted no boxes (box_weight 0), or lost them. {REMEDY}")
+    with naming(path, TrainingError, REMEDY):
+        table = _whole_numbers(read_table(path, MARK_COLUMNS), "fold", MOST_FOLDS)
+        _refuse(table.image_id == "", table, "image_id", "text")
+        _refuse(table.image_id.duplicated(keep=False), table, "image_id", "in one row")
+        corners = {column: _numbers(table, column) for column in CORNERS}
+        for column, values in corners.items():
+            _refuse(~np.isfinite(values), table, column, "a finite number")
+        for side in ("x", "y"):
+            turned = corners[f"{side}_max"] < corners[f"{side}_min"]
+            _refuse(turned, table, f"{side}_max", f"{side}_min or more")
+    return table[MARK_COLUMNS].assign(**corners)
 
 
 def read_extra_patients(run_dir: str | Path) -> list[str]:
