@@ -123,7 +123,7 @@ def test_map_of_tokens_is_grad_cam_by_hand(images, finer):
     heat, model, picture = explain_one(images, "test_vit", finer=finer)
     kept = []
     model.encoder.backbone.blocks[-1].register_forward_pre_hook(lambda module, inputs: kept.append(inputs[0]))
-    logit = model.head(model.encoder(picture)[0]).logit.sum()
+    logit = model.head.cancer(model.encoder(picture)[0]).sum()
     (gradient,) = torch.autograd.grad(logit, kept[-1])
     tokens, weights = kept[-1][0, 1:].detach(), gradient[0, 1:].mean(dim=0)  # without the class token
     cam = torch.stack([torch.stack([tokens[10 * y + x] @ weights for x in range(10)]) for y in range(10)])
@@ -137,7 +137,7 @@ def test_map_of_channels_last_is_grad_cam_by_hand(images, finer):
     backbone, kept = model.encoder.backbone, []
     layer = backbone.norm if finer == 0 else backbone.layers[2]
     layer.register_forward_hook(lambda module, inputs, output: kept.append(output))
-    (gradient,) = torch.autograd.grad(model.head(model.encoder(picture)[0]).logit.sum(), kept)  # (1, h, w, C)
+    (gradient,) = torch.autograd.grad(model.head.cancer(model.encoder(picture)[0]).sum(), kept)  # (1, h, w, C)
     cam = (kept[0].detach() * gradient.mean(dim=(1, 2), keepdim=True)).sum(dim=3)
     cam = nn.functional.interpolate(cam[None], (64, 64), mode="bilinear").relu()[0, 0]
     assert np.allclose(heat, cam / cam.max(), atol=1e-4)
@@ -210,7 +210,7 @@ def test_map_is_grad_cam_by_hand(images, cache_dir, finer):
     blocks = model.encoder.backbone.blocks
     early, late = blocks[: len(blocks) - finer], blocks[len(blocks) - finer :]
     found = early(x).detach().requires_grad_()
-    model.head(model.encoder.backbone.forward_head(late(found.clone()))).logit.sum().backward()
+    model.head.cancer(model.encoder.backbone.forward_head(late(found.clone()))).sum().backward()
     weights = found.grad.mean(dim=(2, 3), keepdim=True)  # (N, C, 1, 1)
     cam = nn.functional.interpolate((weights * found).sum(1, keepdim=True), (64, 48), mode="bilinear").relu()[:, 0]
     for image_id, heat in zip(dataset.images.image_id, cam.detach().numpy(), strict=True):
