@@ -12,7 +12,7 @@ import timm
 import torch
 from torch import nn
 
-from utils.encoder_weights import read_weights
+from utils.encoder_weights import is_of_kit, read_weights
 from utils.encoders import (
     CNN_CHANNELS,
     GeneralisedMean,
@@ -486,7 +486,7 @@ def cut_safetensors(path):
     ("write", "message"),
     [
         (lambda path: None, "does not exist. Correct the path"),
-        (lambda path: path.mkdir(), "is a folder. Name the file in it"),
+        (lambda path: path.mkdir(), "is a folder, but no run of this kit .* Name the file in it"),
         (lambda path: path.touch(), "it is empty. Copy or download it again"),
         (lambda path: path.write_text("<!DOCTYPE html>"), "it is text, .* Download the file itself"),
         (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid"), "Git LFS pointer"),
@@ -510,13 +510,13 @@ def test_files_that_hold_no_weights_are_refused_with_a_remedy(tmp_path, write, m
         read_weights(path)
 
 
-def test_weights_of_an_own_run_are_taken_from_its_encoder(tmp_path, capsys):
+def test_weights_of_an_own_run_are_taken_from_its_encoder(tmp_path):
     trained = make_encoder("test_resnet")
     state = {f"encoder.{key}": value for key, value in trained.state_dict().items()} | {"head.cancer.bias": torch.zeros(1)}
     safetensors.torch.save_file(state, tmp_path / "weights.safetensors", {"vocabulary": "{}"})
     torch.manual_seed(1)
     encoder = build_encoder("test_resnet", 64, 64, weights_path=str(tmp_path / "weights.safetensors"))
-    assert "not out of fold" in capsys.readouterr().out
+    assert is_of_kit(tmp_path / "weights.safetensors")
     found, wanted = encoder.state_dict(), trained.state_dict()
     assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in wanted)
 

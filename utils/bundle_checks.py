@@ -87,7 +87,8 @@ def _config_problems(run: Path) -> list[str]:
 def run_files(run: Path) -> list[str]:
     """What of a run is sent: of finished folds only, and no checkpoint. A fold's history is for the report, and may lack."""
     folds = [fold_dir.name for fold_dir in fold_folders(run, "oof.csv")]
-    optional = [name for name in ("extra.csv", *(f"{fold}/history.csv" for fold in folds)) if (run / name).is_file()]
+    optional = ["extra.csv", *(f"{fold}/{name}" for fold in folds for name in ("history.csv", "start.json"))]
+    optional = [name for name in optional if (run / name).is_file()]
     return [*RUN_FILES, *(f"{fold}/{name}" for fold in folds for name in FOLD_FILES), *optional]
 
 

@@ -60,7 +60,9 @@ def read_weights(path: str | Path) -> dict:
     """
     path = Path(path)
     if path.is_dir():
-        raise ModelError(f"weights_path {path} is a folder. Name the file in it.")
+        raise ModelError(
+            f"weights_path {path} is a folder, but no run of this kit (it has no config.json). Name the file in it."
+        )
     if not path.is_file():
         raise ModelError(f"weights_path {path} does not exist. Correct the path.")
     try:
@@ -72,6 +74,15 @@ def read_weights(path: str | Path) -> dict:
     if not any(_parts(content)):
         raise ModelError(f"weights_path {path} holds no weights. {SAVE_ALONE}.")
     return content
+
+
+def is_of_kit(path: str | Path) -> bool:
+    """Whether a file of weights was written by this kit."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as weights:
+            return "vocabulary" in (weights.metadata() or {})
+    except (OSError, safetensors.SafetensorError):  # missing, or of another format: `read_weights` tells
+        return False
 
 
 def find_weights(content: Mapping, wanted: Mapping[str, torch.Tensor], path: str | Path) -> Tensors:
@@ -182,9 +193,6 @@ def _read(path: Path) -> object:
     with open(path, "rb") as file:
         head = file.read(HEAD_BYTES)
     if head[8:9] == b"{":  # safetensors, whatever the file's name: eight bytes of length, then JSON
-        with safetensors.safe_open(path, framework="pt") as weights:
-            if "vocabulary" in (weights.metadata() or {}):
-                print(f"{path} was trained by this kit: patients that it saw are not out of fold in what follows.")
         return safetensors.torch.load_file(path)
     with torch.serialization.safe_globals(list(HARMLESS)):
         return torch.load(path, map_location="cpu", weights_only=True)

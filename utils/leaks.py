@@ -10,6 +10,7 @@ from utils.environment import KitError
 from utils.metrics import area_under_roc
 from utils.run_folder import check_collected, finished_folds
 from utils.run_tables import check_predicted, read_extra_patients, read_folds, read_oof
+from utils.starts import read_start, start_files
 from utils.tables import SHARED_COLUMNS
 
 TELLS_THE_LABEL = 0.99  # AUC of a single column; age and machine together reach 0.64 on the real set
@@ -87,6 +88,19 @@ def check_patients_whole(table: pd.DataFrame, path: str | Path) -> None:
         )
 
 
+def trained_patients(run_dir: str | Path, fold: int) -> set[str]:
+    """Patients who trained a fold's model: those of all other folds, of extra sets, and of the runs that it started from.
+
+    Raises
+    ------
+    TrainingError
+        If the run does not say.
+    """
+    folds, start = read_folds(run_dir), read_start(Path(run_dir) / f"fold{fold}")
+    inside = folds.patient_id[folds.fold != fold]
+    return {*inside, *read_extra_patients(run_dir), *(start.seen if start else ())}
+
+
 def check_unseen(run_dir: str | Path, fold: int, patients: Iterable[str]) -> None:
     """Refuse to score a fold's model on patients that it was trained on.
 
@@ -94,7 +108,7 @@ def check_unseen(run_dir: str | Path, fold: int, patients: Iterable[str]) -> Non
     ----------
     run_dir : path
     fold : int
-        Whose model it is: it was trained on the patients of all other folds, and of the extra sets.
+        Whose model it is; see `trained_patients`.
     patients : iterable of str
         Those to be scored.
 
@@ -103,8 +117,7 @@ def check_unseen(run_dir: str | Path, fold: int, patients: Iterable[str]) -> Non
     LeakError
         Naming the first that trained it.
     """
-    folds = read_folds(run_dir)
-    trained = {*folds.patient_id[folds.fold != fold], *read_extra_patients(run_dir)}
+    trained = trained_patients(run_dir, fold)
     seen = [patient for patient in pd.unique(pd.Series(list(patients), dtype=object)) if patient in trained]
     if seen:
         raise LeakError(
@@ -131,6 +144,7 @@ def read_honest_oof(run_dir: str | Path) -> pd.DataFrame:
     """
     path = Path(run_dir) / "oof.csv"
     files = [path, *(path.with_name(name) for name in ("folds.csv", "extra.csv"))]
+    files += start_files(path.parent)
     files += [fold_dir / "oof.csv" for fold_dir in finished_folds(path.parent)]
     changed = tuple(file.stat().st_mtime_ns for file in files if file.is_file())
     return _read_checked(path, changed).copy()

@@ -51,7 +51,8 @@ class ModelConfig:
     pretrained : bool
         Load timm's weights, which need a network; of ``rnn``, into its timm encoders.
     weights_path : str
-        Load a local file instead; see `utils.encoders.build_encoder`. Empty for none.
+        Load a local file instead; see `utils.encoders.build_encoder`. Empty for none. In a `TrainConfig` it may be the folder
+        of another run; see `utils.sources`.
     pooling : {"", "avg", "max", "gem"}
         Of the encoder's last maps; empty for the network's own.
     dropout, drop_path : float

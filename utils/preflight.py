@@ -27,6 +27,7 @@ from utils.preflight_training import (
     check_services,
     check_shared_memory,
     check_shares,
+    check_start,
 )
 from utils.preflight_values import check_output, check_values
 
@@ -39,6 +40,7 @@ TRAINING = (
     check_shared_memory,
     check_network,
     check_weights_file,
+    check_start,
     check_hub,
     check_services,
     check_run_folder,

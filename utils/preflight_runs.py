@@ -99,8 +99,9 @@ def _read_thresholds(job: Job) -> None:
 
 
 def check_weights_file(job: Job) -> Iterator[Finding]:
-    """The file that weights_path names can be read as plain weights."""
+    """What weights_path names can be read: a file of plain weights, or a run that has some."""
     from utils.encoder_weights import read_weights
+    from utils.sources import example_file
 
     if job.weights_path:
-        yield from refusals(partial(read_weights, resolve(job.weights_path)))
+        yield from refusals(lambda: read_weights(example_file(str(resolve(job.weights_path)))))

@@ -29,14 +29,53 @@ def check_network(job: Job) -> Iterator[Finding]:
 
     config = _made(job, _config)
     if config:
-        if any(check_weights_file(job)):  # which tells
-            config = replace(config, model=replace(config.model, weights_path=""))
+        config = replace(config, model=replace(config.model, weights_path=_file_to_try(job, config)))
         one_by_one = _learns_one_by_one(config, _made(job, _execution))
         yield from _refused(lambda: _try_network(config.model, one_by_one))
         if config.patch_epochs:
             yield from _refused(lambda: _try_network(patch_model(config), one_by_one))
         if config.model.pretrained and not job.weights_path:
             yield from _without_pretrained(config.model)
+
+
+def _file_to_try(job: Job, config) -> str:
+    """Give a file of weights that the network must take; empty where another check refuses weights_path."""
+    from utils.sources import check_source, example_file
+
+    path = config.model.weights_path
+    refused = path and (any(check_weights_file(job)) or any(refusals(lambda: check_source(config.model))))
+    return example_file(path) if path and not refused else ""
+
+
+def check_start(job: Job) -> Iterator[Finding]:
+    """Where weights_path is a run, it has the network that is trained, and none of the patients whom a fold holds out."""
+    from utils.sources import check_source, find_starts
+    from utils.tables import assign_folds
+    from utils.training_parameters import run_folder
+
+    config, images = _made(job, _config), _images(job)
+    if not config or not config.model.weights_path or any(check_weights_file(job)):
+        return
+    if (found := [*_refused(lambda: check_source(config.model))]) or images is None:
+        yield from found
+        return
+    run_dir, (readable, is_sure) = run_folder(job.parameters.values, job.is_phantom), _readable(job, images)
+    with contextlib.suppress(KitError):  # which check_folds tells
+        images = assign_folds(readable, config.n_folds, config.seed, config.fold_by)
+        # The folds of a table some of whose pictures turn out to be unreadable may be others.
+        yield from refusals(lambda: find_starts(config, images, run_dir), fatal=is_sure)
+
+
+def _readable(job: Job, images) -> tuple:
+    """Leave out images that a cache marks as unreadable; and tell whether it knows all."""
+    from utils.cache import read_manifest
+
+    for cache, settings in job.caches.items():
+        with contextlib.suppress(KitError, OSError, ValueError):  # which check_cache tells
+            errors = read_manifest(cache, "train", settings).set_index("image_id").error
+            known = images.image_id.isin(errors.index)
+            return images[~images.image_id.isin(errors.index[errors != ""])], bool(known.all())
+    return images, False
 
 
 def check_shares(job: Job) -> Iterator[Finding]:

@@ -1,8 +1,9 @@
 """The folder of a run: its configuration, its folds, and the predictions of the model that never saw a patient.
 
 A run folder holds ``config.json``, ``folds.csv``, ``oof.csv`` and ``history.csv``, and for each fold ``fold{k}/`` with
-``weights.safetensors`` (the kept epoch's averaged weights), ``history.csv``, ``oof.csv`` and, until the fold is done,
-``checkpoint.pt``. Where images of other sets joined the training, ``extra.csv`` names them: they are in no fold.
+``weights.safetensors`` (the kept epoch's averaged weights), ``history.csv``, ``oof.csv``, ``start.json`` if it started from
+other weights, and, until the fold is done, ``checkpoint.pt``. Where images of other sets joined the training, ``extra.csv``
+names them: they are in no fold.
 """
 
 import contextlib
@@ -132,8 +133,16 @@ def check_same_config(run_dir: Path, config: TrainConfig) -> None:
 
 def differing_settings(found: dict, config: TrainConfig) -> list[str]:
     """Names of the settings in which ``found`` is another run than that of ``config``."""
-    wanted = config.to_json()
+    wanted, found = _comparable(config.to_json()), _comparable(found)
     return [name for name in {**wanted, **found} if name not in MAY_CHANGE and found.get(name) != wanted.get(name)]
+
+
+def _comparable(content: dict) -> dict:
+    """Say of a configuration only whether it starts from weights: `utils.sources` checks that they are the same ones."""
+    model = content.get("model")
+    if not isinstance(model, dict):
+        return content
+    return content | {"model": model | {"weights_path": bool(model.get("weights_path"))}}
 
 
 def check_same_patients(run_dir: Path, images: pd.DataFrame) -> None:

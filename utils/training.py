@@ -32,6 +32,8 @@ from utils.processes import Ranks, joined, run_tasks, trainers_at_once
 from utils.run_folder import claim_run, collect_folds, hash_data
 from utils.run_lock import changing, training
 from utils.run_tables import OOF_COLUMNS, REMEDY, read_history_table
+from utils.sources import describe_start, find_starts
+from utils.starts import Start
 from utils.tables import assign_folds
 
 NO_BOX = "No box lies in any of the images: is boxes_path the file of this competition, or of a set in extra_competition_dirs?"
@@ -80,7 +82,10 @@ def train_run(
     ------
     TrainingError
         If the run folder holds another configuration, the cache lacks images, a fold lacks a class, extra images are not of
-        other patients, another process trains one of these folds, the loss diverges, the disk is full, or a process dies.
+        other patients, ``weights_path`` is refused (`utils.sources.find_starts`), another process trains one of these folds,
+        the loss diverges, the disk is full, or a process dies.
+    LeakError
+        If a column of metadata is a label, or a fold would start from weights that its patients trained.
     """
     run_dir = Path(run_dir).resolve()
     check_boxes(config, images, boxes, extra)
@@ -90,6 +95,7 @@ def train_run(
     if extra is not None:
         check_apart(images, extra)
     images = assign_folds(images, config.n_folds, config.seed, config.fold_by)
+    starts = find_starts(config, images, run_dir)
     data_hash = hash_data(images, cache_dir, boxes, extra)
     with changing(run_dir):
         claim_run(run_dir, config, images, data_hash, is_phantom, extra, smoke_test)
@@ -99,7 +105,12 @@ def train_run(
     missing = {fold: fold_dir for fold, fold_dir in folds.items() if not (fold_dir / "oof.csv").is_file()}
     at_once = trainers_at_once(execution, len(missing))
     common = {"execution": execution.share_workers(at_once), "boxes": boxes, "extra": extra}
-    tasks = [partial(fit_fold, config, images, fold, cache_dir, fold_dir, **common) for fold, fold_dir in missing.items()]
+    for fold in (fold for fold in missing if fold in starts):
+        print(describe_start(starts[fold], fold))
+    tasks = [
+        partial(fit_fold, config, images, fold, cache_dir, fold_dir, start=starts.get(fold), **common)
+        for fold, fold_dir in missing.items()
+    ]
     start = time.perf_counter()
     run_tasks(tasks, execution)
     _tell(run_dir, list(missing), [fold for fold in folds if fold not in missing], time.perf_counter() - start)
@@ -134,6 +145,7 @@ def fit_fold(
     boxes: pd.DataFrame | None = None,
     extra: pd.DataFrame | None = None,
     device_number: int = 0,
+    start: Start | None = None,
 ) -> None:
     """Train on all folds but one, predict that one, and write its rows of ``oof.csv`` into ``fold_dir``.
 
@@ -154,6 +166,8 @@ def fit_fold(
         teach that an unseen machine means as much cancer as those sets have.
     device_number : int
         Of the GPU, where each fold has its own.
+    start : Start, optional
+        Weights to start from; from `utils.sources.find_starts`.
     """
     inside, held_out = images[images.fold != fold], images[images.fold == fold]
     check_classes(inside, fold)
@@ -172,6 +186,10 @@ def fit_fold(
             if ranks.is_first:
                 print(f"Fold {fold}: another process has finished it in the meantime.")
             return
+        if start:
+            config = replace(config, model=replace(config.model, weights_path=str(start.path)))
+            if ranks.is_first:
+                start.write(fold_dir)
         parts = (training_set, validation_set, vocabulary, fold_dir, ranks, execution)
         patches = _fit_patches(config, inside, held_out, fold, cache_dir, boxes, *parts[2:]) if config.patch_epochs else None
         fitting = Fitting(config, fold, *parts, auxiliary_sizes=SIZES)
