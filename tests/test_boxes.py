@@ -75,6 +75,16 @@ def test_way_back_gives_the_source_boxes(truth, cache_dir, settings):
     )
 
 
+def test_uncut_boxes_come_back_as_they_were_predicted_even_from_beyond_the_crop(truth, cache_dir, settings):
+    manifest = read_manifest(cache_dir, "train", settings)
+    predicted = pd.DataFrame(
+        {"image_id": manifest.image_id, "x_min": -0.1, "y_min": 0.2, "x_max": 1.2, "y_max": 0.9, "fold": 0}
+    )
+    there = to_picture(to_source(predicted, manifest, settings), manifest, settings, cut=False)
+    pd.testing.assert_frame_equal(there, predicted)
+    assert not to_picture(predicted, manifest, settings)[CORNERS].equals(there[CORNERS])
+
+
 def test_way_back_keeps_other_columns(settings):
     boxes = pd.DataFrame([{"image_id": "1", "probability": 0.3} | dict.fromkeys(CORNERS, 0.5)])
     back = to_source(boxes, pd.DataFrame([manifest_row()]), settings)
