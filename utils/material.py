@@ -27,7 +27,7 @@ from utils.thresholds import CHOICES, nested_decisions, nested_site_decisions
 from utils.tuning import find_threshold, text_of, tune, tuned_breasts, weights_of
 
 SHOWN_EXAMPLES = 4  # of each kind of decision
-BOX_IMAGES = 300  # with boxes that maps and predicted boxes are measured on, at most
+BOX_IMAGES = 200  # with boxes that maps and predicted boxes are measured on, at most
 SUSPICIOUS_AUC = 0.6  # of the number of images; on the real set it is near chance
 
 
