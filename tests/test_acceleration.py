@@ -35,6 +35,7 @@ MODELS = {
     "boxes": {"architecture": "test_resnet", "model": {"box_head": True}, "box_weight": 1.0},
     "breast": {"architecture": "test_efficientnet", "model": {"level": "breast"}},
     "hybrid": {"architecture": "rnn"},
+    "metadata": {"architecture": "cnn", "model": {"metadata": True}},
 }
 every_model = pytest.mark.parametrize("kind", MODELS)
 
