@@ -119,7 +119,7 @@ def test_what_is_in_order_passes_without_a_warning(notebook, competition, run, c
 
 
 def test_all_problems_are_told_at_once_each_with_its_remedy(real, run, tmp_path):
-    (real / "sample_submission.csv").unlink()
+    (real / "test.csv").unlink()
     (run / "fold0" / "weights.safetensors").unlink()
     (tmp_path / "file").touch()
     paths = {"threshold_path": str(tmp_path / "none.json"), "submission_path": str(tmp_path / "file" / "submission.csv")}
@@ -127,9 +127,7 @@ def test_all_problems_are_told_at_once_each_with_its_remedy(real, run, tmp_path)
         preflight("submit", parameters_of("submit", competition_dir=str(real), run_dirs=str(run), **paths))
     lines = str(caught.value).splitlines()
     assert [line.partition(" ")[0] for line in lines[1:]] == ["1.", "2.", "3.", "4."]
-    for line, what in zip(
-        lines[1:], ("can't be written", "sample_submission.csv", "weights.safetensors", "none.json"), strict=True
-    ):
+    for line, what in zip(lines[1:], ("can't be written", "test.csv", "weights.safetensors", "none.json"), strict=True):
         assert what in line and ("Remedy: " in line or ": run tune_threshold.ipynb" in line)
     assert caught.value._render_traceback_() == [f"PreflightError: {caught.value}"]
 
@@ -519,7 +517,7 @@ TABLE_DAMAGES = {
 @pytest.mark.parametrize("problem", TABLE_DAMAGES)
 def test_table_that_can_not_be_read_is_named_with_the_reason(problem, real):
     TABLE_DAMAGES[problem](real / "train.csv")
-    assert f"train.csv {problem}" in only(check_tables, "preprocess", str(real)).problem
+    assert f"train.csv {problem}" in only(check_tables, "train", str(real)).problem
     assert found(check_tables, "submit", str(real)) == []  # which does not read it
     assert not _findings(check_images, Job("train", str(real)))  # nor does another check break on it
 
@@ -538,6 +536,20 @@ def test_training_needs_no_test_table(real):
     (real / "test.csv").unlink()
     assert found(check_tables, "train", str(real)) == []
     assert "test.csv does not exist" in only(check_tables, "submit", str(real)).problem
+
+
+def test_submitting_needs_neither_training_table_nor_sample(real):
+    for name in ("train", "sample_submission"):
+        (real / f"{name}.csv").unlink()
+    assert found(check_tables, "submit", str(real)) == []
+    (real / "sample_submission.csv").touch()
+    assert "sample_submission.csv is empty" in only(check_tables, "submit", str(real)).problem
+
+
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_preprocessing_needs_one_table(name, real):
+    (real / f"{name}.csv").unlink()
+    assert found(check_tables, "preprocess", str(real)) == []
 
 
 def test_competition_that_is_not_attached_is_a_warning_on_kaggle_alone(kaggle, monkeypatch):

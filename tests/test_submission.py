@@ -308,3 +308,12 @@ def test_ids_are_checked_before_the_prediction(competition, tmp_path):
     pd.read_csv(competition / "test.csv", dtype=str).iloc[8:].to_csv(folder / "test.csv", index=False)
     with pytest.raises(SubmissionError, match="missing"):
         write_prior(tmp_path / "submission.csv", folder)
+
+
+def test_test_table_says_which_ids_are_wanted_where_there_is_no_sample(competition, tmp_path):
+    folder = tmp_path / "competition"
+    folder.mkdir()
+    shutil.copy(competition / "test.csv", folder)
+    write_prior(tmp_path / "submission.csv", folder)
+    sample = pd.read_csv(competition / "sample_submission.csv", dtype=str)
+    assert pd.read_csv(tmp_path / "submission.csv", dtype=str).prediction_id.tolist() == sample.prediction_id.tolist()

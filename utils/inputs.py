@@ -29,6 +29,11 @@ class Inputs:
     cache_dir: Path
     smoke_test: bool
 
+    @property
+    def splits(self) -> list[str]:
+        """Those of train and test that the competition has."""
+        return [split for split in ("train", "test") if (self.competition_dir / f"{split}.csv").is_file()]
+
     def images(self, split: str) -> pd.DataFrame:
         """Rows of train.csv or test.csv; those of a few patients in a smoke test."""
         images = read_images(self.competition_dir, split)

@@ -10,6 +10,7 @@ from pathlib import Path
 from utils.environment import COMPETITION, on_kaggle, read_json
 from utils.preflight_job import READ, TABLES, Finding, Job, hollow, mounted, refusals
 
+OPTIONAL = {"submit": ("sample_submission",), "preprocess": ("train", "test")}  # of the last, one is enough
 SAMPLED = 5  # image files that are looked at, spread over the table
 
 
@@ -30,6 +31,8 @@ def check_tables(job: Job) -> Iterator[Finding]:
         return
     for name in TABLES[job.notebook]:
         path = job.competition / f"{name}.csv"
+        if name in OPTIONAL.get(job.notebook, ()) and not path.exists():
+            continue
         problem = hollow(path) or _table_problem(path, REQUIRED[name])
         if problem:
             yield Finding(f"{path} {problem}.", f"{get}.")

@@ -17,6 +17,7 @@ from utils.environment import KitError, versions, write_csv, write_json
 from utils.tables import read_images, read_sample_submission
 
 PRIOR = 492 / 23_826  # share of positive breasts in the competition's training set
+SAMPLE_FILE = "sample_submission.csv"
 LONGEST_NAME = 100  # bytes of a kept copy's name; file systems take 255, time and suffixes included
 
 
@@ -106,7 +107,7 @@ class Draft:
     test_images : DataFrame
         From `utils.tables.read_images`.
     competition_dir : Path
-        Its sample_submission.csv says which ids are wanted.
+        Its sample_submission.csv says which ids are wanted; where there is none, test.csv does.
     prior : float
         Probability of breasts that are not predicted: the training prevalence.
     decide : callable, optional
@@ -121,6 +122,8 @@ class Draft:
 
     @cached_property
     def _sample(self) -> pd.DataFrame:
+        if not (self.competition_dir / SAMPLE_FILE).exists():  # as of a folder of own images
+            return self.test_images[["prediction_id"]].drop_duplicates()
         return read_sample_submission(self.competition_dir)
 
     def update(self, probabilities: pd.Series) -> dict[str, pd.DataFrame]:
