@@ -7,6 +7,7 @@ import platform
 import random
 import re
 import secrets
+import shutil
 import subprocess
 from collections.abc import Iterator
 from importlib import metadata
@@ -261,6 +262,26 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def link_or_copy(file: Path, target: Path, copy: bool = False) -> None:
+    """Put a file in another place, as a link or as a copy; what is there already is replaced.
+
+    Raises
+    ------
+    KitError
+        If the file system has no links.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if copy:
+        with write_atomic(target) as temporary:
+            shutil.copyfile(file, temporary)
+        return
+    target.unlink(missing_ok=True)
+    try:
+        target.symlink_to(file)
+    except OSError as error:
+        raise KitError(f"{target} can't be linked to {file} ({error.strerror}): copy instead (--copy).") from error
 
 
 def write_json(path: str | Path, content: dict) -> None:

@@ -2,11 +2,11 @@
 
 ``python -m utils.external vindr SOURCE DEST`` writes ``DEST/train.csv``, ``DEST/train_images/PATIENT/IMAGE.dcm``, and
 ``DEST/boxes.csv`` where the set has boxes. train.ipynb takes such folders as ``extra_competition_dirs``. `utils.external_sets`
-says what is read of each set, and what counts as cancer; `utils.external_boxes` what its boxes are.
+says what is read of each set, and what counts as cancer; `utils.external_boxes` what its boxes are. ``folder`` takes any folder
+of DICOMs: see `utils.external_folder`.
 """
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
 
@@ -17,9 +17,10 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 from tqdm import tqdm
 
+from utils import external_folder as folder
 from utils.boxes import BOXES_FILE
 from utils.boxes import COLUMNS as BOX_COLUMNS
-from utils.environment import KitError, read_picture, resolve, write_atomic, write_csv
+from utils.environment import KitError, link_or_copy, read_picture, resolve, write_atomic, write_csv
 from utils.external_boxes import BOXES, clip_boxes
 from utils.external_sets import LOSSLESS, SETS, UNKNOWN, ExternalError
 from utils.phantom import TRAIN_COLUMNS
@@ -161,21 +162,13 @@ def _as_train_table(images: pd.DataFrame, name: str) -> pd.DataFrame:
 
 def _place(file: Path, target: Path, copy: bool) -> str:
     """Put an image's file where the kit looks for it; gives the reason where that can't be done."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if file.suffix.lower() in LOSSLESS:
-        picture = read_picture(file, cv2.IMREAD_UNCHANGED)
-        if picture is None or picture.ndim != 2:
-            return "its picture can't be read, or is in colour"
-        _write_dicom(target, picture)
-    elif copy:
-        with write_atomic(target) as temporary:
-            shutil.copyfile(file, temporary)
-    else:
-        target.unlink(missing_ok=True)
-        try:
-            target.symlink_to(file)
-        except OSError as error:
-            raise ExternalError(f"{target} can't be linked to {file} ({error.strerror}): copy instead (--copy).") from error
+    if file.suffix.lower() not in LOSSLESS:
+        link_or_copy(file, target, copy)
+        return ""
+    picture = read_picture(file, cv2.IMREAD_UNCHANGED)
+    if picture is None or picture.ndim != 2:
+        return "its picture can't be read, or is in colour"
+    _write_dicom(target, picture)
     return ""
 
 
@@ -196,16 +189,30 @@ def _write_dicom(path: Path, picture: np.ndarray) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Convert one set from the command line."""
+    """Convert one set, or a folder of DICOMs, from the command line."""
     parser = argparse.ArgumentParser(prog="python -m utils.external", description=__doc__.splitlines()[0])
-    parser.add_argument("name", choices=SETS)
-    parser.add_argument("source", help="folder of the set as it is distributed")
-    parser.add_argument("destination", help="new folder, for extra_competition_dirs of train.ipynb")
+    parser.add_argument("name", choices=[*SETS, folder.NAME], help="a public set, or folder: any folder of DICOMs")
+    parser.add_argument("source", help="folder of the set as it is distributed, or of your DICOMs")
+    parser.add_argument("destination", help="new folder, for extra_competition_dirs of train.ipynb, or competition_dir")
     parser.add_argument("--copy", action="store_true", help="copy DICOMs instead of linking them")
-    parser.add_argument("--birads-4", type=int, choices=(0, 1), help="what BI-RADS 4 counts as; left out by default")
+    sets = parser.add_argument_group("public sets")
+    sets.add_argument("--birads-4", type=int, choices=(0, 1), help="what BI-RADS 4 counts as; left out by default")
+    own = parser.add_argument_group("folder")
+    own.add_argument("--labels", help="CSV: file, or patient_id and laterality; cancer, and what headers lack")
+    own.add_argument("--prefix", default=folder.PREFIX, help=f"ids begin with it; {folder.PREFIX} by default")
+    own.add_argument("--any-modality", action="store_true", help="take other Modalities and secondary captures too")
     given = parser.parse_args(arguments)
+    is_folder = given.name == folder.NAME
+    if not is_folder and (given.labels or given.any_modality or given.prefix != folder.PREFIX):
+        parser.error("--labels, --prefix and --any-modality go with folder")
+    if is_folder and given.birads_4 is not None:
+        parser.error("--birads-4 goes with a public set")
     try:
-        convert(given.name, given.source, given.destination, given.copy, given.birads_4)
+        if is_folder:
+            places = given.source, given.destination
+            folder.convert_folder(*places, given.labels, given.copy, given.prefix, given.any_modality)
+        else:
+            convert(given.name, given.source, given.destination, given.copy, given.birads_4)
     except KitError as error:
         sys.exit(f"{type(error).__name__}: {error}")
 

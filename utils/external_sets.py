@@ -32,6 +32,7 @@ import pydicom
 from tqdm import tqdm
 
 from utils.environment import KitError
+from utils.external_headers import VIEW_CODES
 from utils.tables import ID_PATTERN, TableError, read_table
 
 UNKNOWN = 0.5  # between 0 and 1, so that a breast's label is the highest of its images': cancer, then doubt, then health
@@ -42,7 +43,6 @@ RSNA_BIRADS = {"1": 1.0, "2": 2.0, "4": 0.0, "5": 0.0, "6": 0.0}
 DENSITIES = {"1": "A", "2": "B", "3": "C", "4": "D"}  # numbers of the older BI-RADS editions
 CMMD_LABELS = {"BENIGN": 0.0, "MALIGNANT": 1.0}
 CBIS_LABELS = CMMD_LABELS | {"BENIGN_WITHOUT_CALLBACK": 0.0}
-VIEW_CODES = {"399162004": "CC", "399368009": "MLO", "R-10242": "CC", "R-10226": "MLO"}  # SNOMED CT, and its older form SRT
 CMMD_TAGS = ["PatientID", "SOPInstanceUID", "ImageLaterality", "ViewCodeSequence", "ViewPosition"]
 INBREAST_FILE = re.compile(r"(\d+)_([0-9a-f]+)_MG_[LR]_\w+_ANON\.dcm", re.IGNORECASE)
 MIAS_LINE = re.compile(r"^\s*mdb(\d{3})\s+[FGD]\s+([A-Z]{4})(?:\s+([BM]))?\b(?:\s+(\d+)\s+(\d+)\s+(\d+))?")
@@ -113,7 +113,7 @@ def _vindr_metadata(path: Path) -> pd.DataFrame:
     if not path.is_file():
         return pd.DataFrame({"age": [], "model": []}, dtype=object)
     table = read_set_table(path, ["SOP Instance UID", "Manufacturer's Model Name"]).drop_duplicates("SOP Instance UID")
-    age = table["Patient's Age"].map(_age) if "Patient's Age" in table else np.nan
+    age = table["Patient's Age"].map(read_age) if "Patient's Age" in table else np.nan
     known = {"age": age, "model": table["Manufacturer's Model Name"]}
     return pd.DataFrame(known).set_axis(table["SOP Instance UID"])
 
@@ -127,7 +127,7 @@ def read_cmmd(source: Path, birads_4: float) -> pd.DataFrame:
     table = read_set_table(path, ["ID1", "LeftRight", "classification"])
     table["label"] = table.classification.str.upper().map(CMMD_LABELS).fillna(UNKNOWN)
     labels = table.groupby(["ID1", "LeftRight"]).label.max()
-    ages = table.drop_duplicates("ID1").set_index("ID1").Age.map(_age) if "Age" in table else {}
+    ages = table.drop_duplicates("ID1").set_index("ID1").Age.map(read_age) if "Age" in table else {}
     headers = pd.DataFrame(_cmmd_headers(source), columns=["patient", "image", "laterality", "view", "file"])
     breast = pd.MultiIndex.from_frame(headers[["patient", "laterality"]])
     return _as_images(
@@ -318,7 +318,7 @@ def _digit(text: str) -> str:
     return found[0] if found else ""
 
 
-def _age(text: str) -> float:
+def read_age(text: str) -> float:
     """Years of an age as it is written: "053Y", "53", "53.0"; NaN where it is no such number."""
     found = re.fullmatch(r"(\d{1,3})(?:\.0*)?Y?", text)
     return float(found[1]) if found and int(found[1]) else np.nan
@@ -339,7 +339,7 @@ def find(source: Path, *patterns: str) -> Path:
 
 def read_set_table(path: Path, needed: Sequence[str], ids: Sequence[str] = ()) -> pd.DataFrame:
     """Read a table as text without blanks around, and check its columns, and that ids are plain names."""
-    table = _read_excel(path) if path.suffix == ".xlsx" else _read_csv(path)
+    table = _read_excel(path) if path.suffix == ".xlsx" else read_separated(path)
     table.columns = table.columns.str.strip()
     missing = [column for column in needed if column not in table]
     if missing:
@@ -352,7 +352,8 @@ def read_set_table(path: Path, needed: Sequence[str], ids: Sequence[str] = ()) -
     return table
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
+def read_separated(path: Path) -> pd.DataFrame:
+    """Read a CSV as text, whose fields commas or semicolons separate; the index is the line."""
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         header = file.readline()
     try:
