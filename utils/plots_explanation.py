@@ -21,7 +21,8 @@ TALLEST = 600  # px of a shown image
 LEAST_SHOWN = 0.5  # of a map's maximum: below it the image is left as it is
 DENSEST = 0.55  # opacity where a map is strongest, so that the tissue still shows through
 DPI = 80
-COLUMN_WIDTH, ROW_HEIGHT = 2.4, 3.6  # inches
+COLUMN_WIDTH, TITLE_HEIGHT = 2.4, 0.6  # inches
+TALLEST_SHAPE = 1.25  # height over width of the room for a picture
 HEAT = LinearSegmentedColormap.from_list("heat", ["#e69f00", "#ffe34d"])  # orange to yellow: apart from grey to every eye
 BOX_COLOUR, MARK_COLOUR = "#56b4e9", "#f0a3cc"  # sky blue; pink
 CAPTION = (
@@ -64,7 +65,9 @@ def show_explanations(
     kinds = list(dict.fromkeys(examples.kind))
     columns = max(examples.groupby("kind").size(), default=1)
     rows = max(len(kinds), 1)
-    size = (COLUMN_WIDTH * max(columns, 2), ROW_HEIGHT * rows + 0.5)
+    shapes = manifest.loc[examples.image_id, ["source_height", "source_width"]].astype(float)
+    tallest = min((shapes.source_height / shapes.source_width).max(), TALLEST_SHAPE) if len(shapes) else TALLEST_SHAPE
+    size = (COLUMN_WIDTH * max(columns, 2), (COLUMN_WIDTH * tallest + TITLE_HEIGHT) * rows + 0.5)
     figure, axes = plt.subplots(rows, columns, figsize=size, dpi=DPI, squeeze=False, layout="constrained")
     figure.get_layout_engine().set(wspace=0.03)
     for axis in axes.flat:
