@@ -15,7 +15,6 @@ from torch import nn
 from utils.encoder_weights import is_of_kit, read_weights
 from utils.encoders import (
     CNN_CHANNELS,
-    GeneralisedMean,
     ModelError,
     PlainCnn,
     build_encoder,
@@ -88,58 +87,33 @@ def test_cnn_pools_by_mean_and_maximum():
 # Pooling
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
-@pytest.mark.parametrize(("pooling", "pool"), [("avg", np.mean), ("max", np.max)])
-def test_pooling_is_that_asked_for(name, pooling, pool):
-    encoder = make_encoder(name, pooling=pooling).eval()
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_pooling_of_stages_gives_mean_and_maximum_of_the_last_three(name):
+    encoder = make_encoder(name, pooling="stages").eval()
     with torch.inference_mode():
         features, maps = encoder(make_pictures(2))
-    np.testing.assert_allclose(features.numpy(), pool(maps.numpy(), axis=(2, 3)), rtol=1e-4, atol=1e-6)
-
-
-def test_pooling_comes_before_the_norm_where_a_network_has_one_behind_it():
-    encoder = make_encoder("test_convnext", pooling="max").eval()
-    with torch.inference_mode():
-        features, maps = encoder(make_pictures(2))
-        wanted = torch.nn.functional.layer_norm(maps.amax(dim=(2, 3)), maps.shape[1:2], eps=encoder.backbone.head.norm.eps)
-    assert torch.allclose(features, wanted, atol=1e-5)
-
-
-def test_generalised_mean_lies_between_mean_and_maximum():
-    maps = torch.rand(3, 5, 4, 6, generator=torch.Generator().manual_seed(0)) + 0.1
-    mean, largest = maps.mean(dim=(2, 3), keepdim=True), maps.amax(dim=(2, 3), keepdim=True)
-    with torch.inference_mode():
-        assert torch.allclose(GeneralisedMean(1.0)(maps), mean)
-        assert torch.allclose(GeneralisedMean(200.0)(maps), largest, rtol=0.02)
-        between = GeneralisedMean(3.0)(maps)
-    assert (between > mean).all() and (between < largest).all()
-
-
-def test_power_of_the_generalised_mean_is_learned():
-    encoder = make_encoder("test_resnet", pooling="gem")
-    encoder(make_pictures(2))[0].sum().backward()
-    (power,) = (value for name, value in encoder.named_parameters() if name.endswith("power"))
-    assert power.item() == 3 and power.grad.any() and torch.isfinite(power.grad).all()
+        x = (make_pictures(2) / 255 - encoder.mean) / encoder.std
+        stages = [stage.numpy() for stage in encoder.backbone.forward_intermediates(x, intermediates_only=True)[-3:]]
+        assert torch.allclose(maps, encoder.backbone.forward_features(x), atol=1e-5)
+    assert [stage.shape[2] for stage in stages] == [8, 4, 2]
+    pooled = [stage.mean(axis=(2, 3)) for stage in stages] + [stage.max(axis=(2, 3)) for stage in stages]
+    np.testing.assert_allclose(features.numpy(), np.concatenate(pooled, axis=1), rtol=1e-3, atol=1e-5)
+    assert features.shape[1] == encoder.num_features
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_mambaout"])
-def test_pooling_is_refused_for_networks_without_maps_to_pool(name):
-    with pytest.raises(ModelError, match=f"{name} has no pooling 'gem': leave pooling empty"):
-        make_encoder(name, pooling="gem")
-
-
-def test_pooling_is_refused_where_channels_come_last():
-    with pytest.raises(ModelError, match="swin_tiny_patch4_window7_224 has no pooling 'gem'"):
-        build_encoder("swin_tiny_patch4_window7_224", 224, 224, pooling="gem")
+def test_pooling_of_stages_is_refused_for_networks_without_such_maps(name):
+    with pytest.raises(ModelError, match=f"{name} has no pooling 'stages': leave pooling empty"):
+        make_encoder(name, pooling="stages")
 
 
 def test_cnn_keeps_its_own_pooling():
     with pytest.raises(ModelError, match="leave pooling empty"):
-        make_encoder("cnn", pooling="avg")
+        make_encoder("cnn", pooling="stages")
 
 
 def test_unknown_pooling_is_refused():
-    with pytest.raises(ModelError, match="no pooling 'median'.*one of avg, max, gem"):
+    with pytest.raises(ModelError, match="no pooling 'median'.*with stages"):
         make_encoder("test_resnet", pooling="median")
 
 
@@ -521,9 +495,50 @@ def test_weights_of_an_own_run_are_taken_from_its_encoder(tmp_path):
     assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in wanted)
 
 
-@pytest.mark.parametrize("pooling", ["", "gem"])
-def test_own_run_with_generalised_mean_loads(tmp_path, pooling):
-    trained = make_encoder("test_resnet", pooling="gem")
-    state = {f"encoder.{key}": value for key, value in trained.state_dict().items()}
-    safetensors.torch.save_file(state, tmp_path / "weights.safetensors", {"vocabulary": "{}"})
-    make_encoder("test_resnet", pooling=pooling, weights_path=str(tmp_path / "weights.safetensors"))
+# Freezing
+
+
+def test_frozen_stages_keep_their_weights_and_statistics(tmp_path):
+    encoder = make_encoder("test_resnet")
+    encoder.freeze(2, norms=False)
+    before = {key: value.clone() for key, value in encoder.backbone.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in encoder.parameters() if p.requires_grad], lr=1.0)
+    encoder.train()(make_pictures(4))[0].pow(2).mean().backward()
+    optimizer.step()
+    changed = {key for key, value in encoder.backbone.state_dict().items() if not torch.equal(value, before[key])}
+    stages = {key.partition(".")[0] for key in changed}
+    assert "layer4" in stages and "layer2" in stages and not stages & {"conv1", "bn1", "layer1"}
+
+
+def test_frozen_norms_keep_statistics_everywhere_and_learn_their_scales():
+    encoder = make_encoder("test_resnet")
+    encoder.freeze(0, norms=True)
+    before = {key: value.clone() for key, value in encoder.backbone.state_dict().items()}
+    encoder.train()(make_pictures(4))[0].pow(2).mean().backward()
+    assert all(torch.equal(value, before[key]) for key, value in encoder.backbone.state_dict().items())
+    assert encoder.backbone.bn1.weight.grad.any()
+
+
+def test_frozen_stages_stay_frozen_in_a_copy_and_after_evaluation():
+    encoder = deepcopy(make_encoder("test_resnet"))
+    encoder.freeze(1, norms=True)
+    copied = deepcopy(encoder)
+    copied.eval()
+    copied.train()
+    assert copied.backbone.layer4.training and not copied.backbone.bn1.training
+    assert copied._at_rest[0] in set(copied.modules()) and copied._at_rest[0] not in set(encoder.modules())
+
+
+@pytest.mark.parametrize("name", ["cnn", *CONVOLUTIONAL, "test_vit"])
+def test_every_network_can_be_frozen_stage_by_stage(name):
+    encoder = make_encoder(name)
+    trained = [sum(p.numel() for p in encoder.parameters() if p.requires_grad)]
+    for stages in range(1, 5):
+        encoder.freeze(stages, norms=False)
+        trained.append(sum(p.numel() for p in encoder.parameters() if p.requires_grad))
+    assert all(more > less for more, less in zip(trained, trained[1:], strict=False))
+
+
+def test_more_stages_than_a_network_has_can_not_be_frozen():
+    with pytest.raises(ModelError, match="freeze_stages is 40, but the network has 5 stages"):
+        make_encoder("test_resnet").freeze(40, norms=False)

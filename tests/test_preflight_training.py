@@ -62,10 +62,10 @@ def test_preflight_of_train_comes_before_its_first_picture_and_knows_all_paramet
     first = next(number for number, cell in enumerate(cells) if ".cached(" in "".join(cell["source"]))
     assert names.index("preflight") < first
     parameters = parameters_of("train", architecture="cnn", epochs=3)
-    config = train_config(parameters.values, TINY, is_phantom=True)
+    config = train_config(parameters.values, TINY)
     assert (config.epochs, config.model.architecture, config.preprocessing) == (3, "cnn", TINY)
-    assert train_config(parameters_of("train").values, TINY, is_phantom=False).epochs == 8
-    smoke = train_config(parameters_of("train", smoke_test=True, epochs=3).values, TINY, is_phantom=True)
+    assert train_config(parameters_of("train").values, TINY).epochs == 8
+    smoke = train_config(parameters_of("train", smoke_test=True, epochs=3).values, TINY)
     assert (smoke.n_folds, smoke.epochs, smoke.batch_size) == (2, 1, 8)
     assert make_execution(parameters.values, has_gpu=False).num_workers == 0
     assert make_execution(parameters.values, has_gpu=True).num_workers > 0
@@ -108,7 +108,7 @@ def test_all_values_that_are_refused_are_told_at_once(told):
     [
         ({"architecture": "resnet18x"}, "neither cnn, rnn nor a network of timm's"),
         ({"architecture": "rnn", "encoders": "cnn,resnet_50"}, "resnet_50"),
-        ({"pooling": "gem"}, "pooling"),
+        ({"pooling": "stages"}, "pooling"),
         ({"architecture": "test_vit", "box_weight": 1.0}, "convolutional"),
         ({"architecture": "test_vit", "patch_epochs": 1}, "patch_epochs"),
         ({"image_height": 16}, "cnn does not take images of 16 x 48"),
@@ -150,7 +150,7 @@ def test_network_that_can_be_built_is_no_problem(told, architecture):
 
 
 def test_box_head_of_a_convolutional_network_is_no_problem(told):
-    assert told(check_network, architecture="test_resnet", pooling="gem", box_weight=1.0, patch_epochs=1) == []
+    assert told(check_network, architecture="test_resnet", pooling="stages", box_weight=1.0, patch_epochs=1) == []
 
 
 def test_weights_must_be_those_of_the_network(told, tmp_path):
@@ -176,7 +176,7 @@ def test_processes_must_share_a_batch_evenly(told):
 
 def test_run_folder_of_another_run_is_told(told, images, tmp_path, competition):
     parameters = parameters_of("train", architecture="cnn", **SIZE)
-    config, run = train_config(parameters.values, TINY, is_phantom=True), tmp_path / "run"
+    config, run = train_config(parameters.values, TINY), tmp_path / "run"
     claim_run(run, config, assign_folds(images, config.n_folds, 0), "hash", True)
     assert told(check_run_folder, run_dir=str(run)) == told(check_run_folder, run_dir=str(tmp_path / "new")) == []
     assert "other settings (learning_rate)" in told(check_run_folder, run_dir=str(run), learning_rate=1e-3)[0]
@@ -221,11 +221,11 @@ def test_folds_must_be_such_that_each_can_be_trained(told, competition, tmp_path
     assert told(check_folds, competition_dir=str(tmp_path / "none"), n_folds=99) == []  # check_tables tells
 
 
-def test_patches_need_boxes_and_healthy_images_in_every_fold(told, competition, tmp_path):
+def test_patches_need_boxes_in_the_training_images_of_every_fold(told, competition, tmp_path):
     boxes = pd.read_csv(competition / BOXES_FILE, dtype=str).head(1)
     boxes.to_csv(tmp_path / "boxes.csv", index=False)
     problems = told(check_folds, patch_epochs=1, boxes_path=str(tmp_path / "boxes.csv"))
-    assert len(problems) == 1 and "patches need images with a box" in problems[0]
+    assert len(problems) == 1 and "patches need boxes" in problems[0]
 
 
 def test_services_that_are_asked_for_must_be_there(told, monkeypatch):

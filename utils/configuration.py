@@ -40,10 +40,15 @@ class TrainConfig:
         Which folds to train; empty for all.
     epochs, batch_size : int
         A batch counts items: images, or breasts where the model reads those. It is the batch of a step, over all processes.
+        With 0 epochs the encoder stays as it is, and the head is a logistic regression on its features (`utils.probe`).
     learning_rate, weight_decay : float
         Of AdamW, at the peak of the schedule: linear warm-up, then cosine to zero. Biases and norms do not decay.
     layer_decay : float
         Factor of the learning rate from one layer of the encoder to the one before it; 1 trains all alike.
+    freeze_stages : int
+        First stages of encoders that keep the weights that they start from; see `utils.encoders.Encoder.freeze`.
+    freeze_norms : bool
+        Keep the statistics of batch normalisation that such weights came with.
     warmup_share : float
         Of all steps.
     loss : {"bce", "focal", "soft_f1"}
@@ -97,6 +102,8 @@ class TrainConfig:
     learning_rate: float = 3e-4
     weight_decay: float = 0.05
     layer_decay: float = 1.0
+    freeze_stages: int = 0
+    freeze_norms: bool = False
     warmup_share: float = 0.1
     loss: str = "bce"
     label_smoothing: float = 0.0
@@ -122,7 +129,8 @@ class TrainConfig:
 
     def __post_init__(self):
         """Check types and ranges: papermill passes ``-p`` values that are no plain numbers on as text."""
-        for name in ("n_folds", "epochs", "batch_size", "patch_epochs", "patch_size", "micro_batch_size", "seed"):
+        counts = ("n_folds", "epochs", "batch_size", "freeze_stages", "patch_epochs", "patch_size", "micro_batch_size", "seed")
+        for name in counts:
             value = getattr(self, name)
             _check(is_whole(value) and value >= 0, name, value, "a whole number of 0 or more")
         for name in (field.name for field in fields(self) if field.type is float):
@@ -137,8 +145,7 @@ class TrainConfig:
         _check(2 <= self.n_folds <= MOST_FOLDS, "n_folds", self.n_folds, f"2 or more, and at most {MOST_FOLDS}")
         inside = all(0 <= fold < self.n_folds for fold in self.folds) and len(set(self.folds)) == len(self.folds)
         _check(inside, "folds", self.folds, f"different numbers from 0 to {self.n_folds - 1}")
-        for name in ("epochs", "batch_size"):
-            _check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        _check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
         self._check_shares()
         share = self.positive_share
         _check(share is None or 0 < share < 1, "positive_share", share, "between 0 and 1, or None")
@@ -167,8 +174,20 @@ class TrainConfig:
             raise TrainingError("A mixed picture has no box of its own: use box_weight without mixup and cutmix.")
         if self.loss == "soft_f1" and self.micro_batch_size not in (0, self.batch_size):
             raise TrainingError("soft_f1 is no sum over items, and can't be computed in parts: leave micro_batch_size at 0.")
+        if not self.starts_trained and (self.freeze_stages or self.freeze_norms or not self.epochs):
+            raise TrainingError(
+                "epochs 0, freeze_stages and freeze_norms keep what an encoder has learned, and this one starts from scratch:"
+                " give weights_path or pretrained."
+            )
+        if not self.epochs and item != "image":
+            raise TrainingError(f"With epochs 0 the head is fitted to images: that is for level image, not {item}.")
         if self.patch_epochs and self.model.architecture == "rnn":
             raise TrainingError("patch_epochs trains one encoder, and rnn has several: choose another architecture.")
+
+    @property
+    def starts_trained(self) -> bool:
+        """Whether the encoders of whole images start from weights that were trained before."""
+        return self.model.pretrained or bool(self.model.weights_path) or self.patch_epochs > 0
 
     def to_json(self) -> dict:
         """Plain dictionary, as written to config.json."""

@@ -185,8 +185,7 @@ def _is_head(key: str, model: nn.Module) -> bool:
     classifier = getattr(model, "pretrained_cfg", {}).get("classifier") or "head"
     names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     root = key.partition(".")[0]
-    is_head = root.startswith("head") or root in {"fc", "classifier", "AuxLogits", *(name.partition(".")[0] for name in names)}
-    return is_head or key.endswith("pool.power")  # the power of GeM, which other poolings have not
+    return root.startswith("head") or root in {"fc", "classifier", "AuxLogits", *(name.partition(".")[0] for name in names)}
 
 
 def _read(path: Path) -> object:

@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import timm
 import torch
-from timm.layers import SelectAdaptivePool2d
+from timm.models import group_modules
 from torch import nn
 from torch.utils.checkpoint import checkpoint_sequential
 
@@ -20,7 +20,8 @@ from utils.encoder_weights import SHOWN_KEYS, ModelError, Tensors, find_weights,
 CNN_CHANNELS = (16, 32, 64, 128, 256)
 USUAL_STRIDE = 32  # pixels to a cell of the last maps
 STRIDES = (1, 2, 4, 8)  # multiples of the stride that an image's sides are rounded to, when a network refuses a size
-POOLINGS = ("", "avg", "max", "gem")
+POOLINGS = ("", "stages")
+POOLED_STAGES = 3  # the last ones: of strides 8, 16 and 32 in most networks
 
 
 class PlainCnn(nn.Module):
@@ -83,37 +84,71 @@ class Encoder(nn.Module):
         Of the input on the [0, 1] scale.
     map_channels : int
         Of the last maps; 0 if they are not (N, C, h, w).
+    pools_stages : bool
+        Features are the mean and the maximum of the maps of the last `POOLED_STAGES` stages, instead of what the network's own
+        pooling makes of its last maps.
+    is_trained : bool
+        Whether its weights were trained before.
     """
 
-    def __init__(self, backbone: nn.Module, num_features: int, mean: float, std: float, map_channels: int = 0):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_features: int,
+        mean: float,
+        std: float,
+        map_channels: int = 0,
+        pools_stages: bool = False,
+        is_trained: bool = False,
+    ):
         super().__init__()
         self.backbone, self.num_features, self.map_channels = backbone, num_features, map_channels
-        self.mean, self.std = mean, std
+        self.mean, self.std, self.pools_stages, self.is_trained = mean, std, pools_stages, is_trained
+        self._at_rest: list[nn.Module] = []  # a plain list: they are the backbone's
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give features (N, F), and the last maps that they were pooled from, (N, C, h, w) in convolutional networks."""
+        """Give features (N, F), and the last maps, (N, C, h, w) in convolutional networks."""
         x = (images.float() / 255 - self.mean) / self.std  # uint8 (N, 1, H, W) -> float
-        maps = self.backbone.forward_features(x.contiguous(memory_format=torch.channels_last))
+        x = x.contiguous(memory_format=torch.channels_last)
+        if self.pools_stages:
+            maps, stages = self.backbone.forward_intermediates(x, indices=POOLED_STAGES)
+            pooled = [stage.mean(dim=(2, 3)) for stage in stages] + [stage.amax(dim=(2, 3)) for stage in stages]
+            return torch.cat(pooled, dim=1), maps  # each (N, C, h, w) -> (N, C)
+        maps = self.backbone.forward_features(x)
         features = self.backbone.forward_head(maps, pre_logits=True)
         return features, maps if isinstance(maps, torch.Tensor) else maps[-1]  # of several scales, the last
 
+    def freeze(self, stages: int, norms: bool) -> None:
+        """Keep the weights of the first stages in training, and statistics of batch normalisation there or everywhere.
 
-class GeneralisedMean(nn.Module):
-    """Pooling between mean and maximum, with a learned power (GeM).
+        Parameters
+        ----------
+        stages : int
+            As timm groups a network's layers coarsely: the stem is the first one.
+        norms : bool
+            Normalise by the statistics that the weights came with, in all stages.
 
-    References
-    ----------
-    Radenovic et al., Fine-tuning CNN Image Retrieval with No Human Annotation, 2018.
-    """
+        Raises
+        ------
+        ModelError
+            If the network does not have so many stages.
+        """
+        groups = list(group_modules(self.backbone, self.backbone.group_matcher(coarse=True), return_values=True).values())
+        if stages > len(groups):
+            raise ModelError(f"freeze_stages is {stages}, but the network has {len(groups)} stages.")
+        frozen = [module for group in groups[:stages] for module in group]
+        for module in frozen:
+            module.requires_grad_(False)
+        batch_norms = [module for module in self.backbone.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        self._at_rest = frozen + batch_norms if norms else frozen
+        self.train(self.training)
 
-    def __init__(self, power: float = 3.0):
-        super().__init__()
-        self.power = nn.Parameter(torch.tensor([power]))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(x.device.type, enabled=False):  # powers of small numbers leave half precision
-            x = x.float().clamp(min=1e-6).pow(self.power)
-            return x.mean(dim=(2, 3), keepdim=True).pow(1 / self.power)  # (N, C, h, w) -> (N, C, 1, 1)
+    def train(self, mode: bool = True) -> "Encoder":
+        """Set training or evaluation; what is frozen stays in evaluation."""
+        super().train(mode)
+        for module in self._at_rest:
+            module.eval()
+        return self
 
 
 def build_encoder(
@@ -140,8 +175,8 @@ def build_encoder(
         Of ``cnn``.
     drop_path : float
         Of residual branches, where the network has them.
-    pooling : {"", "avg", "max", "gem"}
-        Of the last maps; empty for the network's own.
+    pooling : {"", "stages"}
+        See `Encoder`; empty for the network's own.
 
     Raises
     ------
@@ -151,7 +186,7 @@ def build_encoder(
     num_features, map_channels = find_shapes(name, image_height, image_width)
     if name == "cnn":
         if pooling:
-            raise ModelError("cnn pools by mean and maximum together: leave pooling empty.")
+            raise ModelError("cnn pools by mean and maximum: leave pooling empty.")
         backbone, mean, std = PlainCnn(dropout), 0.5, 0.5
         if weights_path:
             weights = find_weights(read_weights(weights_path), backbone.state_dict(), weights_path)
@@ -163,23 +198,19 @@ def build_encoder(
             backbone = _create_timm(name, image_height, image_width, pretrained=pretrained, drop_path=drop_path)
         mean, std = (sum(backbone.pretrained_cfg[key]) / len(backbone.pretrained_cfg[key]) for key in ("mean", "std"))
     if pooling:
-        _set_pooling(backbone, name, pooling)
-    return Encoder(backbone, num_features, mean, std, map_channels)
+        num_features = _count_stage_features(backbone, name, pooling, map_channels)
+    return Encoder(backbone, num_features, mean, std, map_channels, bool(pooling), bool(weights_path or pretrained))
 
 
-def _set_pooling(backbone: nn.Module, name: str, pooling: str) -> None:
-    found = [(path, module) for path, module in backbone.named_modules() if isinstance(module, SelectAdaptivePool2d)]
-    if pooling not in POOLINGS or not found or getattr(backbone, "output_fmt", "NCHW") != "NCHW":
+def _count_stage_features(backbone: nn.Module, name: str, pooling: str, map_channels: int) -> int:
+    """Count the features that pooling by stages gives."""
+    has_stages = map_channels > 0 and hasattr(backbone, "forward_intermediates")
+    if pooling not in POOLINGS or not has_stages or len(backbone.feature_info) < POOLED_STAGES:
         raise ModelError(
-            f"{name} has no pooling {pooling!r}: leave pooling empty, or take a convolutional network with"
-            f" one of {', '.join(POOLINGS[1:])}."
+            f"{name} has no pooling {pooling!r}: leave pooling empty, or take a convolutional network of timm's with"
+            f" {', '.join(POOLINGS[1:])}."
         )
-    for path, module in found:
-        flattens = module(torch.zeros(1, 1, 2, 2)).ndim == 2
-        pool = SelectAdaptivePool2d(pool_type="max" if pooling == "max" else "avg", flatten=flattens)
-        if pooling == "gem":
-            pool.pool = GeneralisedMean()
-        backbone.set_submodule(path, pool)
+    return 2 * sum(info["num_chs"] for info in list(backbone.feature_info)[-POOLED_STAGES:])
 
 
 def find_shapes(architecture: str, image_height: int, image_width: int) -> tuple[int, int]:

@@ -33,6 +33,7 @@ from utils.metrics import area_under_roc, best_threshold, sigmoid
 from utils.mixing import mix
 from utils.models import Outputs, build_model
 from utils.optimisation import autocast, is_out_of_memory, make_optimizer, make_schedule, pick_precision
+from utils.probe import encode, fit_head
 from utils.processes import Ranks
 from utils.run_folder import writing_to
 
@@ -80,6 +81,7 @@ class Fitting:
         self.checkpoint_path = fold_dir / "checkpoint.pt"
         self.micro_batch_size = config.micro_batch_size or config.batch_size
         self.history: list[dict] = []
+        self.floor: Predictions | None = None  # what `fit_head` predicts
         if ranks.world_size > 1 and len(training_set) < config.batch_size:
             raise TrainingError(f"{len(training_set)} items are less than one step's batch_size: train in one process.")
         _set_determinism(config.deterministic)
@@ -97,6 +99,9 @@ class Fitting:
             model.head.metadata.fit(self.training_set.metadata, self.training_set.images.cancer.to_numpy())
         if self.ranks.world_size > 1 and self.device.type == "cuda":
             model = convert_sync_batchnorm(model)  # statistics of the whole step; torch has it for GPUs alone
+        for encoder in _encoders(model):
+            if encoder.is_trained:
+                encoder.freeze(self.config.freeze_stages, self.config.freeze_norms)
         self.model = model.to(self.device, memory_format=torch.channels_last)
         self.ema = ModelEmaV3(self.model, decay=self.config.ema_decay, use_warmup=True, warmup_power=EMA_WARMUP_POWER)
         if self.config.activation_checkpointing:
@@ -136,11 +141,10 @@ class Fitting:
             for epoch in range(len(self.history), self.config.epochs):
                 with explained(self.loader, self.validation_loader):
                     self.history.append(self._epoch(epoch, bar))
-                if self.ranks.is_first:
-                    if self.ranks.lock:
-                        self.ranks.lock.check()
-                    with writing_to(self.fold_dir):
-                        self._keep()
+                self._keep()
+        if not self.history:  # 0 epochs
+            self.history.append(self._row_of_floor())
+            self._keep()
         if self.ranks.is_first:
             write_csv(self.fold_dir / "history.csv", pd.DataFrame(self.history))  # a kill may have come before the last row
             print(f"Fold {self.fold}: {peak_memory(self.device)}")
@@ -154,6 +158,37 @@ class Fitting:
         encoder = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         self.model.encoder.load_state_dict(encoder)
         self.ema.set(self.model)
+
+    def fit_head(self, training_set: ImageDataset) -> Predictions | None:
+        """Start the head from a logistic regression on the encoder's features, and predict the held-out items with it.
+
+        Parameters
+        ----------
+        training_set : ImageDataset
+            The same items, not augmented.
+
+        Returns
+        -------
+        Predictions or None
+            None where a checkpoint tells that training has begun.
+        """
+        if self.ranks.gather(self.checkpoint_path.is_file())[0]:
+            return None
+        own = torch.utils.data.Subset(training_set, range(self.ranks.rank, len(training_set), self.ranks.world_size))
+        loader = make_loader(own, self.micro_batch_size, num_workers=self.loader.num_workers)
+        parts = self.ranks.gather(encode(self.model.encoder, loader, self.config, self.device))
+        index, features, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
+        order = np.argsort(index)  # of all processes, so that each fits the same numbers
+        fit_head(self.model.head.cancer, features[order], labels[order], self.config.positive_share)
+        self.ema.set(self.model)
+        self.floor = self.predict(self.averaged)
+        return self.floor
+
+    def _row_of_floor(self) -> dict:
+        """History of a fold that trains for 0 epochs."""
+        metrics = validation_metrics(self.validation_set, self.floor.logits)
+        row = {"fold": self.fold, "epoch": 0, "learning_rate": 0.0, "train_loss": math.nan, "data_wait": 0.0, **metrics}
+        return row | {"items_per_second": math.nan, "seconds": 0.0}
 
     def _epoch(self, epoch: int, bar: tqdm) -> dict:
         # Every random choice hangs on (seed, fold, epoch) alone, so a resumed run repeats it without stored generators.
@@ -306,7 +341,15 @@ class Fitting:
         return self.ema.module if self.config.ema_decay else self.model
 
     def _keep(self) -> None:
-        """Save the weights if this epoch is to be kept, then the checkpoint, then the history."""
+        """Save the weights if this epoch is to be kept, then the checkpoint, then the history; the first process does it."""
+        if not self.ranks.is_first:
+            return
+        if self.ranks.lock:
+            self.ranks.lock.check()
+        with writing_to(self.fold_dir):
+            self._write()
+
+    def _write(self) -> None:
         if self.config.keep_epoch == "last" or len(self.history) - 1 == best_epoch(self.history):
             metadata = {"vocabulary": json.dumps(asdict(self.vocabulary)), "epoch": str(len(self.history) - 1)}
             with write_atomic(self.fold_dir / "weights.safetensors") as temporary:

@@ -53,8 +53,8 @@ class ModelConfig:
     weights_path : str
         Load a local file instead; see `utils.encoders.build_encoder`. Empty for none. In a `TrainConfig` it may be the folder
         of another run; see `utils.sources`.
-    pooling : {"", "avg", "max", "gem"}
-        Of the encoder's last maps; empty for the network's own.
+    pooling : {"", "stages"}
+        Of the encoder's maps: the network's own, or mean and maximum of the last stages; see `utils.encoders.Encoder`.
     dropout, drop_path : float
         Before the head, and of residual branches where the network has them.
     box_head : bool

@@ -15,13 +15,16 @@ from utils.boxes import CORNERS
 from utils.dataset import ImageDataset, Vocabulary
 
 LEAST_TISSUE = 0.5  # share of a background patch that is brighter than black
-TRIES = 10  # places that are looked at for one
+MOST_OF_BOX = 0.25  # share of a box that a background patch may hold
+TRIES = 20  # places that are drawn for a background patch
 
 
 class PatchDataset(ImageDataset):
-    """One item per box, and as many patches of images without any.
+    """One patch around each box, and one elsewhere in the same image.
 
-    The label tells whether the patch was cut around a box; the one auxiliary target is the box's label.
+    Both come from the same images, so that no other difference between marked and unmarked images, such as the set that they
+    are from, tells them apart. The label is the image's for a patch around a box, and 0 elsewhere; the one auxiliary target is
+    the box's label, or "background".
 
     Parameters
     ----------
@@ -50,11 +53,10 @@ class PatchDataset(ImageDataset):
     ):
         boxes = boxes[boxes.image_id.isin(images.image_id)]
         self.kinds = tuple(sorted(boxes.label.unique()))
-        around = images.merge(boxes[["image_id", "label", *CORNERS]], on="image_id").assign(cancer=1)
-        without = images[~images.image_id.isin(boxes.image_id) & (images.cancer == 0)]
-        count = len(around) if len(without) else 0
-        background = without.sample(count, replace=len(without) < count, random_state=seed).assign(cancer=0)
-        items = pd.concat([around, background], ignore_index=True)
+        self.corners = {image_id: table[CORNERS].to_numpy() for image_id, table in boxes.groupby("image_id")}
+        around = images.merge(boxes[["image_id", "label", *CORNERS]], on="image_id").assign(around_box=True)
+        elsewhere = around.assign(around_box=False, cancer=0, label="")
+        items = pd.concat([around, elsewhere], ignore_index=True)
         super().__init__(items, cache_dir, "train", vocabulary, augment, seed)
         # Each patch is a finding of its own to the metrics.
         self.items = self.items.assign(prediction_id=[str(number) for number in range(len(items))])
@@ -71,23 +73,57 @@ class PatchDataset(ImageDataset):
         """Classes of the auxiliary target."""
         return (len(self.kinds) + 1,)
 
-    def _cut(self, picture: np.ndarray, row: int) -> np.ndarray:
+    def _load(self, row: int) -> np.ndarray:
+        picture = super()._load(row)
         generator = np.random.default_rng([self.seed, self.epoch if self.augment else 0, row, 3])
         item = self.images.iloc[row]
-        if item.cancer:
-            height, width = picture.shape
-            centre = np.array([(item.y_min + item.y_max) / 2 * height, (item.x_min + item.x_max) / 2 * width])
-            shift = generator.uniform(-0.25, 0.25, 2) * self.size if self.augment else 0
-            return cut_patch(picture, centre + shift, self.size)
-        for _ in range(TRIES):
-            centre = generator.uniform(0, 1, 2) * picture.shape
-            patch = cut_patch(picture, centre, self.size)
-            if (patch > 0).mean() >= LEAST_TISSUE:
-                break
-        return patch
+        if not item.around_box:
+            return cut_background(picture, self.corners[item.image_id], self.size, generator)
+        height, width = picture.shape
+        centre = np.array([(item.y_min + item.y_max) / 2 * height, (item.x_min + item.x_max) / 2 * width])
+        shift = generator.uniform(-0.25, 0.25, 2) * self.size if self.augment else 0
+        return cut_patch(picture, centre + shift, self.size)
 
-    def _load(self, row: int) -> np.ndarray:
-        return self._cut(super()._load(row), row)
+
+def cut_background(picture: np.ndarray, corners: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
+    """Cut a square of tissue away from all boxes.
+
+    Of a few random places, the first with enough tissue is taken, else the one with the most. If boxes fill the picture, the
+    square may hold a part of one.
+
+    Parameters
+    ----------
+    picture : ndarray of shape (height, width), uint8
+    corners : ndarray of shape (boxes, 4)
+        As shares of the picture's sides.
+    size : int
+        Side of the square in pixels.
+    generator : Generator
+    """
+    height, width = picture.shape
+    boxes = corners * [width, height, width, height]
+    places = generator.uniform(0, 1, (TRIES, 2)) * picture.shape
+    apart = [place for place in places if _is_apart(place, boxes, size)]
+    best, most = None, -1.0
+    for place in apart or places:
+        patch = cut_patch(picture, place, size)
+        tissue = (patch > 0).mean()
+        if tissue >= LEAST_TISSUE:
+            return patch
+        if tissue > most:
+            best, most = patch, tissue
+    return best
+
+
+def _is_apart(place: np.ndarray, boxes: np.ndarray, size: int) -> bool:
+    """Tell whether a square around a place (row, column) holds little of each box, and is not centred in one."""
+    row, column = place
+    left, top, right, bottom = boxes.T
+    shared_width = np.clip(np.minimum(right, column + size / 2) - np.maximum(left, column - size / 2), 0, None)
+    shared_height = np.clip(np.minimum(bottom, row + size / 2) - np.maximum(top, row - size / 2), 0, None)
+    held = shared_width * shared_height / ((right - left) * (bottom - top))
+    centred = (left <= column) & (column < right) & (top <= row) & (row < bottom)
+    return bool((held < MOST_OF_BOX).all() and not centred.any())
 
 
 def cut_patch(picture: np.ndarray, centre: np.ndarray, size: int) -> np.ndarray:

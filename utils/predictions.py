@@ -18,7 +18,7 @@ from utils.intervals import PatientBootstrap
 from utils.leaks import read_honest_oof
 from utils.models import ModelConfig
 from utils.phantom import is_phantom_competition
-from utils.run_tables import read_marks
+from utils.run_tables import PROBE_FILE, read_marks, read_oof
 from utils.training import train_run
 
 SKIPPED_FOLDERS = ("runs-phantom", SMOKE_RUNS, "demo")  # runs that only show that everything works
@@ -68,10 +68,11 @@ def one_image_per_breast(oof: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
 
 def oof_summary(run_dir: Path, images: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Say what a run is worth out of fold, beside what metadata alone tells.
+    """Say what a run is worth out of fold, beside what metadata alone tells, and what its encoder told before it was trained.
 
-    Both are given on all images of a breast and on one drawn at random: where the two differ much, the number of images tells
-    the label, and only the second is fair.
+    All are given on all images of a breast and on one drawn at random: where the two differ much, the number of images tells
+    the label, and only the second is fair. The encoder, where it started from weights, is read by a logistic regression
+    (`utils.probe`): training that ends below it did harm.
 
     Parameters
     ----------
@@ -87,13 +88,15 @@ def oof_summary(run_dir: Path, images: pd.DataFrame, seed: int = 0) -> pd.DataFr
     """
     oof, metadata = read_honest_oof(run_dir), metadata_oof(images)
     metadata = metadata[metadata.fold.isin(oof.fold.unique())]
-    tables = {
-        run_dir.name: oof,
-        f"{run_dir.name}, one image a breast": one_image_per_breast(oof, seed),
-        "metadata alone": metadata,
-        "metadata alone, one image a breast": one_image_per_breast(metadata, seed),
-    }
-    return pd.DataFrame({name: _summary_row(table, seed) for name, table in tables.items()}).T
+    tables = {run_dir.name: oof}
+    if (run_dir / PROBE_FILE).is_file():
+        tables["its encoder before training"] = read_oof(run_dir / PROBE_FILE)
+    tables["metadata alone"] = metadata
+    rows = {}
+    for name, table in tables.items():
+        rows[name] = _summary_row(table, seed)
+        rows[f"{name}, one image a breast"] = _summary_row(one_image_per_breast(table, seed), seed)
+    return pd.DataFrame(rows).T
 
 
 def box_summary(run_dir: Path, boxes: pd.DataFrame) -> pd.DataFrame:

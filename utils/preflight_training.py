@@ -29,11 +29,12 @@ def check_network(job: Job) -> Iterator[Finding]:
 
     config = _made(job, _config)
     if config:
-        config = replace(config, model=replace(config.model, weights_path=_file_to_try(job, config)))
+        weights_path = _file_to_try(job, config)
         one_by_one = _learns_one_by_one(config, _made(job, _execution))
-        yield from _refused(lambda: _try_network(config.model, one_by_one))
+        model = replace(config.model, weights_path=weights_path)
+        yield from _refused(lambda: _try_network(model, one_by_one, config.freeze_stages))
         if config.patch_epochs:
-            yield from _refused(lambda: _try_network(patch_model(config), one_by_one))
+            yield from _refused(lambda: _try_network(replace(patch_model(config), weights_path=weights_path), one_by_one))
         if config.model.pretrained and not job.weights_path:
             yield from _without_pretrained(config.model)
 
@@ -241,7 +242,7 @@ def _config(job: Job, values: Mapping[str, object]):
 
     size = values["image_height"], values["image_width"]
     settings = picture_settings(*size, values["exact"], job.is_phantom, values["smoke_test"])
-    return train_config(values, settings, job.is_phantom)
+    return train_config(values, settings)
 
 
 def _execution(job: Job, values: Mapping[str, object]):
@@ -260,16 +261,20 @@ def _learns_one_by_one(config, execution) -> bool:
     return 1 in (part, config.batch_size % part)
 
 
-def _try_network(model, one_by_one: bool) -> None:
+def _try_network(model, one_by_one: bool, freeze_stages: int = 0) -> None:
     """Build a network and load its weights as the training does; on the meta device, timm can't resize weights."""
     import torch
 
     from utils.auxiliary import SIZES
     from utils.dataset import Vocabulary
+    from utils.encoders import Encoder
     from utils.models import build_model
 
     vocabulary = Vocabulary(age_mean=0.0, age_std=1.0, view=("CC", "MLO"), machine_id=("0",), site_id=("0",))
     network = build_model(replace(model, pretrained=False), vocabulary, SIZES).eval()
+    for encoder in (module for module in network.modules() if isinstance(module, Encoder)):
+        if freeze_stages and encoder.is_trained:
+            encoder.freeze(freeze_stages, norms=False)
     if model.box_head:
         with torch.inference_mode():
             _, maps = network.encoder(torch.zeros(1, 1, model.image_height, model.image_width, dtype=torch.uint8))

@@ -21,7 +21,16 @@ from utils.configuration import TrainConfig, TrainingError
 from utils.environment import write_csv, write_json
 from utils.fold_folders import fold_folders
 from utils.formats import build, check, check_types, naming, read_object
-from utils.run_tables import HISTORY_COLUMNS, LOGIT_TOLERANCE, REMEDY, read_folds, read_history_table, read_oof, read_table
+from utils.run_tables import (
+    HISTORY_COLUMNS,
+    LOGIT_TOLERANCE,
+    PROBE_FILE,
+    REMEDY,
+    read_folds,
+    read_history_table,
+    read_oof,
+    read_table,
+)
 from utils.training_code import changed_versions, code_versions
 
 MAY_CHANGE = ("folds", "micro_batch_size", "activation_checkpointing")  # from one call for a run to the next
@@ -319,6 +328,8 @@ def collect_folds(run_dir: Path, name: str) -> pd.DataFrame:
 def _read_of_fold(fold_dir: Path, name: str) -> pd.DataFrame:
     if name == "oof.csv":
         return read_fold_oof(fold_dir)
+    if name == PROBE_FILE:
+        return read_oof(fold_dir / name)
     return read_history_table(fold_dir / name) if name == "history.csv" else read_table(fold_dir / name, [])
 
 

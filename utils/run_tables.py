@@ -12,6 +12,7 @@ from utils.metrics import sigmoid
 
 OOF_COLUMNS = ["prediction_id", "patient_id", "laterality", "image_id", "fold", "cancer", "logit", "probability"]
 FOLD_COLUMNS = ["patient_id", "fold"]
+PROBE_FILE = "probe.csv"  # like oof.csv: what a logistic regression on the untrained encoder's features predicts
 MARK_COLUMNS = ["image_id", "fold", *CORNERS]
 EXTRA_COLUMNS = ["extra_set", "patient_id", "image_id", "cancer"]
 HISTORY_COLUMNS = ["fold", "epoch"]

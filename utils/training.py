@@ -31,7 +31,7 @@ from utils.patches import PatchDataset
 from utils.processes import Ranks, joined, run_tasks, trainers_at_once
 from utils.run_folder import claim_run, collect_folds, hash_data
 from utils.run_lock import changing, training
-from utils.run_tables import OOF_COLUMNS, REMEDY, read_history_table
+from utils.run_tables import OOF_COLUMNS, PROBE_FILE, REMEDY, read_history_table
 from utils.sources import describe_start, find_starts
 from utils.starts import Start
 from utils.tables import assign_folds
@@ -118,6 +118,8 @@ def train_run(
         collect_folds(run_dir, "history.csv")
         if config.box_weight:
             collect_folds(run_dir, "boxes.csv")
+        if config.starts_trained and config.model.item == "image":
+            collect_folds(run_dir, PROBE_FILE)
         return collect_folds(run_dir, "oof.csv")
 
 
@@ -195,15 +197,21 @@ def fit_fold(
         fitting = Fitting(config, fold, *parts, auxiliary_sizes=SIZES)
         if patches:
             fitting.start_from(patches)
+        held_out_items = validation_set.items.assign(fold=fold)
+        if config.starts_trained and config.model.item == "image":
+            plain_set = make_dataset(config, inside, cache_dir, "train", vocabulary)
+            probe = fitting.fit_head(plain_set)
+            if probe and ranks.is_first:
+                _write_oof(fold_dir / PROBE_FILE, held_out_items, probe.logits, config)
         fitting.run()
         model, _ = load_fold(config, fold_dir)
         predictions = fitting.predict(model.to(ranks.device))
         if ranks.is_first:
             ranks.lock.check()
-            items = validation_set.items.assign(fold=fold, logit=predictions.logits, probability=sigmoid(predictions.logits))
             if predictions.boxes is not None:
-                write_csv(fold_dir / "boxes.csv", _box_table(items, predictions.boxes, cache_dir, config))
-            _write_oof(fold_dir / "oof.csv", items, config)
+                marked = held_out_items.assign(probability=sigmoid(predictions.logits))
+                write_csv(fold_dir / "boxes.csv", _box_table(marked, predictions.boxes, cache_dir, config))
+            _write_oof(fold_dir / "oof.csv", held_out_items, predictions.logits, config)
             fitting.checkpoint_path.unlink(missing_ok=True)
 
 
@@ -283,19 +291,17 @@ def check_classes(inside: pd.DataFrame, fold: int) -> None:
 
 
 def check_patches(inside: pd.DataFrame, boxes: pd.DataFrame, fold: int) -> None:
-    """Refuse a fold whose training images give no patches of both kinds.
+    """Refuse a fold whose training images have no boxes to cut patches around.
 
     Raises
     ------
     TrainingError
-        If no training image has a box, or none without a box is healthy.
+        If no training image has a box.
     """
-    has_box = inside.image_id.isin(boxes.image_id)
-    healthy = (~has_box & (inside.cancer == 0)).sum()
-    if not has_box.any() or not healthy:
+    if not inside.image_id.isin(boxes.image_id).any():
         raise TrainingError(
-            f"Fold {fold}: patches need images with a box and healthy ones without; the other folds have {has_box.sum()} images"
-            f" with a box and {healthy} healthy ones without. Set patch_epochs to 0."
+            f"Fold {fold}: patches need boxes, and none of the {len(inside)} images of the other folds has one. Add a set that"
+            " has boxes to extra_competition_dirs, or set patch_epochs to 0."
         )
 
 
@@ -378,7 +384,9 @@ def load_fold(config: TrainConfig, fold_dir: str | Path) -> tuple[nn.Module, Voc
     return model.to(memory_format=torch.channels_last), vocabulary
 
 
-def _write_oof(path: Path, items: pd.DataFrame, config: TrainConfig) -> None:
+def _write_oof(path: Path, items: pd.DataFrame, logits: np.ndarray, config: TrainConfig) -> None:
+    """Write the predictions of a fold's held-out items."""
+    items = items.assign(logit=logits, probability=sigmoid(logits))
     if config.model.item != "image":
         items["image_id"] = ""
     write_csv(path, items[OOF_COLUMNS].reset_index(drop=True))

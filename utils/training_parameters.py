@@ -9,11 +9,10 @@ from utils.configuration import Execution, TrainConfig, as_numbers
 from utils.environment import cpu_count, resolve, runs_dir
 from utils.models import ModelConfig
 
-EPOCHS, PHANTOM_EPOCHS = 8, 6
 SMOKE_FOLDS, SMOKE_EPOCHS, SMOKE_BATCH = 2, 1, 8
 
 
-def train_config(values: Mapping[str, object], settings: CacheSettings, is_phantom: bool) -> TrainConfig:
+def train_config(values: Mapping[str, object], settings: CacheSettings) -> TrainConfig:
     """Make the configuration of a run.
 
     Parameters
@@ -22,7 +21,6 @@ def train_config(values: Mapping[str, object], settings: CacheSettings, is_phant
         train.ipynb's parameters.
     settings : CacheSettings
         Of the pictures.
-    is_phantom : bool
 
     Raises
     ------
@@ -30,17 +28,18 @@ def train_config(values: Mapping[str, object], settings: CacheSettings, is_phant
         Of the first value that is out of range, or of values that do not go together.
     """
     given = SimpleNamespace(**values)
-    usual = PHANTOM_EPOCHS if is_phantom else EPOCHS
     return TrainConfig(
         _model_config(given, settings),
         settings,
         n_folds=SMOKE_FOLDS if given.smoke_test else given.n_folds,
         fold_by=given.fold_by,
         folds=as_numbers(given.folds),
-        epochs=SMOKE_EPOCHS if given.smoke_test else given.epochs or usual,
+        epochs=SMOKE_EPOCHS if given.smoke_test else given.epochs,
         batch_size=SMOKE_BATCH if given.smoke_test else given.batch_size,
         learning_rate=given.learning_rate,
         layer_decay=given.layer_decay,
+        freeze_stages=given.freeze_stages,
+        freeze_norms=given.freeze_norms,
         loss=given.loss,
         label_smoothing=given.label_smoothing,
         positive_weight=given.positive_weight,
