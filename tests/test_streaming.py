@@ -416,6 +416,7 @@ from utils import streaming
 from utils.submission import Draft, write_prior
 from utils.tables import read_images
 competition, folder, runs, tuned = (json.loads(text) for text in sys.argv[1:])
+competition = Path(competition)
 streaming.FIRST_CHUNK = streaming.LARGEST_CHUNK = 1
 torch.set_num_threads(1)
 runs, moments = [Path(run) for run in runs], random.Random(0)
