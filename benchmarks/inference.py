@@ -134,7 +134,6 @@ def make_batch(config: ModelConfig, count: int, device: torch.device) -> Batch:
     return {
         "images": torch.randint(256, shape, dtype=torch.uint8, device=device),
         "metadata": torch.zeros(count, len(METADATA), device=device),
-        "own": torch.ones(count, dtype=torch.bool, device=device),
         "lengths": torch.full((count // views,), views),
     }
 

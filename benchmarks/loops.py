@@ -53,7 +53,6 @@ class BareModel:
         shape = (views * config.batch_size, 1, config.model.image_height, config.model.image_width)
         self.images = torch.randint(256, shape, dtype=torch.uint8, device=device)
         self.metadata = torch.zeros(len(self.images), len(METADATA), device=device)
-        self.own = torch.ones(len(self.images), dtype=torch.bool, device=device)
         self.lengths = torch.full((config.batch_size,), views)
         self.labels = (torch.arange(config.batch_size, device=device) % 2).float()
 
@@ -67,7 +66,7 @@ class BareModel:
     def gradients(self) -> None:
         """Forward and backward."""
         with autocast(self.config, self.device):
-            logits = self.model(self.images, self.metadata, self.lengths, self.own).logit
+            logits = self.model(self.images, self.metadata, self.lengths).logit
         loss = binary_cross_entropy_with_logits(logits.float(), self.labels)
         self.scaler.scale(loss).backward()
 

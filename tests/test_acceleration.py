@@ -65,7 +65,6 @@ def make_batch(config, items=4, seed=0):
     return {
         "images": torch.tensor(pictures.astype(np.uint8)),
         "metadata": torch.tensor([[0.1, 0, 0, 1, 2, 1]], dtype=torch.float32).repeat(count, 1),
-        "own": torch.ones(count, dtype=torch.bool),
         "lengths": lengths,
     }
 

@@ -46,6 +46,13 @@ def test_a_checkpoint_is_read_as_written(tmp_path):
     assert len(state["history"]) == 2 and state["micro_batch_size"] == 4
 
 
+def test_a_checkpoint_of_an_older_version_may_name_the_pooling_of_views_that_is_left(tmp_path):
+    path, state = tmp_path / "checkpoint.pt", make_state()
+    state["config"]["model"]["view_pooling"] = "attention"
+    torch.save(state, path)
+    assert len(read(path)["history"]) == 2
+
+
 def at(*names, value):
     def change(state):
         for name in names[:-1]:
@@ -66,6 +73,7 @@ def at(*names, value):
         (at("config", value=[]), "config is"),
         (at("config", "seed", value=7), r"of a run with other settings \(seed\)"),
         (at("config", "seed", value=None), r"other settings \(seed\)"),
+        (at("config", "model", "view_pooling", value="concat"), r"other settings \(model\)"),
         (at("history", value=[]), "history is"),
         (at("history", value=[1, 2]), "history is"),
         (at("history", 0, "fold", value=1), "history: fold is 1, but must be 0"),

@@ -73,6 +73,12 @@ def test_configuration_of_an_older_run_takes_the_defaults_for_what_it_lacks():
     assert TrainConfig.from_json(content) == make_config(TINY)
 
 
+def test_configuration_of_an_older_run_may_name_the_pooling_of_views_that_is_left():
+    content = make_config(TINY, model={"level": "breast"}).to_json()
+    content["model"]["view_pooling"] = "attention"
+    assert TrainConfig.from_json(content) == make_config(TINY, model={"level": "breast"})
+
+
 @pytest.mark.parametrize(("given", "wanted"), [("", ()), ("0,2", (0, 2)), ("1", (1,)), (1, (1,)), ([0, 1], (0, 1))])
 def test_folds_parameter_is_read_as_numbers(given, wanted):
     assert as_numbers(given) == wanted

@@ -26,7 +26,7 @@ def test_breast_item_holds_all_its_images_in_view_order(images, cache_dir, vocab
     dataset = BreastDataset(images, cache_dir, "train", vocabulary)
     assert len(dataset) == images.prediction_id.nunique()
     for index in range(len(dataset)):
-        rows = dataset.images.iloc[dataset._rows(index)[0]]
+        rows = dataset.images.iloc[dataset._rows(index)]
         wanted = images[images.prediction_id == dataset.items.prediction_id[index]]
         assert set(rows.image_id) == set(wanted.image_id)
         ranks = rows["view"].map({"CC": 0, "MLO": 1}).fillna(2)
@@ -43,7 +43,7 @@ def test_max_views_draws_anew_each_epoch_in_training_and_never_in_validation(ima
         drawn["training"].add(str([training._rows(index) for index in range(len(training))]))
         drawn["validation"].add(str([validation._rows(index) for index in range(len(validation))]))
     assert len(drawn["training"]) == 6 and len(drawn["validation"]) == 1
-    assert all(validation._rows(index)[1] == [True] for index in range(len(validation)))
+    assert all(len(validation._rows(index)) == 1 for index in range(len(validation)))
 
 
 def test_augmentation_hangs_on_seed_epoch_and_item_alone(images, cache_dir, vocabulary):
@@ -73,7 +73,7 @@ def test_known_values_get_codes_of_their_own(images, vocabulary):
 def test_metadata_of_an_item_is_that_of_its_images(images, cache_dir, vocabulary):
     dataset = BreastDataset(images, cache_dir, "train", vocabulary)
     item = dataset[2]
-    wanted = vocabulary.encode(dataset.images.iloc[dataset._rows(2)[0]])
+    wanted = vocabulary.encode(dataset.images.iloc[dataset._rows(2)])
     assert np.array_equal(item["metadata"].numpy(), wanted)
     assert torch.equal(item["auxiliary"], torch.from_numpy(auxiliary_targets(dataset.items))[2])
 
@@ -81,33 +81,6 @@ def test_metadata_of_an_item_is_that_of_its_images(images, cache_dir, vocabulary
 def test_table_without_labels_gives_zeros(images, cache_dir, vocabulary):
     dataset = ImageDataset(images.drop(columns="cancer"), cache_dir, "train", vocabulary)
     assert not dataset.labels.any() and len(dataset.labels) == len(dataset) and dataset[0]["label"] == 0
-
-
-# The other breast
-
-
-def test_images_of_the_other_breast_follow_the_own(images, cache_dir, vocabulary):
-    dataset = BreastDataset(images, cache_dir, "train", vocabulary, both_breasts=True)
-    for index in range(len(dataset)):
-        rows, own = dataset._rows(index)
-        shown, item = dataset.images.iloc[rows], dataset.items.iloc[index]
-        assert own == sorted(own, reverse=True)
-        assert own == (shown.prediction_id == item.prediction_id).tolist()
-        assert sorted(shown.image_id) == sorted(images.image_id[images.patient_id == item.patient_id])
-    assert dataset[0]["own"].tolist() == dataset._rows(0)[1]
-
-
-def test_breast_alone_has_no_other(images, cache_dir, vocabulary):
-    single = images[(images.laterality == "L") | (images.patient_id != images.patient_id[0])]
-    dataset = BreastDataset(single, cache_dir, "train", vocabulary, both_breasts=True)
-    flags = {row.patient_id: dataset._rows(index)[1] for index, row in enumerate(dataset.items.itertuples())}
-    assert all(flags[images.patient_id[0]])
-    assert not any(all(own) for patient, own in flags.items() if patient != images.patient_id[0])
-
-
-def test_max_views_holds_for_each_breast(images, cache_dir, vocabulary):
-    dataset = BreastDataset(images, cache_dir, "train", vocabulary, Augment(), max_views=1, both_breasts=True)
-    assert all(dataset._rows(index)[1] == [True, False] for index in range(len(dataset)))
 
 
 # Boxes

@@ -177,7 +177,7 @@ class Items(torch.utils.data.Dataset):
         return 32
     def __getitem__(self, index):
         pictures = {"images": torch.zeros(1, 1, 256, 256).byte(), "metadata": torch.zeros(1, 6)}
-        pictures |= {"own": torch.ones(1) > 0, "rows": torch.zeros(1, dtype=int)}
+        pictures["rows"] = torch.zeros(1, dtype=int)
         targets = {"label": float(index % 2), "auxiliary": torch.zeros(1, dtype=int), "box": torch.zeros(4)}
         return pictures | targets | {"index": index}
 config, cpu = make_config(CacheSettings(256, 256), epochs=1, batch_size=32), Ranks(torch.device("cpu"))

@@ -116,7 +116,7 @@ def test_processes_together_do_the_steps_of_one(share, world_size):
 
 @pytest.fixture
 def breasts(images, cache_dir, vocabulary):
-    return BreastDataset(images, cache_dir, "train", vocabulary, both_breasts=True)
+    return BreastDataset(images, cache_dir, "train", vocabulary)
 
 
 def test_batch_joins_breasts_of_any_length(breasts):
@@ -127,7 +127,6 @@ def test_batch_joins_breasts_of_any_length(breasts):
     assert batch["lengths"].tolist() == lengths and batch["index"].tolist() == [3, 0, 7, 2, 9]
     assert batch["images"].shape == (sum(lengths), 1, 64, 48) and batch["images"].dtype == torch.uint8
     assert batch["metadata"].shape == (sum(lengths), len(METADATA))
-    assert batch["own"].dtype == torch.bool and batch["own"].shape == (sum(lengths),)
     assert batch["label"].dtype == torch.float32 and batch["label"].tolist() == [item["label"] for item in items]
     assert batch["auxiliary"].shape[0] == len(items) and batch["box"].shape == (len(items), 4)
     for item, pictures in zip(items, batch["images"].split(lengths), strict=True):

@@ -26,7 +26,6 @@ AGE, MISSING, MACHINE = (METADATA.index(column) for column in ("age", "age_missi
 NETWORKS = {
     "image": {"architecture": "cnn"},
     "breast": {"architecture": "cnn", "level": "breast"},
-    "patient": {"architecture": "cnn", "level": "patient"},
     "rnn": {"architecture": "rnn", "encoders": ("cnn",)},
 }
 every_network = pytest.mark.parametrize("kind", NETWORKS)
@@ -46,7 +45,7 @@ def make_batch(kind: str) -> tuple[torch.Tensor, ...]:
     count = int(lengths.sum())
     metadata = torch.tensor([[0.1, 0, 0, 1, 2, 1]]).repeat(count, 1)
     pictures = torch.randint(0, 256, (count, 1, 64, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return pictures, metadata, lengths, torch.ones(count, dtype=torch.bool)
+    return pictures, metadata, lengths
 
 
 def logits_of(network: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -57,7 +56,7 @@ def logits_of(network: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tens
 def changed(batch: tuple[torch.Tensor, ...], column: int, value: float) -> tuple[torch.Tensor, ...]:
     metadata = batch[1].clone()
     metadata[:, column] = value
-    return batch[0], metadata, *batch[2:]
+    return batch[0], metadata, batch[2]
 
 
 @every_network
@@ -68,7 +67,7 @@ def test_metadata_changes_the_logit_where_it_is_asked_for(kind, column, value):
     assert after.shape == (3,) and after.isfinite().all() and (before != after).all()
 
 
-@pytest.mark.parametrize("kind", ["image", "breast", "patient"])
+@pytest.mark.parametrize("kind", ["image", "breast"])
 def test_network_without_metadata_ignores_it(kind):
     network, batch = make_network(kind, metadata=False), make_batch(kind)
     for column in (AGE, MISSING, MACHINE):
@@ -84,18 +83,15 @@ def test_metadata_is_added_to_what_the_pictures_tell(kind):
     assert torch.allclose(logits_of(with_it, batch), logits_of(without, batch) + alone, atol=1e-6)
 
 
-def test_logit_of_a_breast_is_the_mean_of_its_own_images():
+def test_logit_of_a_breast_is_the_mean_of_its_images():
     torch.manual_seed(0)
     part = MetadataLogit(VOCABULARY).eval()
     for parameter in part.parameters():
         nn.init.normal_(parameter)
     metadata = torch.tensor([[0.1, 0, 0, 1, 2, 1], [0.1, 0, 0, 2, 2, 1], [3.0, 0, 1, 1, 1, 2]])
-    one = torch.ones(1, dtype=torch.bool)
-    single = torch.cat([part(row[None], torch.tensor([1]), one) for row in metadata])
-    breasts = part(metadata, torch.tensor([2, 1]), torch.tensor([True, True, True]))
+    single = torch.cat([part(row[None], torch.tensor([1])) for row in metadata])
+    breasts = part(metadata, torch.tensor([2, 1]))
     assert torch.allclose(breasts, torch.stack([single[:2].mean(), single[2]]), atol=1e-6)
-    own_and_other = part(metadata, torch.tensor([3]), torch.tensor([True, True, False]))
-    assert torch.allclose(own_and_other, single[:2].mean()[None], atol=1e-6)
 
 
 def test_codes_and_ages_are_hidden_at_times_in_training_alone():
@@ -127,9 +123,8 @@ def test_metadata_starts_as_the_logistic_regression_of_the_training_images():
     encoded = torch.from_numpy(vocabulary.encode(table))
     part = MetadataLogit(vocabulary)
     part.fit(encoded, table.cancer.to_numpy())
-    lengths, own = torch.ones(len(table), dtype=torch.long), torch.ones(len(table), dtype=torch.bool)
     with torch.inference_mode():
-        logits = part.eval()(encoded, lengths, own).numpy()
+        logits = part.eval()(encoded, torch.ones(len(table), dtype=torch.long)).numpy()
     columns = np.column_stack([table[["age"]], pd.get_dummies(table[["machine_id", "view"]].astype(str))])
     reference = LogisticRegression(max_iter=1000).fit(columns, table.cancer).decision_function(columns)
     assert np.corrcoef(logits, reference)[0, 1] > 0.99 and logits.std() == pytest.approx(reference.std(), rel=0.2)
@@ -144,7 +139,7 @@ def test_missing_age_and_unseen_machine_count_as_the_usual_ones():
     strange = table.head(1).assign(age=np.nan, machine_id=99, site_id=7, view="XX")
     encoded = torch.from_numpy(vocabulary.encode(strange))
     with torch.inference_mode():
-        logit = part.eval()(encoded, torch.tensor([1]), torch.tensor([True])).item()
+        logit = part.eval()(encoded, torch.tensor([1])).item()
     assert abs(logit) < 0.4  # the known ones are from -3 to 3
 
 

@@ -11,8 +11,7 @@ from utils.models import BoxHead, GatedAttention, ModelConfig, build_model
 VOCABULARY = Vocabulary(58.0, 10.0, ("CC", "MLO"), ("21", "49"), ("1", "2"))
 VIEW, CC, MLO = METADATA.index("view"), 1, 2
 TINY = "test_resnet"
-multi_view = pytest.mark.parametrize("view_pooling", ["attention", "concat"])
-Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def make_config(architecture: str = TINY, **changes) -> ModelConfig:
@@ -24,27 +23,20 @@ def make_model(architecture: str = TINY, auxiliary_sizes: tuple[int, ...] = (), 
     return build_model(make_config(architecture, **changes), VOCABULARY, auxiliary_sizes).eval()
 
 
-def make_batch(lengths: list[int], others: list[int] | None = None, side: int = 64) -> Batch:
-    """A batch of items with so many pictures, of which the last ``others`` are of the other breast; views alternate."""
+def make_batch(lengths: list[int], side: int = 64) -> Batch:
+    """A batch of items with so many pictures; views alternate."""
     generator = torch.Generator().manual_seed(0)
     pictures = torch.randint(0, 256, (sum(lengths), 1, side, side), generator=generator, dtype=torch.uint8)
     metadata = torch.tensor([[0.1, 0, 0, CC, 2, 1]]).repeat(sum(lengths), 1)
     metadata[1::2, VIEW] = MLO
-    own = [
-        number < length - other for length, other in zip(lengths, others or [0] * 9, strict=False) for number in range(length)
-    ]
-    return pictures, metadata, torch.tensor(lengths), torch.tensor(own)
+    return pictures, metadata, torch.tensor(lengths)
 
 
 def items_of(batch: Batch) -> list[Batch]:
     """Each item of a batch as a batch of its own."""
-    pictures, metadata, lengths, own = batch
-    parts = (values.split(lengths.tolist()) for values in (pictures, metadata, own))
-    return [(p, m, torch.tensor([len(p)]), o) for p, m, o in zip(*parts, strict=True)]
-
-
-def joined(*items: Batch) -> Batch:
-    return tuple(torch.cat(values) for values in zip(*items, strict=True))
+    pictures, metadata, lengths = batch
+    parts = (values.split(lengths.tolist()) for values in (pictures, metadata))
+    return [(p, m, torch.tensor([len(p)])) for p, m in zip(*parts, strict=True)]
 
 
 def logits_of(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
@@ -67,105 +59,50 @@ def test_maxvit_runs_at_the_size_that_it_was_made_for():
 # Several views
 
 
-@multi_view
-@pytest.mark.parametrize("level", ["breast", "patient"])
-def test_item_does_not_depend_on_its_neighbours_nor_on_padding(view_pooling, level):
-    model = make_model(level=level, view_pooling=view_pooling)
-    batch = make_batch([2, 1, 5, 3], others=[1, 0, 2, 0] if level == "patient" else None)
+def test_breast_does_not_depend_on_its_neighbours_nor_on_padding():
+    model, batch = make_model(level="breast"), make_batch([2, 1, 5, 3])
     together = logits_of(model, batch)
     alone = torch.cat([logits_of(model, item) for item in items_of(batch)])
     assert together.shape == (4,) and len(set(together.tolist())) == 4
     assert torch.allclose(together, alone, atol=1e-5)
 
 
-@multi_view
-@pytest.mark.parametrize("order", [[2, 1, 0, 3], [0, 3, 2, 1]])
-def test_order_of_the_images_of_a_view_does_not_matter(view_pooling, order):
-    model = make_model(level="breast", view_pooling=view_pooling)
-    pictures, metadata, lengths, own = make_batch([4])  # CC, MLO, CC, MLO
-    shuffled = (pictures[order], metadata[order], lengths, own[order])
-    assert torch.allclose(logits_of(model, (pictures, metadata, lengths, own)), logits_of(model, shuffled), atol=1e-6)
+def test_order_of_the_images_of_a_breast_does_not_matter():
+    model, order = make_model(level="breast"), [2, 1, 0, 3]
+    pictures, metadata, lengths = make_batch([4])
+    shuffled = (pictures[order], metadata[order], lengths)
+    assert torch.allclose(logits_of(model, (pictures, metadata, lengths)), logits_of(model, shuffled), atol=1e-6)
 
 
 def test_every_image_of_a_breast_counts():
-    for view_pooling in ("attention", "concat"):
-        model = make_model(level="breast", view_pooling=view_pooling)
-        pictures, *others = make_batch([3])
-        logits = [logits_of(model, (pictures, *others)).item()]
-        for number in range(3):
-            changed = pictures.clone()
-            changed[number] = 255 - changed[number]
-            logits.append(logits_of(model, (changed, *others)).item())
-        assert len({round(logit, 6) for logit in logits}) == 4
+    model = make_model(level="breast")
+    pictures, *others = make_batch([3])
+    logits = [logits_of(model, (pictures, *others)).item()]
+    for number in range(3):
+        changed = pictures.clone()
+        changed[number] = 255 - changed[number]
+        logits.append(logits_of(model, (changed, *others)).item())
+    assert len({round(logit, 6) for logit in logits}) == 4
 
 
-def test_concatenated_views_have_places_of_their_own():
-    model = make_model(level="breast", view_pooling="concat")
-    pictures, metadata, lengths, own = make_batch([2])
-    swapped = metadata.flip(0)  # what was the CC is now called MLO
-    assert not torch.allclose(
-        logits_of(model, (pictures, metadata, lengths, own)), logits_of(model, (pictures, swapped, lengths, own))
-    )
-
-
-@multi_view
-@pytest.mark.parametrize("code", [0, CC, MLO])
-def test_breast_of_one_view_alone_has_a_logit(view_pooling, code):
-    pictures, metadata, lengths, own = make_batch([2])
-    metadata[:, VIEW] = code
-    model = make_model(level="breast", view_pooling=view_pooling)
-    assert torch.isfinite(logits_of(model, (pictures, metadata, lengths, own))).all()
-
-
-def test_vocabulary_without_cc_takes_every_view_as_another():
-    torch.manual_seed(0)
-    vocabulary = Vocabulary(58.0, 10.0, ("MLO",), ("21",), ("1",))
-    model = build_model(make_config(level="breast", view_pooling="concat"), vocabulary).eval()
-    pictures, metadata, lengths, own = make_batch([2])
-    metadata[:, VIEW] = torch.tensor([0, 1])
-    before = logits_of(model, (pictures, metadata, lengths, own))
-    assert torch.allclose(before, logits_of(model, (pictures, metadata.flip(0), lengths, own)), atol=1e-6)
-
-
-@multi_view
-def test_patient_model_reads_the_other_breast_and_tells_it_from_the_own(view_pooling):
-    model = make_model(level="patient", view_pooling=view_pooling)
-    pictures, metadata, lengths, own = make_batch([4], others=[2])
-    changed = pictures.clone()
-    changed[2:] = 255 - changed[2:]
-    logits = [logits_of(model, (p, metadata, lengths, o)) for p in (pictures, changed) for o in (own, ~own)]
-    assert len({round(logit.item(), 6) for logit in logits}) == 4
-
-
-@multi_view
-def test_patient_model_works_where_the_other_breast_is_missing(view_pooling):
-    model = make_model(level="patient", view_pooling=view_pooling)
-    with_other, without = make_batch([4], others=[2]), make_batch([2])
-    together = logits_of(model, joined(without, with_other))
-    assert torch.isfinite(together).all()
-    assert torch.allclose(together[:1], logits_of(model, without), atol=1e-5)
-
-
-@multi_view
-@pytest.mark.parametrize("level", ["breast", "patient"])
-def test_multi_view_model_learns_from_every_part(view_pooling, level):
-    model = make_model("cnn", level=level, view_pooling=view_pooling).train()
-    model(*make_batch([4, 2], others=[2, 0])).logit.square().sum().backward()
+def test_multi_view_model_learns_from_every_part():
+    model = make_model("cnn", level="breast").train()
+    model(*make_batch([4, 2])).logit.square().sum().backward()
     idle = {name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()}
     assert not {name for name in idle if not name.endswith("score.bias")}  # which a softmax does not see
 
 
-def test_attention_is_a_mean_and_nothing_gives_zero():
+def test_attention_is_a_mean_of_what_the_mask_shows():
     torch.manual_seed(0)
-    attention, features = GatedAttention(6), torch.randn(3, 4, 6)
-    mask = torch.tensor([[True, False, False, False], [False] * 4, [True, True, True, False]])
+    attention, features = GatedAttention(6), torch.randn(2, 4, 6)
+    mask = torch.tensor([[True, False, False, False], [True, True, True, False]])
     with torch.inference_mode():
-        single, nothing, three = attention(features, mask)
+        single, three = attention(features, mask)
         repeated = attention(features[:1, :1].repeat(1, 4, 1), torch.ones(1, 4, dtype=torch.bool))
-    assert torch.allclose(single, features[0, 0]) and torch.equal(nothing, torch.zeros(6))
+    assert torch.allclose(single, features[0, 0])
     assert torch.allclose(repeated[0], features[0, 0], atol=1e-6)
-    lowest, highest = features[2, :3].min(dim=0).values, features[2, :3].max(dim=0).values
-    assert (three >= lowest).all() and (three <= highest).all() and not torch.allclose(three, features[2, :3].mean(dim=0))
+    lowest, highest = features[1, :3].min(dim=0).values, features[1, :3].max(dim=0).values
+    assert (three >= lowest).all() and (three <= highest).all() and not torch.allclose(three, features[1, :3].mean(dim=0))
 
 
 # The hybrid
@@ -181,11 +118,11 @@ def test_recurrent_breast_does_not_depend_on_its_neighbours(cell):
 
 def test_recurrent_model_reads_pictures_metadata_and_order():
     model = make_model("rnn", encoders=("cnn",))
-    pictures, metadata, lengths, own = make_batch([2])
+    pictures, metadata, lengths = make_batch([2])
     older = metadata.clone()
     older[:, 0] += 2
     variants = [(pictures, metadata), (255 - pictures, metadata), (pictures, older), (pictures.flip(0), metadata)]
-    results = [logits_of(model, (*variant, lengths, own)) for variant in variants]
+    results = [logits_of(model, (*variant, lengths)) for variant in variants]
     assert len({round(float(result), 6) for result in results}) == 4
 
 
@@ -210,7 +147,7 @@ def test_own_image_run_loads_as_an_encoder(tmp_path):
 # Further heads
 
 
-@pytest.mark.parametrize(("architecture", "level"), [("cnn", "image"), (TINY, "breast"), (TINY, "patient"), ("rnn", "image")])
+@pytest.mark.parametrize(("architecture", "level"), [("cnn", "image"), (TINY, "breast"), ("rnn", "image")])
 def test_auxiliary_logits_are_computed_in_training_alone(architecture, level):
     model, batch = make_model(architecture, (2, 4), level=level, encoders=("cnn",)), make_batch([1, 1])
     with torch.inference_mode():
@@ -278,11 +215,9 @@ def test_box_head_reads_maps_of_other_channels_than_the_features():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"level": "exam"}, "level is 'exam'; choose from image, breast, patient"),
-        ({"level": "breast", "view_pooling": "sum"}, "view_pooling is 'sum'; choose from attention, concat"),
+        ({"level": "exam"}, "level is 'exam'; choose from image, breast"),
         ({"level": "breast", "box_head": True}, "box_head needs level image"),
         ({"architecture": "rnn", "box_head": True}, "box_head needs level image"),
-        ({"architecture": "rnn", "level": "patient"}, "rnn reads one breast"),
         ({"architecture": "rnn", "recurrent_cell": "gnu"}, "recurrent_cell is 'gnu'; choose from gru, lstm, rnn"),
         ({"architecture": "resnet51"}, "resnet51.*did you mean"),
     ],
@@ -294,4 +229,4 @@ def test_parts_that_do_not_go_together_are_refused(changes, message):
 
 def test_item_of_the_hybrid_is_a_breast_whatever_its_level():
     assert make_config("rnn").item == "breast"
-    assert [make_config(level=level).item for level in ("image", "breast", "patient")] == ["image", "breast", "patient"]
+    assert [make_config(level=level).item for level in ("image", "breast")] == ["image", "breast"]

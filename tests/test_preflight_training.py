@@ -275,7 +275,6 @@ def test_problem_that_several_checks_meet_is_told_once_and_ends_the_notebook(com
         ({}, 64 * 48 * 8 * 17 / 1e6),  # 4 processes load 4 batches ahead, and one is in use
         ({"num_processes": 2}, 64 * 48 * 4 * 17 / 1e6),
         ({"level": "breast", "max_views": 1}, 64 * 48 * 8 * 17 / 1e6),
-        ({"level": "patient", "max_views": 1}, 64 * 48 * 16 * 17 / 1e6),
     ],
 )
 def test_shared_memory_must_hold_what_is_loaded_ahead(told, monkeypatch, values, megabytes):

@@ -41,7 +41,8 @@ WRONG = {
     "preprocessing.codec": ["new"],
     "model.architecture": ["../../etc/passwd", "/tmp/net", "hf-hub:a/b", "local-dir:x", "", 5, None, ["cnn"]],
     "model.encoders": ["cnn", [1], ["../x"], None],
-    "model.level": ["exam", None],
+    "model.level": ["exam", "patient", None],
+    "model.view_pooling": ["concat", None],  # of older versions
     "model.dropout": [1.0, -0.1, math.nan, "0.2"],
     "model.hidden_size": [0, -1, 10**9, "128"],
     "model.pretrained": ["false", 0],

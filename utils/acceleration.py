@@ -79,7 +79,7 @@ class Accelerated:
         self.speed_ups: dict[str, float] = {}
         self.refused: dict[str, str] = {}
 
-    def __call__(self, images: torch.Tensor, metadata: torch.Tensor, lengths: torch.Tensor, own: torch.Tensor) -> Outputs:
+    def __call__(self, images: torch.Tensor, metadata: torch.Tensor, lengths: torch.Tensor) -> Outputs:
         """Pass a batch through.
 
         Raises
@@ -87,7 +87,7 @@ class Accelerated:
         RuntimeError
             If the memory does not suffice (`utils.optimisation.is_out_of_memory`): halve the batch.
         """
-        batch = (images, metadata, lengths, own)
+        batch = (images, metadata, lengths)
         with torch.autocast(images.device.type, enabled=False):  # an encoder that wants half precision says so itself
             if self.name != REFERENCE:
                 try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from utils.configuration import TrainConfig, TrainingError
+from utils.configuration import TrainConfig, TrainingError, without_retired
 from utils.dataset import Vocabulary
 from utils.fold_weights import check_tensors, read_vocabulary
 from utils.formats import FormatError, check, is_flag, is_number, is_whole, naming, shown
@@ -89,7 +89,7 @@ def _load(path: Path, device: torch.device) -> object:
 
 def _check_config(found: object, config: TrainConfig) -> None:
     check(isinstance(found, dict), "config", found, "an object")
-    differing = differing_settings(found, config)
+    differing = differing_settings(without_retired(found), config)
     if differing:
         raise FormatError(f"it is of a run with other settings ({', '.join(differing)}).")
 

@@ -18,6 +18,7 @@ STRONGEST = 3.0  # times the tuned augmentation: its rectangles' probability rea
 MOST_WORKERS = 1024  # processes
 LARGEST_PORT = 2**16 - 1
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+RETIRED = {"view_pooling": "attention"}  # fields that a network's configuration had, and the value that networks have now
 
 
 class TrainingError(KitError):
@@ -202,7 +203,7 @@ class TrainConfig:
         KitError
             If a field is unknown, one is missing that has no default, or a value is refused.
         """
-        config = build(cls, content)
+        config = build(cls, without_retired(content))
         for name in ("image_height", "image_width"):
             wanted = getattr(config.preprocessing, name)
             value = getattr(config.model, name)
@@ -278,6 +279,15 @@ def as_numbers(text: str | int | Sequence[int]) -> tuple[int, ...]:
         return tuple(int(part) for part in parts if str(part).strip())
     except ValueError as error:
         raise TrainingError(f"folds is {text!r}, but must be whole numbers with commas between.") from error
+
+
+def without_retired(content: dict) -> dict:
+    """Leave out the `RETIRED` fields of an older run's configuration, unless they ask for what is gone."""
+    model = content.get("model")
+    if not isinstance(model, dict):
+        return content
+    kept = {name: value for name, value in model.items() if name not in RETIRED or value != RETIRED[name]}
+    return content | {"model": kept}
 
 
 def _check(holds: bool, name: str, value: object, wanted: str) -> None:

@@ -1,6 +1,6 @@
-"""Cached pictures and metadata as items: an image, a breast with its images, or a breast beside the patient's other one.
+"""Cached pictures and metadata as items: an image, or a breast with its images.
 
-All kinds of item have the same form, so that one training loop serves all; `utils.loading` says what a batch of them is.
+Both kinds of item have the same form, so that one training loop serves both; `utils.loading` says what a batch of them is.
 """
 
 import zlib
@@ -118,7 +118,7 @@ class ImageDataset(Dataset):
     @cached_property
     def sizes(self) -> np.ndarray:
         """Numbers of pictures of the items, int array."""
-        return np.array([len(self._rows(index)[0]) for index in range(len(self))], dtype=int)
+        return np.array([len(self._rows(index)) for index in range(len(self))], dtype=int)
 
     @cached_property
     def auxiliary(self) -> torch.Tensor:
@@ -129,12 +129,11 @@ class ImageDataset(Dataset):
         return len(self.items)
 
     def __getitem__(self, index: int) -> dict:
-        rows, own = self._rows(index)
+        rows = self._rows(index)
         pictures, boxes = zip(*[self._picture(row) for row in rows], strict=True)
         return {
             "images": torch.stack(pictures),  # (V, 1, H, W)
             "metadata": self.metadata[rows],  # (V, 6)
-            "own": torch.tensor(own),  # (V,)
             "rows": torch.tensor(rows),  # (V,)
             "label": float(self.labels[index]),
             "auxiliary": self.auxiliary[index],
@@ -148,9 +147,9 @@ class ImageDataset(Dataset):
             return [self[index] for index in indices]
         return list(_threads().map(self.__getitem__, indices))
 
-    def _rows(self, index: int) -> tuple[list[int], list[bool]]:
-        """Rows of an item's images, and whether each is of the breast that is asked for."""
-        return [index], [True]
+    def _rows(self, index: int) -> list[int]:
+        """Rows of an item's images."""
+        return [index]
 
     def _picture(self, row: int) -> tuple[torch.Tensor, np.ndarray]:
         picture = self._load(row)
@@ -176,32 +175,18 @@ class BreastDataset(ImageDataset):
     ----------
     max_views : int or None
         None takes all. 1 is needed where the number of images of a breast tells its label.
-    both_breasts : bool
-        The images of the patient's other breast follow, as many at most.
     """
 
-    def __init__(self, images: pd.DataFrame, *args, max_views: int | None = None, both_breasts: bool = False, **kwargs):
+    def __init__(self, images: pd.DataFrame, *args, max_views: int | None = None, **kwargs):
         order = images.view.map({view: rank for rank, view in enumerate(VIEW_ORDER)}).fillna(len(VIEW_ORDER))
         images = images.assign(_order=order).sort_values(["_order", "view", "image_id"]).drop(columns="_order")
         super().__init__(images, *args, **kwargs)
-        self.max_views, self.both_breasts = max_views, both_breasts
+        self.max_views = max_views
         groups = self.images.groupby("prediction_id", sort=False).indices
         self.groups = list(groups.values())
         self.items = self.images.iloc[[rows[0] for rows in self.groups]].reset_index(drop=True)
-        self.others = self._other_breasts()
 
-    def _other_breasts(self) -> list[int | None]:
-        """Number of the item that is the patient's other breast, for each item."""
-        numbers = {key: number for number, key in enumerate(zip(self.items.patient_id, self.items.laterality, strict=True))}
-        opposite = {"L": "R", "R": "L"}
-        return [numbers.get((patient, opposite[side])) for patient, side in numbers]
-
-    def _rows(self, index: int) -> tuple[list[int], list[bool]]:
-        own = self._drawn(index)
-        other = self._drawn(self.others[index]) if self.both_breasts and self.others[index] is not None else []
-        return own + other, [True] * len(own) + [False] * len(other)
-
-    def _drawn(self, index: int) -> list[int]:
+    def _rows(self, index: int) -> list[int]:
         rows = self.groups[index]
         if self.max_views is None or len(rows) <= self.max_views:
             return rows.tolist()

@@ -126,7 +126,7 @@ def explain(
     Returns
     -------
     dict
-        Map of each image that speaks for its own breast; the patient's other breast is explained with its own logit.
+        Map of each image of those items.
 
     Raises
     ------
@@ -148,10 +148,8 @@ def explain(
     maps = {}
     items = _items_with(dataset, image_ids)
     for batch in make_loader(Subset(dataset, items), config.micro_batch_size or config.batch_size):
-        rows = [row for index in batch["index"].tolist() for row in dataset._rows(index)[0]]
         heats = _heats(model, batch, config, device, finer)
-        found = zip(dataset.images.image_id.iloc[rows], batch["own"].tolist(), heats, strict=True)
-        maps |= {image_id: heat for image_id, own, heat in found if own}
+        maps |= zip(dataset.images.image_id.iloc[batch["rows"].tolist()], heats, strict=True)
     model.eval()
     return maps
 
@@ -350,12 +348,11 @@ def _refuse(encoder: Encoder) -> NoReturn:
 
 
 def _items_with(dataset: ImageDataset, image_ids: Iterable[str] | None) -> list[int]:
-    """Numbers of the items that read one of the images as their own breast's."""
+    """Numbers of the items that read one of the images."""
     if image_ids is None:
         return list(range(len(dataset)))
     wanted = dataset.images.image_id.isin(set(image_ids)).to_numpy()
-    read = ((index, *dataset._rows(index)) for index in range(len(dataset)))
-    return [index for index, rows, own in read if (wanted[rows] & np.array(own)).any()]
+    return [index for index in range(len(dataset)) if wanted[dataset._rows(index)].any()]
 
 
 def _folds_of(run_dir: str | Path, images: pd.DataFrame) -> pd.Series:

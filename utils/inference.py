@@ -67,8 +67,8 @@ def predict(
 def forward(model: nn.Module, batch: Batch, device: torch.device, images: torch.Tensor | None = None) -> Outputs:
     """Pass a batch through a network on its device; ``images`` stand in for the batch's where they are given."""
     images = batch["images"].to(device, non_blocking=True) if images is None else images
-    metadata, own = (batch[key].to(device, non_blocking=True) for key in ("metadata", "own"))
-    return model(images, metadata, batch["lengths"], own)  # lengths stay on the CPU, where they are read
+    metadata = batch["metadata"].to(device, non_blocking=True)
+    return model(images, metadata, batch["lengths"])  # lengths stay on the CPU, where they are read
 
 
 def forward_flipped(model: nn.Module, batch: Batch, device: torch.device) -> Outputs:

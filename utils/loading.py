@@ -4,7 +4,6 @@ A batch of B items with N pictures is a dict:
 
 - ``images``: uint8 tensor (N, 1, height, width), the pictures of all items one after the other
 - ``metadata``: float32 tensor (N, 6), one row per picture, columns `utils.dataset.METADATA`
-- ``own``: bool tensor (N,), whether the picture is of the breast that is asked for, not of the patient's other one
 - ``rows``: int64 tensor (N,), the pictures' rows in ``dataset.images``
 - ``lengths``: int64 tensor (B,), how many pictures each item has; sums to N
 - ``label``: float32 tensor (B,)
@@ -29,7 +28,7 @@ from torch.utils.data import DataLoader, Sampler
 from utils.dataset import ImageDataset
 from utils.environment import KitError
 
-PER_PICTURE = ("images", "metadata", "own", "rows")
+PER_PICTURE = ("images", "metadata", "rows")
 PREFETCHED = 4  # batches a process, so that a slow one does not keep the network waiting
 PATIENCE = 600.0  # seconds without a batch; the slowest disks take some for one
 SHARED_MEMORY = Path("/dev/shm")  # where Linux has it

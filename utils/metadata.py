@@ -57,14 +57,13 @@ class MetadataLogit(nn.Module):
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, metadata: torch.Tensor, lengths: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-        """Give the mean logit of each item's own images, (B,), from the metadata of all images, (N, 6)."""
+    def forward(self, metadata: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Give the mean logit of each item's images, (B,), from the metadata of all images, (N, 6)."""
         embedded = self.embedding(metadata)  # (N, 3 + 3)
         logits = self.weights(embedded[:, :NUMBERS]).squeeze(1) + embedded[:, NUMBERS:].sum(dim=1)  # (N,)
         items = torch.arange(len(lengths)).repeat_interleave(lengths.cpu()).to(logits.device)  # (N,)
         zeros = torch.zeros(len(lengths), device=logits.device)
-        counts = zeros.index_add(0, items, own.float()).clamp(min=1)
-        return zeros.index_add(0, items, logits * own) / counts
+        return zeros.index_add(0, items, logits) / lengths.to(logits.device)
 
     def fit(self, metadata: torch.Tensor, labels: np.ndarray) -> None:
         """Start from what metadata alone tells in training.

@@ -12,14 +12,13 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 
 from utils.cache import LARGEST_SIDE
-from utils.dataset import METADATA, Vocabulary
+from utils.dataset import Vocabulary
 from utils.encoders import Encoder, ModelError, build_encoder
 from utils.formats import check, check_types
 from utils.metadata import MetadataEmbedding, MetadataLogit
 
 RECURRENT_CELLS = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
-LEVELS = ("image", "breast", "patient")
-VIEW_POOLINGS = ("attention", "concat")
+LEVELS = ("image", "breast")
 ATTENTION_SIZE = 128
 MOST_HIDDEN = 2**16
 PLAIN_NAME = r"[A-Za-z0-9_.-]+"  # of an architecture: no path, and no address of a hub
@@ -43,11 +42,8 @@ class ModelConfig:
         ``cnn``, ``rnn``, or a timm name such as ``resnet50``, ``efficientnet_b0`` or ``maxvit_nano_rw_256``.
     image_height, image_width : int
         In pixels.
-    level : {"image", "breast", "patient"}
-        What it reads at once: an image; all images of a breast; or those and the other breast's, since asymmetry is a sign.
-        ``rnn`` reads breasts whatever this says.
-    view_pooling : {"attention", "concat"}
-        How a breast's images are joined: a learned weight for each, or the means of its CC and of its other views side by side.
+    level : {"image", "breast"}
+        What it reads at once: an image, or all images of a breast. ``rnn`` reads breasts whatever this says.
     pretrained : bool
         Load timm's weights, which need a network; of ``rnn``, into its timm encoders.
     weights_path : str
@@ -78,7 +74,6 @@ class ModelConfig:
     image_height: int
     image_width: int
     level: str = "image"
-    view_pooling: str = "attention"
     pretrained: bool = False
     weights_path: str = ""
     pooling: str = ""
@@ -98,7 +93,7 @@ class ModelConfig:
             check(1 <= value <= LARGEST_SIDE, name, value, f"from 1 to {LARGEST_SIDE}", ModelError)
         for field, name in (("architecture", self.architecture), *(("encoders", name) for name in self.encoders)):
             check(re.fullmatch(PLAIN_NAME, name) is not None, field, name, "cnn, rnn or a name of timm's", ModelError)
-        for name, choices in {"level": LEVELS, "view_pooling": VIEW_POOLINGS, "recurrent_cell": tuple(RECURRENT_CELLS)}.items():
+        for name, choices in {"level": LEVELS, "recurrent_cell": tuple(RECURRENT_CELLS)}.items():
             value = getattr(self, name)
             _check(value in choices, f"{name} is {value!r}; choose from {', '.join(choices)}.")
         for name in ("dropout", "drop_path"):
@@ -106,12 +101,11 @@ class ModelConfig:
         check(1 <= self.hidden_size <= MOST_HIDDEN, "hidden_size", self.hidden_size, f"from 1 to {MOST_HIDDEN}", ModelError)
         _check(not self.box_head or self.item == "image", "A box is predicted for an image: box_head needs level image.")
         if self.architecture == "rnn":
-            _check(self.level != "patient", "rnn reads one breast: level patient is for other architectures.")
             check(bool(self.encoders), "encoders", self.encoders, "one network or more", ModelError)
 
     @property
     def item(self) -> str:
-        """What an item of its data set is: ``image``, ``breast``, or ``patient`` (a breast beside the other one)."""
+        """What an item of its data set is: ``image`` or ``breast``."""
         return "breast" if self.architecture == "rnn" else self.level
 
     @property
@@ -127,14 +121,14 @@ def build_model(config: ModelConfig, vocabulary: Vocabulary, auxiliary_sizes: tu
     ----------
     config : ModelConfig
     vocabulary : Vocabulary
-        Sizes the metadata embeddings of ``rnn``, and tells the views apart.
+        Sizes the tables of the parts that read metadata.
     auxiliary_sizes : tuple of int
         Classes of each auxiliary target; empty for a network without that head.
 
     Returns
     -------
     Module
-        ``model(images, metadata, lengths, own) -> Outputs``, with the tensors of `utils.loading`.
+        ``model(images, metadata, lengths) -> Outputs``, with the tensors of `utils.loading`.
 
     Raises
     ------
@@ -161,47 +155,31 @@ class ImageModel(nn.Module):
         )
         self.box = BoxHead(self.encoder.map_channels) if config.box_head else None
 
-    def forward(self, images: torch.Tensor, metadata: torch.Tensor, lengths: torch.Tensor, own: torch.Tensor) -> Outputs:
+    def forward(self, images: torch.Tensor, metadata: torch.Tensor, lengths: torch.Tensor) -> Outputs:
         features, maps = self.encoder(images)
-        return self.head(features, metadata, lengths, own)._replace(box=self.box(maps) if self.box else None)
+        return self.head(features, metadata, lengths)._replace(box=self.box(maps) if self.box else None)
 
 
 class MultiViewModel(nn.Module):
-    """A shared encoder for all images of a breast, whose features are joined to one logit.
-
-    At the patient's level the other breast's images are joined likewise, and stand beside the breast's own.
-    """
+    """A shared encoder for all images of a breast, whose features are joined to one logit."""
 
     def __init__(self, vocabulary: Vocabulary, config: ModelConfig, auxiliary_sizes: tuple[int, ...]):
         super().__init__()
         self.encoder = _encoder(config.architecture, config)
-        num_features = self.encoder.num_features
-        self.attention = GatedAttention(num_features) if config.view_pooling == "attention" else None
-        self.both_breasts = config.level == "patient"
-        self.cc_code = vocabulary.view.index("CC") + 1 if "CC" in vocabulary.view else -1
-        parts = (1 if self.attention else 2) * (2 if self.both_breasts else 1)
-        self.head = Head(parts * num_features, config, vocabulary, auxiliary_sizes)
+        self.attention = GatedAttention(self.encoder.num_features)
+        self.head = Head(self.encoder.num_features, config, vocabulary, auxiliary_sizes)
 
-    def forward(self, images: torch.Tensor, metadata: torch.Tensor, lengths: torch.Tensor, own: torch.Tensor) -> Outputs:
+    def forward(self, images: torch.Tensor, metadata: torch.Tensor, lengths: torch.Tensor) -> Outputs:
         features, _ = self.encoder(images)  # (N, F)
-        is_cc = metadata[:, METADATA.index("view")] == self.cc_code  # (N,)
         with torch.autocast(images.device.type, enabled=False):
-            parts = lengths.tolist()
-            features = pad_sequence(features.float().split(parts), batch_first=True)  # (B, V, F)
-            present = pad_sequence(torch.ones_like(own).split(parts), batch_first=True)  # (B, V), bool
-            of_breast, is_cc = (pad_sequence(mask.split(parts), batch_first=True) for mask in (own, is_cc))
-            sides = [present & of_breast, present & ~of_breast] if self.both_breasts else [present & of_breast]
-            joined = [part for side in sides for part in self._join(features, side, is_cc)]  # each (B, F)
-        return self.head(torch.cat(joined, dim=1), metadata, lengths, own)
-
-    def _join(self, features: torch.Tensor, side: torch.Tensor, is_cc: torch.Tensor) -> list[torch.Tensor]:
-        if self.attention:
-            return [self.attention(features, side)]
-        return [_masked_mean(features, side & is_cc), _masked_mean(features, side & ~is_cc)]
+            features = pad_sequence(features.float().split(lengths.tolist()), batch_first=True)  # (B, V, F)
+            present = torch.arange(features.shape[1]) < lengths.cpu().unsqueeze(1)  # (B, V), bool
+            joined = self.attention(features, present.to(features.device))  # (B, F)
+        return self.head(joined, metadata, lengths)
 
 
 class GatedAttention(nn.Module):
-    """Mean of a set of features with learned weights; zero of an empty set.
+    """Mean of the features that a mask shows, with learned weights.
 
     References
     ----------
@@ -215,7 +193,7 @@ class GatedAttention(nn.Module):
 
     def forward(self, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         scores = self.score(torch.tanh(self.value(features)) * torch.sigmoid(self.gate(features))).squeeze(2)  # (B, V)
-        weights = scores.masked_fill(~mask, -1e4).softmax(dim=1) * mask  # (B, V)
+        weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=1)  # (B, V)
         return (weights.unsqueeze(2) * features).sum(dim=1)  # (B, V, 1) * (B, V, F) -> (B, F)
 
 
@@ -236,7 +214,7 @@ class RecurrentHybrid(nn.Module):
         self.recurrent = RECURRENT_CELLS[config.recurrent_cell](num_features, config.hidden_size, batch_first=True)
         self.head = Head(config.hidden_size, config, vocabulary, auxiliary_sizes)
 
-    def forward(self, images: torch.Tensor, metadata: torch.Tensor, lengths: torch.Tensor, own: torch.Tensor) -> Outputs:
+    def forward(self, images: torch.Tensor, metadata: torch.Tensor, lengths: torch.Tensor) -> Outputs:
         features = [encoder(images)[0].float() for encoder in self.encoders]  # each (N, F)
         features = torch.cat([*features, self.metadata(metadata)], dim=1)  # (N, F1 + F2 + M)
         with torch.autocast(images.device.type, enabled=False):  # few numbers, and recurrent cells want float32
@@ -245,7 +223,7 @@ class RecurrentHybrid(nn.Module):
             packed = pack_padded_sequence(sequences, lengths.cpu(), batch_first=True, enforce_sorted=False)
             _, state = self.recurrent(packed)
             state = state[0] if isinstance(state, tuple) else state  # an LSTM has a cell state too
-        return self.head(state[-1], metadata, lengths, own)  # (1, B, hidden) -> (B, hidden)
+        return self.head(state[-1], metadata, lengths)  # (1, B, hidden) -> (B, hidden)
 
 
 class Head(nn.Module):
@@ -260,13 +238,13 @@ class Head(nn.Module):
         self.auxiliary = nn.Linear(num_features, sum(auxiliary_sizes)) if auxiliary_sizes else None
         self.metadata = MetadataLogit(vocabulary) if config.metadata else None
 
-    def forward(self, features: torch.Tensor, metadata: torch.Tensor, lengths: torch.Tensor, own: torch.Tensor) -> Outputs:
+    def forward(self, features: torch.Tensor, metadata: torch.Tensor, lengths: torch.Tensor) -> Outputs:
         with torch.autocast(features.device.type, enabled=False):  # bfloat16 has few values: logits would tie
             features = self.dropout(features.float())
             auxiliary = self.auxiliary(features) if self.auxiliary and self.training else None
             logit = self.cancer(features).squeeze(1)  # (B, 1) -> (B,)
             if self.metadata:
-                logit = logit + self.metadata(metadata, lengths, own)
+                logit = logit + self.metadata(metadata, lengths)
             return Outputs(logit, auxiliary)
 
 
@@ -291,11 +269,6 @@ def _cell_centres(height: int, width: int, device: torch.device) -> torch.Tensor
     """Give x and y of each cell's centre as shares of the sides, (height * width, 2), row by row."""
     y, x = ((torch.arange(side, device=device) + 0.5) / side for side in (height, width))
     return torch.stack([x.repeat(height), y.repeat_interleave(width)], dim=1)
-
-
-def _masked_mean(features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean of the features (B, V, F) under a mask (B, V); zero where nothing is."""
-    return (features * mask.unsqueeze(2)).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def _encoder(name: str, config: ModelConfig) -> Encoder:

@@ -108,8 +108,7 @@ def _pictures_of_item(config, images) -> float:
     """Mean number of pictures that are loaded for an item."""
     if config.model.item == "image":
         return 1.0
-    views = images.groupby("prediction_id").size().clip(upper=config.max_views).mean()
-    return 2 * views if config.model.item == "patient" else views
+    return images.groupby("prediction_id").size().clip(upper=config.max_views).mean()
 
 
 def check_run_folder(job: Job) -> Iterator[Finding]:

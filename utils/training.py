@@ -357,12 +357,11 @@ def make_dataset(
     augment: Augment | None = None,
     boxes: pd.DataFrame | None = None,
 ) -> ImageDataset:
-    """Make the data set that a model reads: of images, of breasts, or of breasts beside the patient's other one."""
+    """Make the data set that a model reads: of images or of breasts."""
     arguments = (images, cache_dir, split, vocabulary, augment, config.seed)
-    item = config.model.item
-    if item == "image":
+    if config.model.item == "image":
         return ImageDataset(*arguments, boxes=boxes)
-    return BreastDataset(*arguments, max_views=config.max_views, both_breasts=item == "patient")
+    return BreastDataset(*arguments, max_views=config.max_views)
 
 
 def load_fold(config: TrainConfig, fold_dir: str | Path) -> tuple[nn.Module, Vocabulary]:

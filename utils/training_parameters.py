@@ -69,7 +69,6 @@ def _model_config(given: SimpleNamespace, settings: CacheSettings) -> ModelConfi
         image_height=settings.image_height,
         image_width=settings.image_width,
         level=given.level,
-        view_pooling=given.view_pooling,
         pretrained=given.pretrained,
         weights_path=str(resolve(given.weights_path)) if given.weights_path else "",
         pooling=given.pooling,
