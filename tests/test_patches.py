@@ -1,5 +1,6 @@
 """Facts about patches around boxes and elsewhere, on a cache whose grey values tell what is what."""
 
+import albumentations as A  # noqa: N812  (the name that its own documentation uses)
 import cv2
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ from utils.augment import Augment
 from utils.boxes import COLUMNS
 from utils.cache import picture_path
 from utils.dataset import Vocabulary
-from utils.patches import LEAST_TISSUE, MOST_OF_BOX, PatchDataset, cut_background, cut_patch
+from utils.patches import LEAST_TISSUE, MOST_OF_BOX, PatchDataset, choose_background, cut_patch
 
 HEIGHT, WIDTH, SIZE = 64, 48, 16
 VOCABULARY = Vocabulary(58.0, 10.0, ("CC", "MLO"), ("21",), ("1",))
@@ -108,15 +109,31 @@ def test_background_is_tissue_of_the_same_image_away_from_its_boxes(make):
 
 def test_background_of_an_image_that_a_box_fills_is_cut_all_the_same():
     picture = np.full((20, 20), WITH, np.uint8)
-    patch = cut_background(picture, np.array([[0.0, 0.0, 1.0, 1.0]]), 8, np.random.default_rng(0))
-    assert patch.shape == (8, 8) and patch.any()
+    place = choose_background(picture, np.array([[0.0, 0.0, 1.0, 1.0]]), 8, np.random.default_rng(0))
+    assert cut_patch(picture, place, 8).any()
 
 
 def test_background_of_a_narrow_breast_is_the_place_with_most_tissue():
     picture = np.zeros((64, 64), np.uint8)
     picture[:, :3] = WITH
-    patches = [cut_background(picture, np.empty((0, 4)), 16, np.random.default_rng(seed)) for seed in range(20)]
-    assert np.mean([(patch > 0).mean() for patch in patches]) > 2 * 3 / 64
+    places = [choose_background(picture, np.empty((0, 4)), 16, np.random.default_rng(seed)) for seed in range(20)]
+    assert np.mean([(cut_patch(picture, place, 16) > 0).mean() for place in places]) > 2 * 3 / 64
+
+
+def test_augmented_patch_still_shows_its_lesion_and_no_border_within_the_breast(make):
+    class OnlyTurns(Augment):
+        """No rectangles, and no change of brightness."""
+
+        def _pipeline(self):
+            return A.Compose([A.Affine(rotate=(-45, 45), p=1.0)], bbox_params=A.BboxParams(format="albumentations", clip=True))
+
+    dataset = make(OnlyTurns())
+    shown = []
+    for dataset.epoch in range(8):
+        patch = pixels(dataset)[1]  # of the box in the middle of image 1
+        shown.append((patch > (WITH + LESION) / 2).sum())
+        assert (patch[:, : SIZE // 2] > 0).mean() > 0.6
+    assert np.min(shown) > 6
 
 
 def test_boxes_of_images_that_are_held_out_never_appear(make, images):

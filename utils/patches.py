@@ -12,7 +12,7 @@ import torch
 
 from utils.augment import Augment
 from utils.boxes import CORNERS
-from utils.dataset import ImageDataset, Vocabulary
+from utils.dataset import NO_BOX, ImageDataset, Vocabulary
 
 LEAST_TISSUE = 0.5  # share of a background patch that is brighter than black
 MOST_OF_BOX = 0.25  # share of a box that a background patch may hold
@@ -37,7 +37,8 @@ class PatchDataset(ImageDataset):
     size : int
         Side of a patch in pixels.
     augment : Augment or None
-        None centres patches on their boxes; otherwise a box lies anywhere in its patch.
+        None centres patches on their boxes; otherwise a box lies anywhere in its patch. The picture is augmented, then the
+        patch is cut, so that no border of black comes between it and its surroundings.
     seed : int
     """
 
@@ -73,20 +74,37 @@ class PatchDataset(ImageDataset):
         """Classes of the auxiliary target."""
         return (len(self.kinds) + 1,)
 
-    def _load(self, row: int) -> np.ndarray:
-        picture = super()._load(row)
+    def _picture(self, row: int) -> tuple[torch.Tensor, np.ndarray]:
+        picture = self._load(row)
         generator = np.random.default_rng([self.seed, self.epoch if self.augment else 0, row, 3])
-        item = self.images.iloc[row]
+        place = self._choose_place(picture, self.images.iloc[row], generator)
+        if self.augment:
+            picture, place = self._augmented(picture, place, int(generator.integers(2**31)))
+        patch = cut_patch(picture, place, self.size)
+        return torch.from_numpy(patch.copy())[None], NO_BOX  # (1, size, size), (4,)
+
+    def _augmented(self, picture: np.ndarray, place: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Augment a picture, and follow a place (row, column) in it; both stay as they are where it would leave the picture."""
+        height, width = picture.shape
+        row, column = np.clip(place, 1, [height - 1, width - 1])
+        box = np.array([(column - 1) / width, (row - 1) / height, (column + 1) / width, (row + 1) / height], dtype=np.float32)
+        augmented, moved = self.augment(picture, seed, box)
+        if np.isnan(moved[0]):
+            return picture, place
+        return augmented, np.array([(moved[1] + moved[3]) / 2 * height, (moved[0] + moved[2]) / 2 * width])
+
+    def _choose_place(self, picture: np.ndarray, item: pd.Series, generator: np.random.Generator) -> np.ndarray:
+        """Choose the middle of a patch: row and column."""
         if not item.around_box:
-            return cut_background(picture, self.corners[item.image_id], self.size, generator)
+            return choose_background(picture, self.corners[item.image_id], self.size, generator)
         height, width = picture.shape
         centre = np.array([(item.y_min + item.y_max) / 2 * height, (item.x_min + item.x_max) / 2 * width])
         shift = generator.uniform(-0.25, 0.25, 2) * self.size if self.augment else 0
-        return cut_patch(picture, centre + shift, self.size)
+        return centre + shift
 
 
-def cut_background(picture: np.ndarray, corners: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
-    """Cut a square of tissue away from all boxes.
+def choose_background(picture: np.ndarray, corners: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
+    """Choose the middle (row, column) of a square of tissue away from all boxes.
 
     Of a few random places, the first with enough tissue is taken, else the one with the most. If boxes fill the picture, the
     square may hold a part of one.
@@ -106,12 +124,11 @@ def cut_background(picture: np.ndarray, corners: np.ndarray, size: int, generato
     apart = [place for place in places if _is_apart(place, boxes, size)]
     best, most = None, -1.0
     for place in apart or places:
-        patch = cut_patch(picture, place, size)
-        tissue = (patch > 0).mean()
+        tissue = (cut_patch(picture, place, size) > 0).mean()
         if tissue >= LEAST_TISSUE:
-            return patch
+            return place
         if tissue > most:
-            best, most = patch, tissue
+            best, most = place, tissue
     return best
 
 
