@@ -59,6 +59,23 @@ def parameters_of(notebook: str, **values) -> Parameters:
     return read_parameters(namespace | {name: value for name, value in values.items() if name in namespace})
 
 
+@contextlib.contextmanager
+def killed_in_second_epoch(monkeypatch):
+    """Let a training that happens inside be interrupted at the beginning of its second epoch."""
+    from utils.fitting import Fitting  # the oldest versions are tested without torch
+
+    train = Fitting._train
+
+    def kill(self, epoch, bar):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return train(self, epoch, bar)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Fitting, "_train", kill)
+        yield
+
+
 def write_run(run_dir, oof):
     """A made-up finished run; logits follow from the probabilities."""
     run_dir.mkdir(parents=True, exist_ok=True)

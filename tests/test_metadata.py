@@ -6,13 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY, make_config
+from conftest import TINY, killed_in_second_epoch, make_config
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from utils.configuration import TrainConfig
 from utils.dataset import CATEGORIES, METADATA, BreastDataset, ImageDataset, Vocabulary
-from utils.fitting import Fitting
 from utils.inference import predict_logits
 from utils.leaks import LeakError
 from utils.metadata import HIDE_METADATA, MetadataEmbedding, MetadataLogit
@@ -198,14 +197,6 @@ def test_patches_are_learned_without_metadata():
 def test_resumed_training_keeps_what_metadata_had_learned(images, cache_dir, tmp_path, monkeypatch):
     config = make_config(TINY, model={"metadata": True}, folds=(0,), epochs=2, keep_epoch="last")
     whole = train_run(config, images, cache_dir, tmp_path / "whole")
-    train = Fitting._train
-
-    def kill(self, epoch, bar):
-        if epoch == 1:
-            raise KeyboardInterrupt
-        return train(self, epoch, bar)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Fitting, "_train", kill)
+    with killed_in_second_epoch(monkeypatch):
         train_run(config, images, cache_dir, tmp_path / "killed")
     pd.testing.assert_frame_equal(train_run(config, images, cache_dir, tmp_path / "killed"), whole)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
-from conftest import TINY, make_config, parameters_of
+from conftest import TINY, killed_in_second_epoch, make_config, parameters_of
 
 from utils.configuration import TrainingError
 from utils.environment import write_json
@@ -216,15 +216,8 @@ def test_unfinished_folds_start_nothing(source, images, tmp_path):
 
 def killed_run(source, images, cache_dir, run_dir, monkeypatch):
     """A run that was killed in its second epoch; gives its configuration."""
-    config, train = config_from(source, folds=(0,), epochs=2), Fitting._train
-
-    def kill(self, epoch, bar):
-        if epoch == 1:
-            raise KeyboardInterrupt
-        return train(self, epoch, bar)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Fitting, "_train", kill)
+    config = config_from(source, folds=(0,), epochs=2)
+    with killed_in_second_epoch(monkeypatch):
         train_run(config, images, cache_dir, run_dir)
     return config
 

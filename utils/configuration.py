@@ -190,6 +190,11 @@ class TrainConfig:
         """Whether the encoders of whole images start from weights that were trained before."""
         return self.model.pretrained or bool(self.model.weights_path) or self.patch_epochs > 0
 
+    @property
+    def fits_head(self) -> bool:
+        """Whether the head starts from a logistic regression on the encoder's features (`utils.probe`)."""
+        return self.starts_trained and self.model.item == "image"
+
     def to_json(self) -> dict:
         """Plain dictionary, as written to config.json."""
         return json.loads(json.dumps(asdict(self)))

@@ -118,7 +118,7 @@ def train_run(
         collect_folds(run_dir, "history.csv")
         if config.box_weight:
             collect_folds(run_dir, "boxes.csv")
-        if config.starts_trained and config.model.item == "image":
+        if config.fits_head:
             collect_folds(run_dir, PROBE_FILE)
         return collect_folds(run_dir, "oof.csv")
 
@@ -198,7 +198,7 @@ def fit_fold(
         if patches:
             fitting.start_from(patches)
         held_out_items = validation_set.items.assign(fold=fold)
-        if config.starts_trained and config.model.item == "image":
+        if config.fits_head:
             plain_set = make_dataset(config, inside, cache_dir, "train", vocabulary)
             probe = fitting.fit_head(plain_set)
             if probe and ranks.is_first:
