@@ -133,12 +133,6 @@ def test_training_resumes_only_next_to_its_own_weights(make):
         resume()
 
 
-def test_loss_that_is_no_sum_over_items_is_not_computed_in_parts(make, monkeypatch):
-    short_of_memory(monkeypatch, lambda model: 4)
-    with pytest.raises(TrainingError, match="CUDA out of memory.*soft_f1 .*lower batch_size"):
-        make(loss="soft_f1", positive_share=0.3).run()
-
-
 def test_validation_takes_as_many_items_at_once_as_fit(make, monkeypatch):
     fold = make()
     fold.micro_batch_size = 2
@@ -219,10 +213,8 @@ def test_learning_rate_that_breaks_the_network_is_said_so(make):
         make(learning_rate=1e30, epochs=1, batch_size=4, warmup_share=0.0).run()
 
 
-def test_patch_of_a_box_and_mixing_change_what_is_learned(make):
-    plain = weights_after(make())
-    for changes in ({"mixup": 0.4}, {"cutmix": 1.0}, {"loss": "focal"}, {"loss": "soft_f1"}, {"layer_decay": 0.5}):
-        assert not torch.allclose(plain, weights_after(make(**changes)), atol=1e-5), changes
+def test_mixing_changes_what_is_learned(make):
+    assert not torch.allclose(weights_after(make()), weights_after(make(mixup=0.4)), atol=1e-5)
 
 
 def test_history_tells_speed_and_waiting(make):

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from utils.auxiliary import MISSING
-from utils.losses import FOCAL_GAMMA, LOSSES, auxiliary_loss, box_loss, cancer_loss
-from utils.metrics import probabilistic_f1
+from utils.losses import auxiliary_loss, box_loss, cancer_loss
 
 LOGITS = torch.tensor([-2.0, 0.3, 4.0, -0.7, 1.5])
 LABELS = torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0])
@@ -14,50 +13,29 @@ SIZES = (2, 3)
 NOWHERE = torch.full((4,), torch.nan)
 
 
-def loss_of(kind: str, smoothing: float = 0.0, positive_weight: float = 1.0) -> float:
-    return cancer_loss(LOGITS, LABELS, kind, smoothing, positive_weight).item()
+def loss_of(smoothing: float = 0.0, positive_weight: float = 1.0) -> float:
+    return cancer_loss(LOGITS, LABELS, smoothing, positive_weight).item()
 
 
-def cross_entropies(smoothing: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Per item: cross-entropy, probability, and target."""
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weight", [1.0, 5.0])
+def test_loss_is_the_weighted_cross_entropy_of_smoothed_labels(smoothing, weight):
     labels, p = LABELS.double().numpy(), 1 / (1 + np.exp(-LOGITS.double().numpy()))
     target = np.where(labels == 1, 1 - smoothing / 2, smoothing / 2)
-    return -(target * np.log(p) + (1 - target) * np.log(1 - p)), p, target
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-@pytest.mark.parametrize("weight", [1.0, 5.0])
-def test_bce_is_the_weighted_cross_entropy_of_smoothed_labels(smoothing, weight):
-    losses, *_ = cross_entropies(smoothing)
+    losses = -(target * np.log(p) + (1 - target) * np.log(1 - p))
     wanted = (losses * np.where(LABELS.numpy() == 1, weight, 1)).mean()
-    assert loss_of("bce", smoothing, weight) == pytest.approx(wanted, rel=1e-6)
+    assert loss_of(smoothing, weight) == pytest.approx(wanted, rel=1e-6)
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-@pytest.mark.parametrize("weight", [1.0, 5.0])
-def test_focal_weighs_the_cross_entropy_by_what_is_missing_to_certainty(smoothing, weight):
-    losses, p, target = cross_entropies(smoothing)
-    certainty = p * target + (1 - p) * (1 - target)
-    wanted = ((1 - certainty) ** FOCAL_GAMMA * losses * np.where(LABELS.numpy() == 1, weight, 1)).mean()
-    assert loss_of("focal", smoothing, weight) == pytest.approx(wanted, rel=1e-6)
-
-
-def test_soft_f1_is_what_pf1_lacks_of_one():
-    wanted = 1 - probabilistic_f1(LABELS.numpy(), torch.sigmoid(LOGITS).numpy())
-    assert loss_of("soft_f1") == pytest.approx(wanted, rel=1e-6)
-
-
-@pytest.mark.parametrize("kind", LOSSES)
-def test_gradient_raises_positives_and_lowers_negatives(kind):
+def test_gradient_raises_positives_and_lowers_negatives():
     logits = LOGITS.clone().requires_grad_()
-    cancer_loss(logits, LABELS, kind, 0.0, 2.0).backward()
+    cancer_loss(logits, LABELS, 0.0, 2.0).backward()
     assert ((logits.grad < 0) == (LABELS == 1)).all()
 
 
-@pytest.mark.parametrize("kind", ["bce", "focal"])
-def test_parts_of_a_batch_add_up_to_it(kind):
-    parts = [cancer_loss(LOGITS[part], LABELS[part], kind, 0.1, 3.0) for part in (slice(2), slice(2, 5))]
-    assert (parts[0] * 2 + parts[1] * 3).item() / 5 == pytest.approx(loss_of(kind, 0.1, 3.0))
+def test_parts_of_a_batch_add_up_to_it():
+    parts = [cancer_loss(LOGITS[part], LABELS[part], 0.1, 3.0) for part in (slice(2), slice(2, 5))]
+    assert (parts[0] * 2 + parts[1] * 3).item() / 5 == pytest.approx(loss_of(0.1, 3.0))
 
 
 # Auxiliary targets

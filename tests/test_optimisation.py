@@ -10,11 +10,10 @@ from utils.cache import CacheSettings
 from utils.configuration import TrainConfig
 from utils.dataset import Vocabulary
 from utils.models import ModelConfig, build_model
-from utils.optimisation import is_out_of_memory, make_optimizer, make_schedule, pick_precision, warmup_cosine
+from utils.optimisation import is_out_of_memory, make_optimizer, pick_precision, warmup_cosine
 
 VOCABULARY = Vocabulary(58.0, 10.0, ("CC", "MLO"), ("21", "49"), ("1", "2"))
 TIMM = ["test_resnet", "test_convnext", "test_efficientnet", "test_vit"]
-DECAYS = pytest.mark.parametrize("layer_decay", [1.0, 0.5])
 
 
 def make_config(architecture: str = "cnn", **changes) -> TrainConfig:
@@ -35,18 +34,16 @@ def setting_of(name: str, model: nn.Module, optimizer: torch.optim.Optimizer) ->
     return {key: by_id[id(parameter)] for key, parameter in model.named_parameters()}
 
 
-@DECAYS
 @pytest.mark.parametrize("architecture", [*TIMM, "cnn", "rnn"])
-def test_every_parameter_is_in_one_group(architecture, layer_decay):
-    model, optimizer = make_both(architecture, layer_decay=layer_decay)
+def test_every_parameter_is_in_one_group(architecture):
+    model, optimizer = make_both(architecture)
     grouped = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(id(parameter) for parameter in model.parameters())
 
 
-@DECAYS
 @pytest.mark.parametrize("architecture", ["test_resnet", "test_convnext", "test_efficientnet", "cnn", "rnn"])
-def test_biases_and_norms_alone_do_not_decay(architecture, layer_decay):
-    model, optimizer = make_both(architecture, weight_decay=0.05, layer_decay=layer_decay)
+def test_biases_and_norms_alone_do_not_decay(architecture):
+    model, optimizer = make_both(architecture, weight_decay=0.05)
     kinds = (nn.BatchNorm2d, nn.LayerNorm)
     norms = {id(parameter) for module in model.modules() if isinstance(module, kinds) for parameter in module.parameters()}
     decay = setting_of("weight_decay", model, optimizer)
@@ -54,31 +51,6 @@ def test_biases_and_norms_alone_do_not_decay(architecture, layer_decay):
         is_scale = name.endswith("gamma")  # ConvNeXt's, of a whole branch
         spared = "bias" in name or id(parameter) in norms or is_scale
         assert decay[name] == (0 if spared else 0.05), name
-
-
-@pytest.mark.parametrize("architecture", TIMM)
-def test_layer_decay_slows_the_encoder_towards_its_first_layer(architecture):
-    model, optimizer = make_both(architecture, layer_decay=0.5, learning_rate=1e-3)
-    rates = list(setting_of("lr", model, optimizer).values())  # the encoder's from its stem on, then the head's
-    assert rates == sorted(rates) and rates[-1] == 1e-3
-    factors = {round(math.log2(1e-3 / rate), 6) for rate in rates}
-    assert factors == set(range(len(factors))) and len(factors) >= 4
-
-
-def test_layer_decay_of_one_trains_all_alike():
-    model, optimizer = make_both("test_resnet", layer_decay=1.0, learning_rate=1e-3)
-    assert set(setting_of("lr", model, optimizer).values()) == {1e-3}
-
-
-def test_encoders_of_the_hybrid_are_slowed_and_its_recurrent_cell_is_not():
-    rates = setting_of("lr", *make_both("rnn", layer_decay=0.5, learning_rate=1e-3))
-    assert rates["encoders.1.backbone.conv1.0.weight"] < rates["encoders.1.backbone.layer4.0.conv1.weight"]
-    assert {rate for name, rate in rates.items() if not name.startswith("encoders")} == {1e-3}
-
-
-def test_layer_decay_slows_the_plain_cnn_too():
-    rates = setting_of("lr", *make_both("cnn", layer_decay=0.5))
-    assert rates["encoder.backbone.blocks.0.0.weight"] < rates["encoder.backbone.blocks.4.0.weight"]
 
 
 def test_rate_warms_up_in_a_line_and_falls_as_a_cosine():
@@ -93,17 +65,6 @@ def test_rate_warms_up_in_a_line_and_falls_as_a_cosine():
 def test_shortest_runs_have_a_rate_for_every_step(changes):
     factor = warmup_cosine(make_config(**changes), steps_per_epoch=1)
     assert all(0 < factor(step) <= 1 for step in range(changes["epochs"]))
-
-
-def test_schedule_keeps_the_layers_proportion():
-    model, optimizer = make_both("test_resnet", layer_decay=0.5, epochs=2, warmup_share=0.5)
-    peak = [group["lr"] for group in optimizer.param_groups]
-    schedule = make_schedule(optimizer, make_config(epochs=2, warmup_share=0.5), steps_per_epoch=4)
-    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([rate / 4 for rate in peak])
-    for _ in range(3):
-        optimizer.step()
-        schedule.step()
-    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(peak)
 
 
 def test_cpu_computes_in_full_precision_unless_told():

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from utils.cache import LARGEST_SIDE, CacheSettings
 from utils.environment import KitError
 from utils.formats import build, check, check_types, is_number, is_whole
-from utils.losses import LOSSES
 from utils.models import ModelConfig
 from utils.tables import FOLD_BY
 
@@ -18,7 +17,9 @@ STRONGEST = 3.0  # times the tuned augmentation: its rectangles' probability rea
 MOST_WORKERS = 1024  # processes
 LARGEST_PORT = 2**16 - 1
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-RETIRED = {"view_pooling": "attention"}  # fields that a network's configuration had, and the value that networks have now
+# Fields that configurations of older runs have, and the value that every run has now.
+RETIRED = {"layer_decay": 1.0, "loss": "bce", "cutmix": 0.0}
+RETIRED_OF_MODEL = {"view_pooling": "attention"}
 
 
 class TrainingError(KitError):
@@ -44,16 +45,12 @@ class TrainConfig:
         With 0 epochs the encoder stays as it is, and the head is a logistic regression on its features (`utils.probe`).
     learning_rate, weight_decay : float
         Of AdamW, at the peak of the schedule: linear warm-up, then cosine to zero. Biases and norms do not decay.
-    layer_decay : float
-        Factor of the learning rate from one layer of the encoder to the one before it; 1 trains all alike.
     freeze_stages : int
         First stages of encoders that keep the weights that they start from; see `utils.encoders.Encoder.freeze`.
     freeze_norms : bool
         Keep the statistics of batch normalisation that such weights came with.
     warmup_share : float
         Of all steps.
-    loss : {"bce", "focal", "soft_f1"}
-        See `utils.losses.cancer_loss`.
     label_smoothing : float
         Moves the labels to ``label_smoothing / 2`` and ``1 - label_smoothing / 2``.
     positive_weight : float
@@ -64,8 +61,8 @@ class TrainConfig:
         Of the loss of the box, on images that have one; 0 trains without that head. The total is L_cancer + box_weight * L_box.
     positive_share : float or None
         Share of positives that the sampler draws; None draws every item once.
-    mixup, cutmix : float
-        Parameter of the beta distribution that says how much of another image is mixed in, blended or as a patch; 0 for none.
+    mixup : float
+        Parameter of the beta distribution that says how much of another image is mixed in; 0 for none.
     ema_decay : float
         Of the running average of weights, which is what is evaluated and kept; 0 keeps the raw weights.
     clip_norm : float
@@ -102,18 +99,15 @@ class TrainConfig:
     batch_size: int = 16
     learning_rate: float = 3e-4
     weight_decay: float = 0.05
-    layer_decay: float = 1.0
     freeze_stages: int = 0
     freeze_norms: bool = False
     warmup_share: float = 0.1
-    loss: str = "bce"
     label_smoothing: float = 0.0
     positive_weight: float = 1.0
     auxiliary_weight: float = 0.0
     box_weight: float = 0.0
     positive_share: float | None = None
     mixup: float = 0.0
-    cutmix: float = 0.0
     ema_decay: float = 0.99
     clip_norm: float = 1.0
     augment_strength: float = 1.0
@@ -139,7 +133,7 @@ class TrainConfig:
             wanted = "a number of 0 or more (YAML wants 1.0e-4, not 1e-4)"
             _check(is_number(value) and value >= 0, name, value, wanted)
         check_types(self, TrainingError)
-        for name, choices in {"loss": LOSSES, "keep_epoch": KEEP_EPOCH, "precision": PRECISIONS}.items():
+        for name, choices in {"keep_epoch": KEEP_EPOCH, "precision": PRECISIONS}.items():
             _check(getattr(self, name) in choices, name, getattr(self, name), f"one of {', '.join(choices)}")
         _check(self.fold_by in FOLD_BY, "fold_by", self.fold_by, f"one of {', '.join(FOLD_BY)}")
         _check(self.seed < 2**32, "seed", self.seed, "below 2**32")  # NumPy's limit
@@ -160,21 +154,18 @@ class TrainConfig:
             _check(getattr(self, name) > 0, name, getattr(self, name), "above 0")
         for name in ("label_smoothing", "ema_decay"):
             _check(getattr(self, name) < 1, name, getattr(self, name), "from 0 to below 1")
-        _check(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "above 0 and at most 1")
         _check(self.warmup_share <= 1, "warmup_share", self.warmup_share, "at most 1")
         strength = self.augment_strength
         _check(strength <= STRONGEST, "augment_strength", strength, f"from 0 to {STRONGEST}")
 
     def _check_combinations(self) -> None:
         item = self.model.item
-        if item != "image" and (self.mixup or self.cutmix):
-            raise TrainingError(f"mixup and cutmix mix single images: they are for level image, not {item}.")
+        if item != "image" and self.mixup:
+            raise TrainingError(f"mixup mixes single images: it is for level image, not {item}.")
         if self.model.box_head != (self.box_weight > 0):
             raise TrainingError("box_weight above 0 and the model's box_head belong together.")
-        if self.box_weight and (self.mixup or self.cutmix):
-            raise TrainingError("A mixed picture has no box of its own: use box_weight without mixup and cutmix.")
-        if self.loss == "soft_f1" and self.micro_batch_size not in (0, self.batch_size):
-            raise TrainingError("soft_f1 is no sum over items, and can't be computed in parts: leave micro_batch_size at 0.")
+        if self.box_weight and self.mixup:
+            raise TrainingError("A mixed picture has no box of its own: use box_weight without mixup.")
         if not self.starts_trained and (self.freeze_stages or self.freeze_norms or not self.epochs):
             raise TrainingError(
                 "epochs 0, freeze_stages and freeze_norms keep what an encoder has learned, and this one starts from scratch:"
@@ -287,12 +278,15 @@ def as_numbers(text: str | int | Sequence[int]) -> tuple[int, ...]:
 
 
 def without_retired(content: dict) -> dict:
-    """Leave out the `RETIRED` fields of an older run's configuration, unless they ask for what is gone."""
-    model = content.get("model")
-    if not isinstance(model, dict):
-        return content
-    kept = {name: value for name, value in model.items() if name not in RETIRED or value != RETIRED[name]}
-    return content | {"model": kept}
+    """Leave out the fields of an older run's configuration that there are no more, unless they ask for what is gone."""
+    kept = _without(content, RETIRED)
+    if isinstance(kept.get("model"), dict):
+        kept["model"] = _without(kept["model"], RETIRED_OF_MODEL)
+    return kept
+
+
+def _without(content: dict, retired: dict) -> dict:
+    return {name: value for name, value in content.items() if name not in retired or value != retired[name]}
 
 
 def _check(holds: bool, name: str, value: object, wanted: str) -> None:

@@ -279,8 +279,8 @@ class Fitting:
     def _loss(self, batch: Batch) -> torch.Tensor:
         targets = {key: batch[key].to(self.device, non_blocking=True) for key in ("label", "auxiliary", "box")}
         images, share = None, 1.0
-        if self.config.mixup or self.config.cutmix:
-            images, share = mix(batch["images"].to(self.device, non_blocking=True), self.config.mixup, self.config.cutmix)
+        if self.config.mixup:
+            images, share = mix(batch["images"].to(self.device, non_blocking=True), self.config.mixup)
         with autocast(self.config, self.device):
             outputs = forward(self.network, batch, self.device, images)
         loss = self._total_loss(outputs, targets)
@@ -291,7 +291,7 @@ class Fitting:
 
     def _total_loss(self, outputs: Outputs, targets: dict[str, torch.Tensor]) -> torch.Tensor:
         config = self.config
-        loss = cancer_loss(outputs.logit.float(), targets["label"], config.loss, config.label_smoothing, config.positive_weight)
+        loss = cancer_loss(outputs.logit.float(), targets["label"], config.label_smoothing, config.positive_weight)
         if outputs.auxiliary is not None:
             loss = loss + config.auxiliary_weight * auxiliary_loss(
                 outputs.auxiliary, targets["auxiliary"], self.auxiliary_sizes
@@ -318,8 +318,6 @@ class Fitting:
         if self.ranks.world_size > 1:
             advice = f"micro_batch_size={size // 2}" if size > 1 else "activation_checkpointing=True, or smaller pictures"
             raise TrainingError(f"{reason} With several processes it must be said beforehand: {advice}.")
-        if size > 1 and self.config.loss == "soft_f1":
-            raise TrainingError(f"{reason} soft_f1 is no sum over items, and can't be computed in parts: lower batch_size.")
         if size > 1:
             self.micro_batch_size = -(-size // 2)
         elif not self._checkpoints() and checkpoint_activations(self.model):

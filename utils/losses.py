@@ -2,41 +2,28 @@
 
 import torch
 from torch import nn
-from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
+from torchvision.ops import generalized_box_iou_loss
 
 from utils.auxiliary import MISSING
 
-LOSSES = ("bce", "focal", "soft_f1")
-FOCAL_GAMMA = 2.0
 
-
-def cancer_loss(
-    logits: torch.Tensor, labels: torch.Tensor, kind: str, smoothing: float, positive_weight: float
-) -> torch.Tensor:
-    """Compute the loss of the cancer logits.
+def cancer_loss(logits: torch.Tensor, labels: torch.Tensor, smoothing: float, positive_weight: float) -> torch.Tensor:
+    """Compute the mean binary cross-entropy of the cancer logits.
 
     Parameters
     ----------
     logits, labels : tensor of shape (B,), float
-    kind : {"bce", "focal", "soft_f1"}
-        Binary cross-entropy; focal with gamma 2, which heeds easy items less; or one minus the pF1 of these items, which is the
-        competition's metric, and no sum over items: it changes with how many are computed at once.
     smoothing : float
-        Moves labels to ``smoothing / 2`` and ``1 - smoothing / 2``; not in ``soft_f1``.
+        Moves labels to ``smoothing / 2`` and ``1 - smoothing / 2``.
     positive_weight : float
-        Of a positive item; not in ``soft_f1``.
+        Of a positive item.
 
     Returns
     -------
     tensor of shape ()
     """
-    if kind == "soft_f1":
-        p = torch.sigmoid(logits)
-        return 1 - 2 * (labels * p).sum() / (labels.sum() + p.sum())
     smooth = labels * (1 - smoothing) + smoothing / 2
     weight = 1 + (positive_weight - 1) * labels
-    if kind == "focal":
-        return (weight * sigmoid_focal_loss(logits, smooth, alpha=-1, gamma=FOCAL_GAMMA)).mean()
     return nn.functional.binary_cross_entropy_with_logits(logits, smooth, weight=weight)
 
 

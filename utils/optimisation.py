@@ -3,11 +3,10 @@
 import math
 
 import torch
-from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from timm.optim import param_groups_weight_decay
 from torch import nn
 
 from utils.configuration import TrainConfig
-from utils.encoders import Encoder
 
 # As the C++ allocator, CUDA, cuBLAS, cuDNN and oneDNN say it.
 OUT_OF_MEMORY = (
@@ -21,26 +20,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW; biases and norms do not decay, and an encoder's early layers may learn more slowly than its last."""
-    alike = config.layer_decay == 1
-    groups = param_groups_weight_decay(model, config.weight_decay) if alike else _layer_groups(model, config)
+    """AdamW; biases and norms do not decay."""
+    groups = param_groups_weight_decay(model, config.weight_decay)
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
-
-
-def _layer_groups(model: nn.Module, config: TrainConfig) -> list[dict]:
-    backbones = [module.backbone for module in model.modules() if isinstance(module, Encoder)]
-    groups = [
-        group
-        for backbone in backbones
-        for group in param_groups_layer_decay(backbone, config.weight_decay, layer_decay=config.layer_decay)
-    ]
-    inside = {id(parameter) for backbone in backbones for parameter in backbone.parameters()}
-    rest = [parameter for parameter in model.parameters() if id(parameter) not in inside]
-    groups += [{"params": [p for p in rest if p.ndim > 1], "weight_decay": config.weight_decay}]
-    groups += [{"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0}]
-    for group in groups:
-        group["lr"] = config.learning_rate * group.pop("lr_scale", 1.0)
-    return groups
 
 
 def make_schedule(

@@ -336,7 +336,7 @@ def _fit_patches(
     """Train an encoder on patches of the fold's training images; gives its weights' file."""
     folder, size, model = fold_dir / "patches", config.patch_size, patch_model(config)
     check_patches(inside, boxes, fold)
-    stage = replace(config, model=model, epochs=config.patch_epochs, patch_epochs=0, box_weight=0.0, mixup=0.0, cutmix=0.0)
+    stage = replace(config, model=model, epochs=config.patch_epochs, patch_epochs=0, box_weight=0.0, mixup=0.0)
     stage = replace(stage, auxiliary_weight=1.0, keep_epoch="last", positive_share=None, loss="bce")
     training_set = PatchDataset(inside, cache_dir, vocabulary, boxes, size, Augment(config.augment_strength), config.seed)
     validation_set = PatchDataset(held_out, cache_dir, vocabulary, boxes, size, None, config.seed)
