@@ -172,7 +172,7 @@ def test_packages_are_those_that_the_notebook_imports(notebook):
         module = (todo - done).pop()
         more, own = imports((ROOT / "utils" / f"{module}.py").read_text())
         packages, todo, done = packages | more, todo | own, done | {module}
-    asked_for = {"nvidia", "distributed"}  # gpu_decode and cluster
+    asked_for = {"distributed"}  # cluster
     brought = {"IPython", "torchvision"}  # by the notebook itself, and by timm
     device = {"torch"} - NEEDED[notebook].keys()  # of environment, where a device is asked for
     exporting = {"onnx", "onnxscript"}  # torch.onnx imports them

@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from utils import gpu
 from utils.environment import (
     KAGGLE_INPUT,
     KitError,
@@ -42,7 +41,6 @@ SHOWN_ERRORS = 5
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 LARGEST_SIDE = 2**14  # pixels: three times the longer side of the largest mammograms
 READ_AHEAD = 2**19  # bytes: most pictures of 512 x 512 need fewer
-GPU_WORKERS = 2  # processes that feed the GPU
 
 
 class CacheError(KitError):
@@ -126,7 +124,6 @@ def build_cache(
     settings: CacheSettings,
     num_workers: int = 0,
     cluster: str = "",
-    gpu_decode: bool = False,
     quiet: bool = False,
 ) -> pd.DataFrame:
     """Preprocess the images that the cache lacks, and return the manifest's rows for all of ``images``.
@@ -148,8 +145,6 @@ def build_cache(
         Number of processes; 0 works in this one, which a file that crashes its decoder would end.
     cluster : str
         Address of a Dask scheduler whose workers see the same folders; empty works on this machine.
-    gpu_decode : bool
-        Decode on this machine's GPU what nvImageCodec can, as `utils.gpu` explains, and the rest as without it.
     quiet : bool
         Show no progress bar.
 
@@ -179,8 +174,6 @@ def build_cache(
             cache_one = partial(_cache_image, folder=cache_dir / split, settings=settings)
             with _alone(cache_dir, split):  # another run may have been here until now
                 remove_leftovers(cache_dir / split)
-                if gpu_decode:
-                    record(_gpu_outcomes(missing(), cache_dir / split, settings))
                 ahead = None if cluster else _read_ahead
                 title = "" if quiet else f"Preprocessing {split}"
                 record(map_items(cache_one, missing(), num_workers, title, "images", cluster, ahead))
@@ -232,19 +225,6 @@ def _record(outcomes: Iterable[Outcome], path: Path, competition_dir: str | Path
             for outcome in outcomes:
                 write_row(_manifest_row(outcome, competition_dir, settings))
         write_csv(path, read_rows(path, settings.hash))
-
-
-def _gpu_outcomes(jobs: list[tuple[str, Path]], folder: Path, settings: CacheSettings) -> Iterator[Outcome]:
-    """Outcomes of the images that the GPU's path finished; the others are for the CPU, which says what is wrong with them."""
-    if not gpu.is_installed():
-        print("nvImageCodec is not installed (pip install nvidia-nvimgcodec-cu12[all]): decoding on the CPU.")
-        return
-    batches = [jobs[start : start + gpu.BATCH_SIZE] for start in range(0, len(jobs), gpu.BATCH_SIZE)]
-    cache_batch = partial(_cache_batch, folder=folder, settings=settings)
-    for batch in map_items(cache_batch, batches, GPU_WORKERS, "Preprocessing on the GPU", "batches"):
-        if batch.error:
-            print(f"The GPU did not decode a batch ({batch.error}): the CPU does it.")
-        yield from batch.value or []
 
 
 def summarise(manifest: pd.DataFrame) -> str:
@@ -329,16 +309,6 @@ def _cache_image(job: tuple[str, Path], folder: Path, settings: CacheSettings) -
     image_id, source = job
     picture, row = preprocess(source, *settings.arguments)
     return row | {"picture_bytes": _write_picture(folder / f"{image_id}.png", picture)}
-
-
-def _cache_batch(jobs: list[tuple[str, Path]], folder: Path, settings: CacheSettings) -> list[Outcome]:
-    outcomes = []
-    for job, done in zip(jobs, gpu.preprocess_batch([source for _, source in jobs], *settings.arguments), strict=True):
-        if done:
-            picture, row = done
-            written = _write_picture(folder / f"{job[0]}.png", picture)
-            outcomes.append(Outcome(job, value=row | {"picture_bytes": written}))
-    return outcomes
 
 
 def _write_picture(path: Path, picture: np.ndarray) -> int:

@@ -222,22 +222,21 @@ class DicomFile:
         """
         if discard not in self._frames:
             with self._explained():
-                self.put_stored(self._decode(discard), discard)
+                self._frames[discard] = self._checked(self._decode(discard), discard)
         return self._frames[discard]
 
-    def put_stored(self, values: np.ndarray, discard: int) -> None:
-        """Take the values that a decoder made of `codestream`, after checking their shape, and that nothing was left over."""
+    def _checked(self, values: np.ndarray, discard: int) -> np.ndarray:
+        """Check the shape of decoded values, and that nothing of the codestream was left over."""
         if values.dtype.itemsize > 2:
             raise DicomError(self.path, f"decoded to {values.dtype.itemsize * 8} bits, more than a mammogram has")
         expected = tuple(-(-side >> discard) for side in self.shape)
         if values.shape != expected:
             raise DicomError(self.path, f"decoded to {values.shape}, but the header says {expected}")
         if self.codec in DECODERS:
-            with self._explained():
-                self._codestream.check_decoded(values)
+            self._codestream.check_decoded(values)
             if self.header.PixelRepresentation == 1:
                 values = _extend_sign(values, int(self.header.BitsStored))
-        self._frames[discard] = values
+        return values
 
     def grey(self, values: np.ndarray) -> np.ndarray:
         """Turn stored values of this file into grey values.

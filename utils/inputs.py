@@ -39,14 +39,11 @@ class Inputs:
         images = read_images(self.competition_dir, split)
         return few_patients(images, SMOKE_PATIENTS) if self.smoke_test else images
 
-    def cached(
-        self, split: str, num_workers: int, cluster: str = "", gpu_decode: bool = False
-    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+    def cached(self, split: str, num_workers: int, cluster: str = "") -> tuple[pd.DataFrame, pd.DataFrame]:
         """Images of a split and their manifest, after preprocessing those that the cache lacks."""
         images = self.images(split)
         print(f"Pictures of {split}: {self.settings.image_height} x {self.settings.image_width} px, cached in {self.cache_dir}")
-        workers = {"num_workers": num_workers, "cluster": cluster, "gpu_decode": gpu_decode}
-        return images, build_cache(images, self.competition_dir, split, self.cache_dir, self.settings, **workers)
+        return images, build_cache(images, self.competition_dir, split, self.cache_dir, self.settings, num_workers, cluster)
 
     def extra(self, extra_competition_dirs: str, num_workers: int) -> pd.DataFrame | None:
         """Images of other sets to train on, after preprocessing those that their caches lack.
