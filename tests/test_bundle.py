@@ -1,7 +1,4 @@
-import contextlib
-import io
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -250,7 +247,6 @@ def test_an_edit_in_a_bundle_is_not_written_over(made, run, name):
 def test_a_file_that_was_put_into_a_bundle_is_not_deleted(made, run, name):
     (made / name).parent.mkdir(exist_ok=True)
     (made / name).write_text("work of hours")
-    (made / "last.log").touch()
     with pytest.raises(BundleError, match=f"{name} is not from this kit, and would be deleted"):
         write_bundle(made, USER, [run], None, with_wheels=False)
     (made / name).unlink()
@@ -259,10 +255,9 @@ def test_a_file_that_was_put_into_a_bundle_is_not_deleted(made, run, name):
 
 def test_versions_that_were_pushed_outlive_a_rewrite(made, run):
     bundle.note_pushed(made, f"{USER}/mammography-kit-submit", 3)
-    (made / "kernels" / "submit.version").write_text("3\n")
     write_bundle(made, USER, [run], None, with_wheels=False)
     assert bundle.read_pushed(made) == {f"{USER}/mammography-kit-submit": 3}
-    assert (made / "kernels" / "submit.version").read_text() == "3\n" and check_bundle(made) == []
+    assert check_bundle(made) == []
 
 
 def test_a_failure_leaves_the_former_bundle_as_it_was(made, run, monkeypatch):
@@ -438,8 +433,8 @@ def secret(made):
 
 
 @spoil("is no bundle")
-def no_script(made):
-    (made / "run.sh").unlink()
+def no_kernels(made):
+    shutil.rmtree(made / "kernels")
 
 
 @pytest.mark.parametrize(("edit", "told"), SPOILED)
@@ -455,7 +450,7 @@ def test_all_datasets_together_count(made, monkeypatch):
 
 
 class StandIn(BaseHTTPRequestHandler):
-    """As much of Kaggle's API as the script's commands need; keeps what it was sent."""
+    """As much of Kaggle's API as the client's commands need; keeps what it was sent."""
 
     calls: list = []
     known: set = set()
@@ -568,111 +563,3 @@ def test_limits_of_datasets_are_the_clients(made, kaggle_api, field, good, bad):
     assert any("must be from" in problem for problem in check_bundle(made))
     with pytest.raises(ValueError, match="between"):
         kaggle_api.dataset_create_new(str(folder), quiet=True)
-
-
-CLIENT = """#!/usr/bin/env bash
-printf '%s\\n' "$*" >> "$LOG"
-case "$1 $2" in
-  'datasets status') if [ -n "$KNOWN" ] || grep -q "datasets create.*${3##*-}" "$LOG"; then echo ready; else exit 1; fi ;;
-  'kernels push') echo "$SAYS" ;;
-  'kernels status') echo "$3 has status \\"KernelWorkerStatus.COMPLETE\\"" ;;
-esac
-"""
-
-
-@pytest.fixture
-def send(tmp_path, made):
-    """Run the script with a client that only writes down its arguments; gives the exit code and these."""
-    client = tmp_path / "bin" / "kaggle"
-    client.parent.mkdir()
-    client.write_text(CLIENT)
-    client.chmod(0o755)
-
-    def call(*steps, says="Kernel version 3 successfully pushed.  Please check progress at URL", known=""):
-        (tmp_path / "log").write_text("")
-        path = f"{client.parent}{os.pathsep}{os.environ['PATH']}"
-        environment = {"PATH": path, "LOG": str(tmp_path / "log"), "PAUSE": "0", "SAYS": says, "KNOWN": known}
-        done = subprocess.run(
-            ["bash", str(made / "run.sh"), *steps], env=environment, capture_output=True, text=True, timeout=60
-        )
-        return done, (tmp_path / "log").read_text().splitlines()
-
-    return call
-
-
-def test_the_script_sends_nothing_without_a_step_or_when_sourced_or_cut_short(made, send):
-    done, commands = send()
-    assert (done.returncode, commands) == (0, []) and "datasets explore preprocess train" in done.stdout
-    assert send("datasets", "tain")[1] == [] and send("datasets", "tain")[0].returncode == 2
-    script = (made / "run.sh").read_text()
-    for lines in range(len(script.splitlines())):
-        part = "".join(script.splitlines(keepends=True)[:lines])
-        assert 'main "$@"' not in part
-    (made / "run.sh").write_text(f"source {made / 'whole.sh'}\n")
-    (made / "whole.sh").write_text(script)
-    assert send("datasets")[1] == []
-
-
-def test_the_script_says_where_the_client_is_to_be_had(tmp_path, made):
-    (tmp_path / "few").mkdir()
-    for name in ("bash", "dirname", "sed"):
-        (tmp_path / "few" / name).symlink_to(shutil.which(name))
-    command = [str(tmp_path / "few" / "bash"), str(made / "run.sh"), "datasets"]
-    done = subprocess.run(command, env={"PATH": str(tmp_path / "few")}, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1 and "source .venv/bin/activate" in done.stderr and not done.stdout
-
-
-def test_the_script_creates_datasets_waits_and_later_makes_versions(made, send):
-    done, commands = send("datasets")
-    code = f"{USER}/mammography-kit-code"
-    assert done.returncode == 0
-    assert commands[:3] == [f"datasets status {code}", "datasets create -p datasets/code -r zip", f"datasets status {code}"]
-    assert sum(command.startswith("datasets create") for command in commands) == 3
-    later = send("datasets", known="yes")[1]
-    assert later[1].startswith("datasets version -p datasets/code -r zip -m mammography-kit")
-    assert not any(command.startswith("datasets create") for command in later)
-
-
-def test_the_script_submits_the_version_that_it_pushed(send):
-    done, commands = send("submit", "score")
-    assert done.returncode == 0, done.stderr
-    assert commands[:2] == ["kernels push -p kernels/submit", f"kernels status {USER}/mammography-kit-submit"]
-    sent = f"-k {USER}/mammography-kit-submit -v 3 -f submission.csv -m mammography-kit"
-    assert commands[2].startswith(f"competitions submit -c rsna-breast-cancer-detection {sent}")
-
-
-@pytest.mark.parametrize("says", ["Kernel push error: Maximum batch GPU session count reached", "not valid dataset sources"])
-def test_the_script_stops_where_the_client_says_an_error_and_exits_with_0(send, says):
-    done, commands = send("submit", "score", says=says)
-    assert done.returncode == 1 and commands == ["kernels push -p kernels/submit"]
-    assert "Stopped" in done.stderr
-
-
-def test_every_command_of_the_script_has_its_cost_and_its_undoing(made):
-    lines = (made / "run.sh").read_text().splitlines()
-    sending = [
-        number
-        for number, line in enumerate(lines)
-        if line.startswith(("  dataset ", "  kernel ", "  tell kaggle competitions"))
-    ]
-    assert len(sending) == 3 + 6 + 1
-    assert all("Costs: " in lines[number - 1] and "Undo: " in lines[number - 1] for number in sending)
-
-
-def test_the_real_client_takes_every_command_of_the_script(made, send, kaggle_api, monkeypatch):
-    from kaggle import cli
-
-    first = [command for step in ("datasets", "submit", "score") for command in send(step)[1]]
-    later = send("datasets", known="yes")[1]
-    monkeypatch.chdir(made)
-    monkeypatch.setattr(cli.api, "config_values", kaggle_api.config_values)
-    for command in [*first, *later]:
-        arguments = command.split(" -m ")[0].split() + (["-m", command.split(" -m ")[1]] if " -m " in command else [])
-        monkeypatch.setattr(sys, "argv", ["kaggle", *arguments])
-        with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
-            cli.main()
-        assert "error" not in said.getvalue()
-    counts = {name: len(of(name)) for name in ("CreateDataset", "CreateDatasetVersion", "SaveKernel", "CreateCodeSubmission")}
-    assert counts == {"CreateDataset": 3, "CreateDatasetVersion": 3, "SaveKernel": 1, "CreateCodeSubmission": 1}
-    (submitted,) = of("CreateCodeSubmission")
-    assert (submitted["fileName"], submitted["kernelVersion"]) == ("submission.csv", 3)

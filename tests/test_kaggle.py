@@ -60,7 +60,6 @@ def bundle(tmp_path):
     (folder / "datasets" / "code" / "fold0" / "oof.csv").write_text("inside a folder")
     write_part(folder / "datasets" / "weights-cnn", WEIGHTS, "dataset", {"licenses": [{"name": "other"}]})
     (folder / "datasets" / "weights-cnn" / "note.txt").write_text("as if a run lay here")
-    (folder / "run.sh").write_text("")
     for name in ("submit", "train"):
         metadata = {"code_file": f"{name}.ipynb", "language": "python", "kernel_type": "notebook", "machine_shape": ""}
         metadata |= {"enable_gpu": True, "enable_internet": False, "is_private": True}

@@ -1,7 +1,6 @@
-"""Push-ready folders for Kaggle: the code, the weights and the wheels as datasets, one kernel a notebook, and a script.
+"""Push-ready folders for Kaggle: the code, the weights and the wheels as datasets, and one kernel a notebook.
 
-Nothing here reaches a network but pip, for the wheels. ``run.sh`` holds the commands that send the bundle, and sends nothing
-until it is told a step.
+Nothing here reaches a network but pip, for the wheels.
 """
 
 import hashlib
@@ -29,7 +28,6 @@ from utils.bundle_checks import (
     slug_of,
     threshold_problems,
 )
-from utils.bundle_script import write_script
 from utils.environment import (
     COMPETITION,
     KIT,
@@ -48,8 +46,6 @@ from utils.wheels import download_wheels, imported_by_notebooks
 __all__ = ["LIMITS", "BundleError", "Part", "check_bundle", "check_sources", "find_parts", "write_bundle"]
 MARKER = "bundle.json"  # only a folder that holds it is replaced
 PUSHED = "pushed.json"  # versions of the kernels that were pushed from a bundle, by id
-KEPT = (PUSHED, "kernels/*.version")  # outlive a rewrite; the second are run.sh's
-LOG = "last.log"  # of run.sh
 NOTEBOOKS = ("explore", "preprocess", "train", "tune_threshold", "report", "submit")
 ON_GPU = ("train", "report", "submit")
 WITH_RUNS = ("tune_threshold", "report", "submit")
@@ -121,13 +117,11 @@ def write_bundle(
         if with_wheels:
             _write_wheels(whole / "datasets", username, python_version)
         _write_kernels(whole, username)
-        made = _provenance()
-        write_script(whole, f"{made['name']} {made['version']}, commit {made['commit']}")
         known = {"hashes": _hash_editable(whole), "files": _list_files(whole)}
-        write_json(whole / MARKER, made | {"username": username, "python": python_version} | known)
+        write_json(whole / MARKER, _provenance() | {"username": username, "python": python_version} | known)
         _refuse(check_bundle(whole))
-        for path in [path for pattern in KEPT for path in folder.glob(pattern)]:
-            shutil.copyfile(path, whole / path.relative_to(folder))
+        if (folder / PUSHED).is_file():
+            shutil.copyfile(folder / PUSHED, whole / PUSHED)
         if folder.exists():
             shutil.rmtree(folder)
         whole.rename(folder)
@@ -177,7 +171,7 @@ def _added(folder: Path) -> list[str]:
     written = read_json(folder / MARKER).get("files") if is_from_kit(folder, MARKER) else None
     if written is None:
         return []
-    own = {MARKER, LOG, *written, *(path.relative_to(folder).as_posix() for name in KEPT for path in folder.glob(name))}
+    own = {MARKER, PUSHED, *written}
     return [name for name in _list_files(folder) if name not in own]
 
 

@@ -43,8 +43,8 @@ def check_bundle(folder: Path) -> list[str]:
         All problems, each with its remedy; empty where it can be sent.
     """
     folder = Path(folder)
-    if not (folder / "datasets" / "code").is_dir() or not (folder / "run.sh").is_file():
-        return [f"{folder} is no bundle (it needs datasets/code and run.sh): write it again."]
+    if not (folder / "datasets" / "code").is_dir() or not (folder / "kernels").is_dir():
+        return [f"{folder} is no bundle (it needs datasets/code and kernels): write it again."]
     datasets, kernels = parts(folder, "datasets"), parts(folder, "kernels")
     problems = [problem for part in datasets for problem in _look(_dataset_problems, part)]
     problems += [problem for part in kernels for problem in _look(_kernel_problems, part)]
