@@ -1,7 +1,7 @@
 """How fast one network predicts in each form that `utils.acceleration` knows, beside the path of a usual notebook.
 
 ``python -m benchmarks.inference [--architectures cnn,resnet50] [--height 512] [--width 256] [--batch 8] [--rounds 5]
-[--compile] [--out outputs/bench]`` from the project's root prints one table and writes inference.json into the folder. On two
+[--out outputs/bench]`` from the project's root prints one table and writes inference.json into the folder. On two
 cores it takes about five minutes.
 
 - *plain*: ``model.eval()`` and ``torch.no_grad()`` in float32, as the network was built: no channels_last, nothing else.
@@ -25,7 +25,7 @@ from torch import nn
 
 from benchmarks.loops import VIEWS, make_table, seconds
 from benchmarks.training import describe_machine
-from utils.acceleration import REFERENCE, Candidate, CompiledEncoder, disagreement, half_precision, offered, with_encoders
+from utils.acceleration import REFERENCE, disagreement, offered, with_encoders
 from utils.cache import CacheSettings
 from utils.configuration import TrainConfig
 from utils.dataset import METADATA, Vocabulary
@@ -47,7 +47,6 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--batch", type=int, default=8, help="pictures, an even number")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--compile", action="store_true", help="torch.compile on a CPU as well, which takes minutes")
     parser.add_argument("--out", type=Path, default=Path("outputs/bench"))
     given = parser.parse_args()
     device = pick_device()
@@ -55,7 +54,7 @@ def main() -> None:
     for name in given.architectures.split(","):
         model, settings = ModelConfig(name.strip(), given.height, given.width), CacheSettings(given.height, given.width)
         config = TrainConfig(model, settings, batch_size=given.batch)
-        rows.append(measure(config, device, given.rounds, given.compile))
+        rows.append(measure(config, device, given.rounds))
         print(table(rows[-1:]), flush=True)
     machine = describe_machine(device)
     print(f"On {machine['device']}, {machine['threads']} threads: medians of {given.rounds} rounds [lowest, highest].\n")
@@ -76,7 +75,7 @@ class PlainEncoder(nn.Module):
         return self.backbone.forward_head(maps, pre_logits=True), maps
 
 
-def measure(config: TrainConfig, device: torch.device, rounds: int, compiled: bool = False) -> dict:
+def measure(config: TrainConfig, device: torch.device, rounds: int) -> dict:
     """Measure every form of one network, in interleaved rounds.
 
     Returns
@@ -94,7 +93,7 @@ def measure(config: TrainConfig, device: torch.device, rounds: int, compiled: bo
     row["size"] = [config.model.image_height, config.model.image_width]
     expected = predict(network, batch, device)
     forms = {}
-    for name, make in ways(config, device, batch, compiled).items():
+    for name, make in ways(config, device, batch).items():
         try:
             forms[name] = with_encoders(network, make)
             outputs = predict(forms[name], batch, device)
@@ -112,12 +111,9 @@ def measure(config: TrainConfig, device: torch.device, rounds: int, compiled: bo
     return row
 
 
-def ways(config: TrainConfig, device: torch.device, batch: Batch, compiled: bool) -> dict[str, Callable]:
+def ways(config: TrainConfig, device: torch.device, batch: Batch) -> dict[str, Callable]:
     """Give by name what makes an encoder's form."""
-    candidates = offered(config, device)
-    if compiled:
-        candidates["compiled"] = Candidate(partial(CompiledEncoder, dtype=half_precision(config, device)))
-    made = {name: partial(candidate.make, images=batch["images"]) for name, candidate in candidates.items()}
+    made = {name: partial(one.make, images=batch["images"]) for name, one in offered(config, device).items()}
     return {PLAIN: PlainEncoder, REFERENCE: copy.deepcopy} | made
 
 

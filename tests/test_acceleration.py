@@ -1,6 +1,7 @@
 """Facts about making a network faster."""
 
 import copy
+import math
 from functools import partial
 
 import numpy as np
@@ -19,12 +20,10 @@ from utils.acceleration import (
     HalfEncoder,
     OnnxEncoder,
     accelerate,
-    fold_norms,
     offered,
     with_encoders,
 )
 from utils.dataset import Vocabulary
-from utils.encoders import Encoder
 from utils.inference import forward
 from utils.models import build_model
 
@@ -98,40 +97,6 @@ def always_faster(monkeypatch):
     monkeypatch.setattr(acceleration, "_race", lambda *_: 2.0)
 
 
-@every_model
-def test_folded_norms_give_what_the_network_gave(kind):
-    config, model = make_model(kind)
-    batch = make_batch(config)
-    folded = with_encoders(model, partial(fold_norms, images=batch["images"]))
-    norms = [module for module in folded.modules() if isinstance(module, nn.BatchNorm2d)]
-    assert not norms
-    torch.testing.assert_close(outputs_of(folded, batch).logit, outputs_of(model, batch).logit, rtol=1e-4, atol=1e-4)
-
-
-def test_a_norm_stays_where_its_input_was_changed_in_place_or_is_no_convolutions():
-    class Backbone(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.second = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3)
-            self.before, self.after, self.last = nn.BatchNorm2d(1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
-
-        def forward_features(self, x):
-            x = self.after(self.first(self.before(x)).relu_())
-            return self.last(self.second(x))
-
-        def forward_head(self, maps, pre_logits):
-            return maps.mean(dim=(2, 3))
-
-    encoder = Encoder(Backbone(), 4, 0.5, 0.5).eval()
-    for norm in (encoder.backbone.before, encoder.backbone.after, encoder.backbone.last):
-        norm.running_mean.fill_(0.3)
-    images = make_batch(make_config(TINY))["images"]
-    folded = fold_norms(encoder, images)
-    kinds = [type(getattr(folded.backbone, name)) for name in ("before", "after", "last")]
-    assert kinds == [nn.BatchNorm2d, nn.BatchNorm2d, nn.Identity]
-    torch.testing.assert_close(folded(images)[0], encoder(images)[0])
-
-
 @pytest.mark.parametrize("kind", ["image", "boxes", "breast"])
 def test_half_precision_changes_features_by_its_rounding_alone(kind):
     config, model = make_model(kind)
@@ -162,11 +127,12 @@ def test_what_is_chosen_agrees_and_the_network_is_left_as_it_was(kind):
     config, model = make_model(kind)
     batch = make_batch(config)
     before, state = outputs_of(model, batch), copy.deepcopy(model.state_dict())
-    accelerated = accelerate(model, batch, config, CPU)
+    candidates = {"bfloat16": Candidate(partial(HalfEncoder, dtype=torch.bfloat16))} | offered(config, CPU)
+    accelerated = accelerate(model, batch, config, CPU, work_seconds=math.inf, candidates=candidates)
     torch.testing.assert_close(outputs_of(accelerated, batch).logit, before.logit, rtol=1e-3, atol=1e-3)
     assert torch.equal(outputs_of(model, batch).logit, before.logit)
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
-    assert "folded" in accelerated.speed_ups
+    assert accelerated.speed_ups.keys() | accelerated.refused.keys() == candidates.keys()
 
 
 def test_the_fastest_of_those_that_agree_is_taken(monkeypatch):
@@ -238,18 +204,18 @@ def test_no_gain_leaves_the_network_itself(monkeypatch):
 
 def test_long_preparation_waits_for_enough_work(always_faster):
     config, model = make_model()
-    compiled = {"compiled": as_candidate(lambda features: features, prepare_s=120.0)}
-    choose = partial(accelerate, model, make_batch(config), config, CPU, candidates=compiled)
-    assert "120 s to prepare" in choose(work_seconds=60.0).refused["compiled"]
-    assert choose(work_seconds=120.0 / PREPARE_SHARE).name == "compiled"
+    exported = {"exported": as_candidate(lambda features: features, prepare_s=120.0)}
+    choose = partial(accelerate, model, make_batch(config), config, CPU, candidates=exported)
+    assert "120 s to prepare" in choose(work_seconds=60.0).refused["exported"]
+    assert choose(work_seconds=120.0 / PREPARE_SHARE).name == "exported"
 
 
-def test_a_cpu_is_offered_onnx_where_it_is_installed_and_else_torch_compile(monkeypatch):
+def test_a_cpu_is_offered_onnx_where_it_is_installed(monkeypatch):
     config = make_config(TINY)
     monkeypatch.setattr(acceleration.importlib.util, "find_spec", lambda name: object())
-    assert set(offered(config, CPU)) == {"folded", "onnx"} and offered(config, CPU)["onnx"].prepare_s == EXPORT_S
+    assert set(offered(config, CPU)) == {"onnx"} and offered(config, CPU)["onnx"].prepare_s == EXPORT_S
     monkeypatch.setattr(acceleration.importlib.util, "find_spec", lambda name: None)
-    assert set(offered(config, CPU)) == {"folded", "compiled"}
+    assert not offered(config, CPU)
 
 
 def test_float32_in_the_configuration_keeps_half_precision_out(monkeypatch):
@@ -259,7 +225,7 @@ def test_float32_in_the_configuration_keeps_half_precision_out(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
     assert "bfloat16" not in offered(make_config(TINY, precision="auto"), CPU)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert {"folded", "float16", "compiled"} == set(offered(make_config(TINY, precision="auto"), torch.device("cuda")))
+    assert {"float16"} == set(offered(make_config(TINY, precision="auto"), torch.device("cuda")))
 
 
 def test_too_little_memory_for_the_network_is_the_callers_and_for_a_candidate_refuses_it(always_faster, monkeypatch):

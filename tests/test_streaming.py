@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import torch
 from conftest import TINY, make_config
 
 from utils import acceleration, ensemble, streaming
-from utils.acceleration import Candidate, accelerate, fold_norms
+from utils.acceleration import Candidate, accelerate
 from utils.cache import CacheSettings, build_cache
 from utils.calibration import Calibration
 from utils.deadline import Deadline, Plan
@@ -173,20 +174,21 @@ def test_plan_leaves_out_mirror_images_and_later_folds(trained, test_images, tes
 
 
 def test_accelerated_networks_predict_the_same(trained, tuned, alone, test_images, competition, test_cache, monkeypatch):
-    tried = []
+    tried, copied = [], {"copied": Candidate(lambda encoder, images: copy.deepcopy(encoder))}
 
-    def folded_only(model, batch, config, device, seconds, candidates=None):
+    def spied_on(model, batch, config, device, seconds, candidates=None):
         tried.append(candidates)
-        return accelerate(model, batch, config, device, seconds, candidates or {"folded": Candidate(fold_norms)})
+        return accelerate(model, batch, config, device, seconds, candidates or copied)
 
-    for name, value in {"LEAST_IMAGES": 1, "LEAST_SECONDS": 0.0, "accelerate": folded_only}.items():
+    changes = {"LEAST_IMAGES": 1, "LEAST_SECONDS": 0.0, "accelerate": spied_on, "offered": lambda *_: copied | {"other": None}}
+    for name, value in changes.items():
         monkeypatch.setattr(ensemble, name, value)
     monkeypatch.setattr(acceleration, "LEAST_GAIN", 0.0)
     monkeypatch.setattr(acceleration, "_race", lambda *_: 2.0)
     found, log = predict_runs(trained, test_images, competition, test_cache, tuned, 0)
     assert np.allclose(found, alone.mean(axis=1).loc[found.index], atol=1e-5)
-    assert [candidates and list(candidates) for candidates in tried] == [None, ["folded"]] * 2  # later folds do not choose
-    assert all("folded, 2.00 times as fast" in what for what in log.acceleration.values()) and len(log.acceleration) == 2
+    assert [candidates and list(candidates) for candidates in tried] == [None, ["copied"]] * 2  # later folds do not choose
+    assert all("copied, 2.00 times as fast" in what for what in log.acceleration.values()) and len(log.acceleration) == 2
 
 
 def test_few_images_are_not_worth_trying_what_is_faster(trained, tuned, test_images, competition, test_cache):

@@ -13,9 +13,7 @@ from functools import partial
 from statistics import median
 
 import torch
-from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from utils.configuration import TrainConfig
 from utils.encoders import Encoder
@@ -32,10 +30,8 @@ LOGIT_TOLERANCE = 0.1
 LEAST_GAIN = 1.05  # less than that is the noise of a machine
 ROUNDS, MEASURE_S = 5, 10.0  # most rounds, and the seconds after which none is begun
 PREPARE_SHARE = 0.15  # of the work, which preparing may take: what it prepares saves 0.3 to 0.6 of it
-EXPORT_S, COMPILE_S = 10.0, 120.0  # for one encoder; measured on two cores
+EXPORT_S = 10.0  # for one encoder; measured on two cores
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-# Others, such as weight-standardised ones, change their weights on the way, and would undo a folded scale.
-CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
 
 MakeEncoder = Callable[[Encoder, torch.Tensor], nn.Module]
 
@@ -147,8 +143,7 @@ def accelerate(
     RuntimeError
         If the network itself fails, as on too large a batch (`utils.optimisation.is_out_of_memory`): halve it.
     """
-    with torch.inference_mode():  # as in a prediction: torch.compile compiles anew for tensors of another kind
-        batch = {key: value if key == "lengths" else value.to(device) for key, value in batch.items()}
+    batch = {key: value if key == "lengths" else value.to(device) for key, value in batch.items()}
     chosen = Accelerated(model.eval())
     expected = _outputs(model, batch, device)
     for name, candidate in (offered(config, device) if candidates is None else candidates).items():
@@ -180,19 +175,13 @@ def _try(chosen: Accelerated, name: str, make: MakeEncoder, batch: Batch, expect
 
 
 def offered(config: TrainConfig, device: torch.device) -> dict[str, Candidate]:
-    """Give the candidates for a device, by name.
-
-    On a CPU ONNX Runtime was the fastest for every network, and torch.compile came second, at ten times the preparation: it is
-    for GPUs, and for where ONNX Runtime is not installed.
-    """
+    """Give the candidates for a device, by name; on a CPU ONNX Runtime was the fastest for every network."""
     half = half_precision(config, device)
-    found = {"folded": Candidate(fold_norms)}
+    found = {}
     if half:
         found[str(half).removeprefix("torch.")] = Candidate(partial(HalfEncoder, dtype=half))
     if device.type == "cpu" and all(importlib.util.find_spec(package) for package in ONNX_PACKAGES):
         found["onnx"] = Candidate(OnnxEncoder, EXPORT_S)
-    else:
-        found["compiled"] = Candidate(partial(CompiledEncoder, dtype=half), COMPILE_S)
     return found
 
 
@@ -259,76 +248,20 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def fold_norms(encoder: Encoder, images: torch.Tensor) -> Encoder:
-    """Copy an encoder, its batch norms folded into the convolutions before them.
-
-    Which belong together is seen as a picture passes: a norm whose input is what a convolution gave, not changed since. That
-    nothing else reads it in between is left to the check of the outputs.
-
-    Parameters
-    ----------
-    encoder : Encoder
-    images : Tensor, uint8 (N, 1, H, W)
-        The first is passed through.
-    """
-    encoder = copy.deepcopy(encoder).eval()
-    for norm, convolution in _norms_after_convolutions(encoder, images[:1]).items():
-        modules = {module: name for name, module in encoder.named_modules()}
-        encoder.set_submodule(modules[convolution], fuse_conv_bn_eval(convolution, norm))
-        encoder.set_submodule(modules[norm], getattr(norm, "act", nn.Identity()))
-    return encoder
-
-
-def _norms_after_convolutions(encoder: Encoder, images: torch.Tensor) -> dict[nn.Module, nn.Conv2d]:
-    pairs = {}
-
-    def sign(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
-        output.made_by = (module, output._version)
-
-    def read(module: nn.Module, inputs: tuple) -> None:
-        convolution, version = getattr(inputs[0], "made_by", (None, None))
-        if convolution and version == inputs[0]._version:  # else changed in place
-            pairs[module] = convolution
-
-    hooks = [m.register_forward_hook(sign) for m in encoder.modules() if type(m) in CONVOLUTIONS]
-    norms = (m for m in encoder.modules() if type(m) in (nn.BatchNorm2d, BatchNormAct2d))
-    hooks += [norm.register_forward_pre_hook(read) for norm in norms]
-    with torch.no_grad():
-        encoder(images)
-    for hook in hooks:
-        hook.remove()
-    return pairs
-
-
 class HalfEncoder(nn.Module):
-    """A folded encoder that computes in half precision as in training, by autocast; its large weights are stored so too."""
+    """An encoder that computes in half precision as in training, by autocast; its large weights are stored so too."""
 
     def __init__(self, encoder: Encoder, images: torch.Tensor, dtype: torch.dtype):
         super().__init__()
-        self.encoder, self.dtype = fold_norms(encoder, images), dtype
+        self.encoder, self.dtype = copy.deepcopy(encoder).eval(), dtype
         for module in self.encoder.modules():
-            if type(module) in (*CONVOLUTIONS, nn.Linear):
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
                 module.to(dtype)  # or autocast would do it in every batch
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.autocast(images.device.type, dtype=self.dtype):
             features, maps = self.encoder(images)
         return features.float(), maps
-
-
-class CompiledEncoder(nn.Module):
-    """A folded encoder, in half precision if given, compiled for batches of any number of pictures."""
-
-    def __init__(self, encoder: Encoder, images: torch.Tensor, dtype: torch.dtype | None):
-        super().__init__()
-        self.encoder = HalfEncoder(encoder, images, dtype) if dtype else fold_norms(encoder, images)
-        self.compiled = torch.compile(self.encoder)
-
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if len(images) == 1:  # would be compiled on its own
-            return self.encoder(images)
-        torch._dynamo.maybe_mark_dynamic(images, 0)
-        return self.compiled(images)
 
 
 class OnnxEncoder(nn.Module):
