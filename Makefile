@@ -63,7 +63,7 @@ bench: $(READY) ## measure training, inference and preprocessing beside other pa
 	$(BIN)/python -m benchmarks.preprocessing
 
 # Without torch, whose oldest build would be another 6 GB: all that reads, draws, preprocesses and measures.
-OLDEST_TESTS := $(addprefix tests/test_,$(addsuffix .py,augment auxiliary boxes breast cache calibration cluster coverage deadline dicom environment exploration film fold_folders formats gpu header hostile inputs intervals jpeg jpeg2000 ledger marks metrics observer parallel parameters phantom pointing preprocessing resample tables thresholds window))
+OLDEST_TESTS := $(addprefix tests/test_,$(addsuffix .py,augment auxiliary boxes breast cache calibration cluster coverage deadline dicom environment exploration film fold_folders formats header hostile inputs intervals jpeg jpeg2000 ledger marks metrics observer parallel parameters phantom pointing preprocessing resample tables thresholds window))
 
 oldest: ## run what needs no torch at the oldest versions that requirements.txt allows (needs Python 3.11, as they do)
 	@$(PYTHON) -m venv .venv-oldest

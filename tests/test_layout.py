@@ -62,7 +62,7 @@ def opens_text_in_the_locales_encoding(call):
 
 def test_text_is_utf_8_whatever_the_locale():
     files = {
-        path.name: path.read_text(encoding="utf-8") for part in ("utils", "benchmarks") for path in (ROOT / part).glob("*.py")
+        path.name: path.read_text(encoding="utf-8") for part in ("utils", "benchmarks") for path in (ROOT / part).rglob("*.py")
     }
     for name, code in (files | dict(code_of_notebooks())).items():
         calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]

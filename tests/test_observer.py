@@ -4,10 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from utils.cache import CacheSettings, build_cache
-from utils.environment import KitError
-from utils.intervals import PatientBootstrap
-from utils.observer import (
+from benchmarks.limit.observer import (
     ObserverError,
     auc_of,
     d_prime_of,
@@ -21,10 +18,13 @@ from utils.observer import (
     simulated_auc,
     unknown_location,
 )
+from benchmarks.limit.phantom import OBSERVERS, fit_observer, per_breast, place_ratios, score_images
+from benchmarks.limit.statistics import mean_signals, patch_side, tissue_spectrum
+from utils.cache import CacheSettings, build_cache
+from utils.environment import KitError
+from utils.intervals import PatientBootstrap
 from utils.phantom import make_competition, read_truth
 from utils.phantom_images import power_law_texture
-from utils.phantom_observer import OBSERVERS, fit_observer, per_breast, place_ratios, score_images
-from utils.phantom_statistics import mean_signals, patch_side, tissue_spectrum
 from utils.tables import read_images
 
 SETTINGS = CacheSettings(image_height=64, image_width=48)

@@ -1,7 +1,7 @@
 """What is possible: the prewhitened matched filter, ideal for a known signal in Gaussian noise of a known power spectrum.
 
 No observer finds the signal more often than this one does, so its AUC is the top of the scale on which a model's is read.
-Where the noise is not Gaussian, it is the best of the linear observers alone (Hotelling's). `utils.phantom_observer` applies
+Where the noise is not Gaussian, it is the best of the linear observers alone (Hotelling's). `benchmarks.limit.phantom` applies
 it to the phantom's pictures.
 
 A spectrum here is an array of shape (h, w) in the layout of ``numpy.fft.fft2``: the expected |DFT|^2 of the noise over h * w,

@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from benchmarks.limit.observer import ObserverError
 from utils.boxes import CROP
 from utils.breast import breast_mask
 from utils.cache import CacheSettings, load_picture
-from utils.observer import ObserverError
 from utils.phantom_images import (
     CALCIFICATION_AMPLITUDE,
     MASS_AMPLITUDE,
@@ -143,7 +143,7 @@ def tissue_spectrum(tissue: Iterable[tuple[np.ndarray, np.ndarray]], side: int) 
     Returns
     -------
     ndarray of shape (side, side), float64
-        As in `utils.observer`; infinite at frequency 0, since a patch's mean is taken off.
+        As in `benchmarks.limit.observer`; infinite at frequency 0, since a patch's mean is taken off.
 
     Raises
     ------

@@ -6,7 +6,7 @@ core it takes about ten minutes; a run that was killed goes on where it stopped.
 
 The small ``cnn`` is trained on ever more of the phantom's patients at the most epochs, and for ever more epochs on all of them.
 At equal epochs more patients are more steps too: the first curve does not tell one from the other.
-Every point is scored on the same hidden test breasts. So are two observers (`utils.phantom_observer`), prewhitened matched
+Every point is scored on the same hidden test breasts. So are two observers (`benchmarks.limit.phantom`), prewhitened matched
 filters fitted on all training patients: one is told where to look, which no model is, the other is not. The intervals say how
 much hangs on which test patients there were; how much hangs on the training's seed, several ``--seeds`` show.
 
@@ -22,13 +22,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from benchmarks.limit.observer import efficiency, share_of_possible
+from benchmarks.limit.phantom import fit_observer, per_breast, score_images
 from utils.cache import CacheSettings, build_cache
 from utils.configuration import TrainConfig
 from utils.intervals import Interval, PatientBootstrap
 from utils.models import ModelConfig
-from utils.observer import efficiency, share_of_possible
 from utils.phantom import make_competition, read_truth
-from utils.phantom_observer import fit_observer, per_breast, score_images
 from utils.streaming import predict_runs
 from utils.tables import read_images
 from utils.training import train_run
@@ -61,7 +61,7 @@ class Study:
 
 def main() -> None:
     """Train, print the table, and draw the figure."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.limit", description=main.__doc__)
     parser.add_argument("--patients", help="training patients of each point, with commas between")
     parser.add_argument("--epochs", help="of each point, with commas between")
     parser.add_argument("--contrast", type=float, default=0.8, help="of the lesions; at 1.0 the observers hardly err")
