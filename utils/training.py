@@ -337,7 +337,7 @@ def _fit_patches(
     folder, size, model = fold_dir / "patches", config.patch_size, patch_model(config)
     check_patches(inside, boxes, fold)
     stage = replace(config, model=model, epochs=config.patch_epochs, patch_epochs=0, box_weight=0.0, mixup=0.0)
-    stage = replace(stage, auxiliary_weight=1.0, keep_epoch="last", positive_share=None, loss="bce")
+    stage = replace(stage, auxiliary_weight=1.0, keep_epoch="last", positive_share=None)
     training_set = PatchDataset(inside, cache_dir, vocabulary, boxes, size, Augment(config.augment_strength), config.seed)
     validation_set = PatchDataset(held_out, cache_dir, vocabulary, boxes, size, None, config.seed)
     if not (folder / "history.csv").is_file() or len(read_history_table(folder / "history.csv")) < stage.epochs:
