@@ -74,7 +74,7 @@ def test_preflight_of_train_comes_before_its_first_picture_and_knows_all_paramet
 @pytest.mark.parametrize(
     "values, named",
     [
-        ({"loss": "bcee"}, "loss"),
+        ({"recurrent_cell": "gruu"}, "recurrent_cell"),
         ({"folds": "5"}, "folds"),
         ({"folds": "one"}, "folds"),
         ({"n_folds": 1}, "n_folds"),
@@ -97,7 +97,7 @@ def test_value_that_the_configuration_refuses_is_told_once(told, values, named):
 
 
 def test_all_values_that_are_refused_are_told_at_once(told):
-    wrong = {"loss": "bcee", "folds": "9", "n_folds": 5, "keep_epoch": "first", "seed": -1, "parallel_folds": -1}
+    wrong = {"precision": "half", "folds": "9", "n_folds": 5, "keep_epoch": "first", "seed": -1, "parallel_folds": -1}
     problems = told(check_configuration, **wrong)
     assert sorted(problem.split(" is ")[0] for problem in problems) == sorted(wrong.keys() - {"n_folds"})
     assert any("from 0 to 4" in problem for problem in problems)
@@ -140,7 +140,7 @@ def test_error_of_another_package_is_fatal_too(told, monkeypatch):
 
 
 def test_network_is_tried_where_another_value_is_wrong(told):
-    (problem,) = told(check_network, loss="bcee", architecture="resnet18x")
+    (problem,) = told(check_network, precision="half", architecture="resnet18x")
     assert "resnet18x" in problem
 
 
