@@ -27,13 +27,13 @@ from benchmarks.loops import VIEWS, make_table, seconds
 from benchmarks.training import describe_machine
 from utils.acceleration import REFERENCE, disagreement, offered, with_encoders
 from utils.cache import CacheSettings
-from utils.configuration import TrainConfig
-from utils.dataset import METADATA, Vocabulary
+from utils.configuration import ModelConfig, TrainConfig
 from utils.encoders import Encoder
 from utils.environment import pick_device, seed_everything, write_json
 from utils.inference import forward
 from utils.loading import Batch
-from utils.models import ModelConfig, Outputs, build_model
+from utils.models import Outputs, build_model
+from utils.vocabulary import METADATA, Vocabulary
 
 ARCHITECTURES = ("cnn", "resnet50", "efficientnet_b0", "rnn")
 PLAIN = "plain"

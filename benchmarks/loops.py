@@ -22,15 +22,16 @@ from tqdm import tqdm
 from benchmarks.timm_loop import TimmLoop
 from utils.augment import Augment
 from utils.cache import PNG_OPTIONS, CacheSettings, picture_path
-from utils.configuration import Execution, TrainConfig
-from utils.dataset import METADATA, Vocabulary
+from utils.configuration import ModelConfig, TrainConfig
 from utils.environment import cpu_count
+from utils.execution import Execution
 from utils.fitting import REFRESH, Fitting
-from utils.models import ModelConfig, build_model
+from utils.models import build_model
 from utils.optimisation import autocast, make_optimizer, pick_precision
 from utils.phantom_images import draw_breast, draw_image
 from utils.processes import Ranks
 from utils.training import make_dataset
+from utils.vocabulary import METADATA, Vocabulary
 
 LEAST_ROUNDS = 3
 VIEWS = ("CC", "MLO")

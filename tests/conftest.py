@@ -42,8 +42,10 @@ TUNED = {  # as in a threshold.json, of one run
 
 def make_config(settings, architecture="cnn", model=None, **changes):
     """A configuration of few steps; ``model`` changes the network's part."""
-    from utils.configuration import TrainConfig  # the oldest versions are tested without torch
-    from utils.models import ModelConfig
+    from utils.configuration import (
+        ModelConfig,
+        TrainConfig,  # the oldest versions are tested without torch
+    )
 
     network = ModelConfig(architecture, settings.image_height, settings.image_width, encoders=("cnn",), **model or {})
     values = {"n_folds": 2, "epochs": 3, "batch_size": 8, "learning_rate": 1e-3, "precision": "float32"}

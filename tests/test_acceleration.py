@@ -23,9 +23,9 @@ from utils.acceleration import (
     offered,
     with_encoders,
 )
-from utils.dataset import Vocabulary
 from utils.inference import forward
 from utils.models import build_model
+from utils.vocabulary import Vocabulary
 
 CPU = torch.device("cpu")
 VOCABULARY = Vocabulary(58.0, 10.0, ("CC", "MLO"), ("21", "49"), ("1", "2"))

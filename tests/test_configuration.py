@@ -5,8 +5,9 @@ import pytest
 from conftest import TINY, make_config
 
 from utils.augment import Augment
-from utils.configuration import STRONGEST, Execution, TrainConfig, TrainingError, as_numbers
+from utils.configuration import STRONGEST, TrainConfig, TrainingError
 from utils.environment import KitError
+from utils.execution import Execution, as_numbers
 
 
 @pytest.mark.parametrize(

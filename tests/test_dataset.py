@@ -7,7 +7,8 @@ from utils.augment import Augment
 from utils.auxiliary import auxiliary_targets
 from utils.boxes import COLUMNS, CORNERS
 from utils.cache import load_picture
-from utils.dataset import METADATA, BreastDataset, ImageDataset, Vocabulary
+from utils.dataset import BreastDataset, ImageDataset
+from utils.vocabulary import METADATA, Vocabulary
 
 
 @pytest.fixture

@@ -7,14 +7,15 @@ from conftest import TINY, make_config
 from scipy.stats import norm
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_score, recall_score, roc_auc_score, roc_curve
 
-from utils import evaluation
+from utils import evaluation, training_rows
 from utils.environment import write_json
-from utils.evaluation import confusion, paper_table, performance, predict_training_rows, screening_figures
+from utils.evaluation import confusion, paper_table, performance, screening_figures
 from utils.metrics import decide
 from utils.predictions import oof_of_runs
 from utils.run_tables import read_folds
 from utils.thresholds import CHOICES
 from utils.training import train_run
+from utils.training_rows import predict_training_rows
 
 
 def make_breasts(n=120, seed=0, positives=0.25, levels=1000):
@@ -144,7 +145,7 @@ def test_predictions_of_training_rows_are_another_models_than_out_of_fold(traine
 
 
 def test_no_more_training_patients_are_asked_than_allowed(trained_run, images, cache_dir, monkeypatch):
-    monkeypatch.setattr(evaluation, "TRAINING_PATIENTS", 3)
+    monkeypatch.setattr(training_rows, "TRAINING_PATIENTS", 3)
     drawn = [set(predict_training_rows(trained_run, images, cache_dir, seed=seed).patient_id) for seed in range(4)]
     assert {len(patients) for patients in drawn} == {3}
     assert len(set.union(*drawn)) > 3

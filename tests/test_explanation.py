@@ -12,7 +12,7 @@ from utils.boxes import CORNERS, read_boxes, to_source
 from utils.breast import find_breast
 from utils.cache import CacheSettings, read_manifest
 from utils.configuration import TrainingError
-from utils.dataset import ImageDataset, Vocabulary
+from utils.dataset import ImageDataset
 from utils.explanation import (
     KINDS,
     ExplanationError,
@@ -31,6 +31,7 @@ from utils.pointing import strongest_place
 from utils.run_folder import load_config
 from utils.tables import image_paths
 from utils.training import load_fold, make_dataset, train_run
+from utils.vocabulary import Vocabulary
 
 CPU = torch.device("cpu")
 

@@ -22,8 +22,8 @@ from utils.environment import KitError, read_json
 from utils.external import convert, main
 from utils.external_sets import ExternalError
 from utils.inputs import Inputs, describe_boxes
+from utils.oof_summary import box_summary
 from utils.phantom import TRAIN_COLUMNS
-from utils.predictions import box_summary
 from utils.run_tables import read_folds
 from utils.tables import image_paths, read_images
 from utils.training import load_fold, train_run

@@ -17,11 +17,12 @@ from conftest import make_config
 
 from utils import fitting, inference
 from utils.auxiliary import SIZES
-from utils.configuration import Execution, TrainingError
-from utils.dataset import Vocabulary
+from utils.configuration import TrainingError
+from utils.execution import Execution
 from utils.fitting import Fitting, plain_state
 from utils.processes import Ranks
 from utils.training import make_dataset, train_run
+from utils.vocabulary import Vocabulary
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -10,11 +10,11 @@ import torch
 from conftest import TINY, make_config
 
 from utils.configuration import TrainingError
-from utils.dataset import Vocabulary
 from utils.environment import KitError
 from utils.fitting import plain_state
 from utils.fold_weights import build_empty, check_fold
 from utils.training import load_fold
+from utils.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(50.0, 10.0, ("CC", "MLO"), ("29", "48"), ("1", "2"))
 CONFIG = make_config(TINY, "rnn", model={"hidden_size": 8})

@@ -37,6 +37,16 @@ def test_imports_run_one_way():
         assert imported_modules(ROOT / "utils" / f"{name}.py") <= set(order[:place]), name
 
 
+def test_nothing_before_the_networks_imports_torch():
+    """Choosing a threshold, comparing runs and bundling start within seconds so."""
+    order = documented_order()
+    for name in order[: order.index("augment")]:
+        body = ast.parse((ROOT / "utils" / f"{name}.py").read_text(encoding="utf-8")).body
+        imported = {alias.name for node in body if isinstance(node, ast.Import) for alias in node.names}
+        imported |= {node.module for node in body if isinstance(node, ast.ImportFrom)}
+        assert not {"torch", "torchvision", "timm"} & {module.split(".")[0] for module in imported}, name
+
+
 def test_windows_can_import_every_module():
     for path in set((ROOT / "utils").glob("*.py")) - {ROOT / "utils" / name for name in UNIX_FILES}:
         at_once = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.Import)]

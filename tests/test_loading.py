@@ -11,7 +11,7 @@ import torch
 
 from utils import loading
 from utils.augment import Augment
-from utils.dataset import METADATA, BreastDataset, ImageDataset, Vocabulary
+from utils.dataset import BreastDataset, ImageDataset
 from utils.loading import (
     PER_PICTURE,
     LoadingError,
@@ -23,6 +23,7 @@ from utils.loading import (
     shared_bytes,
     split_batch,
 )
+from utils.vocabulary import METADATA, Vocabulary
 
 SHARES = [0.02, 0.1, 0.3, 0.5, 0.9]
 

@@ -14,7 +14,7 @@ from utils import material as material_module
 from utils import tuning
 from utils.boxes import CROP, read_boxes
 from utils.cache import read_manifest
-from utils.encoders import ModelError
+from utils.configuration import ModelError
 from utils.environment import write_json
 from utils.explanation import ExplanationError
 from utils.intervals import Interval

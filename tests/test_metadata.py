@@ -10,15 +10,16 @@ from conftest import TINY, killed_in_second_epoch, make_config
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from utils.configuration import TrainConfig
-from utils.dataset import CATEGORIES, METADATA, BreastDataset, ImageDataset, Vocabulary
+from utils.configuration import ModelConfig, TrainConfig
+from utils.dataset import BreastDataset, ImageDataset
 from utils.inference import predict_logits
 from utils.leaks import LeakError
 from utils.metadata import HIDE_METADATA, MetadataEmbedding, MetadataLogit
 from utils.metrics import area_under_roc
-from utils.models import ModelConfig, build_model
+from utils.models import build_model
 from utils.run_folder import check_same_config
 from utils.training import load_fold, train_run
+from utils.vocabulary import CATEGORIES, METADATA, Vocabulary
 
 VOCABULARY = Vocabulary(58.0, 10.0, ("CC", "MLO"), ("21", "49"), ("1", "2"))
 AGE, MISSING, MACHINE = (METADATA.index(column) for column in ("age", "age_missing", "machine_id"))

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from utils.cache import CacheSettings
-from utils.configuration import TrainConfig
-from utils.dataset import Vocabulary
-from utils.models import ModelConfig, build_model
+from utils.configuration import ModelConfig, TrainConfig
+from utils.models import build_model
 from utils.optimisation import is_out_of_memory, make_optimizer, pick_precision, warmup_cosine
+from utils.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(58.0, 10.0, ("CC", "MLO"), ("21", "49"), ("1", "2"))
 TIMM = ["test_resnet", "test_convnext", "test_efficientnet", "test_vit"]

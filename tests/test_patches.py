@@ -9,8 +9,8 @@ import pytest
 from utils.augment import Augment
 from utils.boxes import COLUMNS
 from utils.cache import picture_path
-from utils.dataset import Vocabulary
 from utils.patches import LEAST_TISSUE, MOST_OF_BOX, PatchDataset, choose_background, cut_patch
+from utils.vocabulary import Vocabulary
 
 HEIGHT, WIDTH, SIZE = 64, 48, 16
 VOCABULARY = Vocabulary(58.0, 10.0, ("CC", "MLO"), ("21",), ("1",))

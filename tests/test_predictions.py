@@ -7,19 +7,11 @@ from conftest import write_run
 
 from utils import cache, environment, inputs, predictions
 from utils.environment import write_json
+from utils.example_run import find_or_train_runs
 from utils.leaks import LeakError
+from utils.oof_summary import oof_summary
 from utils.phantom import PARAMETERS_FILE
-from utils.predictions import (
-    AGGREGATIONS,
-    PredictionError,
-    aggregate,
-    find_or_train_runs,
-    find_runs,
-    name_runs,
-    one_image_per_breast,
-    oof_of_runs,
-    oof_summary,
-)
+from utils.predictions import AGGREGATIONS, PredictionError, aggregate, find_runs, name_runs, one_image_per_breast, oof_of_runs
 from utils.tables import assign_folds
 from utils.training import OOF_COLUMNS
 

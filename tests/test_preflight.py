@@ -28,6 +28,7 @@ from conftest import TINY, TUNED, make_config, parameters_of, write_tuned
 from utils import environment, predictions, preflight_machine, preflight_packages, tuning
 from utils.cache import default_cache_dir
 from utils.environment import read_json, write_json
+from utils.example_run import runs_to_submit
 from utils.parameters import Parameters
 from utils.preflight import CHECKS, Finding, PreflightError, _findings, preflight
 from utils.preflight_data import check_cache, check_images, check_tables, check_true_boxes
@@ -43,7 +44,7 @@ from utils.preflight_machine import (
 from utils.preflight_packages import NEEDED, OPTIONAL, check_packages, check_python
 from utils.preflight_runs import check_preprocessing, check_runs, check_threshold, check_weights, check_weights_file
 from utils.training import train_run
-from utils.tuning import runs_to_submit, tune
+from utils.tuning import tune
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE = {"image_height": TINY.image_height, "image_width": TINY.image_width}

@@ -12,14 +12,14 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from utils.boxes import read_boxes
-from utils.dataset import Vocabulary
 from utils.encoders import build_encoder
+from utils.oof_summary import oof_summary
 from utils.phantom import TRUTH_FOLDER
-from utils.predictions import oof_summary
 from utils.probe import INVERSE_PENALTY, LEAST_SPREAD, fit_head
 from utils.run_tables import read_oof
 from utils.tables import assign_folds
 from utils.training import load_fold, make_dataset, train_run
+from utils.vocabulary import Vocabulary
 
 
 @pytest.fixture(scope="module")

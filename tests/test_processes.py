@@ -10,7 +10,8 @@ import safetensors.torch
 import torch
 from conftest import make_config
 
-from utils.configuration import Execution, TrainingError
+from utils.configuration import TrainingError
+from utils.execution import Execution
 from utils.training import train_run
 
 ON_TWO = Execution(num_processes=2)

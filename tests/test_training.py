@@ -13,9 +13,10 @@ from conftest import TINY, make_config
 
 from utils import run_folder, training
 from utils.cache import picture_path
-from utils.configuration import Execution, TrainingError
-from utils.dataset import ImageDataset, Vocabulary
+from utils.configuration import TrainingError
+from utils.dataset import ImageDataset
 from utils.environment import write_json
+from utils.execution import Execution
 from utils.fitting import Fitting
 from utils.inference import predict_logits
 from utils.metrics import area_under_roc, sigmoid
@@ -25,6 +26,7 @@ from utils.run_folder import claim_run, load_config
 from utils.run_tables import OOF_COLUMNS, read_oof
 from utils.tables import assign_folds
 from utils.training import load_fold, train_run
+from utils.vocabulary import Vocabulary
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,10 @@ import pytest
 from conftest import write_run
 from test_predictions import write_oof
 
-from utils import environment, predictions, tuning
+from utils import environment, example_run, predictions, tuning
 from utils.calibration import METHODS, Calibration, compare_calibrations, fit_calibration
 from utils.environment import read_json, write_json
+from utils.example_run import runs_to_submit
 from utils.intervals import PatientBootstrap
 from utils.metrics import best_threshold, decide, probabilistic_f1, sigmoid
 from utils.phantom import PARAMETERS_FILE
@@ -32,7 +33,6 @@ from utils.tuning import (
     describe_tuned,
     find_threshold,
     fold_thresholds,
-    runs_to_submit,
     tune,
     tuned_breasts,
     weights_of,
@@ -305,7 +305,8 @@ def test_runs_for_show_of_a_threshold_json_that_was_not_named_are_not_submitted_
     good = write_oof(at_work / "runs" / "cnn", seed=1)
     smoke, marked = write_oof(at_work / "runs-smoke" / "cnn"), write_oof(at_work / "elsewhere" / "cnn", seed=2)
     write_json(marked / "config.json", {"prevalence": 0.25, "phantom": True})
-    monkeypatch.setattr(predictions, "runs_dir", lambda *_, **__: at_work / "runs")
+    for module in (predictions, example_run):
+        monkeypatch.setattr(module, "runs_dir", lambda *_, **__: at_work / "runs")
     for shown in (smoke, marked):
         write_json(at_work / "threshold.json", tune([shown]))
         monkeypatch.setattr(environment, "find_competition", lambda: None)

@@ -7,8 +7,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from utils.dataset import CATEGORIES
 from utils.leaks import check_features
+from utils.vocabulary import CATEGORIES
 
 NUMBERS = ("age", "implant")
 

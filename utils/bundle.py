@@ -40,6 +40,8 @@ from utils.environment import (
     write_atomic,
     write_json,
 )
+from utils.predictions import find_runs
+from utils.threshold_file import read_threshold
 from utils.training_code import module_files
 from utils.wheels import download_wheels, imported_by_notebooks
 
@@ -333,9 +335,6 @@ def submit_kernel(bundle: Path) -> Part:
 
 def runs_to_send(named: str, threshold: Path) -> list[Path]:
     """Runs that are named; else those that the threshold was tuned on; else all, which may be none. Nothing is trained."""
-    from utils.predictions import find_runs  # late: both take torch along
-    from utils.threshold_file import read_threshold
-
     if not named and threshold.is_file():
         return [Path(run) for run in read_threshold(threshold)["runs"]]
     return find_runs(named)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from utils.environment import KIT_FILE, KitError, read_json
 from utils.fold_folders import fold_folders, is_smoke_test
+from utils.tuning import find_threshold
 
 LIMITS = {  # least and most; the client is PyPI's kaggle 2.2.4, the page is kaggle.com/docs/datasets as of 2026
     "dataset title": (6, 50),  # characters: the client's dataset_create_new
@@ -94,8 +95,6 @@ def run_files(run: Path) -> list[str]:
 
 def threshold_problems(runs: Sequence[Path], path: Path) -> list[str]:
     """Say why a threshold.json does not belong to these runs, by their out-of-fold predictions."""
-    from utils.tuning import find_threshold  # late: it takes torch along
-
     try:
         find_threshold(runs, str(path))
     except KitError as error:

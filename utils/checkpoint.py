@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from utils.configuration import TrainConfig, TrainingError, without_retired
-from utils.dataset import Vocabulary
 from utils.fold_weights import check_tensors, read_vocabulary
 from utils.formats import FormatError, check, is_flag, is_number, is_whole, naming, shown
 from utils.run_folder import differing_settings
+from utils.vocabulary import Vocabulary
 
 KEYS = {"config", "history", "micro_batch_size", "checkpoints", "model", "ema", "optimizer", "schedule", "scaler"}
 METRICS = ("valid_loss", "valid_auc")  # that choose the kept epoch

@@ -1,29 +1,115 @@
-"""What decides a run's weights, and how the work is spread, which does not."""
+"""What decides a run's weights: the configuration of its network, and of its training."""
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 
 from utils.cache import LARGEST_SIDE, CacheSettings
 from utils.environment import KitError
 from utils.formats import build, check, check_types, is_number, is_whole
-from utils.models import ModelConfig
 from utils.tables import FOLD_BY
 
+LEVELS = ("image", "breast")
+RECURRENT_CELLS = ("gru", "lstm", "rnn")
+MOST_HIDDEN = 2**16
+PLAIN_NAME = r"[A-Za-z0-9_.-]+"  # of an architecture: no path, and no address of a hub
 KEEP_EPOCH = ("best_auc", "last")
 MOST_FOLDS = 1000
 STRONGEST = 3.0  # times the tuned augmentation: its rectangles' probability reaches 1 a little above
-MOST_WORKERS = 1024  # processes
-LARGEST_PORT = 2**16 - 1
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 # Fields that configurations of older runs have, and the value that every run has now.
 RETIRED = {"layer_decay": 1.0, "loss": "bce", "cutmix": 0.0}
 RETIRED_OF_MODEL = {"view_pooling": "attention"}
 
 
+class ModelError(KitError, ValueError):
+    """A network that can't be built, or weights that do not fit it; the message says what to change."""
+
+
 class TrainingError(KitError):
     """A run that can't go on; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What a network is made of.
+
+    Parameters
+    ----------
+    architecture : str
+        ``cnn``, ``rnn``, or a timm name such as ``resnet50``, ``efficientnet_b0`` or ``maxvit_nano_rw_256``.
+    image_height, image_width : int
+        In pixels.
+    level : {"image", "breast"}
+        What it reads at once: an image, or all images of a breast. ``rnn`` reads breasts whatever this says.
+    pretrained : bool
+        Load timm's weights, which need a network; of ``rnn``, into its timm encoders.
+    weights_path : str
+        Load a local file instead; see `utils.encoders.build_encoder`. Empty for none. In a `TrainConfig` it may be the folder
+        of another run; see `utils.sources`.
+    pooling : {"", "stages"}
+        Of the encoder's maps: the network's own, or mean and maximum of the last stages; see `utils.encoders.Encoder`.
+    dropout, drop_path : float
+        Before the head, and of residual branches where the network has them.
+    box_head : bool
+        Predict a box as well.
+    metadata : bool
+        Add what age, implant, view, machine and site tell to the logit of the pictures. ``rnn`` reads them as features of each
+        image in any case.
+    encoders : tuple of str
+        Image encoders of ``rnn``.
+    recurrent_cell : {"gru", "lstm", "rnn"}
+    hidden_size : int
+        Of the recurrent cell.
+
+    Raises
+    ------
+    ModelError
+        If a value is of another type, unknown, or out of its range, or values do not go together.
+    """
+
+    architecture: str
+    image_height: int
+    image_width: int
+    level: str = "image"
+    pretrained: bool = False
+    weights_path: str = ""
+    pooling: str = ""
+    dropout: float = 0.2
+    drop_path: float = 0.0
+    box_head: bool = False
+    metadata: bool = False
+    encoders: tuple[str, ...] = ("cnn", "resnet50")
+    recurrent_cell: str = "gru"
+    hidden_size: int = 128
+
+    def __post_init__(self):
+        """Check types and ranges: they may come from a notebook, or from the config.json of somebody else."""
+        check_types(self, ModelError)
+        for name in ("image_height", "image_width"):
+            value = getattr(self, name)
+            check(1 <= value <= LARGEST_SIDE, name, value, f"from 1 to {LARGEST_SIDE}", ModelError)
+        for field, name in (("architecture", self.architecture), *(("encoders", name) for name in self.encoders)):
+            check(re.fullmatch(PLAIN_NAME, name) is not None, field, name, "cnn, rnn or a name of timm's", ModelError)
+        for name, choices in {"level": LEVELS, "recurrent_cell": RECURRENT_CELLS}.items():
+            value = getattr(self, name)
+            _require(value in choices, f"{name} is {value!r}; choose from {', '.join(choices)}.")
+        for name in ("dropout", "drop_path"):
+            check(0 <= getattr(self, name) < 1, name, getattr(self, name), "from 0 to below 1", ModelError)
+        check(1 <= self.hidden_size <= MOST_HIDDEN, "hidden_size", self.hidden_size, f"from 1 to {MOST_HIDDEN}", ModelError)
+        _require(not self.box_head or self.item == "image", "A box is predicted for an image: box_head needs level image.")
+        if self.architecture == "rnn":
+            check(bool(self.encoders), "encoders", self.encoders, "one network or more", ModelError)
+
+    @property
+    def item(self) -> str:
+        """What an item of its data set is: ``image`` or ``breast``."""
+        return "breast" if self.architecture == "rnn" else self.level
+
+    @property
+    def reads_metadata(self) -> bool:
+        """Whether age, implant, view, machine or site are read: they must not be labels."""
+        return self.metadata or self.item != "image"
 
 
 @dataclass(frozen=True)
@@ -207,76 +293,6 @@ class TrainConfig:
         return config
 
 
-@dataclass(frozen=True)
-class Execution:
-    """How a run's work is spread over processes and machines.
-
-    Parameters
-    ----------
-    num_workers : int
-        Processes of a machine that load data, shared out among those that train there; 0 loads in threads of these.
-    num_processes : int
-        Processes, one a GPU, that share each step's batch (data-parallel training).
-    num_machines : int
-        Machines that do so together; the same notebook runs on each, with the same parameters.
-    rendezvous : str
-        HOST:PORT of one of those machines, where they meet.
-    parallel_folds : int
-        Folds trained side by side, each in a process and on a GPU of its own; for k-fold the better use of several GPUs. 0
-        takes as many as there are GPUs.
-    cluster : str
-        Address of a Dask scheduler whose workers train the folds, one each.
-    compile : bool
-        Compile the encoder with torch.compile: minutes at first, then often faster on a GPU.
-    tensorboard : bool
-        Write TensorBoard files into each fold's folder.
-    """
-
-    num_workers: int = 0
-    num_processes: int = 1
-    num_machines: int = 1
-    rendezvous: str = ""
-    parallel_folds: int = 0
-    cluster: str = ""
-    compile: bool = False
-    tensorboard: bool = False
-
-    def __post_init__(self):
-        """Refuse combinations that mean two things."""
-        for name, least in {"num_workers": 0, "num_processes": 1, "num_machines": 1, "parallel_folds": 0}.items():
-            value = getattr(self, name)
-            _check(is_whole(value) and value >= least, name, value, f"a whole number of {least} or more")
-        _check(self.num_workers <= MOST_WORKERS, "num_workers", self.num_workers, f"at most {MOST_WORKERS}")
-        address = re.fullmatch(r"\S+:([0-9]{1,5})", self.rendezvous)
-        is_address = address is not None and int(address[1]) <= LARGEST_PORT
-        _check(is_address or not self.rendezvous, "rendezvous", self.rendezvous, "HOST:PORT of one of the machines")
-        if self.num_machines > 1 and not self.rendezvous:
-            raise TrainingError("num_machines above 1 needs rendezvous: HOST:PORT of one of the machines.")
-        if self.world_size > 1 and (self.parallel_folds > 1 or self.cluster):
-            raise TrainingError(
-                "Either several processes share a fold (num_processes, num_machines), or folds run side by side"
-                " (parallel_folds, cluster): not both. With as many folds as GPUs or more, folds side by side are faster."
-            )
-
-    def share_workers(self, trainers: int) -> "Execution":
-        """Give one of so many processes that train on a machine its part of those that load."""
-        return replace(self, num_workers=-(-self.num_workers // trainers))
-
-    @property
-    def world_size(self) -> int:
-        """Processes that share a step's batch."""
-        return self.num_processes * self.num_machines
-
-
-def as_numbers(text: str | int | Sequence[int]) -> tuple[int, ...]:
-    """Read a notebook's parameter such as ``"0,2"``: papermill's ``-p`` knows no lists."""
-    parts = text.split(",") if isinstance(text, str) else [text] if isinstance(text, int) else text
-    try:
-        return tuple(int(part) for part in parts if str(part).strip())
-    except ValueError as error:
-        raise TrainingError(f"folds is {text!r}, but must be whole numbers with commas between.") from error
-
-
 def without_retired(content: dict) -> dict:
     """Leave out the fields of an older run's configuration that there are no more, unless they ask for what is gone."""
     kept = _without(content, RETIRED)
@@ -291,3 +307,8 @@ def _without(content: dict, retired: dict) -> dict:
 
 def _check(holds: bool, name: str, value: object, wanted: str) -> None:
     check(holds, name, value, wanted, TrainingError)
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ModelError(message)

@@ -5,7 +5,6 @@ Both kinds of item have the same form, so that one training loop serves both; `u
 
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -19,49 +18,10 @@ from utils.auxiliary import auxiliary_targets
 from utils.boxes import largest_boxes
 from utils.cache import load_picture
 from utils.environment import cpu_count
+from utils.vocabulary import Vocabulary
 
-METADATA = ("age", "age_missing", "implant", "view", "machine_id", "site_id")
-CATEGORIES = ("view", "machine_id", "site_id")
-MOST_DEVIATIONS = 5  # of an age from the mean: beyond them it is a slip of the pen
 NO_BOX = np.full(4, np.nan, dtype=np.float32)
 VIEW_ORDER = ("CC", "MLO", "ML", "LM", "LMO", "AT")  # the two screening views first; others follow by name
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """What the metadata looked like in training: it turns a table into numbers, unseen and missing values included.
-
-    ``view``, ``machine_id``, ``site_id`` list the known values; their codes start at 1, and 0 stands for missing or unseen.
-    """
-
-    age_mean: float
-    age_std: float
-    view: tuple[str, ...]
-    machine_id: tuple[str, ...]
-    site_id: tuple[str, ...]
-
-    @classmethod
-    def from_images(cls, images: pd.DataFrame) -> "Vocabulary":
-        """Learn the vocabulary from training images alone."""
-        known = {column: tuple(sorted(images[column].dropna().astype(str).unique())) for column in CATEGORIES}
-        age = images.age.dropna()
-        mean, std = (float(age.mean()), float(age.std(ddof=0))) if len(age) else (0.0, 1.0)
-        return cls(age_mean=mean, age_std=std or 1.0, **known)
-
-    def encode(self, images: pd.DataFrame) -> np.ndarray:
-        """Encode metadata.
-
-        Returns
-        -------
-        ndarray of shape (len(images), 6), float32
-            Columns `METADATA`: standardised age (0 where missing), whether it is missing, implant (0 or 1), and three codes.
-        """
-        age = ((images.age - self.age_mean) / self.age_std).fillna(0).clip(-MOST_DEVIATIONS, MOST_DEVIATIONS)
-        columns = [age, images.age.isna(), images.implant]
-        for column in CATEGORIES:
-            codes = {value: code for code, value in enumerate(getattr(self, column), start=1)}
-            columns.append(images[column].astype(str).map(codes).fillna(0))
-        return np.stack([column.to_numpy(dtype=np.float32) for column in columns], axis=1)
 
 
 class ImageDataset(Dataset):

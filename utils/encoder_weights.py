@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from utils.environment import KitError
+from utils.configuration import ModelError
 
 Tensors = dict[str, torch.Tensor]
 
@@ -35,10 +35,6 @@ HARMLESS = (
     np.float64(0).__reduce__()[0],
     *{type(np.dtype(code)) for code in "?US" + np.typecodes["AllInteger"] + np.typecodes["AllFloat"]},
 )
-
-
-class ModelError(KitError, ValueError):
-    """A network that can't be built, or weights that do not fit it; the message says what to change."""
 
 
 def read_weights(path: str | Path) -> dict:

@@ -15,7 +15,8 @@ from timm.models import group_modules
 from torch import nn
 from torch.utils.checkpoint import checkpoint_sequential
 
-from utils.encoder_weights import SHOWN_KEYS, ModelError, Tensors, find_weights, load_fitting, read_weights
+from utils.configuration import ModelError
+from utils.encoder_weights import SHOWN_KEYS, Tensors, find_weights, load_fitting, read_weights
 
 CNN_CHANNELS = (16, 32, 64, 128, 256)
 USUAL_STRIDE = 32  # pixels to a cell of the last maps

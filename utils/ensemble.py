@@ -17,7 +17,6 @@ from torch import nn
 from utils.acceleration import Accelerated, accelerate, offered
 from utils.cache import CacheSettings
 from utils.configuration import TrainConfig
-from utils.dataset import Vocabulary
 from utils.deadline import Plan, Work
 from utils.inference import forward, forward_flipped
 from utils.loading import Batch, by_size, make_loader, split_batch
@@ -28,6 +27,7 @@ from utils.predictions import aggregate
 from utils.run_folder import load_config, read_notes, usable_folds
 from utils.submission import SubmissionError
 from utils.training import load_fold, make_dataset
+from utils.vocabulary import Vocabulary
 
 PICTURES_AT_ONCE = 32  # without gradients they need a fraction of training's memory
 MEASURED_PICTURES = 8

@@ -5,17 +5,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils.environment import pick_device
-from utils.inference import predict_logits
 from utils.intervals import Interval, PatientBootstrap, proportion
-from utils.metrics import decide, sigmoid
-from utils.predictions import aggregate, one_image_per_breast
-from utils.run_folder import finished_folds, load_config
-from utils.run_tables import read_folds
+from utils.metrics import decide
+from utils.run_folder import load_config
 from utils.thresholds import CHOICES, cut_bins, cut_points, nested_decisions
-from utils.training import load_fold, make_dataset
-
-TRAINING_PATIENTS = 200  # that a model is asked about again, for the figures on its own training rows
 
 
 def performance(breasts: pd.DataFrame, decisions: np.ndarray, seed: int = 0) -> dict[str, Interval]:
@@ -60,7 +53,7 @@ def paper_table(
     held_out : dict
         Name to out-of-fold breasts, from `utils.predictions.oof_of_runs`.
     trained : dict
-        Name to breasts from `predict_training_rows`; may lack runs.
+        Name to breasts from `utils.training_rows.predict_training_rows`; may lack runs.
     choice : {"plateau", "maximum"}
         Of the threshold.
 
@@ -86,41 +79,6 @@ def paper_table(
             found = {figure: str(interval) for figure, interval in performance(table, decisions).items()}
             rows.append(about | {"rows": kind} | found | {"breasts": len(table), "positives": int(table.cancer.sum())})
     return pd.DataFrame(rows)
-
-
-def predict_training_rows(
-    run_dir: Path, images: pd.DataFrame, cache_dir: Path, aggregation: str = "mean", one_image: bool = False, seed: int = 0
-) -> pd.DataFrame:
-    """Ask a run's first model about some patients that trained it: how much it has learnt by heart.
-
-    Parameters
-    ----------
-    run_dir : Path
-    images : DataFrame
-        The train table.
-    cache_dir : Path
-    aggregation, one_image
-        As in `utils.predictions.oof_of_runs`.
-    seed : int
-        Of the draw of `TRAINING_PATIENTS` patients.
-
-    Returns
-    -------
-    DataFrame
-        Columns prediction_id, patient_id, cancer, probability. **No estimate of anything on new patients.**
-    """
-    config, fold_dir = load_config(run_dir), finished_folds(run_dir)[0]
-    folds = read_folds(run_dir)
-    patients = folds.patient_id[folds.fold != int(fold_dir.name.removeprefix("fold"))].drop_duplicates()
-    chosen = patients.sample(min(TRAINING_PATIENTS, len(patients)), random_state=seed)
-    model, vocabulary = load_fold(config, fold_dir)
-    device = pick_device()
-    dataset = make_dataset(config, images[images.patient_id.isin(chosen)], cache_dir, "train", vocabulary)
-    probability = sigmoid(predict_logits(model.to(device), dataset, config, device))
-    table = dataset.items.assign(probability=probability)
-    table = one_image_per_breast(table, seed) if one_image else table
-    breasts = table.drop_duplicates("prediction_id").set_index("prediction_id")[["patient_id", "cancer"]]
-    return breasts.assign(probability=aggregate(table, aggregation)).reset_index()
 
 
 def screening_figures(breasts: pd.DataFrame, decisions: np.ndarray, seed: int = 0) -> pd.DataFrame:

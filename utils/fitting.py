@@ -21,10 +21,11 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from utils.checkpoint import check_kept, read_checkpoint
-from utils.configuration import Execution, TrainConfig, TrainingError
-from utils.dataset import ImageDataset, Vocabulary
+from utils.configuration import TrainConfig, TrainingError
+from utils.dataset import ImageDataset
 from utils.encoders import Encoder
 from utils.environment import seed_everything, write_atomic, write_csv
+from utils.execution import Execution
 from utils.fold_weights import read_vocabulary
 from utils.inference import Predictions, forward, predict
 from utils.loading import Batch, ShareSampler, StepSampler, explained, make_loader, split_batch
@@ -36,6 +37,7 @@ from utils.optimisation import autocast, is_out_of_memory, make_optimizer, make_
 from utils.probe import encode, fit_head
 from utils.processes import Ranks
 from utils.run_folder import writing_to
+from utils.vocabulary import Vocabulary
 
 try:
     import resource

@@ -12,11 +12,11 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from utils.configuration import TrainConfig, TrainingError
-from utils.dataset import CATEGORIES, Vocabulary
+from utils.configuration import ModelConfig, TrainConfig, TrainingError
 from utils.formats import FormatError, build, check, check_types, naming
-from utils.models import ModelConfig, build_model
+from utils.models import build_model
 from utils.run_tables import REMEDY
+from utils.vocabulary import CATEGORIES, Vocabulary
 
 DTYPES = {  # as the header of a safetensors file names them
     torch.float32: "F32",

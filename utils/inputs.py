@@ -7,7 +7,7 @@ import pandas as pd
 
 from utils.boxes import BOXES_FILE, box_counts, read_boxes
 from utils.cache import CacheSettings, attached_cache_dir, build_cache, default_cache_dir
-from utils.environment import KitError, find_competition, resolve, working_dir
+from utils.environment import KitError, competition_folder, find_competition, resolve, working_dir
 from utils.phantom import BOXES_FILE as PHANTOM_BOXES
 from utils.phantom import is_phantom_competition, make_competition
 from utils.tables import breasts, read_images
@@ -226,3 +226,9 @@ def _find_or_make(competition_dir: str | Path | None, smoke_test: bool) -> tuple
     folder = working_dir() / ("phantom-smoke" if smoke_test else "phantom")
     print(f"No competition data found (Kaggle's input folder, data/): making the phantom competition in {folder}.")
     return make_competition(folder, **(SMOKE_PHANTOM if smoke_test else {})), True
+
+
+def has_real_data(competition_dir: str | Path = "") -> bool:
+    """Whether the competition that is named, else the one that is found, is real: not a phantom."""
+    folder = competition_folder(competition_dir)
+    return folder is not None and not is_phantom_competition(folder)

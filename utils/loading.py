@@ -3,7 +3,7 @@
 A batch of B items with N pictures is a dict:
 
 - ``images``: uint8 tensor (N, 1, height, width), the pictures of all items one after the other
-- ``metadata``: float32 tensor (N, 6), one row per picture, columns `utils.dataset.METADATA`
+- ``metadata``: float32 tensor (N, 6), one row per picture, columns `utils.vocabulary.METADATA`
 - ``rows``: int64 tensor (N,), the pictures' rows in ``dataset.images``
 - ``lengths``: int64 tensor (B,), how many pictures each item has; sums to N
 - ``label``: float32 tensor (B,)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from utils.cache import default_cache_dir, picture_path, read_manifest
 from utils.configuration import TrainingError
 from utils.environment import KitError, pick_device, resolve
-from utils.evaluation import predict_training_rows
+from utils.example_run import find_or_train_runs
 from utils.explanation import ExplanationError, check_network, choose_examples, explain_run
 from utils.inputs import Inputs, open_inputs
 from utils.intervals import PatientBootstrap
@@ -19,11 +19,12 @@ from utils.localisation import BoxedImages, draw_boxed_images
 from utils.marks import marks_table
 from utils.plots_explanation import show_explanations
 from utils.pointing import pointing_table
-from utils.predictions import PredictionError, find_or_train_runs, name_runs, oof_of_runs
+from utils.predictions import PredictionError, name_runs, oof_of_runs
 from utils.run_folder import load_config
 from utils.run_tables import read_marks
 from utils.subgroups import VERDICT, with_traits
 from utils.thresholds import CHOICES, nested_decisions, nested_site_decisions
+from utils.training_rows import predict_training_rows
 from utils.tuning import find_threshold, text_of, tune, tuned_breasts, weights_of
 
 SHOWN_EXAMPLES = 4  # of each kind of decision

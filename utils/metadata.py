@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from utils.dataset import CATEGORIES, METADATA, Vocabulary
+from utils.vocabulary import CATEGORIES, METADATA, Vocabulary
 
 HIDE_METADATA = 0.1  # share of codes and ages shown as unseen or missing in training
 NUMBERS = len(METADATA) - len(CATEGORIES)
@@ -73,7 +73,7 @@ class MetadataLogit(nn.Module):
         Parameters
         ----------
         metadata : Tensor (N, 6)
-            Of the training images, as from `utils.dataset.Vocabulary.encode`.
+            Of the training images, as from `utils.vocabulary.Vocabulary.encode`.
         labels : ndarray of shape (N,)
             Of both classes.
         """

@@ -3,25 +3,19 @@
 All take a batch of `utils.loading` and give one logit per item; further heads are used in training, or where asked for.
 """
 
-import re
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 
-from utils.cache import LARGEST_SIDE
-from utils.dataset import Vocabulary
-from utils.encoders import Encoder, ModelError, build_encoder
-from utils.formats import check, check_types
+from utils.configuration import ModelConfig, ModelError
+from utils.encoders import Encoder, build_encoder
 from utils.metadata import MetadataEmbedding, MetadataLogit
+from utils.vocabulary import Vocabulary
 
 RECURRENT_CELLS = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
-LEVELS = ("image", "breast")
 ATTENTION_SIZE = 128
-MOST_HIDDEN = 2**16
-PLAIN_NAME = r"[A-Za-z0-9_.-]+"  # of an architecture: no path, and no address of a hub
 
 
 class Outputs(NamedTuple):
@@ -30,88 +24,6 @@ class Outputs(NamedTuple):
     logit: torch.Tensor  # (B,), of cancer
     auxiliary: torch.Tensor | None = None  # (B, sum of classes), logits of the auxiliary targets; in training alone
     box: torch.Tensor | None = None  # (B, 4): x_min, y_min, x_max, y_max as shares of the picture's sides
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """What a network is made of.
-
-    Parameters
-    ----------
-    architecture : str
-        ``cnn``, ``rnn``, or a timm name such as ``resnet50``, ``efficientnet_b0`` or ``maxvit_nano_rw_256``.
-    image_height, image_width : int
-        In pixels.
-    level : {"image", "breast"}
-        What it reads at once: an image, or all images of a breast. ``rnn`` reads breasts whatever this says.
-    pretrained : bool
-        Load timm's weights, which need a network; of ``rnn``, into its timm encoders.
-    weights_path : str
-        Load a local file instead; see `utils.encoders.build_encoder`. Empty for none. In a `TrainConfig` it may be the folder
-        of another run; see `utils.sources`.
-    pooling : {"", "stages"}
-        Of the encoder's maps: the network's own, or mean and maximum of the last stages; see `utils.encoders.Encoder`.
-    dropout, drop_path : float
-        Before the head, and of residual branches where the network has them.
-    box_head : bool
-        Predict a box as well.
-    metadata : bool
-        Add what age, implant, view, machine and site tell to the logit of the pictures. ``rnn`` reads them as features of each
-        image in any case.
-    encoders : tuple of str
-        Image encoders of ``rnn``.
-    recurrent_cell : {"gru", "lstm", "rnn"}
-    hidden_size : int
-        Of the recurrent cell.
-
-    Raises
-    ------
-    ModelError
-        If a value is of another type, unknown, or out of its range, or values do not go together.
-    """
-
-    architecture: str
-    image_height: int
-    image_width: int
-    level: str = "image"
-    pretrained: bool = False
-    weights_path: str = ""
-    pooling: str = ""
-    dropout: float = 0.2
-    drop_path: float = 0.0
-    box_head: bool = False
-    metadata: bool = False
-    encoders: tuple[str, ...] = ("cnn", "resnet50")
-    recurrent_cell: str = "gru"
-    hidden_size: int = 128
-
-    def __post_init__(self):
-        """Check types and ranges: they may come from a notebook, or from the config.json of somebody else."""
-        check_types(self, ModelError)
-        for name in ("image_height", "image_width"):
-            value = getattr(self, name)
-            check(1 <= value <= LARGEST_SIDE, name, value, f"from 1 to {LARGEST_SIDE}", ModelError)
-        for field, name in (("architecture", self.architecture), *(("encoders", name) for name in self.encoders)):
-            check(re.fullmatch(PLAIN_NAME, name) is not None, field, name, "cnn, rnn or a name of timm's", ModelError)
-        for name, choices in {"level": LEVELS, "recurrent_cell": tuple(RECURRENT_CELLS)}.items():
-            value = getattr(self, name)
-            _check(value in choices, f"{name} is {value!r}; choose from {', '.join(choices)}.")
-        for name in ("dropout", "drop_path"):
-            check(0 <= getattr(self, name) < 1, name, getattr(self, name), "from 0 to below 1", ModelError)
-        check(1 <= self.hidden_size <= MOST_HIDDEN, "hidden_size", self.hidden_size, f"from 1 to {MOST_HIDDEN}", ModelError)
-        _check(not self.box_head or self.item == "image", "A box is predicted for an image: box_head needs level image.")
-        if self.architecture == "rnn":
-            check(bool(self.encoders), "encoders", self.encoders, "one network or more", ModelError)
-
-    @property
-    def item(self) -> str:
-        """What an item of its data set is: ``image`` or ``breast``."""
-        return "breast" if self.architecture == "rnn" else self.level
-
-    @property
-    def reads_metadata(self) -> bool:
-        """Whether age, implant, view, machine or site are read: they must not be labels."""
-        return self.metadata or self.item != "image"
 
 
 def build_model(config: ModelConfig, vocabulary: Vocabulary, auxiliary_sizes: tuple[int, ...] = ()) -> nn.Module:

@@ -12,7 +12,8 @@ import torch
 
 from utils.augment import Augment
 from utils.boxes import CORNERS
-from utils.dataset import NO_BOX, ImageDataset, Vocabulary
+from utils.dataset import NO_BOX, ImageDataset
+from utils.vocabulary import Vocabulary
 
 LEAST_TISSUE = 0.5  # share of a background patch that is brighter than black
 MOST_OF_BOX = 0.25  # share of a box that a background patch may hold

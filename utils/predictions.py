@@ -7,19 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils.baseline import metadata_oof
-from utils.boxes import localisation
-from utils.configuration import TrainConfig
-from utils.environment import KAGGLE_INPUT, KitError, competition_folder, cpu_count, resolve, runs_dir, walk_small_folders
+from utils.environment import KAGGLE_INPUT, KitError, resolve, runs_dir, walk_small_folders
 from utils.fold_folders import SMOKE_RUNS, is_smoke_test
 from utils.formats import check
-from utils.inputs import open_inputs
-from utils.intervals import PatientBootstrap
 from utils.leaks import read_honest_oof
-from utils.models import ModelConfig
-from utils.phantom import is_phantom_competition
-from utils.run_tables import PROBE_FILE, read_marks, read_oof
-from utils.training import train_run
 
 SKIPPED_FOLDERS = ("runs-phantom", SMOKE_RUNS, "demo")  # runs that only show that everything works
 AGGREGATIONS = ("mean", "max", "top_k", "noisy_or")
@@ -67,63 +58,6 @@ def one_image_per_breast(oof: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     return shuffled.drop_duplicates("prediction_id").sort_index()
 
 
-def oof_summary(run_dir: Path, images: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Say what a run is worth out of fold, beside what metadata alone tells, and what its encoder told before it was trained.
-
-    All are given on all images of a breast and on one drawn at random: where the two differ much, the number of images tells
-    the label, and only the second is fair. The encoder, where it started from weights, is read by a logistic regression
-    (`utils.probe`): training that ends below it did harm.
-
-    Parameters
-    ----------
-    run_dir : Path
-    images : DataFrame
-        The run's training table, with the column ``fold``.
-    seed : int
-
-    Returns
-    -------
-    DataFrame
-        AUC with its 95 % interval, breasts and positives, one row each.
-    """
-    oof, metadata = read_honest_oof(run_dir), metadata_oof(images)
-    metadata = metadata[metadata.fold.isin(oof.fold.unique())]
-    tables = {run_dir.name: oof}
-    if (run_dir / PROBE_FILE).is_file():
-        tables["its encoder before training"] = read_oof(run_dir / PROBE_FILE)
-    tables["metadata alone"] = metadata
-    rows = {}
-    for name, table in tables.items():
-        rows[name] = _summary_row(table, seed)
-        rows[f"{name}, one image a breast"] = _summary_row(one_image_per_breast(table, seed), seed)
-    return pd.DataFrame(rows).T
-
-
-def box_summary(run_dir: Path, boxes: pd.DataFrame) -> pd.DataFrame:
-    """Say how well a run's boxes, predicted out of fold, lie on the true ones.
-
-    Parameters
-    ----------
-    run_dir : Path
-        Of a run with a box head.
-    boxes : DataFrame
-        From `utils.boxes.read_boxes`.
-
-    Returns
-    -------
-    DataFrame
-        One row; see `utils.boxes.localisation`.
-    """
-    return pd.DataFrame({run_dir.name: localisation(read_marks(run_dir), boxes)}).T
-
-
-def _summary_row(table: pd.DataFrame, seed: int) -> dict:
-    breasts = table.drop_duplicates("prediction_id").set_index("prediction_id")
-    probability = aggregate(table).loc[breasts.index]
-    auc = PatientBootstrap(breasts.patient_id, seed=seed).auc(breasts.cancer, probability)
-    return {"AUC [95 %]": str(auc), "breasts": len(breasts), "positives": int(breasts.cancer.sum())}
-
-
 def find_runs(run_dirs: str | Sequence[str] | None = None) -> list[Path]:
     """Find finished runs: those named, else all real ones under the working folder and, on Kaggle, the attached inputs.
 
@@ -145,7 +79,7 @@ def find_runs(run_dirs: str | Sequence[str] | None = None) -> list[Path]:
         If a named folder holds no finished run.
     """
     if not run_dirs:
-        return [run for root in (runs_dir(), KAGGLE_INPUT) for run in _runs_under(root) if not _is_marked_as_smoke_test(run)]
+        return [run for root in (runs_dir(), KAGGLE_INPUT) for run in runs_under(root) if not _is_marked_as_smoke_test(run)]
     names = run_dirs.split(",") if isinstance(run_dirs, str) else run_dirs
     runs = [resolve(name.strip()) for name in names]
     for run in runs:
@@ -160,7 +94,7 @@ def _is_marked_as_smoke_test(run: Path) -> bool:
     return False
 
 
-def _runs_under(root: Path) -> list[Path]:
+def runs_under(root: Path) -> list[Path]:
     """List finished runs under a folder."""
     return folders_with({"oof.csv", "config.json"}, root)
 
@@ -173,42 +107,6 @@ def folders_with(wanted: set[str], root: Path) -> list[Path]:
         if wanted <= set(files):
             found.append(folder)
     return sorted(found)
-
-
-def has_real_data(competition_dir: str | Path = "") -> bool:
-    """Whether the competition that is named, else the one that is found, is real: not a phantom."""
-    folder = competition_folder(competition_dir)
-    return folder is not None and not is_phantom_competition(folder)
-
-
-def find_or_train_runs(
-    run_dirs: str | Sequence[str] | None = None, smoke_test: bool = False, competition_dir: str | Path = ""
-) -> list[Path]:
-    """Find finished runs; where there is none and no real competition's data either, train a small one on the phantom.
-
-    Raises
-    ------
-    PredictionError
-        If there is real data, but no finished run.
-    """
-    runs = find_runs(run_dirs) if run_dirs or not smoke_test else []
-    for_show = smoke_test or not has_real_data(competition_dir)
-    if not runs and for_show:
-        runs = _runs_under(runs_dir(is_phantom=True, smoke_test=smoke_test))
-    if runs:
-        return runs
-    if not for_show:
-        raise PredictionError(f"No finished run under {runs_dir()}: run train.ipynb first, or name run_dirs.")
-    print("No finished run found: training a small plain CNN on the phantom competition, as an example.")
-    inputs = open_inputs(None, smoke_test=smoke_test)
-    images, manifest = inputs.cached("train", cpu_count())
-    model = ModelConfig("cnn", inputs.settings.image_height, inputs.settings.image_width)
-    quick = {"n_folds": 2, "epochs": 1 if smoke_test else 5, "batch_size": 8, "learning_rate": 1e-3, "positive_share": 0.5}
-    config = TrainConfig(model, inputs.settings, **quick)
-    run_dir = runs_dir(inputs.is_phantom, smoke_test) / "cnn-example"
-    usable = images[(manifest.error == "").to_numpy()]
-    train_run(config, usable, inputs.cache_dir, run_dir, is_phantom=inputs.is_phantom, smoke_test=smoke_test)
-    return [run_dir]
 
 
 def oof_of_runs(

@@ -159,9 +159,9 @@ def check_folds(job: Job) -> Iterator[Finding]:
     import pandas as pd
 
     from utils import training
-    from utils.dataset import CATEGORIES
     from utils.leaks import check_features
     from utils.tables import assign_folds
+    from utils.vocabulary import CATEGORIES
 
     config, images = _made(job, _config), _images(job)
     if not config or images is None:
@@ -265,9 +265,9 @@ def _try_network(model, one_by_one: bool, freeze_stages: int = 0) -> None:
     import torch
 
     from utils.auxiliary import SIZES
-    from utils.dataset import Vocabulary
     from utils.encoders import Encoder
     from utils.models import build_model
+    from utils.vocabulary import Vocabulary
 
     vocabulary = Vocabulary(age_mean=0.0, age_std=1.0, view=("CC", "MLO"), machine_id=("0",), site_id=("0",))
     network = build_model(replace(model, pretrained=False), vocabulary, SIZES).eval()

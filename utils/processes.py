@@ -13,8 +13,9 @@ from torch import distributed
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from utils.configuration import Execution, TrainingError
+from utils.configuration import TrainingError
 from utils.environment import cpu_count, pick_device
+from utils.execution import Execution
 from utils.isolation import Limits
 from utils.parallel import map_items
 from utils.run_lock import FoldLock

@@ -14,12 +14,11 @@ import nbformat
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from utils.bundle import write_bundle
-from utils.configuration import TrainConfig
+from utils.configuration import ModelConfig, TrainConfig
 from utils.environment import COMPETITION, PROJECT, KitError, cpu_count, read_json, runs_dir, working_dir, write_json
 from utils.hidden_test import HiddenTest, make_hidden_test
 from utils.inputs import open_inputs
 from utils.kaggle_world import KagglePython, make_kaggle_python, python_version
-from utils.models import ModelConfig
 from utils.phantom import make_competition
 from utils.predictions import find_runs
 from utils.threshold_file import read_threshold

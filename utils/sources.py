@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils.configuration import TrainConfig, TrainingError
+from utils.configuration import ModelConfig, TrainConfig, TrainingError
 from utils.encoder_weights import is_of_kit, read_weights
 from utils.fold_folders import FOLD
 from utils.leaks import LeakError, trained_patients
-from utils.models import ModelConfig
 from utils.run_folder import load_config
 from utils.run_tables import read_history_table
 from utils.starts import Start, read_start, start_files

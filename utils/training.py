@@ -17,16 +17,16 @@ from utils.augment import Augment
 from utils.auxiliary import SIZES
 from utils.boxes import CORNERS, to_picture, to_source
 from utils.cache import read_manifest
-from utils.configuration import Execution, TrainConfig, TrainingError
-from utils.dataset import CATEGORIES, BreastDataset, ImageDataset, Vocabulary
+from utils.configuration import ModelConfig, TrainConfig, TrainingError
+from utils.dataset import BreastDataset, ImageDataset
 from utils.encoders import takes_any_size
 from utils.environment import remove_leftovers, write_csv
+from utils.execution import Execution
 from utils.fitting import Fitting
 from utils.fold_weights import build_empty, check_tensors, read_vocabulary
 from utils.formats import naming
 from utils.leaks import check_features
 from utils.metrics import sigmoid
-from utils.models import ModelConfig
 from utils.patches import PatchDataset
 from utils.processes import Ranks, joined, run_tasks, trainers_at_once
 from utils.run_folder import claim_run, collect_folds, hash_data
@@ -35,6 +35,7 @@ from utils.run_tables import OOF_COLUMNS, PROBE_FILE, REMEDY, read_history_table
 from utils.sources import describe_start, find_starts
 from utils.starts import Start
 from utils.tables import assign_folds
+from utils.vocabulary import CATEGORIES, Vocabulary
 
 NO_BOX = "No box lies in any of the images: is boxes_path the file of this competition, or of a set in extra_competition_dirs?"
 

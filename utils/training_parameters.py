@@ -5,9 +5,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from utils.cache import CacheSettings
-from utils.configuration import Execution, TrainConfig, as_numbers
+from utils.configuration import ModelConfig, TrainConfig
 from utils.environment import cpu_count, resolve, runs_dir
-from utils.models import ModelConfig
+from utils.execution import Execution, as_numbers
 
 SMOKE_FOLDS, SMOKE_EPOCHS, SMOKE_BATCH = 2, 1, 8
 

@@ -10,18 +10,10 @@ import pandas as pd
 from utils.calibration import Calibration, compare_calibrations, fit_calibration
 from utils.environment import KAGGLE_INPUT, resolve, working_dir
 from utils.formats import naming
+from utils.inputs import has_real_data
 from utils.intervals import Interval, PatientBootstrap
 from utils.metrics import decide, probabilistic_f1
-from utils.predictions import (
-    AGGREGATIONS,
-    SKIPPED_FOLDERS,
-    PredictionError,
-    find_or_train_runs,
-    find_runs,
-    folders_with,
-    has_real_data,
-    oof_of_runs,
-)
+from utils.predictions import AGGREGATIONS, SKIPPED_FOLDERS, PredictionError, find_runs, folders_with, oof_of_runs
 from utils.run_folder import read_notes
 from utils.threshold_file import Estimate, Threshold, read_threshold
 from utils.thresholds import (
@@ -257,14 +249,6 @@ def threshold_files(threshold_path: str = "") -> list[Path]:
         return [path]
     folders = [working_dir(), *folders_with({"threshold.json"}, KAGGLE_INPUT)]
     return [folder / "threshold.json" for folder in folders if (folder / "threshold.json").is_file()]
-
-
-def runs_to_submit(
-    run_dirs: str = "", threshold_path: str = "", smoke_test: bool = False, competition_dir: str | Path = ""
-) -> list[Path]:
-    """Runs that are named; else those that a threshold was tuned on, wherever they lie now; else all."""
-    tuned = [] if run_dirs else tuned_runs(threshold_path, smoke_test, competition_dir)
-    return tuned or find_or_train_runs(run_dirs, smoke_test, competition_dir)
 
 
 def tuned_runs(threshold_path: str = "", smoke_test: bool = False, competition_dir: str | Path = "") -> list[Path]:

@@ -25,9 +25,8 @@ from matplotlib.figure import Figure
 from benchmarks.limit.observer import efficiency, share_of_possible
 from benchmarks.limit.phantom import fit_observer, per_breast, score_images
 from utils.cache import CacheSettings, build_cache
-from utils.configuration import TrainConfig
+from utils.configuration import ModelConfig, TrainConfig
 from utils.intervals import Interval, PatientBootstrap
-from utils.models import ModelConfig
 from utils.phantom import make_competition, read_truth
 from utils.streaming import predict_runs
 from utils.tables import read_images
