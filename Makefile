@@ -45,7 +45,7 @@ demo: $(READY) ## preprocess, train three architectures, tune, report and submit
 	$(PAPERMILL) notebooks/tune_threshold.ipynb "$$DEMO/notebooks/tune_threshold.ipynb" $(DEMO_TUNED)
 	$(PAPERMILL) notebooks/report.ipynb "$$DEMO/notebooks/report.ipynb" $(DEMO_DATA) $(DEMO_TUNED) -p report_path "$$DEMO/report.html"
 	$(PAPERMILL) notebooks/submit.ipynb "$$DEMO/notebooks/submit.ipynb" $(DEMO_DATA) $(DEMO_TUNED) -p submission_path "$$DEMO/submission.csv"
-	@$(BIN)/python -m utils.demo "$$DEMO"
+	@$(BIN)/python -m utils.evaluation.demo "$$DEMO"
 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile

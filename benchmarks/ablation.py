@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils.intervals import PatientBootstrap
-from utils.predictions import oof_of_runs
+from utils.metrics.intervals import PatientBootstrap
+from utils.runs.oof import oof_of_runs
 
 
 def main() -> None:

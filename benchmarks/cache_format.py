@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from utils.cache import PNG_OPTIONS
+from utils.images.cache import PNG_OPTIONS
 
 IMAGES = 54_706
 ENOUGH = 600  # pictures through the loader

@@ -18,10 +18,10 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGLosslessSV1
 from torch import nn
 
-from utils.dicom import read_stored
-from utils.phantom_dicom import MACHINES, write_dicom
-from utils.phantom_images import draw_breast, draw_image
-from utils.preprocessing import preprocess
+from utils.dicom.file import read_stored
+from utils.images.preprocessing import preprocess
+from utils.phantom.dicom import MACHINES, write_dicom
+from utils.phantom.pictures import draw_breast, draw_image
 
 PATCH = 48  # px
 PATCHES = 60  # a picture

@@ -11,11 +11,18 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from utils.calibration import compare_calibrations
-from utils.comparison import compare_runs, search_ensemble
-from utils.intervals import PatientBootstrap
-from utils.predictions import AGGREGATIONS, aggregate
-from utils.thresholds import CHOICES, nested_decisions, nested_site_decisions, patient_nested, pf1_curve, prevalence_shift
+from utils.decision.calibration import compare_calibrations
+from utils.decision.comparison import compare_runs, search_ensemble
+from utils.decision.thresholds import (
+    CHOICES,
+    nested_decisions,
+    nested_site_decisions,
+    patient_nested,
+    pf1_curve,
+    prevalence_shift,
+)
+from utils.metrics.intervals import PatientBootstrap
+from utils.runs.oof import AGGREGATIONS, aggregate
 
 PATIENTS, POSITIVE_BREASTS, IMAGES = 11_913, 492, 54_706  # of the competition's train.csv
 SETTINGS = [  # breasts, prevalence, d'
@@ -85,7 +92,7 @@ def made_up_images(seed: int) -> pd.DataFrame:
 
 
 def per_breast(images: pd.DataFrame, aggregation: str) -> pd.DataFrame:
-    """One row per breast, as from `utils.predictions.oof_of_runs`."""
+    """One row per breast, as from `utils.runs.oof.oof_of_runs`."""
     breasts = images.drop_duplicates("prediction_id").set_index("prediction_id")[["patient_id", "fold", "cancer"]]
     return breasts.assign(probability=aggregate(images, aggregation)).reset_index()
 

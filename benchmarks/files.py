@@ -1,7 +1,7 @@
 """The files that every path reads: phantom mammograms of RSNA's two main sizes, each in two codecs, as heavy as the real ones.
 
 Decoding time follows the bits per pixel, so these were matched to nine of RSNA's original files (numbers only; the pictures are
-drawn by `utils.phantom_images`):
+drawn by `utils.phantom.pictures`):
 
 - Air is one constant value. It covers 41 to 73 % of a real 2776 x 2082 picture (here 45 to 71 %) and 83 % of the one of
   5355 x 4915 (here 80 to 86 %). A box around the breast spans 83 to 100 % of the height and 46 to 77 % of the width (here 88 to
@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1
 
-from utils.phantom_dicom import Machine, write_dicom
-from utils.phantom_images import NOISE, Breast, draw_image
+from utils.phantom.dicom import Machine, write_dicom
+from utils.phantom.pictures import NOISE, Breast, draw_image
 
 CODECS = {"jpeg2000": JPEG2000Lossless, "jpeg-lossless": JPEGLosslessSV1}
 COLUMNS = ("site_id", "patient_id", "image_id", "laterality", "view", "age", "cancer", "implant", "machine_id")

@@ -1,4 +1,4 @@
-"""How fast one network predicts in each form that `utils.acceleration` knows, beside the path of a usual notebook.
+"""How fast one network predicts in each form that `utils.submission.acceleration` knows, beside the path of a usual notebook.
 
 ``python -m benchmarks.inference [--architectures cnn,resnet50] [--height 512] [--width 256] [--batch 8] [--rounds 5]
 [--out outputs/bench]`` from the project's root prints one table and writes inference.json into the folder. On two
@@ -6,7 +6,7 @@ cores it takes about five minutes.
 
 - *plain*: ``model.eval()`` and ``torch.no_grad()`` in float32, as the network was built: no channels_last, nothing else.
 - *float32*: channels_last, which is the reference that the others must agree with.
-- the others: `utils.acceleration.offered`, each whether or not it would be chosen.
+- the others: `utils.submission.acceleration.offered`, each whether or not it would be chosen.
 
 Weights are random, and so are the statistics of batch norms, as those of a trained network are not 0 and 1; the pictures are
 noise on the device, and nothing is loaded. A round runs every form once, so that a noisy machine is as noisy for each; ratios
@@ -25,15 +25,15 @@ from torch import nn
 
 from benchmarks.loops import VIEWS, make_table, seconds
 from benchmarks.training import describe_machine
-from utils.acceleration import REFERENCE, disagreement, offered, with_encoders
-from utils.cache import CacheSettings
-from utils.configuration import ModelConfig, TrainConfig
-from utils.encoders import Encoder
-from utils.environment import pick_device, seed_everything, write_json
-from utils.inference import forward
-from utils.loading import Batch
-from utils.models import Outputs, build_model
-from utils.vocabulary import METADATA, Vocabulary
+from utils.core.environment import pick_device, seed_everything, write_json
+from utils.images.cache import CacheSettings
+from utils.networks.encoders import Encoder
+from utils.networks.models import Outputs, build_model
+from utils.runs.config import ModelConfig, TrainConfig
+from utils.submission.acceleration import REFERENCE, disagreement, offered, with_encoders
+from utils.tables.vocabulary import METADATA, Vocabulary
+from utils.training.inference import forward
+from utils.training.loading import Batch
 
 ARCHITECTURES = ("cnn", "resnet50", "efficientnet_b0", "rnn")
 PLAIN = "plain"
@@ -97,7 +97,7 @@ def measure(config: TrainConfig, device: torch.device, rounds: int) -> dict:
         try:
             forms[name] = with_encoders(network, make)
             outputs = predict(forms[name], batch, device)
-        except Exception as error:  # as in utils.acceleration
+        except Exception as error:  # as in utils.submission.acceleration
             row["refused"][name] = f"{type(error).__name__}: {error}"
             forms.pop(name, None)
             continue

@@ -20,18 +20,18 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm import tqdm
 
 from benchmarks.timm_loop import TimmLoop
-from utils.augment import Augment
-from utils.cache import PNG_OPTIONS, CacheSettings, picture_path
-from utils.configuration import ModelConfig, TrainConfig
-from utils.environment import cpu_count
-from utils.execution import Execution
-from utils.fitting import REFRESH, Fitting
-from utils.models import build_model
-from utils.optimisation import autocast, make_optimizer, pick_precision
-from utils.phantom_images import draw_breast, draw_image
-from utils.processes import Ranks
-from utils.training import make_dataset
-from utils.vocabulary import METADATA, Vocabulary
+from utils.core.environment import cpu_count
+from utils.images.cache import PNG_OPTIONS, CacheSettings, picture_path
+from utils.networks.models import build_model
+from utils.phantom.pictures import draw_breast, draw_image
+from utils.runs.config import ModelConfig, TrainConfig
+from utils.runs.execution import Execution
+from utils.tables.vocabulary import METADATA, Vocabulary
+from utils.training.augment import Augment
+from utils.training.fitting import REFRESH, Fitting
+from utils.training.folds import make_dataset
+from utils.training.optimisation import autocast, make_optimizer, pick_precision
+from utils.training.processes import Ranks
 
 LEAST_ROUNDS = 3
 VIEWS = ("CC", "MLO")

@@ -2,7 +2,7 @@
 
 - ``usual`` is what public notebooks do: full decode with dicomsdl, min-max, inversion, contour crop, linear resize.
 - ``pydicom`` follows the standard with pydicom's own functions, then does the same.
-- ``kit`` is `utils.cache.build_cache`.
+- ``kit`` is `utils.images.cache.build_cache`.
 
 What a path alone needs is imported inside it, so that no path pays for another.
 """
@@ -31,8 +31,8 @@ def run_pydicom(folder: Path, out: Path, shape: tuple[int, int], workers: int, c
 
 def run_kit(folder: Path, out: Path, shape: tuple[int, int], workers: int, count: int) -> None:
     """Let the kit make its cache."""
-    from utils.cache import CacheSettings, build_cache
-    from utils.tables import read_images
+    from utils.images.cache import CacheSettings, build_cache
+    from utils.tables.competition import read_images
 
     settings = CacheSettings(image_height=shape[0], image_width=shape[1])
     manifest = build_cache(read_images(folder, SPLIT).head(count), folder, SPLIT, out, settings, workers)

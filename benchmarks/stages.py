@@ -12,10 +12,12 @@ from unittest import mock
 import cv2
 
 from benchmarks.files import KINDS, first_files
-from utils import cache, dicom, jpeg2000, preprocessing
-from utils.cache import CacheSettings
-from utils.dicom import DECODERS, open_dicom
-from utils.preprocessing import make_plan
+from utils.dicom import file as dicom
+from utils.dicom import jpeg2000
+from utils.dicom.file import DECODERS, open_dicom
+from utils.images import cache, preprocessing
+from utils.images.cache import CacheSettings
+from utils.images.preprocessing import make_plan
 
 DISTINCT = 4  # pictures of a kind
 REPEATS = 5

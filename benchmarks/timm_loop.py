@@ -15,7 +15,7 @@ from albumentations.pytorch import ToTensorV2
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from utils.encoders import PlainCnn
+from utils.networks.encoders import PlainCnn
 
 DROPOUT = 0.2  # the kit's default
 

@@ -5,8 +5,9 @@ root prints one table and writes training.json into the folder. On two cores it 
 
 - *bare model*: forward, backward and optimizer step of the very same network, with the same optimizer, number format and memory
   layout, on one batch that lies on the device; no data, average of weights, clipping, schedule, nor bookkeeping.
-- *loop*: `utils.fitting.Fitting` with its defaults (augmentation, running average, clipping, schedule), an epoch without its
-  validation, from phantom pictures as PNG files in the page cache. On a CPU its own threads load, on a GPU a process a core.
+- *loop*: `utils.training.fitting.Fitting` with its defaults (augmentation, running average, clipping, schedule), an epoch
+  without its validation, from phantom pictures as PNG files in the page cache. On a CPU its own threads load, on a GPU a
+  process a core.
 - *plain loop*: `benchmarks.timm_loop`, on the same files. It runs in this process, so the kit's setting for OpenMP's threads
   (`utils.__init__`) is its own too, which on few cores is to its advantage.
 
@@ -28,7 +29,7 @@ import torch
 
 from benchmarks.loops import LEAST_ROUNDS, measure, overheads, speeds, write_pictures
 from benchmarks.training_gpu import gpu_table, measure_gpu
-from utils.environment import cpu_count, pick_device, versions, write_json
+from utils.core.environment import cpu_count, pick_device, versions, write_json
 
 ARCHITECTURES = ("cnn", "resnet50", "rnn", "efficientnet_b0")
 SIZES, QUICK_SIZES = ((256, 256), (512, 512)), ((64, 64), (96, 96))  # height, width

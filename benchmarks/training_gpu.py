@@ -10,8 +10,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.loops import BareModel, make_config, make_table, measure, seconds, speeds, write_pictures
-from utils.optimisation import pick_precision
-from utils.vocabulary import Vocabulary
+from utils.tables.vocabulary import Vocabulary
+from utils.training.optimisation import pick_precision
 
 # Of the table for GPUs: network, size, batch.
 GPU_CASES = (("resnet50", (512, 512), 16), ("convnext_small", (1024, 512), 8))

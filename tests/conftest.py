@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.cache import CacheSettings, build_cache
-from utils.environment import write_json
-from utils.parameters import Parameters, read_parameters
-from utils.phantom import make_competition
-from utils.tables import read_images
+from utils.core.environment import write_json
+from utils.core.parameters import Parameters, read_parameters
+from utils.images.cache import CacheSettings, build_cache
+from utils.phantom.competition import make_competition
+from utils.tables.competition import read_images
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 TINY = CacheSettings(image_height=64, image_width=48)
@@ -42,7 +42,7 @@ TUNED = {  # as in a threshold.json, of one run
 
 def make_config(settings, architecture="cnn", model=None, **changes):
     """A configuration of few steps; ``model`` changes the network's part."""
-    from utils.configuration import (
+    from utils.runs.config import (
         ModelConfig,
         TrainConfig,  # the oldest versions are tested without torch
     )
@@ -64,7 +64,7 @@ def parameters_of(notebook: str, **values) -> Parameters:
 @contextlib.contextmanager
 def killed_in_second_epoch(monkeypatch):
     """Let a training that happens inside be interrupted at the beginning of its second epoch."""
-    from utils.fitting import Fitting  # the oldest versions are tested without torch
+    from utils.training.fitting import Fitting  # the oldest versions are tested without torch
 
     train = Fitting._train
 

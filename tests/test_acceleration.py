@@ -10,8 +10,9 @@ import torch
 from conftest import TINY, make_config
 from torch import nn
 
-from utils import acceleration
-from utils.acceleration import (
+from utils.networks.models import build_model
+from utils.submission import acceleration
+from utils.submission.acceleration import (
     EXPORT_S,
     ONNX_PACKAGES,
     PREPARE_SHARE,
@@ -23,9 +24,8 @@ from utils.acceleration import (
     offered,
     with_encoders,
 )
-from utils.inference import forward
-from utils.models import build_model
-from utils.vocabulary import Vocabulary
+from utils.tables.vocabulary import Vocabulary
+from utils.training.inference import forward
 
 CPU = torch.device("cpu")
 VOCABULARY = Vocabulary(58.0, 10.0, ("CC", "MLO"), ("21", "49"), ("1", "2"))

@@ -3,8 +3,8 @@ import pickle
 import numpy as np
 import pytest
 
-from utils.augment import Augment
-from utils.boxes import overlap
+from utils.images.boxes import overlap
+from utils.training.augment import Augment
 
 MIDDLE = np.float32([0.4, 0.45, 0.6, 0.6])
 CORNER = np.float32([0.0, 0.0, 0.25, 0.2])

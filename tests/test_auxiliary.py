@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from utils.auxiliary import AGE_GROUPS, CLASSES, MISSING, SIZES, auxiliary_targets
+from utils.networks.auxiliary import AGE_GROUPS, CLASSES, MISSING, SIZES, auxiliary_targets
 
 COLUMNS = (*CLASSES, "age")
 

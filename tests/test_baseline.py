@@ -2,10 +2,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from utils.baseline import image_size_oof, images_per_breast_oof, metadata_oof
-from utils.leaks import LeakError
-from utils.metrics import area_under_roc
-from utils.tables import assign_folds
+from utils.metrics.scores import area_under_roc
+from utils.runs.baseline import image_size_oof, images_per_breast_oof, metadata_oof
+from utils.runs.leaks import LeakError
+from utils.tables.competition import assign_folds
 
 
 def make_images(n=200, seed=0):

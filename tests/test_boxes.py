@@ -4,13 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from utils.boxes import COLUMNS, CORNERS, largest_boxes, localisation, overlap, read_boxes, to_picture, to_source
-from utils.cache import CacheSettings, read_manifest
-from utils.phantom import TRUTH_FOLDER
-from utils.phantom_dicom import MACHINES, write_dicom
-from utils.phantom_images import Breast, draw_image
-from utils.preprocessing import preprocess
-from utils.tables import TableError
+from utils.images.boxes import COLUMNS, CORNERS, largest_boxes, localisation, overlap, read_boxes, to_picture, to_source
+from utils.images.cache import CacheSettings, read_manifest
+from utils.images.preprocessing import preprocess
+from utils.phantom.competition import TRUTH_FOLDER
+from utils.phantom.dicom import MACHINES, write_dicom
+from utils.phantom.pictures import Breast, draw_image
+from utils.tables.competition import TableError
 
 SHAPE = (300, 240)
 BREAST = Breast("C", half_height=0.35, depth=0.5, center=0.5, wobble=0.3)

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils.breast import Crop, breast_mask, find_breast
-from utils.dicom import read_dicom
+from utils.dicom.file import read_dicom
+from utils.images.breast import Crop, breast_mask, find_breast
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "rsna-sample" / "train_images" / "10011"
 HEIGHT, WIDTH = 400, 320

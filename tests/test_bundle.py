@@ -10,10 +10,10 @@ import pytest
 from conftest import write_tuned
 from test_wheels import make_wheel
 
-from utils import bundle, bundle_checks
-from utils.bundle import LIMITS, BundleError, check_bundle, name_weights, write_bundle
-from utils.bundle_checks import slug_of
-from utils.environment import PROJECT, is_from_kit, read_json, write_json
+from utils.core.environment import PROJECT, is_from_kit, read_json, write_json
+from utils.kaggle import bundle, bundle_checks
+from utils.kaggle.bundle import LIMITS, BundleError, check_bundle, name_weights, write_bundle
+from utils.kaggle.bundle_checks import slug_of
 
 USER = "some-reader"
 
@@ -77,8 +77,8 @@ def test_the_code_is_one_zip_with_its_version_and_the_same_bytes_each_time(tmp_p
     assert zips[0].read_bytes() == zips[1].read_bytes()
     with zipfile.ZipFile(zips[0]) as archive:
         held, kit = set(archive.namelist()), json.loads(archive.read("kit.json"))
-        assert archive.read("utils/metrics.py") == (PROJECT / "utils" / "metrics.py").read_bytes()
-    assert {"utils/environment.py", "notebooks/submit.ipynb", "requirements.txt", "LICENSE"} <= held
+        assert archive.read("utils/metrics/scores.py") == (PROJECT / "utils/metrics/scores.py").read_bytes()
+    assert {"utils/core/environment.py", "notebooks/submit.ipynb", "requirements.txt", "LICENSE"} <= held
     assert {name.partition("/")[0] for name in held} == {
         "utils",
         "notebooks",
@@ -93,7 +93,7 @@ def test_the_code_is_one_zip_with_its_version_and_the_same_bytes_each_time(tmp_p
 def test_the_zipped_code_can_be_imported(tmp_path, made):
     with zipfile.ZipFile(next(made.glob("datasets/code/*.zip"))) as archive:
         archive.extractall(tmp_path / "kit")
-    command = "import utils.environment; print(utils.__path__[0])"
+    command = "import utils.kaggle.preflight, utils.submission.streaming, utils.evaluation.material; print(utils.__path__[0])"
     done = subprocess.run([sys.executable, "-c", command], cwd=tmp_path / "kit", capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(tmp_path / "kit" / "utils")
 
@@ -118,9 +118,11 @@ def project(tmp_path, monkeypatch):
     """A project of three modules, one of which no notebook imports, and of notebooks with outputs."""
     folder = tmp_path / "project"
     (folder / "notebooks").mkdir(parents=True)
-    (folder / "utils").mkdir()
-    for name, text in {"__init__": "", "environment": "from utils import metrics", "metrics": "", "scratch": "KEY"}.items():
-        (folder / "utils" / f"{name}.py").write_text(text)
+    texts = {"core/environment": "from utils.metrics import f", "metrics/__init__": "from utils.metrics.scores import f"}
+    for name, text in {"__init__": "", "core/__init__": "", "metrics/scores": "f = 1", "scratch": "KEY", **texts}.items():
+        path = folder / "utils" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
     output = {"output_type": "stream", "name": "stdout", "text": ["patient 123"]}
     code = {
         "cell_type": "code",
@@ -128,7 +130,7 @@ def project(tmp_path, monkeypatch):
         "metadata": {"tags": ["parameters"], "papermill": {"duration": 1}},
         "outputs": [output],
     }
-    code |= {"source": ["import utils.environment"], "execution_count": 7}
+    code |= {"source": ["import utils.core.environment"], "execution_count": 7}
     content = {"cells": [code], "metadata": {"kernelspec": {"name": "python3"}, "widgets": {"state": "patient 123"}}}
     for name in bundle.NOTEBOOKS:
         write_json(folder / "notebooks" / f"{name}.ipynb", content)
@@ -141,12 +143,13 @@ def project(tmp_path, monkeypatch):
 def test_files_that_no_notebook_imports_are_not_sent(tmp_path, project):
     for stray in ("scratch.txt", "._environment.py", "kaggle.json"):
         (project / "utils" / stray).write_text("KEY")
-    (project / "utils" / ".#metrics.py").symlink_to("me@host.1234")  # an editor's lock
+    (project / "utils" / ".#scores.py").symlink_to("me@host.1234")  # an editor's lock
     (project / "utils" / "notes.py").symlink_to(project / "utils" / "scratch.py")
     write_bundle(tmp_path / "bundle", USER, [], None, with_wheels=False)
     with zipfile.ZipFile(next(tmp_path.glob("bundle/datasets/code/*.zip"))) as archive:
         modules = {name for name in archive.namelist() if name.startswith("utils/")}
-    assert modules == {"utils/__init__.py", "utils/environment.py", "utils/metrics.py"}
+    inside = ("__init__", "core/__init__", "core/environment", "metrics/__init__", "metrics/scores")
+    assert modules == {f"utils/{name}.py" for name in inside}
 
 
 def test_notebooks_are_sent_without_outputs(tmp_path, project):
@@ -158,7 +161,7 @@ def test_notebooks_are_sent_without_outputs(tmp_path, project):
         assert json.loads(text)["cells"][0]["metadata"] == {"tags": ["parameters"]}
 
 
-@pytest.mark.parametrize("name", ["utils/metrics.py", "utils/__init__.py", "notebooks/train.ipynb", "LICENSE"])
+@pytest.mark.parametrize("name", ["utils/metrics/scores.py", "utils/__init__.py", "notebooks/train.ipynb", "LICENSE"])
 def test_a_link_in_the_kit_is_refused(tmp_path, project, name):
     (project / name).rename(tmp_path / "elsewhere")
     (project / name).symlink_to(tmp_path / "elsewhere")

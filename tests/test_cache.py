@@ -11,8 +11,10 @@ import pandas as pd
 import pytest
 from conftest import TINY
 
-from utils import cache
-from utils.cache import (
+from utils.core.parallel import StopRunError
+from utils.dicom.file import DicomFile, read_dicom
+from utils.images import cache
+from utils.images.cache import (
     CacheError,
     CacheSettings,
     attached_cache_dir,
@@ -23,11 +25,9 @@ from utils.cache import (
     picture_path,
     summarise,
 )
-from utils.dicom import DicomFile, read_dicom
-from utils.manifest import MANIFEST_COLUMNS, read_rows
-from utils.parallel import StopRunError
-from utils.preprocessing import preprocess
-from utils.tables import image_paths
+from utils.images.manifest import MANIFEST_COLUMNS, read_rows
+from utils.images.preprocessing import preprocess
+from utils.tables.competition import image_paths
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -206,8 +206,8 @@ def test_folder_whose_name_is_not_unicode_has_a_cache():
 
 LOCALE = """
 import sys
-from utils.cache import CacheSettings, build_cache
-from utils.tables import read_images
+from utils.images.cache import CacheSettings, build_cache
+from utils.tables.competition import read_images
 data, folder = sys.argv[1:]
 for _ in range(2):
     manifest = build_cache(read_images(data, "train"), data, "train", folder, CacheSettings(64, 48), quiet=True)
@@ -335,8 +335,8 @@ def test_run_on_a_full_disk_stops_and_is_completed_later(few, settings, tmp_path
 
 FILL = """
 import sys
-from utils.cache import CacheSettings, build_cache
-from utils.tables import read_images
+from utils.images.cache import CacheSettings, build_cache
+from utils.tables.competition import read_images
 if __name__ == "__main__":
     data, folder = sys.argv[1:]
     build_cache(read_images(data, "train"), data, "train", folder, CacheSettings(64, 48), num_workers=1)

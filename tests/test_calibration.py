@@ -10,7 +10,7 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import brier_score_loss
 from sklearn.metrics import log_loss as reference_log_loss
 
-from utils.calibration import (
+from utils.decision.calibration import (
     EDGE,
     METHODS,
     Calibration,
@@ -21,8 +21,8 @@ from utils.calibration import (
     nested_calibration,
     reliability,
 )
-from utils.intervals import proportion
-from utils.metrics import sigmoid
+from utils.metrics.intervals import proportion
+from utils.metrics.scores import sigmoid
 
 FITTED = METHODS[1:]
 

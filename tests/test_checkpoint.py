@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import TINY, make_config
 
-from utils.checkpoint import read_checkpoint
-from utils.configuration import TrainingError
+from utils.runs.config import TrainingError
+from utils.training.checkpoint import read_checkpoint
 
 CONFIG = make_config(TINY)
 CPU = torch.device("cpu")

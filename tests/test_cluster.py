@@ -9,11 +9,11 @@ import time
 
 import pytest
 
-from utils import cache
-from utils.cache import CacheSettings, build_cache
-from utils.environment import KitError
-from utils.parallel import map_items
-from utils.tables import image_paths
+from utils.core.environment import KitError
+from utils.core.parallel import map_items
+from utils.images import cache
+from utils.images.cache import CacheSettings, build_cache
+from utils.tables.competition import image_paths
 
 dask = pytest.importorskip("dask")
 distributed = pytest.importorskip("distributed")

@@ -5,11 +5,11 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from utils.comparison import Ensemble, align, compare_runs, search_ensemble
-from utils.intervals import Interval, PatientBootstrap
-from utils.metrics import area_under_roc, probabilistic_f1, sigmoid
-from utils.predictions import PredictionError
-from utils.thresholds import CHOICES, patient_nested
+from utils.decision.comparison import Ensemble, align, compare_runs, search_ensemble
+from utils.decision.thresholds import CHOICES, patient_nested
+from utils.metrics.intervals import Interval, PatientBootstrap
+from utils.metrics.scores import area_under_roc, probabilistic_f1, sigmoid
+from utils.runs.oof import PredictionError
 
 NOTHING = "no difference that this data can show"
 N = 600

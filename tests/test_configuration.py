@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from conftest import TINY, make_config
 
-from utils.augment import Augment
-from utils.configuration import STRONGEST, TrainConfig, TrainingError
-from utils.environment import KitError
-from utils.execution import Execution, as_numbers
+from utils.core.environment import KitError
+from utils.runs.config import STRONGEST, TrainConfig, TrainingError
+from utils.runs.execution import Execution, as_numbers
+from utils.training.augment import Augment
 
 
 @pytest.mark.parametrize(

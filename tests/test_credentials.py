@@ -8,8 +8,8 @@ import subprocess
 import pytest
 from kaggle_stand_in import KEY, TOKEN, USERNAME, fresh_client, serving
 
-from utils.credentials import PLACEHOLDERS, CredentialsError, config_path, find_credentials, find_username, redact
-from utils.environment import PROJECT
+from utils.core.environment import PROJECT
+from utils.kaggle.credentials import PLACEHOLDERS, CredentialsError, config_path, find_credentials, find_username, redact
 
 OTHER = "KGAT_00000000000000000000000000000000"
 
@@ -152,7 +152,7 @@ def test_kaggle_json_that_holds_a_token_or_lies_in_the_kit_is_told_where_to_go(h
     with pytest.raises(CredentialsError, match=f"If it is a token.*mv {path} {home}/.kaggle/access_token"):
         find_credentials()
     path.unlink()
-    monkeypatch.setattr("utils.credentials.PROJECT", home / "kit")
+    monkeypatch.setattr("utils.kaggle.credentials.PROJECT", home / "kit")
     misplaced = write_key(home / "kit" / "kaggle.json")
     with pytest.raises(CredentialsError, match=f"{misplaced} is not read: .*mv {misplaced} {path}"):
         find_credentials()

@@ -3,12 +3,12 @@ import pandas as pd
 import pytest
 import torch
 
-from utils.augment import Augment
-from utils.auxiliary import auxiliary_targets
-from utils.boxes import COLUMNS, CORNERS
-from utils.cache import load_picture
-from utils.dataset import BreastDataset, ImageDataset
-from utils.vocabulary import METADATA, Vocabulary
+from utils.images.boxes import COLUMNS, CORNERS
+from utils.images.cache import load_picture
+from utils.networks.auxiliary import auxiliary_targets
+from utils.tables.vocabulary import METADATA, Vocabulary
+from utils.training.augment import Augment
+from utils.training.dataset import BreastDataset, ImageDataset
 
 
 @pytest.fixture

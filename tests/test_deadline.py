@@ -2,8 +2,8 @@ import itertools
 
 import pytest
 
-from utils import deadline
-from utils.deadline import Deadline, Pace, Plan, Work
+from utils.submission import deadline
+from utils.submission.deadline import Deadline, Pace, Plan, Work
 
 TWO_SIZES = [Work(((3, True), (2, False))), Work(((3, False),))]
 

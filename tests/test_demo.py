@@ -6,11 +6,11 @@ import pandas as pd
 import pytest
 from test_predictions import write_oof
 
-from utils.demo import demo_table
-from utils.environment import PROJECT
-from utils.intervals import Interval
-from utils.phantom import read_truth
-from utils.tuning import tune
+from utils.core.environment import PROJECT
+from utils.decision.tuning import tune
+from utils.evaluation.demo import demo_table
+from utils.metrics.intervals import Interval
+from utils.phantom.competition import read_truth
 
 
 def test_table_has_a_row_per_architecture_and_scores_the_submission(competition, tmp_path):

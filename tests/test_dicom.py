@@ -32,8 +32,8 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from utils.dicom import DicomError, read_dicom, read_stored
-from utils.window import apply_window
+from utils.dicom.file import DicomError, read_dicom, read_stored
+from utils.dicom.window import apply_window
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 # pydicom warns of values that break the standard, which is what some of these tests are about.

@@ -12,9 +12,9 @@ import timm
 import torch
 from torch import nn
 
-from utils.configuration import ModelError
-from utils.encoder_weights import is_of_kit, read_weights
-from utils.encoders import CNN_CHANNELS, PlainCnn, build_encoder, find_shapes
+from utils.networks.encoders import CNN_CHANNELS, PlainCnn, build_encoder, find_shapes
+from utils.networks.weights import is_of_kit, read_weights
+from utils.runs.config import ModelError
 
 CONVOLUTIONAL = ["test_resnet", "test_convnext", "test_efficientnet"]
 

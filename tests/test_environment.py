@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from utils import environment
-from utils.environment import (
+from utils.core import environment
+from utils.core.environment import (
     KitError,
     cpu_count,
     find_competition,
@@ -81,7 +81,7 @@ def test_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
 
 KILLED = """
 import os, signal, sys
-from utils.environment import write_atomic
+from utils.core.environment import write_atomic
 with write_atomic(sys.argv[1]) as temporary:
     temporary.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)

@@ -7,15 +7,16 @@ from conftest import TINY, make_config
 from scipy.stats import norm
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_score, recall_score, roc_auc_score, roc_curve
 
-from utils import evaluation, training_rows
-from utils.environment import write_json
-from utils.evaluation import confusion, paper_table, performance, screening_figures
-from utils.metrics import decide
-from utils.predictions import oof_of_runs
-from utils.run_tables import read_folds
-from utils.thresholds import CHOICES
-from utils.training import train_run
-from utils.training_rows import predict_training_rows
+from utils.core.environment import write_json
+from utils.decision.thresholds import CHOICES
+from utils.evaluation import performance as evaluation
+from utils.evaluation import training_rows
+from utils.evaluation.performance import confusion, paper_table, performance, screening_figures
+from utils.evaluation.training_rows import predict_training_rows
+from utils.metrics.scores import decide
+from utils.runs.oof import oof_of_runs
+from utils.runs.tables import read_folds
+from utils.training.folds import train_run
 
 
 def make_breasts(n=120, seed=0, positives=0.25, levels=1000):

@@ -8,12 +8,7 @@ import torch
 from conftest import TINY, make_config
 from torch import nn
 
-from utils.boxes import CORNERS, read_boxes, to_source
-from utils.breast import find_breast
-from utils.cache import CacheSettings, read_manifest
-from utils.configuration import TrainingError
-from utils.dataset import ImageDataset
-from utils.explanation import (
+from utils.evaluation.explanation import (
     KINDS,
     ExplanationError,
     check_network,
@@ -22,16 +17,21 @@ from utils.explanation import (
     explain_run,
     to_source_map,
 )
-from utils.inference import forward
-from utils.loading import make_loader
-from utils.models import build_model
-from utils.phantom import BOXES_FILE
-from utils.plots_explanation import draw_overlay, read_original, show_explanations
-from utils.pointing import strongest_place
-from utils.run_folder import load_config
-from utils.tables import image_paths
-from utils.training import load_fold, make_dataset, train_run
-from utils.vocabulary import Vocabulary
+from utils.evaluation.figures import draw_overlay, read_original, show_explanations
+from utils.evaluation.pointing import strongest_place
+from utils.images.boxes import CORNERS, read_boxes, to_source
+from utils.images.breast import find_breast
+from utils.images.cache import CacheSettings, read_manifest
+from utils.networks.models import build_model
+from utils.phantom.competition import BOXES_FILE
+from utils.runs.config import TrainingError
+from utils.runs.folder import load_config
+from utils.tables.competition import image_paths
+from utils.tables.vocabulary import Vocabulary
+from utils.training.dataset import ImageDataset
+from utils.training.folds import load_fold, make_dataset, train_run
+from utils.training.inference import forward
+from utils.training.loading import make_loader
 
 CPU = torch.device("cpu")
 
@@ -379,7 +379,7 @@ def test_examples_are_the_surest_of_their_kind():
 
 
 def test_original_is_shown_in_its_own_orientation(competition, images):
-    from utils.dicom import read_dicom
+    from utils.dicom.file import read_dicom
 
     path = image_paths(images.head(1), competition, "train")[0]
     whole = read_dicom(path)

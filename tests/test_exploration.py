@@ -4,7 +4,7 @@ import pytest
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
-from utils.exploration import (
+from utils.explore.exploration import (
     cancer_by,
     density_by_age,
     describe_cancer_by,
@@ -12,7 +12,7 @@ from utils.exploration import (
     describe_views,
     views_per_breast,
 )
-from utils.shortcuts import SMOOTHING, out_of_fold_auc, shortcut_audit
+from utils.explore.shortcuts import SMOOTHING, out_of_fold_auc, shortcut_audit
 
 OPTIONAL = ["biopsy", "invasive", "BIRADS", "density", "difficult_negative_case"]
 
@@ -151,7 +151,7 @@ def test_audit_of_few_or_one_sided_breasts_says_that_it_can_not_tell():
 
 
 def test_tables_and_figures_survive_missing_columns(images, test_images):
-    from utils.plots_exploration import show_audit, show_cancer_by, show_density, show_views
+    from utils.explore.figures import show_audit, show_cancer_by, show_density, show_views
 
     bare = images.drop(columns=OPTIONAL)
     figures = [
@@ -166,8 +166,8 @@ def test_tables_and_figures_survive_missing_columns(images, test_images):
 
 
 def test_examples_and_segmentation_come_straight_from_the_files(competition, images, settings, cache_dir):
-    from utils.examples import pick_by_label, pick_by_machine, segment_images
-    from utils.plots_exploration import show_examples, show_segmentation
+    from utils.explore.examples import pick_by_label, pick_by_machine, segment_images
+    from utils.explore.figures import show_examples, show_segmentation
 
     examples = pick_by_label(images, competition, count=2)
     assert examples.example.unique().tolist() == ["invasive cancer", "non-invasive cancer", "no cancer"]
@@ -181,15 +181,15 @@ def test_examples_and_segmentation_come_straight_from_the_files(competition, ima
 
 
 def test_all_cancer_is_one_kind_where_the_table_has_no_invasive(competition, images):
-    from utils.examples import pick_by_label
+    from utils.explore.examples import pick_by_label
 
     assert set(pick_by_label(images.drop(columns="invasive"), competition).example) == {"cancer", "no cancer"}
 
 
 def test_folder_of_tables_alone_gives_sentences_instead_of_pictures(images, settings, tmp_path):
-    from utils.examples import pick_by_label, pick_by_machine, segment_images
-    from utils.plots_exploration import show_examples, show_segmentation
-    from utils.shortcuts import read_headers
+    from utils.explore.examples import pick_by_label, pick_by_machine, segment_images
+    from utils.explore.figures import show_examples, show_segmentation
+    from utils.explore.shortcuts import read_headers
 
     examples = pick_by_label(images, tmp_path)
     assert examples.empty and read_headers(images, tmp_path).empty
@@ -199,7 +199,7 @@ def test_folder_of_tables_alone_gives_sentences_instead_of_pictures(images, sett
 
 
 def test_headers_are_read_of_one_image_a_breast(competition, images):
-    from utils.shortcuts import read_headers
+    from utils.explore.shortcuts import read_headers
 
     headers = read_headers(images, competition, per_label=3, num_workers=0)
     labels = images.drop_duplicates("prediction_id").set_index("prediction_id").cancer
@@ -208,7 +208,7 @@ def test_headers_are_read_of_one_image_a_breast(competition, images):
 
 
 def test_headers_are_read_in_processes_whose_memory_is_limited(competition, images, monkeypatch):
-    from utils import shortcuts
+    from utils.explore import shortcuts
 
     asked = []
     monkeypatch.setattr(shortcuts, "map_items", lambda function, items, num_workers, *title: asked.append(num_workers) or [])

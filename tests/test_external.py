@@ -12,21 +12,21 @@ from conftest import TINY, make_config
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from utils import training
-from utils.boxes import CORNERS, read_boxes, to_picture
-from utils.cache import build_cache, load_picture, read_manifest
-from utils.configuration import TrainingError
-from utils.dataset import ImageDataset
-from utils.dicom import read_dicom, read_stored
-from utils.environment import KitError, read_json
-from utils.external import convert, main
-from utils.external_sets import ExternalError
-from utils.inputs import Inputs, describe_boxes
-from utils.oof_summary import box_summary
-from utils.phantom import TRAIN_COLUMNS
-from utils.run_tables import read_folds
-from utils.tables import image_paths, read_images
-from utils.training import load_fold, train_run
+from utils.core.environment import KitError, read_json
+from utils.dicom.file import read_dicom, read_stored
+from utils.external.convert import convert, main
+from utils.external.sets import ExternalError
+from utils.images.boxes import CORNERS, read_boxes, to_picture
+from utils.images.cache import build_cache, load_picture, read_manifest
+from utils.images.inputs import Inputs, describe_boxes
+from utils.phantom.competition import TRAIN_COLUMNS
+from utils.runs.config import TrainingError
+from utils.runs.summary import box_summary
+from utils.runs.tables import read_folds
+from utils.tables.competition import image_paths, read_images
+from utils.training import folds as training
+from utils.training.dataset import ImageDataset
+from utils.training.folds import load_fold, train_run
 
 TRAIN_TYPES = {"patient_id": str, "image_id": str}
 
@@ -510,7 +510,7 @@ def test_mirror_with_converted_pictures_is_refused_by_name(tmp_path, name, suffi
 
 @pytest.fixture
 def inputs(competition, cache_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.cache.working_dir", lambda: tmp_path / "working")
+    monkeypatch.setattr("utils.images.cache.working_dir", lambda: tmp_path / "working")
     return Inputs(competition, True, TINY, cache_dir, smoke_test=False)
 
 

@@ -10,13 +10,13 @@ import safetensors.torch
 from conftest import TINY, make_config
 from test_external import make_cbis, make_inbreast, make_mias, make_vindr, picture, write_dicom
 
-from utils import training
-from utils.boxes import CORNERS, read_boxes, to_picture
-from utils.cache import build_cache, load_picture
-from utils.external import convert
-from utils.inputs import Inputs, describe_boxes
-from utils.tables import read_images
-from utils.training import train_run
+from utils.external.convert import convert
+from utils.images.boxes import CORNERS, read_boxes, to_picture
+from utils.images.cache import build_cache, load_picture
+from utils.images.inputs import Inputs, describe_boxes
+from utils.tables.competition import read_images
+from utils.training import folds as training
+from utils.training.folds import train_run
 
 LEFT, RIGHT = (18, 40, 28, 50), (36, 40, 46, 50)  # the lesion of a left breast, and of a right one, in pictures of 96 x 64
 BRIGHT = 200
@@ -102,7 +102,7 @@ def test_boxes_of_each_set_enclose_its_lesions_in_mirrored_and_cropped_pictures(
 @pytest.fixture
 def two_sets(competition, cache_dir, tmp_path, monkeypatch):
     """A competition without boxes, and a look-alike of VinDr whose images have them, but for the two of a healthy breast."""
-    monkeypatch.setattr("utils.cache.working_dir", lambda: tmp_path / "working")
+    monkeypatch.setattr("utils.images.cache.working_dir", lambda: tmp_path / "working")
     own = shutil.copytree(competition, tmp_path / "own", ignore=shutil.ignore_patterns("phantom*", "test_*"))
     source = vindr_with_lesions(tmp_path / "source")
     found = pd.read_csv(source / "finding_annotations.csv", dtype=str)

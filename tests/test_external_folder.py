@@ -8,19 +8,20 @@ import pytest
 from conftest import TINY, make_config, parameters_of
 from test_external import write_dicom
 
-from utils import external_folder, external_headers
-from utils.cache import build_cache
-from utils.deadline import Deadline
-from utils.external import main
-from utils.external_folder import code_of, convert_folder, plain_names
-from utils.external_sets import ExternalError
-from utils.phantom import TEST_COLUMNS, TRAIN_COLUMNS
-from utils.preflight import preflight
-from utils.streaming import predict_runs
-from utils.submission import Draft, write_prior
-from utils.tables import image_paths, read_images
-from utils.training import train_run
-from utils.tuning import tune
+from utils.decision.tuning import tune
+from utils.external import folder as external_folder
+from utils.external import headers as external_headers
+from utils.external.convert import main
+from utils.external.folder import code_of, convert_folder, plain_names
+from utils.external.sets import ExternalError
+from utils.images.cache import build_cache
+from utils.kaggle.preflight import preflight
+from utils.phantom.competition import TEST_COLUMNS, TRAIN_COLUMNS
+from utils.submission.deadline import Deadline
+from utils.submission.draft import Draft, write_prior
+from utils.submission.streaming import predict_runs
+from utils.tables.competition import image_paths, read_images
+from utils.training.folds import train_run
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom.valuerep")  # headers that break the rules
 DIGITAL_XRAY = "1.2.840.10008.5.1.4.1.1.1.1"
@@ -342,7 +343,7 @@ def test_command_line_converts_a_folder_or_ends_in_one_line(tmp_path, capsys):
 
 def test_submit_predicts_a_folder_of_own_files_one_probability_a_breast(tmp_path, images, cache_dir, monkeypatch, capsys):
     """As submit.ipynb does, with neither sample_submission.csv nor train.csv."""
-    monkeypatch.setattr("utils.cache.working_dir", lambda: tmp_path / "working")
+    monkeypatch.setattr("utils.images.cache.working_dir", lambda: tmp_path / "working")
     run = tmp_path / "run"
     train_run(make_config(TINY, epochs=1), images, cache_dir, run)
     for number in range(2):

@@ -6,7 +6,7 @@ import pytest
 from pydicom.dataset import Dataset
 from test_external import write_dicom
 
-from utils.external_headers import age_of, read_facts, side_and_view
+from utils.external.headers import age_of, read_facts, side_and_view
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom.valuerep")  # headers that break the rules
 DIGITAL_XRAY = "1.2.840.10008.5.1.4.1.1.1.1"

@@ -4,7 +4,7 @@ import pytest
 from test_external import write_dicom
 from test_external_folder import converted, files_table, write_csv, write_exam
 
-from utils.external_sets import ExternalError
+from utils.external.sets import ExternalError
 
 
 def test_side_that_headers_lack_is_read_from_the_table_that_was_written(tmp_path):

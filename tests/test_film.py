@@ -5,9 +5,9 @@ import pytest
 from test_breast import assert_box, both_sides, crop_breast, draw, orient
 from test_dicom import make_dicom
 
-from utils.film import film_box
-from utils.phantom_images import draw_breast, draw_image
-from utils.preprocessing import preprocess
+from utils.images.film import film_box
+from utils.images.preprocessing import preprocess
+from utils.phantom.pictures import draw_breast, draw_image
 
 HEIGHT, WIDTH = 400, 320
 

@@ -15,14 +15,14 @@ import safetensors.torch
 import torch
 from conftest import make_config
 
-from utils import fitting, inference
-from utils.auxiliary import SIZES
-from utils.configuration import TrainingError
-from utils.execution import Execution
-from utils.fitting import Fitting, plain_state
-from utils.processes import Ranks
-from utils.training import make_dataset, train_run
-from utils.vocabulary import Vocabulary
+from utils.networks.auxiliary import SIZES
+from utils.runs.config import TrainingError
+from utils.runs.execution import Execution
+from utils.tables.vocabulary import Vocabulary
+from utils.training import fitting, inference
+from utils.training.fitting import Fitting, plain_state
+from utils.training.folds import make_dataset, train_run
+from utils.training.processes import Ranks
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -161,11 +161,11 @@ sys.path[:0] = ["tests", "."]
 import numpy as np, torch
 from tqdm import tqdm
 from conftest import make_config
-from utils.cache import CacheSettings
-from utils.configuration import Execution
-from utils.dataset import Vocabulary
-from utils.fitting import Fitting
-from utils.processes import Ranks
+from utils.images.cache import CacheSettings
+from utils.runs.config import Execution
+from utils.training.dataset import Vocabulary
+from utils.training.fitting import Fitting
+from utils.training.processes import Ranks
 class Items(torch.utils.data.Dataset):
     labels, epoch = np.array([0, 1] * 16), 0
     def __len__(self):

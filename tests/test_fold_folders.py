@@ -2,8 +2,8 @@
 
 import pytest
 
-from utils.environment import write_json
-from utils.fold_folders import fold_folders
+from utils.core.environment import write_json
+from utils.runs.fold_folders import fold_folders
 
 
 def make_run(run_dir, *names):

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from utils.environment import KitError
-from utils.formats import FormatError, build, check_types, naming, read_object, shown
+from utils.core.environment import KitError
+from utils.core.formats import FormatError, build, check_types, naming, read_object, shown
 
 
 @dataclass(frozen=True)

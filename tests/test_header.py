@@ -7,7 +7,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless
 from test_dicom import IMAGE_GROUP, make_dicom, ramp
 
-from utils.dicom import DicomError, open_dicom, read_stored
+from utils.dicom.file import DicomError, open_dicom, read_stored
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 MAGIC = bytes(128) + b"DICM"

@@ -5,11 +5,11 @@ import hashlib
 import pandas as pd
 import pytest
 
-from utils.dicom import DicomError, read_dicom
-from utils.environment import KitError
-from utils.hidden_test import EXTRA_COLUMN, NEW_MACHINES, make_hidden_test
-from utils.phantom import TEST_COLUMNS, TRUTH_FOLDER, is_phantom_competition
-from utils.tables import image_paths, read_images, read_sample_submission
+from utils.core.environment import KitError
+from utils.dicom.file import DicomError, read_dicom
+from utils.phantom.competition import TEST_COLUMNS, TRUTH_FOLDER, is_phantom_competition
+from utils.phantom.hidden_test import EXTRA_COLUMN, NEW_MACHINES, make_hidden_test
+from utils.tables.competition import image_paths, read_images, read_sample_submission
 
 SMALL = {"n_patients": 3, "height": 64, "n_train_patients": 1}
 

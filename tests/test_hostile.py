@@ -33,12 +33,12 @@ from pydicom.uid import (
 )
 from test_dicom import ENCODERS, IMAGE_GROUP, J2K, LOSSY_ENCODERS, PIXEL_DATA_TAG, lut, make_dicom
 
-from utils.cache import CacheSettings, build_cache, load_picture
-from utils.dicom import DicomError, read_dicom
-from utils.isolation import IsolatedPool, IsolationError, Limits
-from utils.jpeg2000 import SIZ, SOD, SOT
-from utils.parallel import map_items
-from utils.preprocessing import preprocess
+from utils.core.isolation import IsolatedPool, IsolationError, Limits
+from utils.core.parallel import map_items
+from utils.dicom.file import DicomError, read_dicom
+from utils.dicom.jpeg2000 import SIZ, SOD, SOT
+from utils.images.cache import CacheSettings, build_cache, load_picture
+from utils.images.preprocessing import preprocess
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux only")
@@ -428,7 +428,7 @@ def test_file_that_may_not_be_read_is_a_row(tmp_path, monkeypatch):
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return open(path, mode)
 
-    monkeypatch.setattr("utils.dicom.open", deny, raising=False)  # chmod keeps nothing from root
+    monkeypatch.setattr("utils.dicom.file.open", deny, raising=False)  # chmod keeps nothing from root
     images = pd.DataFrame({"image_id": ["secret", "public"], "patient_id": "patient"})
     errors = build_cache(images, tmp_path, "train", tmp_path / "cache", SETTINGS).error.tolist()
     assert "secret.dcm" in errors[0] and "Permission denied" in errors[0]

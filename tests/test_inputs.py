@@ -1,10 +1,10 @@
 import pytest
 
-from utils import inputs
-from utils.cache import CacheSettings
-from utils.environment import KitError
-from utils.inputs import Inputs, few_patients, open_inputs, site_of_breasts
-from utils.tables import breasts
+from utils.core.environment import KitError
+from utils.images import inputs
+from utils.images.cache import CacheSettings
+from utils.images.inputs import Inputs, few_patients, open_inputs, site_of_breasts
+from utils.tables.competition import breasts
 
 
 def test_named_competition_is_taken_and_announced(competition, tmp_path, capsys):

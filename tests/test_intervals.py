@@ -5,9 +5,9 @@ import pytest
 from scipy.stats import multinomial, norm
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from utils import intervals
-from utils.intervals import Interval, PatientBootstrap, proportion
-from utils.metrics import probabilistic_f1
+from utils.metrics import intervals
+from utils.metrics.intervals import Interval, PatientBootstrap, proportion
+from utils.metrics.scores import probabilistic_f1
 
 KINDS = ["auc", "average_precision", "pf1"]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.jpeg import ZERO_RUN, check_decoded, check_scan, decode_blocks, read_scan
+from utils.dicom.jpeg import ZERO_RUN, check_decoded, check_scan, decode_blocks, read_scan
 
 BITS = 12
 EOI = b"\xff\xd9"

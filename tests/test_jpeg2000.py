@@ -14,8 +14,8 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless
 from test_dicom import make_dicom
 
-from utils.dicom import DicomError, open_dicom, read_stored
-from utils.jpeg2000 import (
+from utils.dicom.file import DicomError, open_dicom, read_stored
+from utils.dicom.jpeg2000 import (
     COD,
     EOC,
     QCD,

@@ -18,8 +18,10 @@ from conftest import write_tuned
 from kaggle_stand_in import CLOSED, KEY, TOKEN, USERNAME, fresh_client, serving
 from test_bundle import make_run
 
-from utils import kaggle, kaggle_client, ledger
-from utils.environment import COMPETITION, PROJECT, write_json
+from utils.core.environment import COMPETITION, PROJECT, write_json
+from utils.kaggle import client as kaggle_client
+from utils.kaggle import commands as kaggle
+from utils.kaggle import ledger
 
 KERNEL, DATASET = f"{USERNAME}/mammography-kit-submit", f"{USERNAME}/mammography-kit-code"
 WEIGHTS = f"{USERNAME}/mammography-weights-cnn"
@@ -52,7 +54,7 @@ def server(tmp_path, monkeypatch):
 
 @pytest.fixture
 def bundle(tmp_path):
-    """What `utils.bundle` writes, as small as it may be."""
+    """What `utils.kaggle.bundle` writes, as small as it may be."""
     folder = tmp_path / "bundle"
     write_part(folder / "datasets" / "code", DATASET, "dataset", {"licenses": [{"name": "other"}]})
     (folder / "datasets" / "code" / "kit.txt").write_text("code")
@@ -451,7 +453,7 @@ def parse_officially(line):
 
 
 def test_bundle_is_written_of_the_tuned_runs_for_the_credentials_username(server, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.bundle.download_wheels", lambda folder, *_: folder.mkdir() or [])
+    monkeypatch.setattr("utils.kaggle.bundle.download_wheels", lambda folder, *_: folder.mkdir() or [])
     cnn = make_run(tmp_path / "cnn")
     write_json(cnn / "config.json", {"phantom": True})
     write_tuned(tmp_path / "threshold.json", cnn)
@@ -475,7 +477,7 @@ def test_bundle_is_written_of_the_tuned_runs_for_the_credentials_username(server
 
 
 def test_bundle_without_credentials_needs_a_username_and_without_runs_is_for_training_on_kaggle(server, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.bundle.download_wheels", lambda folder, *_: folder.mkdir() or [])
+    monkeypatch.setattr("utils.kaggle.bundle.download_wheels", lambda folder, *_: folder.mkdir() or [])
     monkeypatch.setattr(kaggle, "runs_to_send", lambda *_: [])
     monkeypatch.setattr(kaggle, "working_dir", lambda: tmp_path)
     monkeypatch.delenv("KAGGLE_API_TOKEN")
@@ -508,10 +510,10 @@ def test_no_secret_is_printed_or_written_by_a_whole_run_that_shows_all_requests(
         ["ledger"],
     ]
     code = (
-        "import json, os, sys; from pathlib import Path; from utils import kaggle, kaggle_client, ledger\n"
-        "ledger.submissions_dir = lambda: Path(sys.argv[1]); kaggle_client.FIRST_DELAY = 0.001\n"
+        "import json, os, sys; from pathlib import Path; from utils.kaggle import client, commands, ledger\n"
+        "ledger.submissions_dir = lambda: Path(sys.argv[1]); client.FIRST_DELAY = 0.001\n"
         "for source in ('token', 'key'):\n"
-        "    for step in json.loads(sys.argv[2]): print(source, step[0], kaggle.main(step))\n"
+        "    for step in json.loads(sys.argv[2]): print(source, step[0], commands.main(step))\n"
         "    os.environ.pop('KAGGLE_API_TOKEN', None)\n"
     )
     monkeypatch.setenv("VERBOSE", "true")

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from utils import kaggle_init, kaggle_world
-from utils.environment import PROJECT
-from utils.kaggle_world import TIMED_OUT, World, WorldError, isolation, make_kaggle_python, run_in_world
+from utils.core.environment import PROJECT
+from utils.rehearsal import init as kaggle_init
+from utils.rehearsal import world as kaggle_world
+from utils.rehearsal.world import TIMED_OUT, World, WorldError, isolation, make_kaggle_python, run_in_world
 
 LACKING = ("imagecodecs", "pylibjpeg_libjpeg")
 SMALL = 2**20
@@ -107,7 +108,7 @@ def test_working_and_tmp_are_new_and_nothing_else_can_be_written(world, tmp_path
 
 @isolated
 def test_the_projects_own_code_is_hidden(world):
-    assert (PROJECT / "utils" / "environment.py").is_file()
+    assert (PROJECT / "utils" / "core" / "environment.py").is_file()
     assert shell(world, f"ls {PROJECT}/utils 2> /dev/null")[1] == ""
 
 
@@ -115,7 +116,7 @@ def test_the_projects_own_code_is_hidden(world):
 def test_a_project_and_its_python_may_lie_under_tmp(world, python, tmp_path, monkeypatch):
     project = tmp_path / "project"
     (project / "utils").mkdir(parents=True)
-    (project / "utils" / "environment.py").touch()
+    (project / "utils" / "__init__.py").touch()
     (project / ".venv").symlink_to(sys.prefix)
     monkeypatch.setattr(kaggle_world, "PROJECT", project)
     monkeypatch.setattr(sys, "prefix", str(project / ".venv"))

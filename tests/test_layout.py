@@ -1,4 +1,5 @@
 import ast
+import graphlib
 import json
 import re
 from pathlib import Path
@@ -6,51 +7,65 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def documented_order():
-    """Modules in the order in which the README lists them."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    listed = re.search(r"imports only from those before it:\s+(.*?)\.\n", text, re.DOTALL)[1]
-    return re.findall(r"`(\w+)`", listed)
-
-
-# Standard modules that Windows lacks; kaggle_init runs as the first process in Linux namespaces.
+UTILS = ROOT / "utils"
+LIGHT = UTILS / "decision"  # the last package of which torch is kept out, with all before it
+# Standard modules that Windows lacks; rehearsal/init.py runs as the first process in Linux namespaces.
 UNIX_MODULES = {"fcntl", "grp", "pwd", "resource", "termios"}
-UNIX_FILES = {"kaggle_init.py"}
+UNIX_FILES = {UTILS / "rehearsal" / "init.py"}
+LONGEST_FILE = 400  # lines
 
 
-def imported_modules(path):
-    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-    return {
-        node.module.split(".")[1]
-        for node in nodes
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("utils.")
+def packages():
+    """Packages in the order in which the docstring of utils lists them."""
+    docstring = ast.get_docstring(ast.parse((UTILS / "__init__.py").read_text(encoding="utf-8")))
+    return re.findall(r"^- (\w+): ", docstring, re.MULTILINE)
+
+
+def modules():
+    return [path for path in sorted(UTILS.rglob("*.py")) if path.parent != UTILS]
+
+
+def package_of(path):
+    return path.relative_to(UTILS).parts[0]
+
+
+def imported(path, at_once=False):
+    """Dotted names of what a module imports; ``at_once`` leaves out what it imports late."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = tree.body if at_once else list(ast.walk(tree))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    return names + [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
+
+
+def test_packages_are_those_that_are_documented():
+    assert sorted(packages()) == sorted({package_of(path) for path in modules()})
+
+
+def test_packages_import_one_way():
+    order = packages()
+    for path in modules():
+        before = {"utils", *(f"utils.{name}" for name in order[: order.index(package_of(path)) + 1])}
+        own = {".".join(name.split(".")[:2]) for name in imported(path) if name.split(".")[0] == "utils"}
+        assert own <= before, path
+
+
+def test_no_module_imports_itself_through_others():
+    edges = {
+        path: {UTILS.parent.joinpath(*name.split(".")).with_suffix(".py") for name in imported(path)} for path in modules()
     }
-
-
-def test_readme_lists_every_module():
-    assert set(documented_order()) == {path.stem for path in (ROOT / "utils").glob("*.py")} - {"__init__"}
-
-
-def test_imports_run_one_way():
-    order = documented_order()
-    for place, name in enumerate(order):
-        assert imported_modules(ROOT / "utils" / f"{name}.py") <= set(order[:place]), name
+    graphlib.TopologicalSorter({path: targets & edges.keys() for path, targets in edges.items()}).prepare()
 
 
 def test_nothing_before_the_networks_imports_torch():
     """Choosing a threshold, comparing runs and bundling start within seconds so."""
-    order = documented_order()
-    for name in order[: order.index("augment")]:
-        body = ast.parse((ROOT / "utils" / f"{name}.py").read_text(encoding="utf-8")).body
-        imported = {alias.name for node in body if isinstance(node, ast.Import) for alias in node.names}
-        imported |= {node.module for node in body if isinstance(node, ast.ImportFrom)}
-        assert not {"torch", "torchvision", "timm"} & {module.split(".")[0] for module in imported}, name
+    light = packages()[: packages().index(LIGHT.name) + 1]
+    for path in (path for path in modules() if package_of(path) in light):
+        assert not {"torch", "torchvision", "timm"} & {name.split(".")[0] for name in imported(path, at_once=True)}, path
 
 
 def test_windows_can_import_every_module():
-    for path in set((ROOT / "utils").glob("*.py")) - {ROOT / "utils" / name for name in UNIX_FILES}:
-        at_once = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.Import)]
-        assert not UNIX_MODULES & {alias.name for node in at_once for alias in node.names}, path.name
+    for path in set(modules()) - UNIX_FILES:
+        assert not UNIX_MODULES & set(imported(path, at_once=True)), path
 
 
 def code_of_notebooks():

@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 from conftest import TINY, make_config, write_run
 
-from utils.configuration import TrainingError
-from utils.environment import write_csv
-from utils.leaks import LEAST_POSITIVES, LeakError, check_features, check_patients_whole, check_unseen, read_honest_oof
-from utils.run_folder import usable_folds
-from utils.training import train_run
+from utils.core.environment import write_csv
+from utils.runs.config import TrainingError
+from utils.runs.folder import usable_folds
+from utils.runs.leaks import LEAST_POSITIVES, LeakError, check_features, check_patients_whole, check_unseen, read_honest_oof
+from utils.training.folds import train_run
 
 
 def train_table(n: int = 100, positives: int = LEAST_POSITIVES) -> pd.DataFrame:

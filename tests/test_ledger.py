@@ -7,8 +7,8 @@ import multiprocessing
 
 import pytest
 
-from utils import ledger
-from utils.ledger import LedgerError, find_earlier, find_named, keep, ranked, read_ledger, record, update_scores
+from utils.kaggle import ledger
+from utils.kaggle.ledger import LedgerError, find_earlier, find_named, keep, ranked, read_ledger, record, update_scores
 
 NESTED = {"value": 0.5, "low": 0.4, "high": 0.6}
 

@@ -9,10 +9,11 @@ import psutil
 import pytest
 import torch
 
-from utils import loading
-from utils.augment import Augment
-from utils.dataset import BreastDataset, ImageDataset
-from utils.loading import (
+from utils.tables.vocabulary import METADATA, Vocabulary
+from utils.training import loading
+from utils.training.augment import Augment
+from utils.training.dataset import BreastDataset, ImageDataset
+from utils.training.loading import (
     PER_PICTURE,
     LoadingError,
     ShareSampler,
@@ -23,7 +24,6 @@ from utils.loading import (
     shared_bytes,
     split_batch,
 )
-from utils.vocabulary import METADATA, Vocabulary
 
 SHARES = [0.02, 0.1, 0.3, 0.5, 0.9]
 

@@ -5,17 +5,17 @@ import pandas as pd
 import pytest
 from conftest import TINY, make_config
 
-from utils import localisation
-from utils.boxes import CORNERS, CROP, read_boxes
-from utils.cache import read_manifest
-from utils.configuration import TrainingError
-from utils.explanation import explain_run
-from utils.localisation import FOUND, MISSED, draw_boxed_images
-from utils.marks import OWN as RUN
-from utils.marks import marks_table
-from utils.phantom import BOXES_FILE
-from utils.pointing import OWN, RANDOM, pointing_table, strongest_place
-from utils.training import train_run
+from utils.evaluation import localisation
+from utils.evaluation.explanation import explain_run
+from utils.evaluation.localisation import FOUND, MISSED, draw_boxed_images
+from utils.evaluation.marks import OWN as RUN
+from utils.evaluation.marks import marks_table
+from utils.evaluation.pointing import OWN, RANDOM, pointing_table, strongest_place
+from utils.images.boxes import CORNERS, CROP, read_boxes
+from utils.images.cache import read_manifest
+from utils.phantom.competition import BOXES_FILE
+from utils.runs.config import TrainingError
+from utils.training.folds import train_run
 
 
 @pytest.fixture(scope="module")

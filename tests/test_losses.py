@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from utils.auxiliary import MISSING
-from utils.losses import auxiliary_loss, box_loss, cancer_loss
+from utils.networks.auxiliary import MISSING
+from utils.networks.losses import auxiliary_loss, box_loss, cancer_loss
 
 LOGITS = torch.tensor([-2.0, 0.3, 4.0, -0.7, 1.5])
 LABELS = torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0])

@@ -4,9 +4,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from utils.boxes import CORNERS, localisation
-from utils.marks import AT_BRIGHTEST, AT_MIDDLE, AT_RANDOM, KINDS, MINUS, OTHERS, OWN, marks_table, measure_marks, median_sizes
-from utils.pointing import Landmarks
+from utils.evaluation.marks import (
+    AT_BRIGHTEST,
+    AT_MIDDLE,
+    AT_RANDOM,
+    KINDS,
+    MINUS,
+    OTHERS,
+    OWN,
+    marks_table,
+    measure_marks,
+    median_sizes,
+)
+from utils.evaluation.pointing import Landmarks
+from utils.images.boxes import CORNERS, localisation
 
 SIZE = {0: np.array([0.2, 0.2]), 1: np.array([0.4, 0.4])}
 

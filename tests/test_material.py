@@ -10,22 +10,22 @@ from conftest import TINY, make_config, write_run
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
-from utils import material as material_module
-from utils import tuning
-from utils.boxes import CROP, read_boxes
-from utils.cache import read_manifest
-from utils.configuration import ModelError
-from utils.environment import write_json
-from utils.explanation import ExplanationError
-from utils.intervals import Interval
-from utils.material import SUSPICIOUS_AUC, gather
-from utils.phantom import BOXES_FILE
-from utils.predictions import PredictionError, oof_of_runs
-from utils.run_tables import OOF_COLUMNS
-from utils.subgroups import VERDICT
-from utils.tables import assign_folds
-from utils.training import train_run
-from utils.tuning import tune, tuned_breasts
+from utils.core.environment import write_json
+from utils.decision import tuning
+from utils.decision.tuning import tune, tuned_breasts
+from utils.evaluation import material as material_module
+from utils.evaluation.explanation import ExplanationError
+from utils.evaluation.material import SUSPICIOUS_AUC, gather
+from utils.evaluation.subgroups import VERDICT
+from utils.images.boxes import CROP, read_boxes
+from utils.images.cache import read_manifest
+from utils.metrics.intervals import Interval
+from utils.phantom.competition import BOXES_FILE
+from utils.runs.config import ModelError
+from utils.runs.oof import PredictionError, oof_of_runs
+from utils.runs.tables import OOF_COLUMNS
+from utils.tables.competition import assign_folds
+from utils.training.folds import train_run
 
 
 def make_run(run_dir, images, seed=0, gain=0.3):

@@ -10,16 +10,16 @@ from conftest import TINY, killed_in_second_epoch, make_config
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from utils.configuration import ModelConfig, TrainConfig
-from utils.dataset import BreastDataset, ImageDataset
-from utils.inference import predict_logits
-from utils.leaks import LeakError
-from utils.metadata import HIDE_METADATA, MetadataEmbedding, MetadataLogit
-from utils.metrics import area_under_roc
-from utils.models import build_model
-from utils.run_folder import check_same_config
-from utils.training import load_fold, train_run
-from utils.vocabulary import CATEGORIES, METADATA, Vocabulary
+from utils.metrics.scores import area_under_roc
+from utils.networks.metadata import HIDE_METADATA, MetadataEmbedding, MetadataLogit
+from utils.networks.models import build_model
+from utils.runs.config import ModelConfig, TrainConfig
+from utils.runs.folder import check_same_config
+from utils.runs.leaks import LeakError
+from utils.tables.vocabulary import CATEGORIES, METADATA, Vocabulary
+from utils.training.dataset import BreastDataset, ImageDataset
+from utils.training.folds import load_fold, train_run
+from utils.training.inference import predict_logits
 
 VOCABULARY = Vocabulary(58.0, 10.0, ("CC", "MLO"), ("21", "49"), ("1", "2"))
 AGE, MISSING, MACHINE = (METADATA.index(column) for column in ("age", "age_missing", "machine_id"))
@@ -190,7 +190,7 @@ def test_configuration_of_before_metadata_is_that_of_a_run_without(tmp_path):
 
 
 def test_patches_are_learned_without_metadata():
-    from utils.training import patch_model
+    from utils.training.folds import patch_model
 
     assert not patch_model(make_config(TINY, model={"metadata": True}, patch_epochs=1)).metadata
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import fbeta_score
 
-from utils.metrics import area_under_roc, average_precision, best_threshold, decide, probabilistic_f1, sigmoid
+from utils.metrics.scores import area_under_roc, average_precision, best_threshold, decide, probabilistic_f1, sigmoid
 
 
 def random_case(seed: int, n: int | None = None, levels: int = 6) -> tuple[np.ndarray, np.ndarray]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.mixing import mix
+from utils.training.mixing import mix
 
 LEVELS = torch.tensor([10.0, 60.0, 130.0, 250.0])  # one grey value an image
 

@@ -4,9 +4,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from utils.configuration import ModelConfig, ModelError
-from utils.models import BoxHead, GatedAttention, build_model
-from utils.vocabulary import METADATA, Vocabulary
+from utils.networks.models import BoxHead, GatedAttention, build_model
+from utils.runs.config import ModelConfig, ModelError
+from utils.tables.vocabulary import METADATA, Vocabulary
 
 VOCABULARY = Vocabulary(58.0, 10.0, ("CC", "MLO"), ("21", "49"), ("1", "2"))
 VIEW, CC, MLO = METADATA.index("view"), 1, 2

@@ -11,7 +11,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from utils.tables import read_images
+from utils.tables.competition import read_images
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
@@ -52,8 +52,8 @@ def parameters(name):
 def test_kit_that_make_kaggle_marked_is_taken_from_among_several(tmp_path, monkeypatch, capsys):
     """In all notebooks alike: their first cell finds the kit."""
     for name in ("another-dataset", "kit/mammography-kit-0.1.0"):
-        (tmp_path / name / "utils").mkdir(parents=True)
-        (tmp_path / name / "utils" / "environment.py").touch()
+        (tmp_path / name / "utils" / "core").mkdir(parents=True)
+        (tmp_path / name / "utils" / "core" / "environment.py").touch()
     kit = tmp_path / "kit" / "mammography-kit-0.1.0"
     (kit / "kit.json").touch()
     (source,) = {cell.source for name in NOTEBOOKS for cell in cells(name) if cell.id == "root"}

@@ -20,12 +20,12 @@ from benchmarks.limit.observer import (
 )
 from benchmarks.limit.phantom import OBSERVERS, fit_observer, per_breast, place_ratios, score_images
 from benchmarks.limit.statistics import mean_signals, patch_side, tissue_spectrum
-from utils.cache import CacheSettings, build_cache
-from utils.environment import KitError
-from utils.intervals import PatientBootstrap
-from utils.phantom import make_competition, read_truth
-from utils.phantom_images import power_law_texture
-from utils.tables import read_images
+from utils.core.environment import KitError
+from utils.images.cache import CacheSettings, build_cache
+from utils.metrics.intervals import PatientBootstrap
+from utils.phantom.competition import make_competition, read_truth
+from utils.phantom.pictures import power_law_texture
+from utils.tables.competition import read_images
 
 SETTINGS = CacheSettings(image_height=64, image_width=48)
 

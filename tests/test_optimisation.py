@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from utils.cache import CacheSettings
-from utils.configuration import ModelConfig, TrainConfig
-from utils.models import build_model
-from utils.optimisation import is_out_of_memory, make_optimizer, pick_precision, warmup_cosine
-from utils.vocabulary import Vocabulary
+from utils.images.cache import CacheSettings
+from utils.networks.models import build_model
+from utils.runs.config import ModelConfig, TrainConfig
+from utils.tables.vocabulary import Vocabulary
+from utils.training.optimisation import is_out_of_memory, make_optimizer, pick_precision, warmup_cosine
 
 VOCABULARY = Vocabulary(58.0, 10.0, ("CC", "MLO"), ("21", "49"), ("1", "2"))
 TIMM = ["test_resnet", "test_convnext", "test_efficientnet", "test_vit"]

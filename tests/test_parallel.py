@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.parallel import Outcome, StopRunError, map_items
+from utils.core.parallel import Outcome, StopRunError, map_items
 
 here_or_in_processes = pytest.mark.parametrize("num_workers", [0, 1, 2])
 

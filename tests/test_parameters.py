@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import NOTEBOOKS
 
-from utils.parameters import ParameterError, read_parameters
+from utils.core.parameters import ParameterError, read_parameters
 
 DECLARED = 'hard: bool = True\nepochs: int = 0  # 0: 8\nlearning_rate: float = 3e-4\nrun_dirs: str = ""'
 

@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from utils.augment import Augment
-from utils.boxes import COLUMNS
-from utils.cache import picture_path
-from utils.patches import LEAST_TISSUE, MOST_OF_BOX, PatchDataset, choose_background, cut_patch
-from utils.vocabulary import Vocabulary
+from utils.images.boxes import COLUMNS
+from utils.images.cache import picture_path
+from utils.tables.vocabulary import Vocabulary
+from utils.training.augment import Augment
+from utils.training.patches import LEAST_TISSUE, MOST_OF_BOX, PatchDataset, choose_background, cut_patch
 
 HEIGHT, WIDTH, SIZE = 64, 48, 16
 VOCABULARY = Vocabulary(58.0, 10.0, ("CC", "MLO"), ("21",), ("1",))

@@ -13,8 +13,10 @@ from pydicom.encaps import get_frame
 from pydicom.pixels import apply_voi_lut
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1
 
-from utils import phantom, phantom_dicom, phantom_images
-from utils.phantom import make_competition, read_truth
+from utils.phantom import competition as phantom
+from utils.phantom import dicom as phantom_dicom
+from utils.phantom import pictures as phantom_images
+from utils.phantom.competition import make_competition, read_truth
 
 SMALL = {"n_train_patients": 8, "n_test_patients": 4, "height": 128, "positive_share": 0.5, "seed": 7}
 # Copied from the competition's data page, not from the module.

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from utils.exploration import density_by_age, views_per_breast
-from utils.plots_evaluation import show_curves, show_reliability, show_threshold
-from utils.plots_exploration import show_density, show_views
+from utils.decision.figures import show_curves, show_reliability, show_threshold
+from utils.explore.exploration import density_by_age, views_per_breast
+from utils.explore.figures import show_density, show_views
 
 NAMES = ["plain", "_old", "__x", "a$b$c", "x$\\frac$", "$", "\\$a$", "_$x^{$", "%s{}", "naïve"]
 

@@ -5,10 +5,7 @@ import pandas as pd
 import pytest
 from conftest import TINY
 
-from utils.boxes import CORNERS, read_boxes, to_picture
-from utils.cache import read_manifest
-from utils.phantom import BOXES_FILE
-from utils.pointing import (
+from utils.evaluation.pointing import (
     BRIGHTEST,
     MIDDLE,
     OTHERS,
@@ -22,6 +19,9 @@ from utils.pointing import (
     read_landmarks,
     strongest_place,
 )
+from utils.images.boxes import CORNERS, read_boxes, to_picture
+from utils.images.cache import read_manifest
+from utils.phantom.competition import BOXES_FILE
 
 UPPER_RIGHT = {"image_id": "a", "x_min": 0.5, "y_min": 0.0, "x_max": 1.0, "y_max": 0.5}
 IN_IT, BESIDE_IT = (0.75, 0.25), (0.25, 0.75)

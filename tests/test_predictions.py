@@ -5,15 +5,17 @@ import pandas as pd
 import pytest
 from conftest import write_run
 
-from utils import cache, environment, inputs, predictions
-from utils.environment import write_json
-from utils.example_run import find_or_train_runs
-from utils.leaks import LeakError
-from utils.oof_summary import oof_summary
-from utils.phantom import PARAMETERS_FILE
-from utils.predictions import AGGREGATIONS, PredictionError, aggregate, find_runs, name_runs, one_image_per_breast, oof_of_runs
-from utils.tables import assign_folds
-from utils.training import OOF_COLUMNS
+from utils.core import environment
+from utils.core.environment import write_json
+from utils.images import cache, inputs
+from utils.phantom.competition import PARAMETERS_FILE
+from utils.runs import oof as predictions
+from utils.runs.leaks import LeakError
+from utils.runs.oof import AGGREGATIONS, PredictionError, aggregate, find_runs, name_runs, one_image_per_breast, oof_of_runs
+from utils.runs.summary import oof_summary
+from utils.tables.competition import assign_folds
+from utils.training.example_run import find_or_train_runs
+from utils.training.folds import OOF_COLUMNS
 
 IMAGES = pd.DataFrame({"prediction_id": ["b", "a", "b", "b", "a"], "probability": [0.1, 0.4, 0.5, 0.9, 0.2]})
 

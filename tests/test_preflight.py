@@ -1,6 +1,5 @@
 """Facts about the preflight: what it finds before the heavy work, what it calls fatal, and that it never is the problem."""
 
-import ast
 import csv
 import errno
 import json
@@ -25,15 +24,17 @@ import safetensors.numpy
 import torch
 from conftest import TINY, TUNED, make_config, parameters_of, write_tuned
 
-from utils import environment, predictions, preflight_machine, preflight_packages, tuning
-from utils.cache import default_cache_dir
-from utils.environment import read_json, write_json
-from utils.example_run import runs_to_submit
-from utils.parameters import Parameters
-from utils.preflight import CHECKS, Finding, PreflightError, _findings, preflight
-from utils.preflight_data import check_cache, check_images, check_tables, check_true_boxes
-from utils.preflight_job import PICTURE_BYTES, RUN_BYTES, Job
-from utils.preflight_machine import (
+from utils.core import environment
+from utils.core.environment import read_json, write_json
+from utils.core.parameters import Parameters
+from utils.decision import tuning
+from utils.decision.tuning import tune
+from utils.images.cache import default_cache_dir
+from utils.kaggle import preflight_machine, preflight_packages
+from utils.kaggle.preflight import CHECKS, Finding, PreflightError, _findings, preflight
+from utils.kaggle.preflight_data import check_cache, check_images, check_tables, check_true_boxes
+from utils.kaggle.preflight_job import PICTURE_BYTES, RUN_BYTES, Job
+from utils.kaggle.preflight_machine import (
     HUB_SECONDS,
     check_device,
     check_disk,
@@ -41,10 +42,12 @@ from utils.preflight_machine import (
     check_memory,
     free_memory,
 )
-from utils.preflight_packages import NEEDED, OPTIONAL, check_packages, check_python
-from utils.preflight_runs import check_preprocessing, check_runs, check_threshold, check_weights, check_weights_file
-from utils.training import train_run
-from utils.tuning import tune
+from utils.kaggle.preflight_packages import NEEDED, OPTIONAL, check_packages, check_python
+from utils.kaggle.preflight_runs import check_preprocessing, check_runs, check_threshold, check_weights, check_weights_file
+from utils.runs import oof as predictions
+from utils.runs.code import imports_of, module_files
+from utils.training.example_run import runs_to_submit
+from utils.training.folds import train_run
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE = {"image_height": TINY.image_height, "image_width": TINY.image_width}
@@ -144,7 +147,7 @@ def test_check_that_breaks_is_a_warning_and_keeps_what_it_found():
 
 
 def test_preflight_imports_nothing_that_may_be_missing():
-    code = "import sys, utils.preflight; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    code = "import sys, utils.kaggle.preflight; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     assert "utils" in loaded
     assert not set(loaded) & ({module for needed in NEEDED.values() for module in needed} - {"numpy"} | {"packaging"})
@@ -154,25 +157,17 @@ def test_preflight_imports_nothing_that_may_be_missing():
 # --------
 
 
-def imports(source: str) -> tuple[set[str], set[str]]:
-    """Packages from elsewhere, and modules of the kit, that some code imports, at its top or later."""
-    nodes = list(ast.walk(ast.parse(source)))
-    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    for node in (node for node in nodes if isinstance(node, ast.ImportFrom)):
-        names += [f"utils.{alias.name}" for alias in node.names] if node.module == "utils" else [node.module]
-    own = {name.split(".")[1] for name in names if name.startswith("utils.")}
-    return {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"utils"}, own
-
-
 @pytest.mark.parametrize("notebook", CHECKS)
 def test_packages_are_those_that_the_notebook_imports(notebook):
     cells = json.loads((ROOT / "notebooks" / f"{notebook}.ipynb").read_text())["cells"]
-    packages, todo = imports("\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"))
-    done = {path.stem for path in (ROOT / "utils").glob("preflight*.py")}  # which import for all notebooks
-    while todo - done:
-        module = (todo - done).pop()
-        more, own = imports((ROOT / "utils" / f"{module}.py").read_text())
-        packages, todo, done = packages | more, todo | own, done | {module}
+    todo = set(imports_of("\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")))
+    reached = set()
+    while todo:
+        name = todo.pop()
+        reached.add(name)
+        if not name.startswith("utils.kaggle.preflight"):  # which imports for all notebooks
+            todo |= {more for path in module_files({name}, ROOT) for more in imports_of(path.read_text())} - reached
+    packages = {name.partition(".")[0] for name in reached} - sys.stdlib_module_names - {"utils"}
     asked_for = {"distributed"}  # cluster
     brought = {"IPython", "torchvision"}  # by the notebook itself, and by timm
     device = {"torch"} - NEEDED[notebook].keys()  # of environment, where a device is asked for
@@ -621,7 +616,7 @@ def test_submit_fills_a_cache_for_each_preprocessing_of_its_runs(competition, ru
     assert list(caches.values()) == [TINY, replace(TINY, exact=True)]
     assert list(caches) == [default_cache_dir(competition, settings) for settings in caches.values()]
     named = Job("submit", str(competition), [run, other], cache_dir=str(tmp_path / "cache")).caches
-    assert list(named) == [tmp_path / "cache" / default.name for default in caches]  # as utils.streaming does
+    assert list(named) == [tmp_path / "cache" / default.name for default in caches]  # as utils.submission.streaming does
     assert list(Job("submit", str(competition), [run], cache_dir=str(tmp_path / "cache")).caches) == [tmp_path / "cache"]
 
 

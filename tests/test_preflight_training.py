@@ -9,12 +9,10 @@ import safetensors.torch
 import torch
 from conftest import NOTEBOOKS, TINY, parameters_of
 
-from utils import loading, models, preflight_training
-from utils.encoders import PlainCnn
-from utils.phantom import BOXES_FILE
-from utils.preflight import PreflightError, preflight
-from utils.preflight_job import Job
-from utils.preflight_training import (
+from utils.kaggle import preflight_training
+from utils.kaggle.preflight import PreflightError, preflight
+from utils.kaggle.preflight_job import Job
+from utils.kaggle.preflight_training import (
     check_boxes,
     check_configuration,
     check_extra_sets,
@@ -25,10 +23,14 @@ from utils.preflight_training import (
     check_shared_memory,
     check_shares,
 )
-from utils.preflight_values import check_output, check_values
-from utils.run_folder import claim_run
-from utils.tables import assign_folds
-from utils.training_parameters import make_execution, train_config
+from utils.kaggle.preflight_values import check_output, check_values
+from utils.networks import models
+from utils.networks.encoders import PlainCnn
+from utils.phantom.competition import BOXES_FILE
+from utils.runs.folder import claim_run
+from utils.runs.parameters import make_execution, train_config
+from utils.tables.competition import assign_folds
+from utils.training import loading
 
 SIZE = {"image_height": TINY.image_height, "image_width": TINY.image_width}
 

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1
 
-from utils.breast import breast_mask, find_breast
-from utils.dicom import DicomError, open_dicom
-from utils.phantom_dicom import MACHINES, write_dicom
-from utils.phantom_images import Breast, draw_breast, draw_image
-from utils.preprocessing import MIN_OVERSAMPLING, describe, draw, make_plan, preprocess
-from utils.resample import resize
+from utils.dicom.file import DicomError, open_dicom
+from utils.images.breast import breast_mask, find_breast
+from utils.images.preprocessing import MIN_OVERSAMPLING, describe, draw, make_plan, preprocess
+from utils.images.resample import resize
+from utils.phantom.dicom import MACHINES, write_dicom
+from utils.phantom.pictures import Breast, draw_breast, draw_image
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "rsna-sample"
 JPEG2000 = replace(MACHINES[0], transfer_syntax=JPEG2000Lossless)

@@ -11,15 +11,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from utils.boxes import read_boxes
-from utils.encoders import build_encoder
-from utils.oof_summary import oof_summary
-from utils.phantom import TRUTH_FOLDER
-from utils.probe import INVERSE_PENALTY, LEAST_SPREAD, fit_head
-from utils.run_tables import read_oof
-from utils.tables import assign_folds
-from utils.training import load_fold, make_dataset, train_run
-from utils.vocabulary import Vocabulary
+from utils.images.boxes import read_boxes
+from utils.networks.encoders import build_encoder
+from utils.phantom.competition import TRUTH_FOLDER
+from utils.runs.summary import oof_summary
+from utils.runs.tables import read_oof
+from utils.tables.competition import assign_folds
+from utils.tables.vocabulary import Vocabulary
+from utils.training.folds import load_fold, make_dataset, train_run
+from utils.training.probe import INVERSE_PENALTY, LEAST_SPREAD, fit_head
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_network_from_scratch_has_no_floor(images, cache_dir, settings, tmp_path
 
 
 def test_resumed_run_is_not_probed_again(images, cache_dir, config, tmp_path, monkeypatch):
-    from utils import fitting
+    from utils.training import fitting
 
     run, write = tmp_path / "run", fitting.Fitting._write
 

@@ -10,9 +10,9 @@ import safetensors.torch
 import torch
 from conftest import make_config
 
-from utils.configuration import TrainingError
-from utils.execution import Execution
-from utils.training import train_run
+from utils.runs.config import TrainingError
+from utils.runs.execution import Execution
+from utils.training.folds import train_run
 
 ON_TWO = Execution(num_processes=2)
 

@@ -4,11 +4,18 @@ import pydicom
 import pytest
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1
 
-from utils import projection
-from utils.phantom_dicom import Machine
-from utils.phantom_images import Breast
-from utils.projection import decode_seconds, describe_hardware, project, project_preprocessing, with_decode, write_full_sized
-from utils.tables import image_paths
+from utils.phantom.dicom import Machine
+from utils.phantom.pictures import Breast
+from utils.rehearsal import projection
+from utils.rehearsal.projection import (
+    decode_seconds,
+    describe_hardware,
+    project,
+    project_preprocessing,
+    with_decode,
+    write_full_sized,
+)
+from utils.tables.competition import image_paths
 
 STAGES = {
     "start": {"images": 0, "seconds": 10.0},

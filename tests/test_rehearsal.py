@@ -10,13 +10,12 @@ import pandas as pd
 import pytest
 from conftest import write_tuned
 
-from utils import predictions, rehearsal, rehearsal_stage
-from utils.environment import KAGGLE_INPUT, KitError, write_json
-from utils.hidden_test import HiddenTest
-from utils.kaggle_world import TIMED_OUT, KagglePython
-from utils.predictions import PredictionError
-from utils.rehearsal import describe, list_files, papermill_command, text_of
-from utils.rehearsal_stage import (
+from utils.core.environment import KAGGLE_INPUT, KitError, write_json
+from utils.phantom.hidden_test import HiddenTest
+from utils.rehearsal import rehearse as rehearsal
+from utils.rehearsal import stage as rehearsal_stage
+from utils.rehearsal.rehearse import describe, list_files, papermill_command, text_of
+from utils.rehearsal.stage import (
     FACTS,
     FACTS_CELL,
     Options,
@@ -25,6 +24,9 @@ from utils.rehearsal_stage import (
     lacking_packages,
     mount_dataset,
 )
+from utils.rehearsal.world import TIMED_OUT, KagglePython
+from utils.runs import oof as predictions
+from utils.runs.oof import PredictionError
 
 UNREADABLE = ("2_R", "1_L")
 CLOSED = {"the host's own server": "ECONNREFUSED", "writing into the input": "EROFS"}
@@ -266,10 +268,10 @@ def test_datasets_are_mounted_by_slug_with_archives_unpacked(tmp_path):
     write_json(dataset / "dataset-metadata.json", {"id": "someone/kit-code"})
     (dataset / "wheel.whl").write_text("wheel")
     with zipfile.ZipFile(dataset / "kit-1.zip", "w") as archive:
-        archive.writestr("utils/environment.py", "")
+        archive.writestr("utils/core/environment.py", "")
     mount_dataset(dataset, tmp_path / "input")
     found = {str(path.relative_to(tmp_path / "input")) for path in (tmp_path / "input").rglob("*") if path.is_file()}
-    assert found == {"kit-code/wheel.whl", "kit-code/kit-1/utils/environment.py"}
+    assert found == {"kit-code/wheel.whl", "kit-code/kit-1/utils/core/environment.py"}
 
 
 def test_lacking_is_what_kaggles_image_has_not_and_what_the_wheels_bring():

@@ -17,11 +17,11 @@ import pandas as pd
 import pytest
 from conftest import TINY, make_config
 
-from utils import report
-from utils.environment import KitError
-from utils.intervals import Interval
-from utils.report import LARGEST, Page, describe_runs
-from utils.training import train_run
+from utils.core.environment import KitError
+from utils.evaluation import report
+from utils.evaluation.report import LARGEST, Page, describe_runs
+from utils.metrics.intervals import Interval
+from utils.training.folds import train_run
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = [(1280, 900), (390, 844)]  # a desk's screen and a phone's

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from test_jpeg2000 import encode, noise, reduced_by_openjpeg, smooth
 
-from utils.resample import CUBIC_SHARE, average_areas, fitted_size, low_pass, pad, resize
+from utils.images.resample import CUBIC_SHARE, average_areas, fitted_size, low_pass, pad, resize
 
 
 def fit(image: np.ndarray, height: int, width: int) -> np.ndarray:

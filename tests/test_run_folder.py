@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from conftest import TINY, make_config
 
-from utils.configuration import TrainingError
-from utils.environment import write_csv
-from utils.run_folder import load_config, read_notes, usable_folds
+from utils.core.environment import write_csv
+from utils.runs.config import TrainingError
+from utils.runs.folder import load_config, read_notes, usable_folds
 
 CONFIG = make_config(TINY).to_json()
 NOTES = {"prevalence": 0.02, "settings_hash": TINY.hash, "phantom": False, "versions": {"torch": "2.6"}}

@@ -12,13 +12,14 @@ import torch
 from conftest import make_config
 from filelock import FileLock
 
-from utils import run_lock, training
-from utils.configuration import TrainingError
-from utils.fitting import Fitting
-from utils.fold_folders import fold_folders
-from utils.processes import Ranks
-from utils.tables import assign_folds
-from utils.training import fit_fold, train_run
+from utils.runs import lock as run_lock
+from utils.runs.config import TrainingError
+from utils.runs.fold_folders import fold_folders
+from utils.tables.competition import assign_folds
+from utils.training import folds as training
+from utils.training.fitting import Fitting
+from utils.training.folds import fit_fold, train_run
+from utils.training.processes import Ranks
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from utils.configuration import TrainingError
-from utils.run_tables import OOF_COLUMNS, read_extra_patients, read_folds, read_history_table, read_oof
+from utils.runs.config import TrainingError
+from utils.runs.tables import OOF_COLUMNS, read_extra_patients, read_folds, read_history_table, read_oof
 
 OOF = pd.DataFrame(
     {

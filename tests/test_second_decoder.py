@@ -6,8 +6,8 @@ import numpy as np
 import pydicom
 import pytest
 
-from utils.dicom import read_stored
-from utils.tables import image_paths
+from utils.dicom.file import read_stored
+from utils.tables.competition import image_paths
 
 dicomsdl = pytest.importorskip("dicomsdl")  # requirements.txt says where it has no wheels
 SAMPLE = Path(__file__).resolve().parents[2] / "shared" / "data" / "rsna-sample"

@@ -11,18 +11,18 @@ import safetensors.torch
 import torch
 from conftest import TINY, killed_in_second_epoch, make_config, parameters_of
 
-from utils.configuration import TrainingError
-from utils.environment import write_json
-from utils.fitting import Fitting
-from utils.leaks import LeakError, check_unseen, read_honest_oof
-from utils.models import build_model
-from utils.phantom import read_truth
-from utils.preflight_job import Job
-from utils.preflight_training import check_network, check_start
-from utils.sources import find_starts, open_source
-from utils.starts import Start, read_start
-from utils.tables import assign_folds
-from utils.training import load_fold, train_run
+from utils.core.environment import write_json
+from utils.kaggle.preflight_job import Job
+from utils.kaggle.preflight_training import check_network, check_start
+from utils.networks.models import build_model
+from utils.phantom.competition import read_truth
+from utils.runs.config import TrainingError
+from utils.runs.leaks import LeakError, check_unseen, read_honest_oof
+from utils.runs.starts import Start, read_start
+from utils.tables.competition import assign_folds
+from utils.training.fitting import Fitting
+from utils.training.folds import load_fold, train_run
+from utils.training.sources import find_starts, open_source
 
 ONE_EPOCH = {"epochs": 1, "keep_epoch": "last"}
 

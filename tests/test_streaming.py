@@ -13,22 +13,22 @@ import pytest
 import torch
 from conftest import TINY, make_config
 
-from utils import acceleration, ensemble, streaming
-from utils.acceleration import Candidate, accelerate
-from utils.cache import CacheSettings, build_cache
-from utils.calibration import Calibration
-from utils.deadline import Deadline, Plan
-from utils.ensemble import check_run, load_variants
-from utils.environment import write_json
-from utils.inference import predict_logits
-from utils.metrics import sigmoid
-from utils.predictions import aggregate
-from utils.run_folder import finished_folds, load_config
-from utils.streaming import predict_runs
-from utils.submission import PRIOR, Draft, SubmissionError, complete, validate_submission
-from utils.tables import read_sample_submission
-from utils.training import load_fold, make_dataset, train_run
-from utils.tuning import tune
+from utils.core.environment import write_json
+from utils.decision.calibration import Calibration
+from utils.decision.tuning import tune
+from utils.images.cache import CacheSettings, build_cache
+from utils.metrics.scores import sigmoid
+from utils.runs.folder import finished_folds, load_config
+from utils.runs.oof import aggregate
+from utils.submission import acceleration, ensemble, streaming
+from utils.submission.acceleration import Candidate, accelerate
+from utils.submission.deadline import Deadline, Plan
+from utils.submission.draft import PRIOR, Draft, SubmissionError, complete, validate_submission
+from utils.submission.ensemble import check_run, load_variants
+from utils.submission.streaming import predict_runs
+from utils.tables.competition import read_sample_submission
+from utils.training.folds import load_fold, make_dataset, train_run
+from utils.training.inference import predict_logits
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -414,9 +414,9 @@ KILLED = """
 import json, os, random, signal, sys, time
 from pathlib import Path
 import torch
-from utils import streaming
-from utils.submission import Draft, write_prior
-from utils.tables import read_images
+from utils.submission import streaming
+from utils.submission.draft import Draft, write_prior
+from utils.tables.competition import read_images
 competition, folder, runs, tuned = (json.loads(text) for text in sys.argv[1:])
 competition = Path(competition)
 streaming.FIRST_CHUNK = streaming.LARGEST_CHUNK = 1

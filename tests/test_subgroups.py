@@ -8,9 +8,9 @@ import pytest
 from conftest import write_run
 from sklearn.metrics import f1_score, recall_score, roc_auc_score
 
-from utils.metrics import decide
-from utils.run_tables import OOF_COLUMNS
-from utils.subgroups import VERDICT, auc_within, by_subgroup, by_view, sources_of_auc, with_traits
+from utils.evaluation.subgroups import VERDICT, auc_within, by_subgroup, by_view, sources_of_auc, with_traits
+from utils.metrics.scores import decide
+from utils.runs.tables import OOF_COLUMNS
 
 N = 160  # patients, with one breast each
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from utils.submission import (
+from utils.submission.draft import (
     Draft,
     SubmissionError,
     _claim_name,
@@ -90,7 +90,7 @@ def test_unpredicted_breasts_are_named_in_the_provenance(competition, test_image
 
 
 def test_light_modules_write_the_prior_without_torch():
-    code = "import sys; import utils.deadline, utils.submission; sys.exit('torch' in sys.modules or 'cv2' in sys.modules)"
+    code = "import sys, utils.submission.deadline, utils.submission.draft; sys.exit(bool({'torch', 'cv2'} & {*sys.modules}))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
 
 
@@ -217,7 +217,7 @@ def test_any_name_makes_a_short_plain_file_name(finish, tmp_path, name, kept):
 
 
 def test_submissions_of_the_same_second_are_all_kept(finish, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.submission.time.strftime", lambda form: "20261125-120000")
+    monkeypatch.setattr("utils.submission.draft.time.strftime", lambda form: "20261125-120000")
     for probability in (0.2, 0.4, 0.6):
         names = finish({"name": "cnn", "probability": probability}, probability)
     assert len(names) == 9
@@ -230,7 +230,7 @@ def test_submissions_of_the_same_second_are_all_kept(finish, tmp_path, monkeypat
 
 @pytest.mark.parametrize("left", ["-cnn.csv", "-cnn_probabilities.csv", "-cnn.json"])
 def test_any_file_of_a_name_keeps_it_taken(finish, tmp_path, monkeypatch, left):
-    monkeypatch.setattr("utils.submission.time.strftime", lambda form: "20261125-120000")
+    monkeypatch.setattr("utils.submission.draft.time.strftime", lambda form: "20261125-120000")
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / f"20261125-120000{left}").write_text("mine")
     assert len(finish({"name": "cnn"})) == 4
@@ -286,7 +286,7 @@ def test_full_disk_at_the_last_update_leaves_the_one_before(competition, test_im
     draft = Draft(tmp_path / "submission.csv", test_images, competition, 0.02)
     draft.update(pd.Series(0.7, index=ids))
     before = draft.path.read_bytes()
-    monkeypatch.setattr("utils.submission.write_csv", full)
+    monkeypatch.setattr("utils.submission.draft.write_csv", full)
     draft.finish(pd.Series(0.8, index=ids), tmp_path / "s", {})
     assert draft.path.read_bytes() == before and not list((tmp_path / "s").iterdir())
     assert "The last update failed" in capsys.readouterr().out

@@ -6,7 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from utils.tables import TableError, assign_folds, breasts, image_paths, name_files, read_images, read_sample_submission
+from utils.tables.competition import (
+    TableError,
+    assign_folds,
+    breasts,
+    image_paths,
+    name_files,
+    read_images,
+    read_sample_submission,
+)
 
 REAL_TABLE = Path(__file__).resolve().parents[2] / "shared" / "data" / "rsna-table"
 POSITIVE_BREASTS = 492  # of the competition's 23,826; as published

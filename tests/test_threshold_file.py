@@ -6,9 +6,9 @@ import math
 import pytest
 from conftest import TUNED
 
-from utils.environment import write_json
-from utils.predictions import PredictionError
-from utils.threshold_file import read_threshold
+from utils.core.environment import write_json
+from utils.decision.threshold import read_threshold
+from utils.runs.oof import PredictionError
 
 PLATT = TUNED["calibration"]
 ISOTONIC = PLATT | {"method": "isotonic", "inputs": [0.1, 0.5, 0.9], "outputs": [0.1, 0.1, 0.9]}

@@ -7,10 +7,8 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import f1_score
 
-from utils import thresholds
-from utils.intervals import PatientBootstrap
-from utils.metrics import best_threshold, decide
-from utils.thresholds import (
+from utils.decision import thresholds
+from utils.decision.thresholds import (
     CHOICES,
     cut_points,
     maximum_threshold,
@@ -23,6 +21,8 @@ from utils.thresholds import (
     site_decisions,
     site_thresholds,
 )
+from utils.metrics.intervals import PatientBootstrap
+from utils.metrics.scores import best_threshold, decide
 
 BOTH = pytest.mark.parametrize("choose", CHOICES.values(), ids=CHOICES)
 

@@ -11,22 +11,23 @@ import safetensors.torch
 import torch
 from conftest import TINY, make_config
 
-from utils import run_folder, training
-from utils.cache import picture_path
-from utils.configuration import TrainingError
-from utils.dataset import ImageDataset
-from utils.environment import write_json
-from utils.execution import Execution
-from utils.fitting import Fitting
-from utils.inference import predict_logits
-from utils.metrics import area_under_roc, sigmoid
-from utils.models import build_model
-from utils.phantom import read_truth
-from utils.run_folder import claim_run, load_config
-from utils.run_tables import OOF_COLUMNS, read_oof
-from utils.tables import assign_folds
-from utils.training import load_fold, train_run
-from utils.vocabulary import Vocabulary
+from utils.core.environment import write_json
+from utils.images.cache import picture_path
+from utils.metrics.scores import area_under_roc, sigmoid
+from utils.networks.models import build_model
+from utils.phantom.competition import read_truth
+from utils.runs import folder as run_folder
+from utils.runs.config import TrainingError
+from utils.runs.execution import Execution
+from utils.runs.folder import claim_run, load_config
+from utils.runs.tables import OOF_COLUMNS, read_oof
+from utils.tables.competition import assign_folds
+from utils.tables.vocabulary import Vocabulary
+from utils.training import folds as training
+from utils.training.dataset import ImageDataset
+from utils.training.fitting import Fitting
+from utils.training.folds import load_fold, train_run
+from utils.training.inference import predict_logits
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,7 @@ def test_run_killed_before_its_history_was_written_has_it_in_the_end(images, cac
         write_csv(path, table)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("utils.fitting.write_csv", kill)
+        patch.setattr("utils.training.fitting.write_csv", kill)
         train_run(config, images, cache_dir, tmp_path / "run")
     train_run(config, images, cache_dir, tmp_path / "run")
     assert len(pd.read_csv(tmp_path / "run" / "history.csv")) == 1
@@ -224,7 +225,7 @@ def test_vocabulary_knows_only_the_training_folds(run, images):
 
 
 def test_gpu_that_only_claims_to_work_is_not_used(monkeypatch, capsys):
-    from utils.environment import pick_device
+    from utils.core.environment import pick_device
 
     def broken(*args, **kwargs):
         raise RuntimeError("CUDA error: no kernel image is available for execution on the device")

@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 
-from utils import training_code
-from utils.environment import PROJECT
-from utils.training_code import changed_versions, code_versions
+from utils.core.environment import PROJECT
+from utils.runs import code as training_code
+from utils.runs.code import changed_versions, code_versions
 
 
 @pytest.fixture
@@ -21,14 +21,18 @@ def edit(path):
     path.write_text(path.read_text(encoding="utf-8") + "\nCHANGED = True\n", encoding="utf-8")
 
 
-@pytest.mark.parametrize("module", ["training", "fitting", "models", "losses", "breast", "run_folder"])
+@pytest.mark.parametrize(
+    "module", ["training/folds", "training/fitting", "networks/losses", "images/breast", "runs/folder", "metrics/__init__"]
+)
 def test_edit_of_a_module_that_trains_changes_the_hash(kit, module):
     before = code_versions()
     edit(kit / f"{module}.py")
     assert code_versions()["code"] != before["code"] and "code was" in changed_versions(before)
 
 
-@pytest.mark.parametrize("module", ["submission", "report", "preflight", "kaggle", "tuning"])
+@pytest.mark.parametrize(
+    "module", ["submission/draft", "evaluation/report", "kaggle/preflight", "decision/tuning", "rehearsal/stage"]
+)
 def test_edit_of_another_module_does_not(kit, module):
     before = code_versions()
     edit(kit / f"{module}.py")
@@ -37,7 +41,7 @@ def test_edit_of_another_module_does_not(kit, module):
 
 def test_line_ends_of_windows_do_not_change_the_hash(kit):
     before = code_versions()
-    path = kit / "training.py"
+    path = kit / "training" / "folds.py"
     path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
     assert code_versions() == before
 

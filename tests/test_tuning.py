@@ -9,15 +9,11 @@ import pytest
 from conftest import write_run
 from test_predictions import write_oof
 
-from utils import environment, example_run, predictions, tuning
-from utils.calibration import METHODS, Calibration, compare_calibrations, fit_calibration
-from utils.environment import read_json, write_json
-from utils.example_run import runs_to_submit
-from utils.intervals import PatientBootstrap
-from utils.metrics import best_threshold, decide, probabilistic_f1, sigmoid
-from utils.phantom import PARAMETERS_FILE
-from utils.predictions import AGGREGATIONS, PredictionError, aggregate, oof_of_runs
-from utils.thresholds import (
+from utils.core import environment
+from utils.core.environment import read_json, write_json
+from utils.decision import tuning
+from utils.decision.calibration import METHODS, Calibration, compare_calibrations, fit_calibration
+from utils.decision.thresholds import (
     CHOICES,
     maximum_threshold,
     nested_decisions,
@@ -25,8 +21,7 @@ from utils.thresholds import (
     patient_nested,
     site_thresholds,
 )
-from utils.training import OOF_COLUMNS
-from utils.tuning import (
+from utils.decision.tuning import (
     apply_tuned,
     compare_aggregations,
     decide_tuned,
@@ -37,6 +32,14 @@ from utils.tuning import (
     tuned_breasts,
     weights_of,
 )
+from utils.metrics.intervals import PatientBootstrap
+from utils.metrics.scores import best_threshold, decide, probabilistic_f1, sigmoid
+from utils.phantom.competition import PARAMETERS_FILE
+from utils.runs import oof as predictions
+from utils.runs.oof import AGGREGATIONS, PredictionError, aggregate, oof_of_runs
+from utils.training import example_run
+from utils.training.example_run import runs_to_submit
+from utils.training.folds import OOF_COLUMNS
 
 CONTRACT = {"threshold", "aggregation", "pf1", "pf1_nested", "runs"}  # relied on from outside
 

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from utils.environment import PROJECT, write_json
-from utils.wheels import KAGGLE_IMAGE, WheelError, download_wheels, missing_requirements, needs_of
+from utils.core.environment import PROJECT, write_json
+from utils.kaggle.wheels import KAGGLE_IMAGE, WheelError, download_wheels, missing_requirements, needs_of
 
 IMAGE = {"numpy": "1.26.4", "scikit-learn": "1.2.2"}
 

@@ -7,9 +7,9 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless
 from test_dicom import lut, make_dicom, ramp
 
-from utils.dicom import open_dicom, read_dicom
-from utils.preprocessing import preprocess
-from utils.window import apply_window
+from utils.dicom.file import open_dicom, read_dicom
+from utils.dicom.window import apply_window
+from utils.images.preprocessing import preprocess
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 IN_RANGE = ramp() / 4095

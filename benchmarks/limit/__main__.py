@@ -24,14 +24,14 @@ from matplotlib.figure import Figure
 
 from benchmarks.limit.observer import efficiency, share_of_possible
 from benchmarks.limit.phantom import fit_observer, per_breast, score_images
-from utils.cache import CacheSettings, build_cache
-from utils.configuration import ModelConfig, TrainConfig
-from utils.intervals import Interval, PatientBootstrap
-from utils.phantom import make_competition, read_truth
-from utils.streaming import predict_runs
-from utils.tables import read_images
-from utils.training import train_run
-from utils.tuning import tune
+from utils.decision.tuning import tune
+from utils.images.cache import CacheSettings, build_cache
+from utils.metrics.intervals import Interval, PatientBootstrap
+from utils.phantom.competition import make_competition, read_truth
+from utils.runs.config import ModelConfig, TrainConfig
+from utils.submission.streaming import predict_runs
+from utils.tables.competition import read_images
+from utils.training.folds import train_run
 
 PATIENTS, EPOCHS = (60, 120, 240, 480), (4, 8, 16)
 QUICK_PATIENTS, QUICK_EPOCHS = (24, 48), (1, 2)

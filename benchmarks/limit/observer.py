@@ -16,8 +16,8 @@ experiments with mammograms and power-law noise, Med. Phys. 28 (2001) 419.
 import numpy as np
 from scipy.special import logsumexp, ndtr, ndtri
 
-from utils.environment import KitError
-from utils.intervals import Interval, PatientBootstrap
+from utils.core.environment import KitError
+from utils.metrics.intervals import Interval, PatientBootstrap
 
 
 class ObserverError(KitError):

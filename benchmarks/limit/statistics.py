@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.limit.observer import ObserverError
-from utils.boxes import CROP
-from utils.breast import breast_mask
-from utils.cache import CacheSettings, load_picture
-from utils.phantom_images import (
+from utils.images.boxes import CROP
+from utils.images.breast import breast_mask
+from utils.images.cache import CacheSettings, load_picture
+from utils.images.resample import fitting_scale
+from utils.phantom.pictures import (
     CALCIFICATION_AMPLITUDE,
     MASS_AMPLITUDE,
     Lesion,
@@ -23,7 +24,6 @@ from utils.phantom_images import (
     draw_lesions,
     mass_profile,
 )
-from utils.resample import fitting_scale
 
 PATCH_SHARE = 0.4  # of the picture's height, a patch's side: it holds the largest mass with its rays
 TREND_SHARE = 0.25  # of the side: deviation of the blur that is taken off as the trend of a breast's brightness

@@ -1,0 +1,348 @@
+"""Where data and outputs live, on Kaggle or at home, and how a file gets written whole or not at all."""
+
+import contextlib
+import json
+import os
+import platform
+import random
+import re
+import secrets
+import shutil
+import subprocess
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+COMPETITION = "rsna-breast-cancer-detection"
+KIT = "mammography-kit"
+KIT_FILE = "kit.json"  # marks the kit's own datasets on Kaggle, with its name, version and commit
+PROJECT = Path(__file__).resolve().parents[2]
+KAGGLE_INPUT = Path("/kaggle/input")
+KAGGLE_WORKING = Path("/kaggle/working")
+LONGEST_STEM = 40  # characters of a file's name that its temporary file repeats
+TEMPORARY_NAME = re.compile(r"\.(?P<stem>.*)-[0-9a-f]{8}-part(\.[^.]*)?", re.DOTALL)
+PACKAGES = (
+    "torch",
+    "timm",
+    "pydicom",
+    "imagecodecs",
+    "opencv-python-headless",
+    "albumentations",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+)
+
+
+class KitError(Exception):
+    """Base of all errors that a user can mend; a notebook shows its message alone, without the traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Tell IPython what to show in place of the traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+def on_kaggle() -> bool:
+    """Tell whether this runs in a Kaggle kernel."""
+    return KAGGLE_WORKING.is_dir() and KAGGLE_INPUT.is_dir()
+
+
+def working_dir() -> Path:
+    """Folder for everything that a run makes: ``/kaggle/working`` on Kaggle, ``outputs/`` in the project elsewhere."""
+    return KAGGLE_WORKING if on_kaggle() else PROJECT / "outputs"
+
+
+def runs_dir(is_phantom: bool = False, smoke_test: bool = False) -> Path:
+    """Folder of the runs that get no ``run_dir``: real ones, those on the phantom and smoke tests apart."""
+    kind = "-smoke" if smoke_test else "-phantom" if is_phantom else ""
+    return working_dir() / f"runs{kind}"
+
+
+def submissions_dir() -> Path:
+    """Folder that collects submissions and their provenance."""
+    return KAGGLE_WORKING / "submissions" if on_kaggle() else PROJECT / "submissions"
+
+
+def find_competition() -> Path | None:
+    """Find the competition's data: Kaggle's input folder, else ``data/`` in the project.
+
+    Returns
+    -------
+    Path or None
+        The folder that holds ``test.csv``; None where there is no such folder.
+    """
+    roots = [KAGGLE_INPUT, KAGGLE_INPUT / "competitions", PROJECT / "data"]
+    candidates = [root / COMPETITION for root in roots] + [PROJECT / "data"]
+    return next((folder for folder in candidates if (folder / "test.csv").is_file()), None)
+
+
+def competition_folder(competition_dir: str | Path | None) -> Path | None:
+    """The folder that is named, else the one that `find_competition` finds."""
+    return resolve(competition_dir) if competition_dir else find_competition()
+
+
+def walk_small_folders(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Walk as os.walk does, but not into the thousands of files of a competition's images or of a cache.
+
+    Yields
+    ------
+    folder : Path
+    names : list of str
+        Of the folders in it that are walked next; take some away to leave them out.
+    files : list of str
+    """
+    for folder, names, files in os.walk(root):
+        is_cache = any(name.endswith("_manifest.csv") for name in files)
+        names[:] = [] if is_cache else sorted(name for name in names if not name.endswith("_images"))
+        yield Path(folder), names, files
+
+
+def is_from_kit(folder: Path, mark: str = KIT_FILE) -> bool:
+    """Tell whether `utils.kaggle.bundle` wrote a folder, as the file ``mark`` in it says."""
+    try:
+        return read_json(folder / mark)["name"] == KIT
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def resolve(path: str | Path) -> Path:
+    """Make a notebook's path parameter absolute; a relative one starts where the notebook was called.
+
+    papermill keeps the caller's folder as the kernel's, so ``-p cache_dir outputs/cache`` means what a shell would mean.
+    """
+    return Path(path).expanduser().resolve()
+
+
+def cpu_count() -> int:
+    """Number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch."""
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def pick_device(number: int = 0):
+    """Pick an NVIDIA GPU if one works, else the CPU; a Mac's GPU (MPS) is not used.
+
+    ``torch.cuda.is_available()`` says True on GPUs that the installed torch no longer supports (Kaggle's P100), so an
+    operation is tried.
+
+    Parameters
+    ----------
+    number : int
+        Of the GPU, modulo how many there are.
+
+    Returns
+    -------
+    torch.device
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        device = torch.device("cuda", number % max(1, torch.cuda.device_count()))
+        try:
+            try_gpu(device)
+            torch.cuda.set_device(device)
+            return device
+        except RuntimeError as error:
+            print(f"The GPU does not work with torch {torch.__version__} ({str(error).splitlines()[0]}): using the CPU.")
+            print("On Kaggle, choose the accelerator 'GPU T4 x2' in the notebook's settings.")
+    return torch.device("cpu")
+
+
+def try_gpu(device) -> None:
+    """Compute something on a GPU; raises torch's RuntimeError where it does not work."""
+    import torch
+
+    torch.ones(8, device=device).mul(2).sum().item()
+
+
+def pick_devices() -> list:
+    """Pick all GPUs if they work, else the CPU.
+
+    Returns
+    -------
+    list of torch.device
+    """
+    import torch
+
+    first = pick_device()
+    return [torch.device("cuda", number) for number in range(torch.cuda.device_count())] if first.type == "cuda" else [first]
+
+
+@contextlib.contextmanager
+def write_atomic(path: str | Path, sync: bool = True) -> Iterator[Path]:
+    """Give a temporary path next to ``path``, and rename it to ``path`` if the block succeeds.
+
+    Readers see the old file or the complete new one, never a part, not even after a power cut. The file's permissions are those
+    of any new file (umask). A process that is killed in the block leaves its temporary file; the next writer of ``path``, or
+    `remove_leftovers`, deletes it.
+
+    Parameters
+    ----------
+    path : path
+    sync : bool
+        Wait until the disk has the file, and look for leftovers before. Without it, a power cut may leave a short file: for
+        many small files whose reader checks their size.
+
+    Yields
+    ------
+    Path
+        Where to write; same suffix as ``path``.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stem = path.stem[:LONGEST_STEM]  # so that the longer name fits too
+    if sync:
+        remove_leftovers(path.parent, stem)
+    temporary = path.with_name(f".{stem}-{secrets.token_hex(4)}-part{path.suffix}")
+    try:
+        with open(temporary, "xb") as file:
+            _mark_as_in_use(file)
+            yield temporary
+            if sync:
+                with open(temporary, "r+b") as written:
+                    os.fsync(written)
+            if fcntl is None:
+                file.close()  # Windows renames no open file
+            temporary.replace(path)
+        if sync:
+            _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: str | Path, stem: str = "") -> None:
+    """Delete the temporary files of `write_atomic` whose process was killed.
+
+    A living process holds a lock on its file, which the system releases however the process ends. Where the system has no such
+    locks (Windows, some network drives), leftovers stay.
+
+    Parameters
+    ----------
+    folder : path
+    stem : str
+        Of the files that were to be written; empty for all.
+    """
+    if fcntl is None:
+        return
+    for path in Path(folder).glob(".*-part*"):
+        name = TEMPORARY_NAME.fullmatch(path.name)
+        if name and stem in ("", name["stem"]):
+            with contextlib.suppress(OSError), open(path, "r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+
+
+def _mark_as_in_use(file: BinaryIO) -> None:
+    with contextlib.suppress(OSError):  # some network drives have no locks
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Wait until the disk has a folder's names."""
+    with contextlib.suppress(OSError):  # Windows opens no folder
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def link_or_copy(file: Path, target: Path, copy: bool = False) -> None:
+    """Put a file in another place, as a link or as a copy; what is there already is replaced.
+
+    Raises
+    ------
+    KitError
+        If the file system has no links.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if copy:
+        with write_atomic(target) as temporary:
+            shutil.copyfile(file, temporary)
+        return
+    target.unlink(missing_ok=True)
+    try:
+        target.symlink_to(file)
+    except OSError as error:
+        raise KitError(f"{target} can't be linked to {file} ({error.strerror}): copy instead (--copy).") from error
+
+
+def write_json(path: str | Path, content: dict) -> None:
+    """Write a dictionary as indented JSON, atomically."""
+    with write_atomic(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_csv(path: str | Path, table) -> None:
+    """Write a DataFrame as CSV without its index, atomically."""
+    with write_atomic(path) as temporary:
+        table.to_csv(temporary, index=False, errors="backslashreplace")  # a folder's name need not be Unicode
+
+
+def read_json(path: str | Path) -> dict:
+    """Read a JSON file.
+
+    Raises
+    ------
+    ValueError
+        If it is not JSON, or an object has a field twice: which of the two counts would be chance.
+    """
+    return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_object_of)
+
+
+def _object_of(pairs: list[tuple[str, object]]) -> dict:
+    content = {}
+    for name, value in pairs:
+        if name in content:
+            raise ValueError(f"the field {name} stands twice")
+        content[name] = value
+    return content
+
+
+def read_picture(path: str | Path, flags: int) -> np.ndarray | None:
+    """Decode a picture as ``cv2.imread`` does, None if it can't be read.
+
+    imread itself does not find paths that are not ASCII on Windows, and crashes on those that are not Unicode.
+    """
+    import cv2
+
+    with contextlib.suppress(OSError, cv2.error):
+        return cv2.imdecode(np.fromfile(path, dtype=np.uint8), flags)
+    return None
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of the packages that shape a result, and the project's git commit, for provenance."""
+    found = {"python": platform.python_version(), "commit": _git_commit()}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def _git_commit() -> str:
+    command = ["git", "-C", str(PROJECT), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=10
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        bundled = PROJECT / KIT_FILE  # in the zip for Kaggle, where there is no git
+        return read_json(bundled)["commit"] if bundled.is_file() else "unknown"

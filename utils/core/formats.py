@@ -1,0 +1,159 @@
+"""Checks of what a file holds: JSON becomes frozen dataclasses, and each refusal names the file, the field and the remedy."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import get_args
+
+from utils.core.environment import KitError, read_json
+
+LONGEST_VALUE = 80  # characters of a wrong value that a message shows
+
+
+class FormatError(KitError):
+    """A value that a file must not hold. The message starts with the field; `naming` adds the file and the remedy."""
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is an integer; a boolean is not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number; a boolean is not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def is_flag(value: object) -> bool:
+    """Whether a value is true or false."""
+    return isinstance(value, bool)
+
+
+def is_text(value: object) -> bool:
+    """Whether a value is text."""
+    return isinstance(value, str)
+
+
+def _is_list(value: object, of: Callable[[object], bool]) -> bool:
+    return isinstance(value, list | tuple) and all(of(item) for item in value)
+
+
+def _is_table(value: object, of: Callable[[object], bool]) -> bool:
+    return isinstance(value, dict) and all(is_text(key) and of(item) for key, item in value.items())
+
+
+KINDS: dict[object, tuple[str, Callable[[object], bool]]] = {  # annotation of a field: what it must be, in words and as a check
+    int: ("a whole number", is_whole),
+    float: ("a finite number", is_number),
+    bool: ("true or false", is_flag),
+    str: ("text", is_text),
+    int | None: ("a whole number or null", lambda value: value is None or is_whole(value)),
+    float | None: ("a finite number or null", lambda value: value is None or is_number(value)),
+    tuple[int, ...]: ("a list of whole numbers", lambda value: _is_list(value, is_whole)),
+    tuple[float, ...]: ("a list of finite numbers", lambda value: _is_list(value, is_number)),
+    tuple[str, ...]: ("a list of text", lambda value: _is_list(value, is_text)),
+    dict[str, int]: ("an object of whole numbers", lambda value: _is_table(value, is_whole)),
+    dict[str, float]: ("an object of finite numbers", lambda value: _is_table(value, is_number)),
+    dict[str, str]: ("an object of text", lambda value: _is_table(value, is_text)),
+}
+
+
+def check(holds: bool, name: str, value: object, wanted: str, refusal: type[KitError] = FormatError) -> None:
+    """Raise ``refusal`` with the field's name, its value and what it must be, unless ``holds``."""
+    if not holds:
+        raise refusal(f"{name} is {shown(value)}, but must be {wanted}.")
+
+
+def shown(value: object) -> str:
+    """A value as text of bounded length."""
+    return _cut(repr(value))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
+
+
+def check_types(item: object, refusal: type[KitError] = FormatError) -> None:
+    """Check the fields of a dataclass against their annotations; a class calls it in its ``__post_init__``."""
+    for field in fields(item):
+        value = getattr(item, field.name)
+        if field.type in KINDS:
+            wanted, holds = KINDS[field.type]
+            check(holds(value), field.name, value, wanted, refusal)
+        else:
+            check(isinstance(value, field.type), field.name, value, "an object", refusal)
+
+
+def read_object(path: str | Path) -> dict:
+    """Read a JSON file that must hold an object."""
+    content = read_json(path)
+    _check_object(content)
+    return content
+
+
+def _check_object(content: object) -> None:
+    if not isinstance(content, dict):
+        raise FormatError(f"it holds {shown(content)}, but must hold an object with named fields.")
+
+
+def build(cls: type, content: object, complete: bool = False):
+    """Make a frozen dataclass from what a JSON file holds.
+
+    Parameters
+    ----------
+    cls : type
+        Checks its values in its ``__post_init__``. Its fields may be dataclasses too.
+    content : object
+        Should be a dictionary with the fields of ``cls``.
+    complete : bool
+        Refuse it if a field with a default is missing too.
+
+    Raises
+    ------
+    KitError
+        If ``content`` is not a dictionary, has unknown fields, lacks a field, or ``cls`` refuses a value.
+    """
+    _check_object(content)
+    known = {field.name: field for field in fields(cls)}
+    unknown = [name for name in content if name not in known]
+    if unknown:
+        raise FormatError(f"it has fields that this version of the kit does not know ({_cut(', '.join(unknown))}).")
+    optional = [name for name, field in known.items() if (field.default, field.default_factory) != (MISSING, MISSING)]
+    missing = [name for name in known if name not in content and (complete or name not in optional)]
+    if missing:
+        raise FormatError(f"it lacks fields that this version of the kit needs ({', '.join(missing)}).")
+    return cls(**{name: _build_field(known[name].type, value, name, complete) for name, value in content.items()})
+
+
+def _build_field(kind: type, value: object, name: str, complete: bool):
+    if isinstance(value, list):
+        return tuple(value)
+    nested = next((part for part in (kind, *get_args(kind)) if is_dataclass(part)), None)
+    if nested is None or value is None:
+        return value
+    try:
+        return build(nested, value, complete)
+    except KitError as error:
+        raise FormatError(f"{name}: {error}") from error
+
+
+@contextlib.contextmanager
+def naming(path: str | Path, refusal: type[KitError], remedy: str) -> Iterator[None]:
+    """Turn what is wrong with a file's content into an error that names the file and the remedy.
+
+    Parameters
+    ----------
+    path : path
+    refusal : type
+        The error to raise.
+    remedy : str
+        A sentence that says what to do.
+    """
+    try:
+        yield
+    except KitError as error:
+        raise refusal(f"{path}: {error} {remedy}") from error
+    except (OSError, ValueError, RecursionError) as error:  # json, csv and text decoding raise kinds of ValueError
+        raise refusal(f"{path} can't be read ({error}). {remedy}") from error

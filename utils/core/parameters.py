@@ -1,0 +1,153 @@
+"""A notebook's parameters: each one that is passed exists, and has the type that the parameters cell declares.
+
+papermill passes ``-p hard false`` as the text "false", which is true in Python, and only warns of a name that does not exist.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import difflib
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from utils.core.environment import KitError
+
+NOTHING = ("none", "null")  # text that means no value, not a file of that name
+LEAST_LIKENESS = 0.4  # of two names, by difflib: "arch" is named architecture, "lr" nothing
+
+
+class ParameterError(KitError):
+    """Parameters that do not exist or have another type; the message lists all of them."""
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """A notebook's parameters by name: their values, and their defaults in the parameters cell."""
+
+    values: dict[str, object]
+    defaults: dict[str, object]
+
+
+def read_parameters(namespace: dict) -> Parameters:
+    """Check a notebook's parameters, and convert each to its declared type, in the namespace too.
+
+    Parameters
+    ----------
+    namespace : dict
+        The notebook's ``globals()``. Its ``In`` holds the cells that ran: the parameters cell, whose annotations declare
+        names and types, and the cell of assignments that papermill adds after it. Without ``In`` (a notebook that was
+        converted to a script), only types are checked.
+
+    Returns
+    -------
+    checked : Parameters
+
+    Raises
+    ------
+    ParameterError
+        Listing every name that does not exist, with the nearest that does, and every value of another type.
+    """
+    types, defaults, passed = _read_cells(namespace.get("In", ()))
+    if not types:
+        types = {name: getattr(kind, "__name__", "") for name, kind in namespace.get("__annotations__", {}).items()}
+    problems = [_unknown(name, types) for name in passed if name not in types]
+    values = {}
+    for name in (name for name in types if types[name] in CONVERSIONS):
+        convert, wanted = CONVERSIONS[types[name]]
+        try:
+            values[name] = convert(namespace[name])
+        except (ValueError, TypeError, OverflowError):
+            problems.append(f"{name} is {namespace[name]!r}, but must be {wanted}.")
+    if problems:
+        numbered = [f"{number}. {problem}" for number, problem in enumerate(problems, start=1)]
+        raise ParameterError("\n".join([f"Nothing was done. Problems: {len(problems)}.", *numbered]))
+    namespace.update(values)
+    return Parameters(values, defaults)
+
+
+def _read_cells(sources: Sequence[str]) -> tuple[dict[str, str], dict[str, object], list[str]]:
+    """Types and defaults that cells declare, and names that the newest parameters cell or the one added to it sets besides."""
+    types, defaults, passed = {}, {}, []
+    for statements in _parsed(sources):
+        annotated = [node for node in statements if isinstance(node, ast.AnnAssign) and node.value]
+        declared = [node for node in annotated if isinstance(node.target, ast.Name)]
+        for node in declared:
+            types[node.target.id] = ast.unparse(node.annotation)
+            with contextlib.suppress(ValueError):
+                defaults[node.target.id] = ast.literal_eval(node.value)
+        others = [node for node in statements if node not in declared]
+        if declared or all(map(_is_plain, others)):
+            passed = [node.targets[0].id for node in others if _is_plain(node)]
+    return types, defaults, passed
+
+
+def _parsed(sources: Sequence[str]) -> Iterator[list[ast.stmt]]:
+    for source in sources:
+        with contextlib.suppress(SyntaxError):  # a cell that did not run
+            statements = ast.parse(source).body
+            if statements:
+                yield statements
+
+
+def _is_plain(node: ast.stmt) -> bool:
+    """Whether a statement sets one name to a value that is written out, as papermill's do."""
+    return (
+        isinstance(node, ast.Assign)
+        and len(node.targets) == 1
+        and isinstance(node.targets[0], ast.Name)
+        and not any(isinstance(part, ast.Name) and part.id != "float" for part in ast.walk(node.value))  # float('nan')
+    )
+
+
+def _unknown(name: str, declared: dict[str, str]) -> str:
+    nearest = difflib.get_close_matches(name.lower(), declared, n=1, cutoff=LEAST_LIKENESS)
+    names = f"The nearest name is {nearest[0]}." if nearest else f"Its parameters are {', '.join(declared)}."
+    return f"There is no parameter {name} in this notebook. {names}"
+
+
+def _to_bool(value: object) -> bool:
+    if isinstance(value, str):
+        value = {"true": True, "false": False}.get(value.strip().lower())
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def _to_int(value: object) -> int:
+    if isinstance(value, bool):
+        raise TypeError
+    with contextlib.suppress(ValueError):
+        if isinstance(value, int | str):
+            return int(value)
+    number = float(value)
+    if not number.is_integer():
+        raise ValueError
+    return int(number)
+
+
+def _to_float(value: object) -> float:
+    if isinstance(value, bool) or not math.isfinite(float(value)):
+        raise TypeError
+    return float(value)
+
+
+def _to_text(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ",".join(map(_to_text, value))
+    if isinstance(value, int) and not isinstance(value, bool):  # papermill reads a name such as 2024 as a number
+        return str(value)
+    text = os.fspath(value)
+    if text.strip().lower() in NOTHING:
+        raise ValueError
+    return text
+
+
+CONVERSIONS = {
+    "bool": (_to_bool, "true or false"),
+    "int": (_to_int, "a whole number"),
+    "float": (_to_float, "a finite number"),
+    "str": (_to_text, "text; leave it out for its default, and pass a number or True as text with papermill's -r"),
+}

@@ -1,0 +1,187 @@
+"""Calibration: probabilities that mean what they say, chosen by the log-loss on folds that did not fit it."""
+
+import json
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import LogisticRegression
+
+from utils.core.formats import build, check, check_types
+from utils.metrics.intervals import proportion
+from utils.metrics.scores import sigmoid
+
+METHODS = ("none", "temperature", "platt", "isotonic")
+LEAST_SLOPE = 1e-3  # a model that is worse than chance keeps its order: the calibration must not use it upside down
+MOST_SLOPE = 1e4  # only a model whose probabilities are almost equal needs more; a steeper line is a step
+EDGE = 1e-6  # probabilities nearer to 0 or 1 have their logit taken here
+EDGE_LOGIT = float(np.log1p(-EDGE) - np.log(EDGE))  # 13.8, of the probability 1 - EDGE
+N_BINS = 10
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A strictly rising map from probability to probability.
+
+    Parameters
+    ----------
+    method : {"none", "temperature", "platt", "isotonic"}
+    slope, intercept : float
+        Of the logit, for temperature (intercept 0; the temperature is ``1 / slope``) and Platt.
+    inputs, outputs : tuple of float
+        Corners of the isotonic map, straight between them, all but constant beyond.
+
+    Raises
+    ------
+    FormatError
+        If a value is of another type, or the map would fall, or give all probabilities the same value.
+    """
+
+    method: str = "none"
+    slope: float = 1.0
+    intercept: float = 0.0
+    inputs: tuple[float, ...] = ()
+    outputs: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        """Check that it is a rising map from [0, 1] to [0, 1]."""
+        check_types(self)
+        check(self.method in METHODS, "method", self.method, f"one of {', '.join(METHODS)}")
+        check(LEAST_SLOPE <= self.slope <= MOST_SLOPE, "slope", self.slope, f"from {LEAST_SLOPE} to {MOST_SLOPE}")
+        reach = EDGE_LOGIT * (self.slope + 1)  # beyond it, every probability would become almost 0, or almost 1
+        check(abs(self.intercept) <= reach, "intercept", self.intercept, f"from {-reach:.6g} to {reach:.6g} with this slope")
+        self._check_corners()
+
+    def _check_corners(self) -> None:
+        for name in ("inputs", "outputs"):
+            values = getattr(self, name)
+            check(all(0 <= value <= 1 for value in values), name, values, "probabilities from 0 to 1")
+        check(len(self.inputs) == len(self.outputs), "outputs", self.outputs, f"as many as inputs ({len(self.inputs)})")
+        check(bool(self.inputs) or self.method != "isotonic", "inputs", self.inputs, "one corner or more")
+        check(all(np.diff(self.inputs) > 0), "inputs", self.inputs, "rising")
+        check(all(np.diff(self.outputs) >= 0), "outputs", self.outputs, "rising or equal")
+
+    def __call__(self, probabilities: np.ndarray) -> np.ndarray:
+        """Calibrate probabilities, an array of shape (n,) in [0, 1]."""
+        probabilities = np.asarray(probabilities, dtype=float)
+        if self.method == "none":
+            return probabilities
+        if self.method == "isotonic":
+            # A trace of the input keeps the order within the steps, so that no calibration changes what a threshold can decide.
+            return (1 - EDGE) * np.interp(probabilities, self.inputs, self.outputs) + EDGE * probabilities
+        return sigmoid(self.slope * logit(probabilities) + self.intercept)
+
+    def to_json(self) -> dict:
+        """As a dictionary for JSON."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_json(cls, content: dict) -> "Calibration":
+        """Undo `to_json`."""
+        return build(cls, content, complete=True)
+
+
+def logit(probabilities: np.ndarray) -> np.ndarray:
+    """Log odds, finite also at 0 and 1."""
+    clipped = np.clip(np.asarray(probabilities, dtype=float), EDGE, 1 - EDGE)
+    return np.log(clipped) - np.log1p(-clipped)
+
+
+def fit_calibration(method: str, labels: np.ndarray, probabilities: np.ndarray) -> Calibration:
+    """Fit a calibration.
+
+    Parameters
+    ----------
+    method : {"none", "temperature", "platt", "isotonic"}
+    labels, probabilities : array-like of shape (n,)
+
+    Returns
+    -------
+    Calibration
+        That of "none" where one class alone is there to fit on.
+
+    References
+    ----------
+    Platt, Probabilistic Outputs for Support Vector Machines, 1999, with his targets that keep separable data finite;
+    Zadrozny and Elkan, Transforming Classifier Scores into Accurate Multiclass Probability Estimates, 2002 (isotonic);
+    Guo et al., On Calibration of Modern Neural Networks, 2017 (temperature).
+    """
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=float)
+    if method == "none" or labels.min() == labels.max():
+        return Calibration()
+    return _fit_isotonic(labels, probabilities) if method == "isotonic" else _fit_line(method, labels, probabilities)
+
+
+def _fit_line(method: str, labels: np.ndarray, probabilities: np.ndarray) -> Calibration:
+    positives, n = labels.sum(), len(labels)
+    target = np.where(labels == 1, (positives + 1) / (positives + 2), 1 / (n - positives + 2))
+    column = logit(probabilities)[:, None]
+    model = LogisticRegression(C=np.inf, fit_intercept=method == "platt", max_iter=1000, tol=1e-8)
+    # Each row counts as positive by its target, and as negative by the rest.
+    model.fit(np.concatenate([column, column]), np.repeat([1, 0], n), sample_weight=np.concatenate([target, 1 - target]))
+    slope, intercept = float(model.coef_[0, 0]), float(model.intercept_[0]) if method == "platt" else 0.0
+    if not LEAST_SLOPE <= slope <= MOST_SLOPE:  # the intercept belonged to a falling line, or to a step: take that of this one
+        slope = min(max(slope, LEAST_SLOPE), MOST_SLOPE)
+        intercept = float(logit(target.mean()) - slope * column.mean()) if method == "platt" else 0.0
+    return Calibration(method, slope, intercept)
+
+
+def _fit_isotonic(labels: np.ndarray, probabilities: np.ndarray) -> Calibration:
+    half_a_row = 0.5 / len(labels)  # no finite sample shows a probability of 0 or 1
+    model = IsotonicRegression(y_min=half_a_row, y_max=1 - half_a_row, out_of_bounds="clip").fit(probabilities, labels)
+    return Calibration("isotonic", inputs=tuple(model.X_thresholds_.tolist()), outputs=tuple(model.y_thresholds_.tolist()))
+
+
+def nested_calibration(method: str, labels: np.ndarray, probabilities: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """Calibrate each fold by what was fitted on the others: shape (n,)."""
+    labels, probabilities, folds = (np.asarray(values) for values in (labels, probabilities, folds))
+    calibrated = probabilities.astype(float)
+    for fold in np.unique(folds):
+        inside = folds == fold
+        if not inside.all():
+            calibrated[inside] = fit_calibration(method, labels[~inside], probabilities[~inside])(probabilities[inside])
+    return calibrated
+
+
+def compare_calibrations(labels: np.ndarray, probabilities: np.ndarray, folds: np.ndarray) -> pd.DataFrame:
+    """Compare the methods on folds that did not fit them.
+
+    Returns
+    -------
+    DataFrame
+        Indexed by method: log_loss and brier, both nested, and ``chosen``, true for the lowest log-loss.
+    """
+    labels = np.asarray(labels)
+    nested = {method: nested_calibration(method, labels, probabilities, folds) for method in METHODS}
+    table = pd.DataFrame(
+        {
+            "log_loss": {method: log_loss(labels, values) for method, values in nested.items()},
+            "brier": {method: float(np.mean((values - labels) ** 2)) for method, values in nested.items()},
+        }
+    )
+    return table.assign(chosen=table.index == table.log_loss.idxmin()).rename_axis("calibration")
+
+
+def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Mean negative log-likelihood in nats; probabilities of 0 and 1 count as `EDGE` from them."""
+    clipped = np.clip(np.asarray(probabilities, dtype=float), EDGE, 1 - EDGE)
+    return float(-np.mean(np.where(np.asarray(labels) == 1, np.log(clipped), np.log1p(-clipped))))
+
+
+def reliability(labels: np.ndarray, probabilities: np.ndarray, n_bins: int = N_BINS) -> pd.DataFrame:
+    """Compare predicted with observed shares of cancer, in bins of as many rows each.
+
+    Returns
+    -------
+    DataFrame
+        One row a bin: n, positives, predicted (mean probability), observed, and its Wilson interval low, high.
+    """
+    table = pd.DataFrame({"cancer": np.asarray(labels), "probability": np.asarray(probabilities, dtype=float)})
+    bins = pd.qcut(table.probability, min(n_bins, len(table)), labels=False, duplicates="drop")
+    rows = []
+    for _, group in table.groupby(bins.fillna(0)):
+        observed = proportion(group.cancer.sum(), len(group))
+        counts = {"n": len(group), "positives": int(group.cancer.sum()), "predicted": group.probability.mean()}
+        rows.append(counts | {"observed": observed.value, "low": observed.low, "high": observed.high})
+    return pd.DataFrame(rows)

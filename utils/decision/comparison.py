@@ -1,0 +1,162 @@
+"""Runs beside each other: which is better beyond noise, and whether an ensemble of them gains anything."""
+
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from utils.decision.thresholds import CHOICES, patient_nested
+from utils.metrics.intervals import LEVEL, Interval, PatientBootstrap
+from utils.metrics.scores import area_under_roc, probabilistic_f1
+from utils.runs.oof import PredictionError
+
+N_STEPS = 20  # of the greedy search; weights are multiples of a twentieth at the finest
+
+
+def align(runs: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Keep the breasts that all runs predicted, in one order.
+
+    Parameters
+    ----------
+    runs : dict
+        Name to table of `utils.runs.oof.oof_of_runs`.
+
+    Raises
+    ------
+    PredictionError
+        If they share no breast, or their labels differ: then they are of different data.
+    """
+    tables = {name: table.set_index("prediction_id") for name, table in runs.items()}
+    first = next(iter(tables.values()))
+    shared = first.index[np.all([first.index.isin(table.index) for table in tables.values()], axis=0)]
+    if not len(shared):
+        raise PredictionError(f"The runs {', '.join(runs)} share no breast: compare runs of one data set.")
+    aligned = {name: table.loc[shared].reset_index() for name, table in tables.items()}
+    for name, table in aligned.items():
+        if (table.cancer.to_numpy() != first.cancer.loc[shared].to_numpy()).any():
+            raise PredictionError(f"The labels of {name} differ from those of {next(iter(runs))}: train on one data set.")
+    return aligned
+
+
+def compare_runs(runs: dict[str, pd.DataFrame], seed: int = 0, choice: str = "plateau") -> pd.DataFrame:
+    """Compare every two runs on the same patients, by AUC and by nested pF1.
+
+    With m pairs each interval holds at 1 - 0.05 / 2m (Bonferroni, for two measures), so that all hold at once in 95 of 100 data
+    sets: the best of many runs is not called better for being the best.
+
+    Parameters
+    ----------
+    runs : dict
+        Name to table of `utils.runs.oof.oof_of_runs`; two or more.
+    seed : int
+    choice : {"plateau", "maximum"}
+
+    Returns
+    -------
+    DataFrame
+        One row a pair: the differences of the first to the second, and what they show: "better", "worse", or "no difference
+        that this data can show".
+
+    Raises
+    ------
+    PredictionError
+        If the runs are of different data.
+    """
+    runs = align(runs)
+    any_run = next(iter(runs.values()))
+    labels, patients = any_run.cancer, any_run.patient_id
+    bootstrap = PatientBootstrap(patients, seed=seed)
+    pairs = list(combinations(runs, 2))
+    level = 1 - (1 - LEVEL) / max(2 * len(pairs), 1)
+    auc = {name: _auc(bootstrap, table) for name, table in runs.items()}
+    pf1 = {name: _pf1(bootstrap, table, choice, seed) for name, table in runs.items()}
+    rows = []
+    for one, other in pairs:
+        row = {"run": one, "beside": other}
+        for measure, found in {"AUC": auc, "nested pF1": pf1}.items():
+            difference = _difference(bootstrap, found[one], found[other], level)
+            row |= {measure: difference.signed, f"by {measure}": difference.verdict}
+        rows.append(row | {"breasts": len(labels), "positives": int(labels.sum())})
+    return pd.DataFrame(rows)
+
+
+def _auc(bootstrap: PatientBootstrap, table: pd.DataFrame) -> tuple[float, np.ndarray]:
+    return area_under_roc(table.cancer, table.probability), bootstrap.auc_draws(table.cancer, table.probability)
+
+
+def _pf1(bootstrap: PatientBootstrap, table: pd.DataFrame, choice: str, seed: int) -> tuple[float, np.ndarray]:
+    decisions = patient_nested(table.cancer, table.probability, table.patient_id, CHOICES[choice], seed)
+    return probabilistic_f1(table.cancer, decisions), bootstrap.pf1_draws(table.cancer, decisions)
+
+
+def _difference(bootstrap: PatientBootstrap, one: tuple, other: tuple, level: float) -> Interval:
+    return bootstrap.interval(one[0] - other[0], one[1] - other[1], level)
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """What a greedy search found: weights by run, and its nested gain in AUC over the best run and over the plain average."""
+
+    weights: dict[str, float]
+    gain_over_best: Interval
+    gain_over_average: Interval
+
+    @property
+    def is_worth_it(self) -> bool:
+        """Whether the weights gain more over the plain average than noise does."""
+        return self.gain_over_average.low > 0
+
+    def describe(self) -> pd.DataFrame:
+        """Show both gains and what they show."""
+        gains = {"the best run": self.gain_over_best, "the plain average": self.gain_over_average}
+        rows = {name: {"nested AUC": gain.signed, "the ensemble is": gain.verdict} for name, gain in gains.items()}
+        return pd.DataFrame(rows).T.rename_axis("beside")
+
+
+def search_ensemble(runs: dict[str, pd.DataFrame], seed: int = 0) -> Ensemble:
+    """Search weights of runs greedily, with replacement, and measure the gain on folds that did not choose them.
+
+    Starting from the best run, each step adds the run, again or anew, whose addition to the average gives the highest AUC; the
+    best of all steps is kept. The best run that it is compared with is chosen on the other folds too.
+
+    Parameters
+    ----------
+    runs : dict
+        Name to table of `utils.runs.oof.oof_of_runs`, all with the first one's folds.
+    seed : int
+
+    Returns
+    -------
+    Ensemble
+        Its weights are those that all folds choose together.
+
+    References
+    ----------
+    Caruana et al., Ensemble Selection from Libraries of Models, ICML 2004.
+    """
+    names, tables = list(runs), list(align(runs).values())
+    labels, folds = tables[0].cancer.to_numpy(), tables[0].fold.to_numpy()
+    columns = np.stack([table.probability.to_numpy() for table in tables])  # (runs, breasts)
+    ensemble, best = np.zeros(len(labels)), np.zeros(len(labels))
+    for fold in np.unique(folds):
+        inside = folds == fold
+        steps = _greedy(labels[~inside], columns[:, ~inside]) if not inside.all() else [0]
+        ensemble[inside] = columns[steps][:, inside].mean(axis=0)
+        best[inside] = columns[steps[0], inside]
+    bootstrap = PatientBootstrap(tables[0].patient_id, seed=seed)
+    gains = [bootstrap.auc_difference(labels, ensemble, other) for other in (best, columns.mean(axis=0))]
+    chosen = np.bincount(_greedy(labels, columns), minlength=len(names))
+    return Ensemble(dict(zip(names, (chosen / chosen.sum()).tolist(), strict=True)), *gains)
+
+
+def _greedy(labels: np.ndarray, columns: np.ndarray) -> list[int]:
+    """Numbers of the runs that a greedy search adds, the best one first; repeated where it adds one again."""
+    steps, reached, total = [], [], np.zeros(columns.shape[1])
+    for _ in range(N_STEPS):
+        aucs = [area_under_roc(labels, total + column) for column in columns]
+        steps.append(int(np.nanargmax(aucs)) if np.isfinite(aucs).any() else 0)
+        reached.append(aucs[steps[-1]])
+        total = total + columns[steps[-1]]
+    best = int(np.nanargmax(reached)) if np.isfinite(reached).any() else 0
+    return steps[: best + 1]

@@ -1,0 +1,318 @@
+"""threshold.json: aggregation, calibration and threshold, chosen on out-of-fold predictions, with what they are worth."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from utils.core.environment import KAGGLE_INPUT, resolve, working_dir
+from utils.core.formats import naming
+from utils.decision.calibration import Calibration, compare_calibrations, fit_calibration
+from utils.decision.threshold import Estimate, Threshold, read_threshold
+from utils.decision.thresholds import (
+    CHOICES,
+    nested_decisions,
+    nested_site_decisions,
+    patient_nested,
+    site_decisions,
+    site_thresholds,
+)
+from utils.images.inputs import has_real_data
+from utils.metrics.intervals import Interval, PatientBootstrap
+from utils.metrics.scores import decide, probabilistic_f1
+from utils.runs.folder import read_notes
+from utils.runs.oof import AGGREGATIONS, SKIPPED_FOLDERS, PredictionError, find_runs, folders_with, oof_of_runs
+
+CHOICE = "plateau"
+
+
+def tune(
+    run_dirs: Sequence[Path],
+    aggregation: str = "mean",
+    seed: int = 0,
+    choice: str = CHOICE,
+    weights: Sequence[float] | None = None,
+    sites: pd.Series | None = None,
+    one_image: bool = False,
+) -> dict:
+    """Calibrate one or several averaged runs and choose their threshold, on their out-of-fold predictions.
+
+    A calibration rises strictly, so it does not change what a threshold decides; nested estimates are made without it.
+
+    Parameters
+    ----------
+    run_dirs : sequence of Path
+    aggregation : str
+        See `utils.runs.oof.aggregate`.
+    seed : int
+        Of the bootstrap and of the random groups of patients.
+    choice : {"plateau", "maximum"}
+        See `utils.decision.thresholds`.
+    weights : sequence of float, optional
+        Of the runs.
+    sites : Series, optional
+        site_id by prediction_id: tries a threshold for each site, and keeps them if they gain more than noise.
+    one_image : bool
+        Count one random image of each breast.
+
+    Returns
+    -------
+    dict
+        As in ``threshold.json``: threshold (of the calibrated probability), calibration, aggregation, pf1 (naive: chosen and
+        measured on the same data), pf1_nested (each fold decided with the others' threshold) and pf1_patient_nested (random
+        groups of patients) with their 95 % intervals, optimism (pf1 minus pf1_patient_nested), auc with its interval,
+        site_thresholds (empty unless accepted) and site_gain, weights, and the runs.
+
+    Raises
+    ------
+    PredictionError
+        If ``choice`` is unknown, or the runs do not go together.
+    """
+    if choice not in CHOICES:
+        raise PredictionError(f"choice is {choice!r}; choose from {', '.join(CHOICES)}.")
+    choose = CHOICES[choice]
+    oof = oof_of_runs(run_dirs, aggregation, weights, one_image)
+    bootstrap = PatientBootstrap(oof.patient_id, seed=seed)
+    calibration = _best_calibration(oof)
+    calibrated = calibration(oof.probability)
+    threshold = choose(oof.cancer, calibrated)
+    fold_nested = nested_decisions(oof.cancer, oof.probability, oof.fold, choose)
+    decisions = decide(calibrated, threshold)
+    each, gain, site = {}, None, None
+    if sites is not None:
+        site = _site_of(oof, sites)
+        by_site = nested_site_decisions(oof.cancer, oof.probability, oof.fold, site, choose)
+        gain = bootstrap.pf1_difference(oof.cancer, by_site, fold_nested)
+        if gain.low > 0:  # what is submitted is what is estimated
+            each, fold_nested = site_thresholds(oof.cancer, calibrated, site, choose), by_site
+            decisions = site_decisions(calibrated, site, each, threshold)
+    pf1, used = probabilistic_f1(oof.cancer, decisions), site if each else None
+    nested = bootstrap.pf1(oof.cancer, patient_nested(oof.cancer, oof.probability, oof.patient_id, choose, seed, used))
+    return Threshold(
+        threshold=threshold,
+        choice=choice,
+        calibration=calibration,
+        aggregation=aggregation,
+        one_image=one_image,
+        pf1=pf1,
+        pf1_nested=Estimate.of(bootstrap.pf1(oof.cancer, fold_nested)),
+        pf1_patient_nested=Estimate.of(nested),
+        optimism=pf1 - nested.value,
+        auc=Estimate.of(bootstrap.auc(oof.cancer, oof.probability)),
+        site_thresholds={str(name): value for name, value in each.items()},
+        site_gain=Estimate.of(gain) if gain else None,
+        breasts=len(oof),
+        positives=int(oof.cancer.sum()),
+        prevalence=float(oof.cancer.mean()),
+        runs=tuple(str(run) for run in run_dirs),
+        weights=tuple(float(weight) for weight in weights) if weights is not None else (1.0,) * len(run_dirs),
+        oof_hashes=tuple(_hash_oof(run) for run in run_dirs),
+    ).to_json()
+
+
+def _best_calibration(oof: pd.DataFrame) -> Calibration:
+    method = compare_calibrations(oof.cancer, oof.probability, oof.fold).log_loss.idxmin()
+    return fit_calibration(method, oof.cancer, oof.probability)
+
+
+def _site_of(oof: pd.DataFrame, sites: pd.Series) -> pd.Series:
+    site = oof.prediction_id.map(sites)
+    if site.isna().any():
+        lost = oof.prediction_id[site.isna()].iloc[0]
+        raise PredictionError(f"The runs predicted breast {lost}, which competition_dir's train.csv does not have.")
+    return site
+
+
+def apply_tuned(tuned: dict, probabilities: pd.Series) -> pd.Series:
+    """Calibrate probabilities by breast as threshold.json says."""
+    return pd.Series(Calibration.from_json(tuned["calibration"])(probabilities), index=probabilities.index)
+
+
+def decide_tuned(tuned: dict, calibrated: pd.Series, sites: pd.Series) -> pd.Series:
+    """Decide calibrated probabilities with the threshold, or with that of each breast's site where there are such.
+
+    Parameters
+    ----------
+    tuned : dict
+        From `tune`.
+    calibrated : Series
+        By prediction_id, from `apply_tuned`.
+    sites : Series
+        site_id by prediction_id.
+
+    Returns
+    -------
+    Series
+        0 or 1 by prediction_id.
+    """
+    each = {int(site): threshold for site, threshold in tuned["site_thresholds"].items()}
+    decisions = site_decisions(calibrated, sites.loc[calibrated.index], each, tuned["threshold"])
+    return pd.Series(decisions, index=calibrated.index)
+
+
+def tuned_breasts(run_dirs: Sequence[Path], tuned: dict) -> pd.DataFrame:
+    """Out-of-fold breasts of the runs as `tune` saw them, with the calibrated probability."""
+    oof = oof_of_runs(run_dirs, tuned["aggregation"], weights_of(tuned, run_dirs), tuned["one_image"])
+    return oof.assign(probability=apply_tuned(tuned, oof.probability))
+
+
+def compare_aggregations(
+    run_dirs: Sequence[Path], seed: int = 0, choice: str = CHOICE, one_image: bool = False
+) -> pd.DataFrame:
+    """Compare ways to join a breast's images, on nested pF1.
+
+    Returns
+    -------
+    DataFrame
+        Indexed by aggregation: AUC and patient-nested pF1 with 95 % intervals; the difference of pF1 to the mean's, paired, and
+        what it shows.
+    """
+    rows, first = {}, None
+    for method in AGGREGATIONS:
+        oof = oof_of_runs(run_dirs, method, one_image=one_image)
+        bootstrap = PatientBootstrap(oof.patient_id, seed=seed)
+        nested = patient_nested(oof.cancer, oof.probability, oof.patient_id, CHOICES[choice], seed)
+        first = nested if first is None else first
+        difference = bootstrap.pf1_difference(oof.cancer, nested, first)
+        rows[method] = {
+            "AUC [95 %]": str(bootstrap.auc(oof.cancer, oof.probability)),
+            "nested pF1 [95 %]": str(bootstrap.pf1(oof.cancer, nested)),
+            "beside the mean": "" if nested is first else difference.signed,
+            "": "" if nested is first else difference.verdict,
+        }
+    return pd.DataFrame(rows).T.rename_axis("aggregation")
+
+
+def fold_thresholds(oof: pd.DataFrame, choice: str = CHOICE) -> pd.DataFrame:
+    """Choose a threshold on each fold by itself: where they lie far apart, the folds' models do not speak alike.
+
+    Parameters
+    ----------
+    oof : DataFrame
+        From `utils.runs.oof.oof_of_runs`, or `tuned_breasts`.
+    choice : {"plateau", "maximum"}
+
+    Returns
+    -------
+    DataFrame
+        Indexed by fold: breasts, positives, threshold, and the share of breasts that it takes.
+    """
+    rows = {}
+    for fold, table in oof.groupby("fold"):
+        threshold = CHOICES[choice](table.cancer, table.probability)
+        counts = {"breasts": len(table), "positives": int(table.cancer.sum()), "threshold": threshold}
+        rows[fold] = counts | {"taken": decide(table.probability, threshold).mean()}
+    return pd.DataFrame(rows).T.rename_axis("fold").astype({"breasts": int, "positives": int})
+
+
+def find_threshold(runs: Sequence[Path], threshold_path: str = "") -> dict:
+    """Read threshold.json where it is for these runs; else tune now, with the defaults.
+
+    Raises
+    ------
+    PredictionError
+        If a file is not a threshold.json of this version of the kit, or the named one does not exist, or was tuned on other
+        runs.
+    """
+    wanted = sorted(_hash_oof(run) for run in runs)
+    paths = threshold_files(threshold_path)
+    for path in paths:
+        tuned = read_threshold(path)
+        if sorted(tuned["oof_hashes"]) == wanted:  # by content: paths differ from one Kaggle notebook to the next
+            return tuned
+    if not paths:
+        print("No threshold.json: tuning on these runs' out-of-fold predictions now.")
+    elif not threshold_path:
+        print(f"{paths[0]} was tuned on other runs, or before these changed: tuning on these now.")
+    else:
+        tuned_on = ", ".join(tuned["runs"])
+        raise PredictionError(
+            f"{path} was tuned on {tuned_on}, or before they changed: run tune_threshold.ipynb with these run_dirs."
+        )
+    return tune(runs)
+
+
+def threshold_files(threshold_path: str = "") -> list[Path]:
+    """The threshold.json that is named; else those of the working folder and, on Kaggle, of attached inputs.
+
+    Raises
+    ------
+    PredictionError
+        If the named file does not exist.
+    """
+    if threshold_path:
+        path = resolve(threshold_path)
+        if not path.is_file():
+            raise PredictionError(f"threshold_path {path} does not exist: run tune_threshold.ipynb first.")
+        return [path]
+    folders = [working_dir(), *folders_with({"threshold.json"}, KAGGLE_INPUT)]
+    return [folder / "threshold.json" for folder in folders if (folder / "threshold.json").is_file()]
+
+
+def tuned_runs(threshold_path: str = "", smoke_test: bool = False, competition_dir: str | Path = "") -> list[Path]:
+    """Runs of the first threshold.json whose runs are all found; empty where there is none.
+
+    Runs that only show that everything works are never taken for real data because of a threshold.json that was not named.
+
+    Raises
+    ------
+    PredictionError
+        If a file is not a threshold.json of this version of the kit, or the named one does not exist.
+    """
+    any_kind = threshold_path or smoke_test or not has_real_data(competition_dir)
+    for path in threshold_files(threshold_path):
+        tuned = read_threshold(path)
+        named = [run for run in map(Path, tuned["runs"]) if _has_oof(run) and (any_kind or not _is_for_show(run))]
+        found = {_hash_oof(run): run for run in [*find_runs(), *named]}
+        if set(tuned["oof_hashes"]) <= found.keys():
+            return [found[content] for content in tuned["oof_hashes"]]
+    return []
+
+
+def _has_oof(run: Path) -> bool:
+    try:
+        return (run / "oof.csv").is_file()
+    except OSError:  # a name that is too long, or a folder that is closed
+        return False
+
+
+def _is_for_show(run: Path) -> bool:
+    """Whether a run only shows that everything works, by its folder or its config.json."""
+    if {*SKIPPED_FOLDERS} & {*run.parts}:
+        return True
+    notes = read_notes(run)
+    return notes.phantom or notes.smoke_test
+
+
+def weights_of(tuned: dict, runs: Sequence[Path]) -> list[float]:
+    """Weights of runs, in their order, which need not be that of threshold.json; copies of a run share their weight."""
+    by_content = pd.Series(tuned["weights"], index=tuned["oof_hashes"], dtype=float).groupby(level=0).mean()
+    return by_content.loc[[_hash_oof(run) for run in runs]].tolist()
+
+
+def describe_tuned(tuned: dict) -> pd.DataFrame:
+    """Show threshold.json as a table, its intervals as text."""
+    return pd.Series({key: _describe(value) for key, value in tuned.items()}).to_frame("value")
+
+
+def _describe(value):
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value)
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"value", "low", "high"}:
+        return text_of(value)
+    return value.get("method", "; ".join(f"{key}: {item}" for key, item in value.items()))
+
+
+def text_of(interval: dict) -> str:
+    """An interval of threshold.json as text; None, JSON's for "undefined", reads as NaN."""
+    return str(Interval(**{name: np.nan if number is None else number for name, number in interval.items()}))
+
+
+def _hash_oof(run_dir: Path) -> str:
+    path = run_dir / "oof.csv"
+    with naming(path, PredictionError, "Copy the run again from where it was trained, or leave it out of run_dirs."):
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:12]

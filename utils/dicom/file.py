@@ -1,0 +1,341 @@
+"""One DICOM file to a picture: its header, as much of its pixel data as is asked for, and its grey values, tissue bright."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
+from pathlib import Path
+from typing import BinaryIO
+
+import imagecodecs
+import numpy as np
+import pydicom
+from pydicom.pixels import pixel_array
+from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
+    UID_dictionary,
+)
+
+from utils.dicom.encapsulated import Codestream
+from utils.dicom.header import DicomError, read_elements, read_header
+from utils.dicom.jpeg import decode_blocks
+from utils.dicom.window import grey_table, read_voi
+
+# A broken file becomes a DicomError; pydicom would print a traceback of its own for it as well.
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+
+MAX_PIXELS = 2**27  # a 5355 x 4915 frame, the largest in RSNA's set, has 26 million
+UNCOMPRESSED = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian}
+CODECS = (
+    dict.fromkeys(UNCOMPRESSED, "uncompressed")
+    | {RLELossless: "rle"}
+    | dict.fromkeys((JPEG2000Lossless, JPEG2000), "jpeg2000")
+    | dict.fromkeys((HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K), "htj2k")
+    | dict.fromkeys((JPEGBaseline8Bit, JPEGExtended12Bit), "jpeg")
+    | dict.fromkeys((JPEGLosslessSV1, JPEGLossless), "jpeg_lossless")
+    | dict.fromkeys((JPEGLSLossless, JPEGLSNearLossless), "jpeg_ls")
+)
+DECODERS: dict[str, Callable[[bytes], np.ndarray]] = {
+    "jpeg2000": partial(imagecodecs.jpeg2k_decode, numthreads=1),
+    # OpenJPEG too: imagecodecs.htj2k_decode (OpenJPH) gives a picture of a cut codestream without an error.
+    "htj2k": partial(imagecodecs.jpeg2k_decode, numthreads=1),
+    "jpeg": decode_blocks,
+    "jpeg_lossless": imagecodecs.jpeg_decode,
+    "jpeg_ls": imagecodecs.jpegls_decode,
+}
+UNDECODABLE = "its pixel data can't be decoded: fetch the file again, or store it uncompressed with another program"
+PHOTOMETRIC = ("MONOCHROME1", "MONOCHROME2")
+NEEDED = (
+    "Rows",
+    "Columns",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "BitsAllocated",
+    "BitsStored",
+    "PixelRepresentation",
+)
+
+
+def read_dicom(path: str | Path) -> np.ndarray:
+    """Read a mammogram as a person would see it.
+
+    Parameters
+    ----------
+    path : path
+        A single-frame, one-channel DICOM file: JPEG 2000 (also high-throughput), JPEG (baseline, extended, lossless),
+        JPEG-LS, RLE or uncompressed.
+
+    Returns
+    -------
+    ndarray of shape (height, width), float32 in [0, 1]
+        Tissue bright, air dark.
+
+    Raises
+    ------
+    DicomError
+        If the file can't be read or decoded, or its header contradicts itself.
+
+    References
+    ----------
+    DICOM PS3.3 C.11.1 (modality LUT), C.11.2 (VOI LUT), C.7.6.3.1.2 (photometric interpretation).
+    """
+    with open_dicom(path) as file:
+        return file.grey(file.stored())
+
+
+def read_stored(path: str | Path) -> np.ndarray:
+    """Read the stored values of a single-frame, one-channel DICOM file.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    ndarray of shape (height, width), an integer dtype
+        As decoded, before the modality LUT. Of uncompressed and RLE data only the lowest Bits Stored bits count (PS3.5 8.1.1);
+        in JPEG and JPEG 2000 the codestream's own precision does, which in some files exceeds Bits Stored.
+
+    Raises
+    ------
+    DicomError
+        If the file can't be read or decoded, or its header contradicts itself.
+    """
+    with open_dicom(path) as file:
+        return file.stored()
+
+
+@contextlib.contextmanager
+def open_dicom(path: str | Path) -> Iterator[DicomFile]:
+    """Open a file and read its header; pixel data are read as they are asked for.
+
+    Yields
+    ------
+    DicomFile
+
+    Raises
+    ------
+    DicomError
+        If there is no such file, or its header contradicts itself.
+    """
+    if not Path(path).is_file():
+        raise DicomError(path, "it is not a file" if Path(path).exists() else "the file does not exist")
+    try:
+        file = open(path, "rb")  # noqa: SIM115 - closed below; only the opening may raise what is caught here
+    except OSError as error:
+        raise DicomError(path, f"it can't be opened ({error.strerror})") from error
+    with file:
+        yield DicomFile(path, file)
+
+
+class DicomFile:
+    """A mammogram's header, and its pixel data at full or at lower resolution.
+
+    Attributes
+    ----------
+    header : Dataset
+        All elements before the pixel data.
+    shape : (int, int)
+        Rows and columns at full resolution.
+    codec : {"jpeg2000", "htj2k", "jpeg", "jpeg_lossless", "jpeg_ls", "rle", "uncompressed"}
+    flags : tuple of str
+        What is unusual in the header, as `utils.dicom.header.read_header` and `utils.dicom.window.Voi` explain.
+    """
+
+    def __init__(self, path: str | Path, file: BinaryIO):
+        self.path = Path(path)
+        with self._explained("not a readable DICOM file"):
+            self.header, flags = read_header(file, self.path)
+        reason = _contradiction(self.header)
+        if reason:
+            raise DicomError(path, reason)
+        self.shape = int(self.header.Rows), int(self.header.Columns)
+        self.codec = CODECS[self.header.file_meta.TransferSyntaxUID]
+        with self._explained("its modality LUT or window can't be applied"):
+            self._voi = read_voi(self.header)
+        self.flags = flags + self._voi.flags
+        self._file = file
+        self._frames: dict[int, np.ndarray] = {}
+
+    @cached_property
+    def levels(self) -> int:
+        """How many times the picture can be halved without decoding it in full.
+
+        0 where the codec has no lower resolutions, where they don't lie one after the other, and where the header has no
+        window: the values are then stretched over the range of the full picture, which only the full picture tells.
+        """
+        if self.codec != "jpeg2000" or not self._voi.show:
+            return 0
+        with self._explained():
+            return self._codestream.layout.levels if self._codestream.layout else 0
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of the file that were needed so far."""
+        return self._codestream.fragments.position if self.codec in DECODERS else self.bytes_total
+
+    @property
+    def bytes_total(self) -> int:
+        """Size of the file."""
+        return os.fstat(self._file.fileno()).st_size
+
+    def codestream(self, discard: int = 0) -> bytes:
+        """Compressed picture without its ``discard`` highest resolutions, as the decoder takes it."""
+        with self._explained():
+            return self._codestream.cut(discard, self.shape)
+
+    def stored(self, discard: int = 0) -> np.ndarray:
+        """Stored values of the picture, halved ``discard`` times as JPEG 2000 halves it.
+
+        Parameters
+        ----------
+        discard : int
+            From 0 to `levels`.
+
+        Returns
+        -------
+        ndarray of shape (ceil(rows / 2**discard), ceil(columns / 2**discard)), an integer dtype
+            As `read_stored` explains; the same array each time.
+
+        Raises
+        ------
+        DicomError
+        """
+        if discard not in self._frames:
+            with self._explained():
+                self._frames[discard] = self._checked(self._decode(discard), discard)
+        return self._frames[discard]
+
+    def _checked(self, values: np.ndarray, discard: int) -> np.ndarray:
+        """Check the shape of decoded values, and that nothing of the codestream was left over."""
+        if values.dtype.itemsize > 2:
+            raise DicomError(self.path, f"decoded to {values.dtype.itemsize * 8} bits, more than a mammogram has")
+        expected = tuple(-(-side >> discard) for side in self.shape)
+        if values.shape != expected:
+            raise DicomError(self.path, f"decoded to {values.shape}, but the header says {expected}")
+        if self.codec in DECODERS:
+            self._codestream.check_decoded(values)
+            if self.header.PixelRepresentation == 1:
+                values = _extend_sign(values, int(self.header.BitsStored))
+        return values
+
+    def grey(self, values: np.ndarray) -> np.ndarray:
+        """Turn stored values of this file into grey values.
+
+        Parameters
+        ----------
+        values : ndarray, any shape, integers
+            From `stored`, or averages of them.
+
+        Returns
+        -------
+        ndarray of the same shape, float32 in [0, 1]
+            Tissue bright.
+
+        Raises
+        ------
+        DicomError
+            If the modality LUT or the window can't be applied.
+        """
+        if self._voi.show:
+            lowest, highest = min(int(values.min()), 0), int(values.max())  # unsigned values are then indices as they are
+        else:
+            lowest, highest = self._full_range
+        with self._explained("its modality LUT or window can't be applied"):
+            table = grey_table(self.header, self._voi, lowest, highest)
+        index = values if lowest == 0 else np.subtract(values, lowest, dtype=np.int32)
+        return table.take(index, mode="clip")
+
+    @cached_property
+    def _full_range(self) -> tuple[int, int]:
+        """Lowest and highest stored value at full resolution."""
+        return int(self.stored().min()), int(self.stored().max())
+
+    @cached_property
+    def _codestream(self) -> Codestream:
+        return Codestream(self._file, self.codec)
+
+    def _decode(self, discard: int) -> np.ndarray:
+        if self.codec in DECODERS:
+            return DECODERS[self.codec](self._codestream.cut(discard, self.shape))
+        return _decode_plain(self.path, self.codec)
+
+    @contextlib.contextmanager
+    def _explained(self, what: str = UNDECODABLE) -> Iterator[None]:
+        try:
+            yield
+        except DicomError:
+            raise
+        except Exception as error:  # decoders and broken elements raise what they like; all of it means the same here
+            raise DicomError(self.path, f"{what} ({type(error).__name__}: {error})") from error
+
+
+def _contradiction(header: pydicom.Dataset) -> str:
+    """Say why a header can't describe one decodable mammogram; empty if it can."""
+    try:
+        syntax = str(header.file_meta.TransferSyntaxUID)
+        rows, columns, frames = int(header.Rows), int(header.Columns), int(header.get("NumberOfFrames") or 1)
+        samples, photometric = int(header.SamplesPerPixel), header.PhotometricInterpretation
+        bits, allocated, signed = int(header.BitsStored), int(header.BitsAllocated), int(header.PixelRepresentation)
+    except Exception as error:  # as above
+        missing = [name for name in NEEDED if name not in header]
+        return f"its header lacks {', '.join(missing)}" if missing else f"a needed header element is broken ({error})"
+    checks = {
+        _unsupported(syntax): syntax not in CODECS,
+        f"{rows} rows by {columns} columns is not a usable size": not 0 < rows * columns <= MAX_PIXELS,
+        f"it has {frames} frames; only single-frame files are mammograms": frames != 1,
+        f"{samples} samples per pixel, {photometric}; only {' and '.join(PHOTOMETRIC)} are mammograms": samples != 1
+        or photometric not in PHOTOMETRIC,
+        f"Bits Stored {bits} of Bits Allocated {allocated} is not supported": not (0 < bits <= allocated in (8, 16)),
+        f"Pixel Representation {signed} is neither 0 nor 1": signed not in (0, 1),
+    }
+    return next((reason for reason, broken in checks.items() if broken), "")
+
+
+def _unsupported(syntax: str) -> str:
+    name = UID_dictionary.get(syntax, ["a private or unknown one"])[0]
+    return (
+        f"its transfer syntax {syntax} ({name}) is not supported: convert it to Explicit VR Little Endian, "
+        "for example with `gdcmconv --raw IN OUT`"
+    )
+
+
+def _decode_plain(path: Path, codec: str) -> np.ndarray:
+    dataset, _ = read_elements(path)
+    present = len(dataset.get("PixelData") or b"")
+    if not present:
+        raise DicomError(path, "it has no pixel data")
+    needed = dataset.Rows * dataset.Columns * dataset.BitsAllocated // 8
+    if codec == "uncompressed" and present > needed + 1:  # one byte of padding to an even length
+        raise DicomError(
+            path, f"{present} bytes of pixel data are too many for {dataset.Rows} rows by {dataset.Columns} columns"
+        )
+    with warnings.catch_warnings():
+        # pydicom takes pixels that its header has no rows for to be padding, and would cut the picture.
+        warnings.filterwarnings("error", ".*padding", UserWarning)
+        return pixel_array(dataset)
+
+
+def _extend_sign(stored: np.ndarray, bits: int) -> np.ndarray:
+    """Read the lowest ``bits`` bits as two's complement (PS3.5 8.1.1): the codestream may not carry the sign."""
+    unused = 16 - bits
+    return np.right_shift(np.left_shift(stored.astype(np.int16), unused), unused)

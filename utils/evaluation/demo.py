@@ -1,0 +1,89 @@
+"""The demo's last step: a table and a picture of what each architecture reached on the phantom."""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from utils.decision.figures import show_overview
+from utils.decision.threshold import read_threshold
+from utils.decision.tuning import tune, tuned_breasts
+from utils.metrics.intervals import Interval, PatientBootstrap
+from utils.metrics.scores import probabilistic_f1
+from utils.phantom.competition import read_truth
+from utils.runs.oof import oof_of_runs
+from utils.runs.tables import read_history_table
+from utils.tables.competition import read_images
+
+
+def demo_table(run_dirs: list[Path], submission_path: Path, competition_dir: Path) -> pd.DataFrame:
+    """Sum up the runs and the submission.
+
+    Parameters
+    ----------
+    run_dirs : list of Path
+        One per architecture.
+    submission_path : Path
+        Of submission.csv, made of all runs; probabilities.csv lies beside it.
+    competition_dir : Path
+        The phantom, whose hidden test labels are read here and nowhere else.
+
+    Returns
+    -------
+    DataFrame
+        Indexed by architecture, with a last row for the average that was submitted.
+    """
+    rows = {run.name: _row(tune([run]), _seconds(run)) for run in run_dirs}
+    rows["average"] = _row(tune(run_dirs), sum(_seconds(run) for run in run_dirs)) | _test_row(submission_path, competition_dir)
+    return pd.DataFrame(rows).T.fillna("").rename_axis("architecture")
+
+
+def draw_overview(run_dirs: list[Path], tuned: dict, cache_dir: Path, competition_dir: Path, path: Path) -> None:
+    """Draw pictures, ROC and pF1 curves of the demo into one PNG."""
+    curves = {run.name: oof_of_runs([run]) for run in run_dirs}
+    average = tuned_breasts(run_dirs, tuned)
+    images = read_images(competition_dir, "train")
+    show_overview(images, cache_dir, curves | {"average": average}, average, tuned).savefig(path, dpi=80)
+
+
+def _row(tuned: dict, seconds: float) -> dict[str, str]:
+    return {
+        "AUC [95 %]": str(Interval(**tuned["auc"])),
+        "pF1 tuned": f"{tuned['pf1']:.3f}",
+        "pF1 nested [95 %]": str(Interval(**tuned["pf1_nested"])),
+        "seconds": f"{seconds:.0f}",
+    }
+
+
+def _test_row(submission_path: Path, competition_dir: Path) -> dict[str, str]:
+    _, labels = read_truth(competition_dir)
+    ids = {"prediction_id": str}
+    table = labels.merge(pd.read_csv(submission_path, dtype=ids), on="prediction_id", suffixes=("", "_decided"))
+    table = table.merge(pd.read_csv(submission_path.with_name("probabilities.csv"), dtype=ids), on="prediction_id")
+    auc = PatientBootstrap(table.prediction_id.str.split("_").str[0]).auc(table.cancer, table.probability)
+    return {"test AUC [95 %]": str(auc), "test pF1": f"{probabilistic_f1(table.cancer, table.cancer_decided):.3f}"}
+
+
+def _seconds(run_dir: Path) -> float:
+    return float(read_history_table(run_dir / "history.csv").seconds.sum())
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("demo_dir", type=Path, help="where make demo has put everything")
+    demo_dir = parser.parse_args().demo_dir
+    tuned = read_threshold(demo_dir / "threshold.json")
+    runs = [Path(run) for run in tuned["runs"]]
+    table = demo_table(runs, demo_dir / "submission.csv", demo_dir / "competition")
+    print("\nOut of fold on the phantom's training breasts; each fold chose its epoch, and 'tuned' its threshold, on them.")
+    print("The test columns are on hidden labels that no notebook has read.\n")
+    print(table.to_string(), "\n")
+    draw_overview(runs, tuned, demo_dir / "cache", demo_dir / "competition", demo_dir / "demo.png")
+    print(f"Picture of all this: {demo_dir / 'demo.png'}")
+    print(f"Report: {demo_dir / 'report.html'} (open it in a browser)")
+    print(f"Executed notebooks: {demo_dir / 'notebooks'}")
+    print(f"Submission: {demo_dir / 'submission.csv'}; copies with provenance: submissions/")
+
+
+if __name__ == "__main__":
+    _main()

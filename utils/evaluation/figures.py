@@ -1,0 +1,157 @@
+"""Figures of explanations: maps over the original images, right and wrong decisions side by side."""
+
+import textwrap
+from pathlib import Path
+
+import cv2
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.patches import Rectangle
+
+from utils.dicom.file import open_dicom
+from utils.evaluation.explanation import to_source_map
+from utils.evaluation.pointing import strongest_place
+from utils.images.cache import CacheSettings, read_manifest
+from utils.images.figures import finished
+from utils.tables.competition import image_paths
+
+TALLEST = 600  # px of a shown image
+LEAST_SHOWN = 0.5  # of a map's maximum: below it the image is left as it is
+DENSEST = 0.55  # opacity where a map is strongest, so that the tissue still shows through
+DPI = 80
+COLUMN_WIDTH, TITLE_HEIGHT = 2.4, 0.6  # inches
+TALLEST_SHAPE = 1.25  # height over width of the room for a picture
+HEAT = LinearSegmentedColormap.from_list("heat", ["#e69f00", "#ffe34d"])  # orange to yellow: apart from grey to every eye
+BOX_COLOUR, MARK_COLOUR = "#56b4e9", "#f0a3cc"  # sky blue; pink
+CAPTION = (
+    "Orange to yellow: where Grad-CAM is {least:.0%} to 100% of the image's strongest; not comparable between images."
+    " Cross: its strongest place."
+)
+
+
+def show_explanations(
+    examples: pd.DataFrame,
+    maps: dict[str, np.ndarray],
+    competition_dir: str | Path,
+    cache_dir: str | Path,
+    settings: CacheSettings,
+    boxes: pd.DataFrame | None = None,
+    split: str = "train",
+) -> plt.Figure:
+    """Show maps on the original images, a row for each kind of decision.
+
+    Parameters
+    ----------
+    examples : DataFrame
+        From `utils.evaluation.explanation.choose_examples`.
+    maps : dict
+        From `utils.evaluation.explanation.explain_run`; an image without one is shown bare.
+    competition_dir, cache_dir : path
+    settings : CacheSettings
+        Of the cache.
+    boxes : DataFrame, optional
+        From `utils.images.boxes.read_boxes`: true findings, which are outlined. A column ``predicted`` tells a run's own boxes,
+        which are dashed.
+    split : {"train", "test"}
+
+    Returns
+    -------
+    Figure
+    """
+    manifest = read_manifest(cache_dir, split, settings).set_index("image_id")
+    paths = dict(zip(examples.image_id, image_paths(examples, competition_dir, split), strict=True))
+    kinds = list(dict.fromkeys(examples.kind))
+    columns = max(examples.groupby("kind").size(), default=1)
+    rows = max(len(kinds), 1)
+    shapes = manifest.loc[examples.image_id, ["source_height", "source_width"]].astype(float)
+    tallest = min((shapes.source_height / shapes.source_width).max(), TALLEST_SHAPE) if len(shapes) else TALLEST_SHAPE
+    size = (COLUMN_WIDTH * max(columns, 2), (COLUMN_WIDTH * tallest + TITLE_HEIGHT) * rows + 0.5)
+    figure, axes = plt.subplots(rows, columns, figsize=size, dpi=DPI, squeeze=False, layout="constrained")
+    figure.get_layout_engine().set(wspace=0.03)
+    for axis in axes.flat:
+        axis.axis("off")
+    for kind, row_axes in zip(kinds, axes, strict=False):
+        for axis, row in zip(row_axes, examples[examples.kind == kind].itertuples(), strict=False):
+            heat, placed = maps.get(row.image_id), manifest.loc[row.image_id]
+            heat = None if heat is None else to_source_map(heat, placed, settings)
+            found = None if boxes is None else boxes[boxes.image_id == row.image_id]
+            shape = int(placed.source_height), int(placed.source_width)
+            draw_overlay(axis, read_original(paths[row.image_id]), shape, heat, found)
+            axis.set_title(_title(row, heat), fontsize=8)
+    blue = "" if boxes is None else " Blue: true findings."
+    dashed = " Dashed: predicted." if boxes is not None and "predicted" in boxes else ""
+    caption = CAPTION.format(least=LEAST_SHOWN) + blue + dashed
+    figure.supxlabel(textwrap.fill(caption, width=int(size[0] * 15)), fontsize=8)
+    return finished(figure)
+
+
+def draw_overlay(
+    axis: plt.Axes,
+    picture: np.ndarray,
+    stored_shape: tuple[int, int],
+    heat: np.ndarray | None = None,
+    boxes: pd.DataFrame | None = None,
+) -> None:
+    """Draw an image, the strong parts of its map over it, and its boxes.
+
+    Parameters
+    ----------
+    axis : Axes
+    picture : ndarray of shape (h, w), float32 in [0, 1]
+        From `read_original`: the stored picture, or a smaller copy.
+    stored_shape : tuple
+        Height and width of the stored picture.
+    heat : ndarray of shape (stored height, stored width), float32 in [0, 1], optional
+        From `utils.evaluation.explanation.to_source_map`.
+    boxes : DataFrame, optional
+        Corners in pixels of the stored picture, and ``predicted`` where they are not all true.
+    """
+    axis.imshow(picture, cmap="gray", vmin=0, vmax=1)
+    axis.autoscale(False)  # a predicted box may reach out of the picture
+    # Pixel i of a shown picture reaches from i - 0.5 to i + 0.5.
+    down, across = picture.shape[0] / stored_shape[0], picture.shape[1] / stored_shape[1]
+    if heat is not None:
+        small = cv2.resize(heat, picture.shape[::-1], interpolation=cv2.INTER_AREA)
+        strength = ((small - LEAST_SHOWN) / (1 - LEAST_SHOWN)).clip(0, 1)
+        opacity = np.where(small > LEAST_SHOWN, DENSEST * (0.3 + 0.7 * strength), 0)
+        axis.imshow(np.dstack([HEAT(strength)[..., :3], opacity]))
+        x, y = strongest_place(small) or (np.nan, np.nan)
+        axis.plot(x * picture.shape[1] - 0.5, y * picture.shape[0] - 0.5, "+", color="black", markersize=7)
+    for box in [] if boxes is None else boxes.itertuples():
+        corner = box.x_min * across - 0.5, box.y_min * down - 0.5
+        size = (box.x_max - box.x_min) * across, (box.y_max - box.y_min) * down
+        dashed = bool(getattr(box, "predicted", False))
+        colour, style = (MARK_COLOUR, "--") if dashed else (BOX_COLOUR, "-")
+        axis.add_patch(Rectangle(corner, *size, fill=False, edgecolor=colour, linestyle=style, linewidth=1.2))
+
+
+def read_original(path: str | Path, tallest: int = TALLEST) -> np.ndarray:
+    """Read an image as a person would see it, in its own orientation, at most so many pixels tall.
+
+    Of a JPEG 2000 file only the resolution that this needs is decoded.
+
+    Returns
+    -------
+    ndarray of shape (h, w), float32 in [0, 1]
+
+    Raises
+    ------
+    utils.dicom.file.DicomError
+        If the file can't be read.
+    """
+    with open_dicom(path) as file:
+        discard = 0
+        while discard < file.levels and file.shape[0] >> (discard + 1) >= tallest:
+            discard += 1
+        picture = file.grey(file.stored(discard))
+        height = min(tallest, file.shape[0])
+        width = max(1, round(file.shape[1] * height / file.shape[0]))
+    return cv2.resize(np.ascontiguousarray(picture), (width, height), interpolation=cv2.INTER_AREA)
+
+
+def _title(row, heat: np.ndarray | None) -> str:
+    label = "cancer" if row.cancer else "no cancer"
+    empty = "\nno map" if heat is None else "" if heat.any() else "\nnothing speaks for cancer"
+    return f"{row.kind}: {row.laterality} {row.view}\n{label}, probability {row.probability:.2f}{empty}"

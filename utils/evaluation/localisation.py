@@ -1,0 +1,192 @@
+"""A run's maps and predicted boxes, measured on the true boxes of images that it predicted out of fold."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from utils.core.environment import pick_device
+from utils.evaluation.explanation import explain_run
+from utils.evaluation.marks import measure_marks, median_sizes
+from utils.evaluation.pointing import OWN, Landmarks, Place, play_pointing_game, read_landmarks, strongest_place
+from utils.images.boxes import to_picture
+from utils.images.cache import read_manifest
+from utils.runs.config import TrainConfig
+from utils.runs.folder import load_config
+from utils.runs.leaks import read_honest_oof
+from utils.runs.tables import read_folds, read_marks
+
+AT_ONCE = 64  # images whose maps are in memory together
+FOUND, MISSED = "found", "missed"
+
+
+@dataclass(frozen=True)
+class BoxedImages:
+    """Images with true boxes that a run predicted out of fold, of which some are drawn to be measured on.
+
+    Make it with `draw_boxed_images`.
+
+    Parameters
+    ----------
+    run_dir : Path
+    config : TrainConfig
+        The run's.
+    cache_dir : Path
+    images : DataFrame
+        Rows of the train table whose pictures are in the cache.
+    manifest : DataFrame
+        The cache's rows.
+    boxes : DataFrame
+        True boxes in shares of the cached pictures' sides, of all images that the run predicted.
+    predicted : list of str
+        Ids of the images that the run predicted.
+    drawn : list of str
+        Ids of the images with boxes that are measured on.
+    """
+
+    run_dir: Path
+    config: TrainConfig
+    cache_dir: Path
+    images: pd.DataFrame
+    manifest: pd.DataFrame
+    boxes: pd.DataFrame
+    predicted: list[str]
+    drawn: list[str]
+
+    @property
+    def description(self) -> str:
+        """How many images are measured on, and of how many they were drawn."""
+        count = self.boxes.image_id.nunique()
+        chosen = "all" if len(self.drawn) == count else f"{len(self.drawn)} drawn at random"
+        return f"Images with boxes: {count:,} of {len(self.predicted):,}; measured on {chosen}."
+
+    @cached_property
+    def patients(self) -> pd.Series:
+        """patient_id by image_id."""
+        return self.images.set_index("image_id").patient_id
+
+    @cached_property
+    def landmarks(self) -> dict[str, Landmarks]:
+        """Places in the drawn images that need no network."""
+        return read_landmarks(tqdm(self.drawn, "Reading pictures", unit=" images", mininterval=1), self.cache_dir)
+
+    def point(self) -> pd.DataFrame:
+        """Play the pointing game with the maps of the networks that never saw the patients.
+
+        Returns
+        -------
+        DataFrame
+            From `utils.evaluation.pointing.play_pointing_game`, in the order of ``drawn``.
+
+        Raises
+        ------
+        utils.evaluation.explanation.ExplanationError
+            If the network has no maps.
+        """
+        places = self._places()
+        order = [name for name in self.drawn if name in places]  # max_views may leave images out
+        boxes = self.boxes[self.boxes.image_id.isin(order)]
+        return play_pointing_game(places, self.landmarks, boxes, self.patients).loc[order]
+
+    def _places(self) -> dict[str, Place | None]:
+        """Strongest place of each drawn image's map; images of one fold and breast are explained together."""
+        rows = self.images[self.images.image_id.isin(self.drawn)]
+        folds = self._folds.loc[rows.image_id].to_numpy()
+        ordered = rows.assign(fold=folds).sort_values(["fold", "prediction_id", "image_id"]).image_id.tolist()
+        places, device = {}, pick_device()
+        with tqdm(total=len(ordered), desc="Explaining", unit=" images", mininterval=1) as bar:
+            for start in range(0, len(ordered), AT_ONCE):
+                part = ordered[start : start + AT_ONCE]
+                maps = explain_run(self.run_dir, self.images, self.cache_dir, part, device)
+                places |= {name: strongest_place(heat) for name, heat in maps.items()}
+                bar.update(len(part))
+        return places
+
+    def measure_marks(self) -> pd.DataFrame:
+        """Compare the boxes that the run predicted with the true ones.
+
+        Of the images without a box the same share is drawn as of those with one, so that false marks are counted as often as
+        they are.
+
+        Returns
+        -------
+        DataFrame
+            From `utils.evaluation.marks.measure_marks`.
+
+        Raises
+        ------
+        utils.runs.config.TrainingError
+            If the run's boxes can't be read.
+        """
+        marks = to_picture(read_marks(self.run_dir), self.manifest, self.config.preprocessing, cut=False)
+        without = marks[marks.image_id.isin(self.predicted) & ~marks.image_id.isin(self.boxes.image_id)]
+        share = len(self.drawn) / self.boxes.image_id.nunique()
+        sampled = pd.concat([marks[marks.image_id.isin(self.drawn)], without.sample(frac=share, random_state=0)])
+        boxes = self.boxes[self.boxes.image_id.isin(self.drawn)]
+        sizes = median_sizes(self.boxes, self._folds)
+        return measure_marks(sampled, boxes, self.landmarks, self.patients, sizes)
+
+    def examples(self, hits: pd.DataFrame, count: int) -> pd.DataFrame:
+        """Take the first images whose map points into a true box, and the first ones whose map does not.
+
+        Parameters
+        ----------
+        hits : DataFrame
+            From `point`.
+        count : int
+            Of each kind.
+
+        Returns
+        -------
+        DataFrame
+            Rows of the train table with ``kind``, `FOUND` or `MISSED`.
+        """
+        kinds = {FOUND: hits.index[hits[OWN] == 1], MISSED: hits.index[hits[OWN] == 0]}
+        rows = self.images.set_index("image_id", drop=False)
+        return pd.concat([rows.loc[names[:count]].assign(kind=kind) for kind, names in kinds.items()], ignore_index=True)
+
+    @cached_property
+    def _folds(self) -> pd.Series:
+        """Fold by image_id."""
+        return self.patients.map(read_folds(self.run_dir).set_index("patient_id").fold)
+
+
+def draw_boxed_images(
+    run_dir: Path, images: pd.DataFrame, cache_dir: Path, boxes: pd.DataFrame, most: int, seed: int = 0
+) -> BoxedImages | None:
+    """Draw images with true boxes that a run is measured on.
+
+    Parameters
+    ----------
+    run_dir : Path
+    images : DataFrame
+        Rows of the train table whose pictures are in the cache.
+    cache_dir : Path
+    boxes : DataFrame
+        From `utils.images.boxes.read_boxes`.
+    most : int
+        Images that are drawn, at most: the same ones for the same seed, in whatever order the boxes are.
+    seed : int
+
+    Returns
+    -------
+    BoxedImages or None
+        None if no image that the run predicted has a box in its picture, or ``most`` is 0.
+
+    Raises
+    ------
+    utils.runs.config.TrainingError, utils.runs.leaks.LeakError
+        If the run's tables can't be read, or its predictions are not out of fold.
+    """
+    config = load_config(run_dir)
+    manifest = read_manifest(cache_dir, "train", config.preprocessing)
+    predicted = images.image_id[images.prediction_id.isin(read_honest_oof(run_dir).prediction_id)]
+    placed = to_picture(boxes[boxes.image_id.isin(predicted)], manifest, config.preprocessing)
+    known = sorted(placed.image_id.unique())
+    drawn = [known[number] for number in np.random.default_rng(seed).permutation(len(known))[:most]]
+    if not drawn:
+        return None
+    return BoxedImages(run_dir, config, cache_dir, images, manifest, placed, predicted.tolist(), drawn)

@@ -1,0 +1,170 @@
+"""A page that people read: tables and figures of a notebook in one HTML file that needs nothing else."""
+
+import base64
+import html
+import io
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from utils.core.environment import KitError, write_atomic
+from utils.runs.folder import load_config, read_notes
+
+LARGEST = 10_000_000  # bytes of a page that can be mailed
+DPI = 90
+STYLE = """
+:root { --ink: #1c2733; --soft: #5b6773; --line: #d9dfe5; --tint: #f4f6f8; --accent: #0b62a4; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1240px; padding: 0 20px 60px; color: var(--ink); background: #fff;
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; overflow-wrap: break-word; }
+h1 { font-size: 1.9em; line-height: 1.2; margin: 1.2em 0 .2em; }
+h2 { font-size: 1.35em; margin: 2.2em 0 .4em; padding-top: .5em; border-top: 1px solid var(--line); }
+p { max-width: 75ch; margin: .5em 0; }
+nav { margin: 1em 0; display: flex; flex-wrap: wrap; gap: .3em 1.1em; }
+a { color: var(--accent); text-decoration: none; } a:hover { text-decoration: underline; }
+.soft, figcaption { color: var(--soft); font-size: .92em; }
+figure { margin: 1em 0 1.6em; } figcaption { margin-top: .4em; max-width: 75ch; }
+img { max-width: 100%; height: auto; display: block; } .picture { overflow-x: auto; }
+.wide { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; }
+.wide.table { background: linear-gradient(to right, #fff 30%, #fff0), linear-gradient(to left, #fff 30%, #fff0) 100% 0,
+  radial-gradient(farthest-side at 0 50%, #0003, #0000), radial-gradient(farthest-side at 100% 50%, #0003, #0000) 100% 0;
+  background-repeat: no-repeat; background-size: 40px 100%, 40px 100%, 12px 100%, 12px 100%;
+  background-attachment: local, local, scroll, scroll; }
+table { border-collapse: collapse; font-size: .88em; font-variant-numeric: tabular-nums; width: 100%; }
+th, td { padding: .4em .6em; text-align: left; white-space: nowrap; border-bottom: 1px solid var(--line); }
+thead th { border-bottom: 2px solid var(--line); } tbody tr:last-child > * { border-bottom: 0; }
+tbody th { font-weight: 600; }
+td.long { white-space: normal; min-width: 13em; }
+.note { border-left: 4px solid #c77700; background: #fff8ec; padding: .6em 1em; max-width: 75ch; }
+@media (max-width: 600px) { body { padding: 0 14px 40px; font-size: 15px; } h1 { font-size: 1.5em; }
+  table, figcaption { font-size: .95em; } .picture img { max-width: none; width: 640px; } }
+@media print { nav { display: none; } h2 { break-after: avoid; } figure, .wide { break-inside: avoid; } }
+"""
+LONG_TEXT = 30  # characters of a cell that may wrap
+
+
+def describe_runs(runs: dict[str, Path]) -> pd.DataFrame:
+    """Say how each run was made: network, picture, folds, epochs, and by which version."""
+    rows = {}
+    for name, run in runs.items():
+        config, notes = load_config(run), read_notes(run)
+        rows[name] = {
+            "architecture": config.model.architecture,
+            "picture": f"{config.model.image_height} × {config.model.image_width}",
+            "reads": config.model.item,
+            "weights from": config.model.weights_path
+            and Path(config.model.weights_path).name
+            or ("timm" if config.model.pretrained else "scratch"),
+            "folds": f"{config.n_folds} by {config.fold_by}",
+            "epochs": config.epochs,
+            "keep_epoch": config.keep_epoch,
+            "seed": config.seed,
+            "commit": notes.versions.get("commit", "unknown"),
+            "torch": notes.versions.get("torch", "unknown"),
+        }
+    return pd.DataFrame(rows).T.rename_axis("run")
+
+
+class Page:
+    """Sections of tables, figures and sentences; a notebook shows what it adds.
+
+    Parameters
+    ----------
+    title : str
+    subtitle : str
+    """
+
+    def __init__(self, title: str, subtitle: str = ""):
+        self.title, self.subtitle = title, subtitle
+        self.sections: dict[str, list[str]] = {}
+
+    def add(self, section: str, item: pd.DataFrame | Figure | str, caption: str = "") -> pd.DataFrame | Figure | str:
+        """Add a table, a figure or a paragraph to a section.
+
+        Parameters
+        ----------
+        section : str
+            Its heading; sections come in the order of their first item.
+        item : DataFrame, Figure or str
+        caption : str
+            Under a figure or table.
+
+        Returns
+        -------
+        DataFrame, Figure or str
+            ``item``, for the notebook to show.
+        """
+        self.sections.setdefault(section, []).append(_to_html(item, caption))
+        return item
+
+    def note(self, section: str, text: str) -> str:
+        """Add a warning that must not be overlooked, and print it."""
+        self.sections.setdefault(section, []).append(f'<p class="note">{html.escape(text)}</p>')
+        print(text)
+        return text
+
+    def to_html(self) -> str:
+        """Give the whole page, pictures and style inside."""
+        anchors = {name: f"s{number}" for number, name in enumerate(self.sections)}
+        links = "".join(f'<a href="#{anchor}">{html.escape(name)}</a>' for name, anchor in anchors.items())
+        parts = (f'<h2 id="{anchors[name]}">{html.escape(name)}</h2>{"".join(items)}' for name, items in self.sections.items())
+        title, subtitle = html.escape(self.title), html.escape(self.subtitle)
+        return (
+            '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
+            f"<title>{title}</title><style>{STYLE}</style></head><body><h1>{title}</h1>"
+            f'<p class="soft">{subtitle}</p><nav>{links}</nav>{"".join(parts)}</body></html>\n'
+        )
+
+    def write(self, path: str | Path) -> Path:
+        """Write the page, whole or not at all.
+
+        Raises
+        ------
+        KitError
+            If it is larger than 10 MB.
+        """
+        content = self.to_html().encode(errors="replace")  # a folder's name need not be Unicode
+        if len(content) > LARGEST:
+            raise KitError(f"The report has {len(content) / 1e6:.1f} MB, more than 10: name fewer run_dirs.")
+        with write_atomic(path) as temporary:
+            temporary.write_bytes(content)
+        return Path(path)
+
+
+def _to_html(item: pd.DataFrame | Figure | str, caption: str) -> str:
+    if isinstance(item, str):
+        return f"<p>{html.escape(item)}</p>"
+    if isinstance(item, Figure):
+        body = _picture(item, caption)
+    elif isinstance(item, pd.DataFrame):
+        body = f'<div class="wide table">{_table(item)}</div>'
+    else:
+        raise TypeError(f"A page shows tables, figures and text, not {type(item).__name__}.")
+    return f"<figure>{body}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def _picture(figure: Figure, caption: str) -> str:
+    with io.BytesIO() as file:
+        figure.savefig(file, format="png", dpi=DPI)
+        data = base64.b64encode(file.getvalue()).decode()
+    picture = f'<img alt="{html.escape(caption, quote=True)}" src="data:image/png;base64,{data}">'
+    return f'<div class="picture">{picture}</div>'
+
+
+def _table(table: pd.DataFrame) -> str:
+    leading = 0 if isinstance(table.index, pd.RangeIndex) else 1
+    named = table.reset_index() if leading else table
+    head = "".join(f"<th>{html.escape(str(column))}</th>" for column in named.columns)
+    rows = []
+    for row in named.itertuples(index=False):
+        cells = "".join(_cell(value, "th" if place < leading else "td") for place, value in enumerate(row))
+        rows.append(f"<tr>{cells}</tr>")
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _cell(value, tag: str) -> str:
+    text = "" if value is None or value != value else f"{value:.4g}" if isinstance(value, float) else str(value)
+    kind = ' class="long"' if tag == "td" and len(text) > LONG_TEXT else ""
+    return f"<{tag}{kind}>{html.escape(text)}</{tag}>"

@@ -1,0 +1,172 @@
+"""Where a run is right: by site, machine, age, density, view and kind of cancer; and what its AUC comes from."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from utils.explore.exploration import AGE_EDGES, AGE_GROUPS
+from utils.metrics.intervals import Interval, PatientBootstrap, proportion
+from utils.metrics.scores import area_under_roc
+from utils.runs.baseline import image_size_oof, images_per_breast_oof, metadata_oof
+from utils.runs.leaks import read_honest_oof
+from utils.runs.oof import aggregate, one_image_per_breast
+
+SUBGROUPS = ("site_id", "machine_id", "age", "density", "implant")
+VERDICT = "the model is"  # column of what a difference shows
+LEAST_POSITIVES = 10  # of a subgroup that gets an AUC and an F1
+
+
+def with_traits(breasts: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
+    """Add what train.csv knows of each breast; the age as a band, missing values as "unknown"."""
+    columns = [name for name in (*SUBGROUPS, "invasive", "difficult_negative_case") if name in images]
+    traits = images.drop_duplicates("prediction_id").set_index("prediction_id")[columns]
+    traits["age"] = pd.cut(traits.age, AGE_EDGES, right=False, labels=AGE_GROUPS).astype(object)
+    return breasts.join(traits.astype(object).where(traits.notna(), "unknown"), on="prediction_id")
+
+
+def by_subgroup(breasts: pd.DataFrame, decisions: np.ndarray, seed: int = 0) -> pd.DataFrame:
+    """Evaluate subgroups, each by itself: site, machine, age, density, implant; invasive cancers and difficult negatives.
+
+    Kinds of cancer are set beside all negatives, kinds of negatives beside all cancers.
+
+    Parameters
+    ----------
+    breasts : DataFrame
+        From `with_traits`, the probability calibrated.
+    decisions : array-like of shape (n,)
+    seed : int
+
+    Returns
+    -------
+    DataFrame
+        One row per subgroup: breasts, positives, AUC, F1, recall and specificity at the threshold, and the mean predicted
+        beside the observed share of cancer, with intervals. No AUC and F1 under `LEAST_POSITIVES` positives, or negatives.
+    """
+    table = breasts.assign(decision=np.asarray(decisions))
+    rows = [_subgroup_row("all", "", table, seed)]
+    for column in SUBGROUPS:
+        if column in table:
+            rows += [_subgroup_row(column, value, rows_of, seed) for value, rows_of in table.groupby(column, sort=True)]
+    for column, label in {"invasive": 1, "difficult_negative_case": 0}.items():
+        if column in table:
+            kinds = table[table.cancer == label].groupby(column)
+            rows += [_subgroup_row(column, value, _beside(table, kind, label), seed) for value, kind in kinds]
+    return pd.DataFrame(rows)
+
+
+def _beside(table: pd.DataFrame, kind: pd.DataFrame, label: int) -> pd.DataFrame:
+    return pd.concat([kind, table[table.cancer != label]])
+
+
+def _subgroup_row(column: str, value, table: pd.DataFrame, seed: int) -> dict:
+    positives, negatives = int(table.cancer.sum()), int((table.cancer == 0).sum())
+    found = {"AUC": "", "F1": ""}
+    if min(positives, negatives) >= LEAST_POSITIVES:
+        bootstrap = PatientBootstrap(table.patient_id, seed=seed)
+        found = {"AUC": str(bootstrap.auc(table.cancer, table.probability))}
+        found["F1"] = str(bootstrap.pf1(table.cancer, table.decision))
+    recalled, cleared = (table.decision[table.cancer == label] == label for label in (1, 0))
+    return {
+        "subgroup": column,
+        "value": value,
+        "breasts": len(table),
+        "positives": positives,
+        **found,
+        "recall": str(proportion(recalled.sum(), positives)),
+        "specificity": str(proportion(cleared.sum(), negatives)),
+        "predicted": f"{table.probability.mean():.3f}",
+        "observed": str(proportion(positives, len(table))),
+    }
+
+
+def by_view(run_dir: Path, images: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """AUC of each view's images by themselves, the mean over a breast's images of that view.
+
+    Parameters
+    ----------
+    run_dir : Path
+    images : DataFrame
+        The train table.
+    seed : int
+
+    Returns
+    -------
+    DataFrame
+        One row per view with enough positives; empty for a run of breasts.
+    """
+    oof = read_honest_oof(run_dir)
+    table = oof.assign(view=oof.image_id.map(images.set_index("image_id").view)).dropna(subset=["view"])
+    rows = []
+    for view, group in table.groupby("view"):
+        breasts = group.groupby("prediction_id").agg({"patient_id": "first", "cancer": "first", "probability": "mean"})
+        positives = int(breasts.cancer.sum())
+        enough = min(positives, len(breasts) - positives) >= LEAST_POSITIVES
+        auc = str(PatientBootstrap(breasts.patient_id, seed=seed).auc(breasts.cancer, breasts.probability)) if enough else ""
+        rows.append({"view": view, "images": len(group), "breasts": len(breasts), "positives": positives, "AUC": auc})
+    return pd.DataFrame(rows)
+
+
+def sources_of_auc(
+    breasts: pd.DataFrame, images: pd.DataFrame, manifest: pd.DataFrame, one_image: bool = False, seed: int = 0
+) -> pd.DataFrame:
+    """Set the model beside what can be told without the pixels, and look at it within each machine.
+
+    Parameters
+    ----------
+    breasts : DataFrame
+        Out of fold, from `utils.runs.oof.oof_of_runs`.
+    images : DataFrame
+        The train table.
+    manifest : DataFrame
+        Of the cache.
+    one_image : bool
+        Count one random image of each breast, as ``breasts`` does.
+    seed : int
+
+    Returns
+    -------
+    DataFrame
+        Indexed by source: AUC as an `Interval`, the model's AUC minus it as text, and what that shows.
+    """
+    images = images.assign(fold=images.patient_id.map(breasts.drop_duplicates("patient_id").set_index("patient_id").fold))
+    images = images[images.prediction_id.isin(breasts.prediction_id)]
+    counted = one_image_per_breast(images) if one_image else images
+    sources = {
+        "metadata (age, implant, view, machine, site)": metadata_oof(counted),
+        "image size": image_size_oof(counted, manifest),
+        "images per breast": images_per_breast_oof(images),
+    }
+    bootstrap = PatientBootstrap(breasts.patient_id, seed=seed)
+    rows = {"the model": {"AUC [95 %]": bootstrap.auc(breasts.cancer, breasts.probability)}}
+    rows["the model, within each machine"] = {"AUC [95 %]": auc_within(breasts, images, "machine_id", seed)}
+    for name, table in sources.items():
+        values = aggregate(table).loc[breasts.prediction_id].to_numpy()
+        difference = bootstrap.auc_difference(breasts.cancer, breasts.probability, values)
+        rows[name] = {"AUC [95 %]": bootstrap.auc(breasts.cancer, values), "model minus it": difference.signed}
+        rows[name][VERDICT] = difference.verdict
+    return pd.DataFrame(rows).T.fillna("").rename_axis("source")
+
+
+def auc_within(breasts: pd.DataFrame, images: pd.DataFrame, column: str, seed: int = 0) -> Interval:
+    """AUC over the pairs of a positive and a negative of the same machine, or site: what is not told by which one it was.
+
+    Returns
+    -------
+    Interval
+        From a bootstrap over each group's patients; NaN where no group has both labels.
+    """
+    groups = breasts.prediction_id.map(images.drop_duplicates("prediction_id").set_index("prediction_id")[column])
+    values, draws, pairs = [], [], []
+    for number, (_, table) in enumerate(breasts.groupby(groups.to_numpy())):
+        count = int(table.cancer.sum() * (table.cancer == 0).sum())
+        if count:
+            # With one seed, groups of one size would share their draws.
+            bootstrap = PatientBootstrap(table.patient_id, seed=seed + number)
+            values.append(area_under_roc(table.cancer, table.probability))
+            drawn = bootstrap.auc_draws(table.cancer, table.probability)
+            draws.append(np.where(np.isfinite(drawn), drawn, values[-1]))
+            pairs.append(count)
+    if not pairs:
+        return Interval(np.nan, np.nan, np.nan)
+    return bootstrap.interval(np.average(values, weights=pairs), np.average(draws, axis=0, weights=pairs))

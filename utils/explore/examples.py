@@ -1,0 +1,138 @@
+"""A handful of images to look at, wherever a competition's folder has them: chosen by label or by machine, and segmented."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from utils.core.parallel import map_items
+from utils.dicom.file import DicomFile, open_dicom
+from utils.images.breast import Crop, breast_mask
+from utils.images.cache import CacheSettings
+from utils.images.preprocessing import finish, make_plan
+from utils.images.resample import low_pass
+from utils.tables.competition import image_paths
+
+SHOWN_SIDE = 512  # px of the longer side of an original, at most
+TRIED = 50  # images of a kind whose files are looked for
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """An original picture, what was found in it, and what became of it.
+
+    ``picture`` is float32 (height, width) in [0, 1], shrunk; ``shape`` is the original's, on which ``crop`` lies; ``mask`` is
+    bool, on a scale of its own; ``cached`` is uint8.
+    """
+
+    title: str
+    picture: np.ndarray
+    shape: tuple[int, int]
+    mask: np.ndarray
+    crop: Crop
+    cached: np.ndarray
+
+
+def with_files(images: pd.DataFrame, competition_dir: str | Path, split: str = "train") -> pd.DataFrame:
+    """Keep the images of those patients who have a folder: one listing instead of a look for every file."""
+    folder = Path(competition_dir) / f"{split}_images"
+    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return images[images.patient_id.isin(present)]
+
+
+def pick_by_label(images: pd.DataFrame, competition_dir: str | Path, count: int = 3) -> pd.DataFrame:
+    """Pick images with invasive, non-invasive and no cancer, of different patients, whose files are there.
+
+    Parameters
+    ----------
+    images : DataFrame
+        A train table from `utils.tables.read_images`; without the column invasive, all cancer is one kind.
+    competition_dir : path
+    count : int
+        Of each kind.
+
+    Returns
+    -------
+    DataFrame
+        Rows of ``images`` with the column ``example``, kind by kind; MLO views where there are enough. May be empty.
+    """
+    invasive = images.invasive if "invasive" in images else pd.Series(np.nan, index=images.index)
+    kinds = {
+        "invasive cancer": (images.cancer == 1) & (invasive == 1),
+        "non-invasive cancer": (images.cancer == 1) & (invasive == 0),
+        "cancer": (images.cancer == 1) & invasive.isna(),
+        "no cancer": images.cancer == 0,
+    }
+    present = with_files(images, competition_dir)
+    shuffled = present.sample(frac=1, random_state=0).sort_values("view", key=lambda view: view != "MLO", kind="stable")
+    picked = [
+        _first_with_file(shuffled[kind[shuffled.index]], competition_dir, count).assign(example=name)
+        for name, kind in kinds.items()
+    ]
+    return pd.concat(picked)
+
+
+def pick_by_machine(images: pd.DataFrame, competition_dir: str | Path, count: int = 4) -> pd.DataFrame:
+    """Pick one image of each of the ``count`` most common machines, whose files are there."""
+    present = with_files(images, competition_dir).sample(frac=1, random_state=0)
+    machines = present.machine_id.value_counts().index
+    picked = [_first_with_file(present[present.machine_id == machine], competition_dir, 1) for machine in machines]
+    return pd.concat(picked[:count]) if picked else present
+
+
+def _first_with_file(images: pd.DataFrame, competition_dir: str | Path, count: int) -> pd.DataFrame:
+    tried = images.drop_duplicates("patient_id").head(TRIED)
+    paths = image_paths(tried, competition_dir, "train")
+    found = islice((place for place, path in enumerate(paths) if path.is_file()), count)
+    return tried.iloc[list(found)]
+
+
+def segment_images(
+    images: pd.DataFrame, competition_dir: str | Path, settings: CacheSettings, num_workers: int = 0
+) -> list[Segmentation]:
+    """Segment training images straight from their files, and say which can't be read.
+
+    Parameters
+    ----------
+    images : DataFrame
+        A few rows, as from `pick_by_machine`.
+    competition_dir : path
+    settings : CacheSettings
+        Of the pictures that models see.
+    num_workers : int
+        Number of processes; 0 works in this one.
+
+    Returns
+    -------
+    list of Segmentation
+        In the order of ``images``, without those that can't be read.
+    """
+    titles = [f"machine {row.machine_id}, {row.laterality} {row.view}" for row in images.itertuples()]
+    jobs = list(zip(titles, image_paths(images, competition_dir, "train"), strict=True))
+    outcomes = list(map_items(partial(_segment, settings=settings), jobs, num_workers, "Segmenting", "images"))
+    for outcome in outcomes:
+        if outcome.error:
+            print(f"No picture of {outcome.item[0]}: {outcome.error}")
+    return [outcome.value for outcome in sorted(outcomes, key=lambda outcome: jobs.index(outcome.item)) if not outcome.error]
+
+
+def _segment(job: tuple[str, Path], settings: CacheSettings) -> Segmentation:
+    title, path = job
+    with open_dicom(path) as file:
+        plan = make_plan(file, *settings.arguments)
+        cached, _ = finish(file, plan, settings.image_height, settings.image_width)
+        picture = _shrink(file)
+        return Segmentation(title, picture, file.shape, breast_mask(picture), plan.crop, cached)
+
+
+def _shrink(file: DicomFile) -> np.ndarray:
+    halvings = 0
+    while max(file.shape) > SHOWN_SIDE << halvings:
+        halvings += 1
+    decoded = min(halvings, file.levels)
+    return file.grey(low_pass(file.stored(decoded), halvings - decoded))

@@ -1,0 +1,212 @@
+"""The data before training, as tables: columns, density by age, views, cancer by machine or site. Units are breasts."""
+
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+
+from utils.metrics.intervals import proportion
+
+AGE_EDGES = (0, 40, 50, 60, 70, 80, np.inf)  # years, each from the first to below the next
+AGE_GROUPS = ("39 and under", "40 to 49", "50 to 59", "60 to 69", "70 to 79", "80 and over")
+UNKNOWN = "unknown"
+SCREENING_VIEWS = ("CC", "MLO")  # named first
+SHOWN_VALUES = 3
+LISTED_NUMBERS = 6  # a number with more values than this is shown by its range
+COMMON_SHARE = 0.01  # where not even the most common text is as common as this, none is worth showing
+NOMINAL = ("site_id", "machine_id", "laterality", "view")  # their numbers have no order
+DERIVED = ("prediction_id", "fold")  # columns that the kit adds to train.csv's own
+
+
+def describe_columns(images: pd.DataFrame, test: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Describe each column of train.csv, and say whether test.csv has it.
+
+    Parameters
+    ----------
+    images, test : DataFrame
+        From `utils.tables.read_images`.
+
+    Returns
+    -------
+    DataFrame
+        One row per column: type, missing (rows), missing_share, unique, values (most common ones or the range); with ``test``
+        also in_test and test_missing_share (NaN where test.csv lacks the column).
+    """
+    columns = [column for column in images if column not in DERIVED]
+    table = pd.DataFrame({column: _describe(images[column]) for column in columns}).T
+    if test is not None:
+        table["in_test"] = [column in test for column in columns]
+        table["test_missing_share"] = [test[column].isna().mean() if column in test else np.nan for column in columns]
+    return table.infer_objects()
+
+
+def _describe(values: pd.Series) -> dict:
+    return {
+        "type": str(values.dtype),
+        "missing": int(values.isna().sum()),
+        "missing_share": float(values.isna().mean()),
+        "unique": values.nunique(),
+        "values": _shown_values(values.dropna()),
+    }
+
+
+def _shown_values(values: pd.Series) -> str:
+    if values.empty:
+        return "none"
+    if values.is_unique and len(values) > SHOWN_VALUES:
+        return "all different"
+    if pd.api.types.is_numeric_dtype(values) and values.nunique() > LISTED_NUMBERS and values.name not in NOMINAL:
+        return f"{values.min():g} to {values.max():g}"
+    shares = values.value_counts(normalize=True)
+    if shares.iloc[0] < COMMON_SHARE:
+        return "many, none common"
+    more = ", …" if len(shares) > SHOWN_VALUES else ""
+    return ", ".join(f"{_as_text(value)} ({share:.1%})" for value, share in shares.head(SHOWN_VALUES).items()) + more
+
+
+def _as_text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def density_by_age(images: pd.DataFrame) -> pd.DataFrame:
+    """Count breasts by age and density.
+
+    Parameters
+    ----------
+    images : DataFrame
+        From `utils.tables.read_images`; a table without densities counts all breasts as unknown.
+
+    Returns
+    -------
+    DataFrame of int
+        One row per age group that occurs, one column per density that occurs; a last row and column "unknown" where values
+        are missing.
+    """
+    breasts = images.drop_duplicates("prediction_id")
+    ages = pd.cut(breasts.age, AGE_EDGES, right=False, labels=AGE_GROUPS).astype(object).fillna(UNKNOWN)
+    densities = breasts.density.fillna(UNKNOWN) if "density" in breasts else pd.Series(UNKNOWN, index=breasts.index)
+    table = pd.crosstab(ages, densities)
+    rows = [group for group in (*AGE_GROUPS, UNKNOWN) if group in table.index]
+    columns = sorted(table.columns, key=lambda density: (density == UNKNOWN, density))
+    return table.loc[rows, columns].rename_axis(index="age", columns="density")
+
+
+def views_per_breast(images: pd.DataFrame) -> pd.DataFrame:
+    """Count breasts by the views that were taken of them.
+
+    Parameters
+    ----------
+    images : DataFrame
+        From `utils.tables.read_images`.
+
+    Returns
+    -------
+    DataFrame
+        One row per combination, as "CC + 2 MLO", the most common first: images (of such a breast), breasts, share, duplicate (a
+        view comes more than once), one_view (no second kind of view), and positives where the table has labels.
+    """
+    views = images.view.fillna(UNKNOWN)
+    breasts = views.sort_values().groupby(images.prediction_id, sort=False).agg("|".join).to_frame("views")
+    if "cancer" in images:
+        breasts["positives"] = images.groupby("prediction_id").cancer.max()
+    grouped = breasts.groupby("views")
+    counts = [Counter(name.split("|")) for name in grouped.groups]
+    table = pd.DataFrame(
+        {
+            "images": [count.total() for count in counts],
+            "breasts": grouped.size(),
+            "share": grouped.size() / len(breasts),
+            "duplicate": [max(count.values()) > 1 for count in counts],
+            "one_view": [len(count) == 1 for count in counts],
+        }
+        | ({"positives": grouped.positives.sum()} if "cancer" in images else {})
+    )
+    table.index = pd.Index([_name_views(count) for count in counts], name="views")
+    return table.sort_values("breasts", ascending=False, kind="stable")
+
+
+def _name_views(count: Counter) -> str:
+    views = sorted(count, key=lambda view: (view not in SCREENING_VIEWS, view))
+    return " + ".join(view if count[view] == 1 else f"{count[view]} {view}" for view in views)
+
+
+def describe_views(views: pd.DataFrame) -> str:
+    """Say in a line how many breasts have a duplicate view, and how many have one kind of view only.
+
+    Parameters
+    ----------
+    views : DataFrame
+        From `views_per_breast`.
+    """
+    twice, alone = views.breasts[views.duplicate].sum(), views.breasts[views.one_view].sum()
+    return (
+        f"{views.breasts.sum():,} breasts in {len(views)} combinations of views: "
+        f"{twice:,} have a view more than once, {alone:,} have one kind of view only."
+    )
+
+
+def cancer_by(images: pd.DataFrame, column: str, test: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Count breasts with cancer for each value of a column, as a machine or a site.
+
+    Parameters
+    ----------
+    images : DataFrame
+        A train table from `utils.tables.read_images`.
+    column : str
+        A breast counts once for each value that its images have; missing values count as "unknown".
+    test : DataFrame, optional
+        Adds the values that only test.csv has.
+
+    Returns
+    -------
+    DataFrame
+        One row per value, the most common first: breasts, positives, rate, low and high (95 % Wilson interval), with ``test``
+        test_breasts, and note, which calls out values without positives and those that train.csv lacks. Empty where the table
+        has no such column.
+    """
+    counts = _breasts_by(images, column)
+    table = pd.DataFrame({"breasts": counts.size(), "positives": counts.cancer.sum()})
+    if test is not None and column in test:
+        test_breasts = _breasts_by(test, column).size()
+        table = table.reindex(table.index.union(test_breasts.index, sort=False), fill_value=0)
+        table["test_breasts"] = test_breasts.reindex(table.index, fill_value=0)
+    with np.errstate(invalid="ignore"):  # 0 of 0 where only test.csv has a value
+        table.insert(2, "rate", table.positives / table.breasts)
+    intervals = [proportion(row.positives, row.breasts) for row in table.itertuples()]
+    table.insert(3, "low", [interval.low for interval in intervals])
+    table.insert(4, "high", [interval.high for interval in intervals])
+    overall = table.positives.sum() / max(1, table.breasts.sum())
+    table["note"] = [_note(row.breasts, row.positives, overall) for row in table.itertuples()]
+    return table.sort_values("breasts", ascending=False, kind="stable").rename_axis(column)
+
+
+def _breasts_by(images: pd.DataFrame, column: str):
+    """Group breasts by the values of a column; without one there is nothing to group."""
+    if column not in images:
+        images = images.head(0).assign(**{column: pd.Series(dtype=object)})
+    pairs = images.drop_duplicates(["prediction_id", column])
+    return pairs.groupby(pairs[column].astype(object).fillna(UNKNOWN), sort=False)
+
+
+def _note(breasts: int, positives: int, overall: float) -> str:
+    if not breasts:
+        return "only in test.csv"
+    if positives:
+        return ""
+    return f"no positive, {breasts * overall:.1f} expected" if overall else "no positive"
+
+
+def describe_cancer_by(table: pd.DataFrame) -> str:
+    """Say which machines or sites have no positive breast, and which train.csv lacks.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From `cancer_by`.
+    """
+    name, noted = table.index.name, table[table.note != ""]
+    if table.empty:
+        return f"The tables have no column {name}."
+    lines = [f"{name} {row.Index}: {row.note}, {row.breasts or row.test_breasts:,} breast(s)." for row in noted.itertuples()]
+    known = ", and train.csv knows all of test.csv's" if "test_breasts" in table else ""
+    return "\n".join(lines) or f"Every {name} has positive breasts{known}."

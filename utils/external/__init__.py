@@ -1,0 +1,1 @@
+"""Other sets of mammograms as competition folders: ``python -m utils.external``."""

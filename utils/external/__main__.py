@@ -1,0 +1,5 @@
+"""``python -m utils.external``."""
+
+from utils.external.convert import main
+
+main()

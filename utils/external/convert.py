@@ -1,0 +1,217 @@
+"""Turn a public set of mammograms into a competition folder of this kit, to train on beside the competition.
+
+``python -m utils.external vindr SOURCE DEST`` writes ``DEST/train.csv``, ``DEST/train_images/PATIENT/IMAGE.dcm``, and
+``DEST/boxes.csv`` where the set has boxes. train.ipynb takes such folders as ``extra_competition_dirs``. `utils.external.sets`
+says what is read of each set, and what counts as cancer; `utils.external.boxes` what its boxes are. ``folder`` takes any folder
+of DICOMs: see `utils.external.folder`.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+from tqdm import tqdm
+
+from utils.core.environment import KitError, link_or_copy, read_picture, resolve, write_atomic, write_csv
+from utils.external import folder
+from utils.external.boxes import BOXES, clip_boxes
+from utils.external.sets import LOSSLESS, SETS, UNKNOWN, ExternalError
+from utils.images.boxes import BOXES_FILE
+from utils.images.boxes import COLUMNS as BOX_COLUMNS
+from utils.phantom.competition import TRAIN_COLUMNS
+from utils.tables.competition import image_paths
+
+CONVERTED = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}  # what mirrors of DICOM sets hold
+MACHINES_OF_SITE = 100  # machine_id is site_id * 100 + number of the model: far from RSNA's, which end at 216
+
+
+def convert(
+    name: str, source: str | Path, destination: str | Path, copy: bool = False, birads_4: int | None = None
+) -> pd.DataFrame:
+    """Write a set as a competition folder, and print what is in it and what was left out.
+
+    DICOMs are linked; PGM and PNG become uncompressed DICOMs, without loss. Ids begin with the set's name, so that none is met
+    in another set. A second run after a kill begins again and keeps nothing half done: train.csv is written last.
+
+    Parameters
+    ----------
+    name : {"vindr", "cmmd", "cbis", "inbreast", "mias"}
+    source : path
+        Folder of the set as it is distributed.
+    destination : path
+        New folder, outside of ``source``.
+    copy : bool
+        Copy DICOMs instead of linking them: ``source`` may then go.
+    birads_4 : {None, 0, 1}
+        What BI-RADS 4 counts as; None leaves those breasts out.
+
+    Returns
+    -------
+    DataFrame
+        Rows of train.csv; age is NaN, and implant 0, where the set does not tell.
+
+    Raises
+    ------
+    ExternalError
+        If the set or its files are not as expected, no image can be used, or ``destination`` is taken.
+    """
+    if name not in SETS:
+        raise ExternalError(f"The set is {name!r}; choose from {', '.join(SETS)}.")
+    if birads_4 not in (None, 0, 1):
+        raise ExternalError(f"birads_4 is {birads_4!r}, but must be 0, 1 or None.")
+    source, destination = resolve(source), resolve(destination)
+    _check_folders(source, destination)
+    images = _settle(SETS[name].read(source, UNKNOWN if birads_4 is None else float(birads_4)))
+    table = _as_train_table(images, name)
+    targets = image_paths(table, destination, "train")
+    rows = np.flatnonzero(images.reason == "")
+    progress = tqdm(rows, f"Converting {name}", unit=" images", mininterval=1)
+    images.loc[rows, "reason"] = [_place(images.file[row], targets[row], copy) for row in progress]
+    is_used = (images.reason == "").to_numpy()
+    used = table[is_used]
+    left_out = images.reason[~is_used].value_counts()
+    if not len(used):
+        reasons = "; ".join(left_out.index)
+        raise ExternalError(f"{source}: none of {len(images)} images can be used: {reasons}.{_mirror(source, name)}")
+    boxes, said = _read_boxes(name, source, images[is_used], destination, used)
+    (destination / BOXES_FILE).unlink(missing_ok=True)
+    if len(boxes):
+        write_csv(destination / BOXES_FILE, boxes)
+    used = used.sort_values(["patient_id", "image_id"]).reset_index(drop=True)
+    write_csv(destination / "train.csv", used)
+    print(describe(used, left_out, name), said, sep="\n")
+    return used
+
+
+def _mirror(source: Path, name: str) -> str:
+    """Return a sentence if a folder holds pictures that were converted from a set's files, else nothing."""
+    found = next((path for path in source.rglob("*") if path.suffix.lower() in CONVERTED), None)
+    if found is None:
+        return ""
+    kind, path = CONVERTED[found.suffix.lower()], found.relative_to(source)
+    return (
+        f" It is a mirror of the set with {kind} pictures, such as {path}, whose values are not the original ones. Download the"
+        f" original files: {SETS[name].origin}."
+    )
+
+
+def _read_boxes(
+    name: str, source: Path, images: pd.DataFrame, destination: Path, table: pd.DataFrame
+) -> tuple[pd.DataFrame, str]:
+    """Return the boxes of the images that are used, as boxes.csv has them, and a line that describes them."""
+    if name not in BOXES:
+        return pd.DataFrame(columns=BOX_COLUMNS), "  no boxes: the set has none"
+    try:
+        boxes = BOXES[name](source, images)
+    except ExternalError as error:
+        return pd.DataFrame(columns=BOX_COLUMNS), f"  no boxes: {error}"
+    files = dict(zip(table.image_id, image_paths(table, destination, "train"), strict=True))
+    boxes = boxes.assign(image_id=f"{name}_" + boxes.image)
+    boxes = clip_boxes(boxes[boxes.image_id.isin(files)], files)[BOX_COLUMNS]
+    return boxes, f"  {len(boxes)} boxes in {boxes.image_id.nunique()} of {len(table)} images"
+
+
+def describe(table: pd.DataFrame, left_out: pd.Series, name: str) -> str:
+    """Say what was converted, and how many images were left out, by reason."""
+    breasts = table.drop_duplicates(["patient_id", "laterality"])
+    lines = [
+        f"{name}: {len(table)} images of {table.patient_id.nunique()} patients; {breasts.cancer.sum()} of {len(breasts)}"
+        f" breasts have cancer. Site {SETS[name].site_id}, {table.machine_id.nunique()} machine(s), age known of"
+        f" {table.age.notna().mean():.0%}."
+    ]
+    return "\n".join(lines + [f"  left out {count}: {reason}" for reason, count in left_out.items()])
+
+
+def _check_folders(source: Path, destination: Path) -> None:
+    if not source.is_dir():
+        raise ExternalError(f"{source} is no folder: give the one that the set was downloaded into.")
+    if destination.is_relative_to(source):
+        raise ExternalError(f"{destination} lies in {source}, whose files are searched: choose another place.")
+    if (destination / "train.csv").exists():
+        raise ExternalError(f"{destination} holds a train.csv already: delete the folder, or choose another.")
+
+
+def _settle(images: pd.DataFrame) -> pd.DataFrame:
+    """Add ``cancer``, the same for all images of a breast, and ``reason``: why an image is left out, empty if it is not."""
+    label = images.groupby(["patient", "laterality"]).label.transform("max")
+    there = [isinstance(file, Path) and file.is_file() for file in images.file]
+    reasons = {
+        "its file is missing, or its header can't be read": ~np.array(there, dtype=bool),
+        "its side or view is not known": ~images.laterality.isin(["L", "R"]) | (images["view"] == ""),
+        "the truth of its breast is not known (BI-RADS 4, or no row in the set's table)": label == UNKNOWN,
+        "it is listed twice": images.image.duplicated(),
+    }
+    reason = np.select([np.asarray(holds, dtype=bool) for holds in reasons.values()], list(reasons), "")
+    return images.assign(cancer=(label == 1).astype(int), reason=reason)
+
+
+def _as_train_table(images: pd.DataFrame, name: str) -> pd.DataFrame:
+    site = SETS[name].site_id
+    models = {model: number for number, model in enumerate(sorted(set(images.model) - {""}), start=1)}
+    known = {column: images[column] for column in ("laterality", "view", "age", "cancer", "BIRADS", "density")}
+    ids = {"patient_id": f"{name}_" + images.patient, "image_id": f"{name}_" + images.image}
+    machines = site * MACHINES_OF_SITE + images.model.map(models).fillna(0).astype(int)
+    table = pd.DataFrame(known | ids).assign(site_id=site, machine_id=machines, implant=0)
+    return table.reindex(columns=list(TRAIN_COLUMNS))
+
+
+def _place(file: Path, target: Path, copy: bool) -> str:
+    """Put an image's file where the kit looks for it; gives the reason where that can't be done."""
+    if file.suffix.lower() not in LOSSLESS:
+        link_or_copy(file, target, copy)
+        return ""
+    picture = read_picture(file, cv2.IMREAD_UNCHANGED)
+    if picture is None or picture.ndim != 2:
+        return "its picture can't be read, or is in colour"
+    _write_dicom(target, picture)
+    return ""
+
+
+def _write_dicom(path: Path, picture: np.ndarray) -> None:
+    """Write a grey picture, uint8 or uint16, uncompressed; its window shows the values as they are."""
+    bits = 8 * picture.itemsize
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.SOPClassUID, dataset.SOPInstanceUID = SecondaryCaptureImageStorage, generate_uid(entropy_srcs=[path.stem])
+    dataset.Rows, dataset.Columns = picture.shape
+    dataset.SamplesPerPixel, dataset.PixelRepresentation, dataset.PhotometricInterpretation = 1, 0, "MONOCHROME2"
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = bits, bits, bits - 1
+    dataset.WindowCenter, dataset.WindowWidth = 2 ** (bits - 1), 2**bits
+    dataset.add_new("PixelData", "OW", picture.astype(f"<u{picture.itemsize}").tobytes())
+    with write_atomic(path) as temporary:
+        dataset.save_as(temporary, enforce_file_format=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Convert one set, or a folder of DICOMs, from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m utils.external", description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=[*SETS, folder.NAME], help="a public set, or folder: any folder of DICOMs")
+    parser.add_argument("source", help="folder of the set as it is distributed, or of your DICOMs")
+    parser.add_argument("destination", help="new folder, for extra_competition_dirs of train.ipynb, or competition_dir")
+    parser.add_argument("--copy", action="store_true", help="copy DICOMs instead of linking them")
+    sets = parser.add_argument_group("public sets")
+    sets.add_argument("--birads-4", type=int, choices=(0, 1), help="what BI-RADS 4 counts as; left out by default")
+    own = parser.add_argument_group("folder")
+    own.add_argument("--labels", help="CSV: file, or patient_id and laterality; cancer, and what headers lack")
+    own.add_argument("--prefix", default=folder.PREFIX, help=f"ids begin with it; {folder.PREFIX} by default")
+    own.add_argument("--any-modality", action="store_true", help="take other Modalities and secondary captures too")
+    given = parser.parse_args(arguments)
+    is_folder = given.name == folder.NAME
+    if not is_folder and (given.labels or given.any_modality or given.prefix != folder.PREFIX):
+        parser.error("--labels, --prefix and --any-modality go with folder")
+    if is_folder and given.birads_4 is not None:
+        parser.error("--birads-4 goes with a public set")
+    try:
+        if is_folder:
+            places = given.source, given.destination
+            folder.convert_folder(*places, given.labels, given.copy, given.prefix, given.any_modality)
+        else:
+            convert(given.name, given.source, given.destination, given.copy, given.birads_4)
+    except KitError as error:
+        sys.exit(f"{type(error).__name__}: {error}")

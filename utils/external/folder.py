@@ -1,0 +1,329 @@
+"""Any folder of DICOMs as a competition folder, from the files' headers alone.
+
+Without labels it is a test part, which submit.ipynb predicts: one probability a breast. With labels it is a training part.
+``files.csv`` in the new folder has a row for each DICOM: its ids in the competition, what its header lacks, and why it was left
+out. It is itself such a table as ``--labels`` takes, so that what is missing can be filled in.
+"""
+
+import filecmp
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from utils.core.environment import link_or_copy, resolve, write_csv
+from utils.external.headers import Facts, read_facts
+from utils.external.labels import Labels
+from utils.external.sets import SHOWN, ExternalError
+from utils.phantom.competition import TEST_COLUMNS, TRAIN_COLUMNS
+from utils.tables.competition import ID_PATTERN, image_paths
+
+NAME = "folder"
+PREFIX = "own"
+FILES_FILE = "files.csv"
+UNKNOWN_SITE = 106  # the public sets have 101 to 105
+UNKNOWN_MACHINE = 10600
+FIRST_CODE, CODES = 10_000_000, 90_000_000  # of institutions and machines that are named: far from RSNA's
+LONGEST_PLAIN = 64  # characters of a file's or patient's name that an id repeats
+DIGEST = 10  # hexadecimal digits that tell apart what can't name a file
+CONSEQUENCES = {"patient": "; each study counts as a patient of its own", "implant": "; these count as 0"}  # of what lacks
+NEXT = {
+    "train": "Next: papermill notebooks/train.ipynb outputs/train.ipynb -p competition_dir {}",
+    "test": "Next: papermill notebooks/submit.ipynb outputs/submit.ipynb -p competition_dir {}",
+}
+GIVEN = "the CSV"
+NO_SIDE = "its header does not tell left or right: say it in the column laterality of a CSV (--labels)"
+NO_LABEL = "the CSV does not say whether its breast has cancer"
+BOTH_SIDES = "it shows both breasts"
+RAW = "it is for processing, and a picture of the same view for presentation is there"
+
+
+def convert_folder(
+    source: str | Path,
+    destination: str | Path,
+    labels: str | Path | None = None,
+    copy: bool = False,
+    prefix: str = PREFIX,
+    any_modality: bool = False,
+) -> pd.DataFrame:
+    """Write a folder of DICOMs as a competition folder, and print what is in it, what the headers lack and what was left out.
+
+    Parameters
+    ----------
+    source : path
+        Folder with DICOM files at any depth, under any names; other files are skipped.
+    destination : path
+        New folder, outside of ``source``.
+    labels : path, optional
+        CSV as `utils.external.labels.Labels` reads it. With a column ``cancer``, train.csv and train_images are written; else
+        test.csv and test_images.
+    copy : bool
+        Copy the files instead of linking them: ``source`` may then go.
+    prefix : str
+        Ids begin with it, so that none is met in another set. The same patient of the same prefix has the same id in another
+        folder.
+    any_modality : bool
+        Take images whose Modality or class is not that of a mammogram, such as scanned films.
+
+    Returns
+    -------
+    DataFrame
+        Rows of train.csv or test.csv. What no header and no label tells is empty; implant is then 0.
+
+    Raises
+    ------
+    ExternalError
+        If there is no DICOM, or none that can be used; ``labels`` is not as expected; or ``destination`` is taken.
+    """
+    source, destination = resolve(source), resolve(destination)
+    labels = resolve(labels) if labels else None
+    _check_arguments(source, destination, labels, prefix)
+    table = Labels(labels) if labels else None
+    split = "train" if table and table.has_cancer else "test"
+    images, others = _read_folder(source)
+    images = _name_patients(images)
+    images = _mark_given(images, table.add_to(images, source)) if table else images.assign(cancer=np.nan)
+    images = _settle(images, source, any_modality, split == "train")
+    images = _with_ids(images, prefix)
+    told = _files_table(images)
+    write_csv(destination / FILES_FILE, told)
+    used = images[images.left_out == ""]
+    if used.empty:
+        reasons = "; ".join(f"{count}: {reason}" for reason, count in images.left_out.value_counts().items())
+        raise ExternalError(
+            f"{source}: none of {len(images)} DICOM files can be used. {reasons}. See {destination / FILES_FILE}."
+        )
+    rows = _competition_table(used, split)
+    targets = image_paths(rows, destination, split)
+    files = [source / name for name in used.file]
+    for file, target in tqdm([*zip(files, targets, strict=True)], "Placing files", unit=" files", mininterval=1):
+        link_or_copy(file, target, copy)
+    rows = rows.sort_values(["patient_id", "image_id"]).reset_index(drop=True)
+    write_csv(destination / f"{split}.csv", rows)
+    for line in _describe(told, rows, others, destination, split):
+        print(line.encode(errors="backslashreplace").decode())  # a file's name need not be Unicode
+    return rows
+
+
+def _check_arguments(source: Path, destination: Path, labels: Path | None, prefix: str) -> None:
+    if not source.is_dir():
+        raise ExternalError(f"{source} is no folder: give the one that holds the DICOM files.")
+    if destination.is_relative_to(source):
+        raise ExternalError(f"{destination} lies in {source}, whose files are searched: choose another place.")
+    for name in ("train.csv", "test.csv"):
+        if (destination / name).exists():
+            raise ExternalError(f"{destination} holds a {name} already: delete the folder, or choose another.")
+    if labels and labels.is_relative_to(destination):
+        raise ExternalError(f"{labels} lies in {destination}, where {FILES_FILE} is written: move it elsewhere first.")
+    if not re.fullmatch(r"[A-Za-z0-9]{1,20}", prefix):
+        raise ExternalError(f"The prefix is {prefix!r}, but must be 1 to 20 letters and digits.")
+
+
+def _read_folder(source: Path) -> tuple[pd.DataFrame, int]:
+    """Facts of each DICOM file, in the order of their paths, and how many other files there are."""
+    paths = sorted(_walk(source))
+    progress = tqdm(paths, "Reading headers", unit=" files", mininterval=1)
+    facts = [read_facts(path, path.relative_to(source).as_posix()) for path in progress]
+    found = [asdict(one) for one in facts if one is not None]
+    if not found:
+        raise ExternalError(f"{source} holds no DICOM file, and {len(paths)} others: give the folder that the files are in.")
+    images = pd.DataFrame(found, columns=[*Facts.__dataclass_fields__])
+    text = ["patient", "issuer", "study", "instance", "laterality", "view", "machine", "institution", "left_out"]
+    return images.astype(dict.fromkeys(text, object) | {"age": float, "implant": float}), len(paths) - len(found)
+
+
+def _walk(source: Path) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        raise ExternalError(f"{error.filename} can't be listed ({error.strerror}): make it readable, or move it away.")
+
+    for folder, _, names in os.walk(source, onerror=refuse):
+        yield from (path for name in names if (path := Path(folder, name)).is_file())
+
+
+def _name_patients(images: pd.DataFrame) -> pd.DataFrame:
+    """Give each image a patient: never one for two who may be different people.
+
+    Where a header names none, its study stands for the patient, and where it names no study either, the file does. An id that
+    several hospitals gave is told apart by its issuer.
+    """
+    is_shared = (images.patient != "") & (images.groupby("patient").issuer.transform("nunique") > 1)
+    named = images.patient.where(~is_shared, images.patient + " (" + images.issuer + ")")
+    stand_in = images.study.where(images.study != "", images.file)
+    source = np.select([images.patient != "", images.study != ""], ["", "StudyInstanceUID"], "the file")
+    return images.assign(patient=named.where(images.patient != "", stand_in), patient_from=source)
+
+
+def _mark_given(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
+    """Note in ``taken_from`` and ``patient_from`` what the user's table changed."""
+    for column in ("laterality", "view", "age", "implant"):
+        changed = (before[column] != after[column]) & after[column].notna()
+        for taken_from in after.taken_from[changed]:
+            taken_from[column] = GIVEN
+    return after.assign(patient_from=after.patient_from.where(before.patient == after.patient, GIVEN))
+
+
+def _settle(images: pd.DataFrame, source: Path, any_modality: bool, is_train: bool) -> pd.DataFrame:
+    """Decide which images are left out, and why; in ``left_out``, empty for the others."""
+    left_out = images.left_out.where(~(images.is_other_kind & any_modality), "")
+    left_out = left_out.where(~images.is_other_kind | (left_out == ""), left_out + " (--any-modality takes it all the same)")
+    images = images.assign(left_out=left_out)
+    images = _leave_out(images, images.laterality == "B", BOTH_SIDES)
+    images = _leave_out(images, ~images.laterality.isin(["L", "R"]), NO_SIDE)
+    for row, first in _repeated(images, source).items():
+        images.loc[row, "left_out"] = f"it is the same file as {first}"
+    is_used = images.left_out == ""
+    view = ["patient", "study", "laterality", "view"]
+    presented = (is_used & ~images.for_processing).groupby([images[name] for name in view]).transform("any")
+    images = _leave_out(images, images.for_processing & presented, RAW)
+    if is_train:
+        images["cancer"] = images.groupby(["patient", "laterality"]).cancer.transform("max")
+        images = _leave_out(images, images.cancer.isna(), NO_LABEL)
+    return images
+
+
+def _leave_out(images: pd.DataFrame, which: pd.Series, reason: str) -> pd.DataFrame:
+    return images.assign(left_out=images.left_out.mask(which & (images.left_out == ""), reason))
+
+
+def _repeated(images: pd.DataFrame, source: Path) -> dict[int, str]:
+    """Rows whose file is a copy of an earlier one, with its name: the same UID, and the same bytes.
+
+    Careless anonymisers give all images one UID, so that the UID alone says nothing.
+    """
+    used = images[(images.left_out == "") & (images.instance != "")]
+    found = {}
+    for _, group in used[used.instance.duplicated(keep=False)].groupby("instance", sort=False):
+        kept: list[str] = []
+        for row, file in group.file.items():
+            same = (first for first in kept if filecmp.cmp(source / first, source / file, shallow=False))
+            first = next(same, None)
+            if first is None:
+                kept.append(file)
+            else:
+                found[row] = first
+    return found
+
+
+def _with_ids(images: pd.DataFrame, prefix: str) -> pd.DataFrame:
+    """Add patient_id, image_id and prediction_id, which can name files and differ wherever the originals do."""
+    patient_id = f"{prefix}_" + plain_names(images.patient)
+    return images.assign(
+        patient_id=patient_id,
+        image_id=f"{prefix}_" + _image_names(images.file),
+        prediction_id=patient_id + "_" + images.laterality,
+    )
+
+
+def _image_names(files: pd.Series) -> pd.Series:
+    """Name of each file without its ending; a digest of the path tells files of the same name apart."""
+    stems = files.str.rsplit("/", n=1).str[-1].str.replace(r"\.(dcm|dicom|ima)$", "", case=False, regex=True)
+    is_repeated = stems.str.casefold().duplicated(keep=False)
+    return plain_names(stems).where(~is_repeated, _cleaned(stems) + "-" + files.map(_digest))
+
+
+def plain_names(texts: pd.Series) -> pd.Series:
+    """Names that can be part of a file's name, the same for the same text and different for different texts.
+
+    A text that is such a name already stays as it is. Others get "_" for what is not plain, and a digest of the text: so do two
+    that differ in upper and lower case alone, since some file systems take them for one, and what looks like such a name.
+    """
+    unique = texts.drop_duplicates()
+    folded = unique.str.casefold()
+    is_plain = unique.str.fullmatch(ID_PATTERN).astype(bool) & (unique.str.len() <= LONGEST_PLAIN)
+    is_plain &= ~folded.duplicated(keep=False) & ~folded.str.contains(rf"-[0-9a-f]{{{DIGEST}}}$")
+    altered = _cleaned(unique) + "-" + unique.map(_digest)
+    return texts.map(dict(zip(unique, unique.where(is_plain, altered), strict=True)))
+
+
+def _cleaned(texts: pd.Series) -> pd.Series:
+    return texts.str.replace(r"[^A-Za-z0-9_.-]", "_", regex=True).str[:LONGEST_PLAIN]
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:DIGEST]
+
+
+def code_of(name: str, unknown: int) -> int:
+    """Number of an institution or a machine: the same name has it in every folder; blanks and capitals do not count."""
+    plain = " ".join(name.casefold().split())
+    return FIRST_CODE + int(hashlib.sha256(plain.encode()).hexdigest(), 16) % CODES if plain else unknown
+
+
+def _competition_table(images: pd.DataFrame, split: str) -> pd.DataFrame:
+    table = images.assign(
+        site_id=[code_of(name, UNKNOWN_SITE) for name in images.institution],
+        machine_id=[code_of(name, UNKNOWN_MACHINE) for name in images.machine],
+        implant=images.implant.fillna(0).astype(int),
+    )
+    if split == "train":
+        table["cancer"] = table.cancer.astype(int)
+    return table.reindex(columns=list(TRAIN_COLUMNS if split == "train" else TEST_COLUMNS))
+
+
+def _lacking(row) -> str:
+    """What neither header nor label tells of an image."""
+    missing = {
+        "patient": row.patient_from not in ("", GIVEN),
+        "laterality": row.laterality == "",
+        "view": row.view == "",
+        "age": np.isnan(row.age),
+        "implant": np.isnan(row.implant),
+        "machine": row.machine == "",
+        "institution": row.institution == "",
+    }
+    return ", ".join(name for name, is_missing in missing.items() if is_missing)
+
+
+def _files_table(images: pd.DataFrame) -> pd.DataFrame:
+    """The table of all DICOM files; its first columns are those that `Labels` reads."""
+    several = images[images.birth_date != ""].groupby("patient").birth_date.nunique()
+    two_births = set(several.index[several > 1])
+    rows = []
+    for row in images.itertuples():
+        elements = {"patient_id": row.patient_from} | row.taken_from
+        notes = [*row.notes]
+        if row.for_processing:
+            notes.append("for processing: raw values")
+        if row.patient in two_births:
+            notes.append("its patient has two dates of birth: if these are two patients, give them two patient_id")
+        is_used = row.left_out == ""
+        ids = [row.patient_id, row.image_id, row.prediction_id] if is_used else ["", "", ""]
+        told = [f"{name}: {element}" for name, element in elements.items() if element]
+        known = [row.file, row.patient, row.laterality if row.laterality != "B" else "", row.view, row.age, row.implant]
+        texts = [_lacking(row), "; ".join(told), "; ".join(notes), row.left_out, row.machine, row.institution, row.study]
+        rows.append([*known, *ids, *texts])
+    names = ["file", "patient_id", "laterality", "view", "age", "implant"]
+    names += ["competition_patient_id", "competition_image_id", "prediction_id"]
+    names += ["lacking", "taken_from", "notes", "left_out", "machine", "institution", "study"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def _describe(told: pd.DataFrame, rows: pd.DataFrame, others: int, destination: Path, split: str) -> Iterator[str]:
+    """Say what was written, what the headers lack, and what was left out."""
+    used = told[told.left_out == ""]
+    breasts = rows.drop_duplicates(["patient_id", "laterality"])
+    cancer = f", {int(breasts.cancer.sum())} with cancer" if split == "train" else ""
+    counts = f"{len(rows)} images, {rows.patient_id.nunique()} patients, {len(breasts)} breasts{cancer}"
+    yield f"{destination / split}.csv: {counts}."
+    yield f"  skipped, not DICOM: {others}"
+    for reason, count in told.left_out[told.left_out != ""].value_counts().items():
+        yield f"  left out {count}: {reason}"
+    lacking = used.lacking.str.split(", ").explode().value_counts().drop("", errors="ignore")
+    for name, count in lacking.items():
+        yield f"  headers without {name}: {count} of {len(used)}{CONSEQUENCES.get(name, '')}"
+    described = used.file[used.taken_from.str.contains(f"laterality: (?!{GIVEN})")]
+    if len(described):
+        yield f"  sides read from descriptions: {len(described)}, first {', '.join(described[:SHOWN])}; check them"
+    if (used.notes != "").any():
+        yield f"  images with notes in {FILES_FILE}: {(used.notes != '').sum()}"
+    several = (used[~used.lacking.str.contains("patient")].groupby("patient_id").study.nunique() > 1).sum()
+    if several:
+        yield f"  patients with several exams: {several}; these count as one, unless patient_id in a CSV tells them apart"
+    yield f"{destination / FILES_FILE} has all of it, file by file. It names patients: do not pass it on."
+    yield NEXT[split].format(destination)

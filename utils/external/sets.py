@@ -1,0 +1,371 @@
+"""Public sets of mammograms as they are distributed, read into one kind of table: what each image shows, and where its file is.
+
+What counts as cancer, by set:
+
+- ``vindr``, VinDr-Mammo 1.0.0 (PhysioNet): no pathology; a breast's BI-RADS 5 is cancer, 1 to 3 are not.
+- ``cmmd``, CMMD (TCIA): biopsy by breast; Malignant is cancer, Benign is not. A breast without a row, the healthy side of many
+  patients, was not biopsied.
+- ``cbis``, CBIS-DDSM (TCIA, in DICOM; not the lossy JPEGs that go round): pathology by finding; MALIGNANT is cancer, BENIGN and
+  BENIGN_WITHOUT_CALLBACK are not. Scanned film.
+- ``inbreast``, INbreast 1.0: BI-RADS 5 and 6 (proven) are cancer, 1 to 3 are not.
+- ``mias``, mini-MIAS (PEIPA): severity M is cancer; B and normal breasts are not. Scanned film of 8 bits, as PGM.
+
+BI-RADS 4 means anything from 2 to 95 % cancer (ACR BI-RADS Atlas, 5th edition), so its truth is not known unless the user says
+what it shall count as. A breast is one unit: one image with cancer makes it positive, else one of unknown truth makes it
+unknown.
+
+References
+----------
+Nguyen et al. 2023, doi 10.13026/br2v-7517; Cui et al. 2021, doi 10.7937/tcia.eqde-4b16; Lee et al. 2017,
+doi 10.7937/K9/TCIA.2016.7O02S9CY; Moreira et al. 2012, doi 10.1016/j.acra.2011.09.014; Suckling et al. 1994.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import pandas as pd
+import pydicom
+from tqdm import tqdm
+
+from utils.core.environment import KitError
+from utils.external.headers import VIEW_CODES
+from utils.tables.competition import ID_PATTERN, TableError, read_table
+
+UNKNOWN = 0.5  # between 0 and 1, so that a breast's label is the highest of its images': cancer, then doubt, then health
+COLUMNS = ["patient", "image", "laterality", "view", "label", "age", "density", "BIRADS", "model", "file"]
+BIRADS_LABELS = {"1": 0.0, "2": 0.0, "3": 0.0, "5": 1.0, "6": 1.0}
+# RSNA's column tells what screening found: 0 recalled, 1 negative, 2 benign; 3, an early control, is neither.
+RSNA_BIRADS = {"1": 1.0, "2": 2.0, "4": 0.0, "5": 0.0, "6": 0.0}
+DENSITIES = {"1": "A", "2": "B", "3": "C", "4": "D"}  # numbers of the older BI-RADS editions
+CMMD_LABELS = {"BENIGN": 0.0, "MALIGNANT": 1.0}
+CBIS_LABELS = CMMD_LABELS | {"BENIGN_WITHOUT_CALLBACK": 0.0}
+CMMD_TAGS = ["PatientID", "SOPInstanceUID", "ImageLaterality", "ViewCodeSequence", "ViewPosition"]
+INBREAST_FILE = re.compile(r"(\d+)_([0-9a-f]+)_MG_[LR]_\w+_ANON\.dcm", re.IGNORECASE)
+MIAS_LINE = re.compile(r"^\s*mdb(\d{3})\s+[FGD]\s+([A-Z]{4})(?:\s+([BM]))?\b(?:\s+(\d+)\s+(\d+)\s+(\d+))?")
+LOSSLESS = (".pgm", ".png")
+DEPTHS = ("", "*/", "*/*/")  # below the folder that is named; downloads wrap a set in a folder or two
+SHOWN = 3
+
+
+class ExternalError(KitError):
+    """A set that can't be converted as asked; the message names the file and what to do."""
+
+
+@dataclass(frozen=True)
+class ExternalSet:
+    """How a set is read, where it comes from, and the ``site_id`` that stands for it: RSNA has 1 and 2.
+
+    A set of its own site lets a model that reads metadata put down the set's share of cancer to its origin.
+    """
+
+    site_id: int
+    read: Callable[[Path, float], pd.DataFrame]
+    origin: str
+
+
+def read_vindr(source: Path, birads_4: float) -> pd.DataFrame:
+    """Read VinDr-Mammo: breast-level_annotations.csv, metadata.csv, and images/STUDY/IMAGE.dicom; both of its splits.
+
+    Parameters
+    ----------
+    source : Path
+        Folder that holds the set.
+    birads_4 : float
+        What BI-RADS 4 counts as: 0, 1 or `UNKNOWN`.
+
+    Returns
+    -------
+    DataFrame
+        One row per image, columns `COLUMNS`: label 0, 1 or `UNKNOWN`; file a Path, whether it is there or not, or missing. What
+        the set does not tell is NaN or empty.
+
+    Raises
+    ------
+    ExternalError
+        If a table is missing or lacks a column.
+    """
+    path = find(source, "breast-level_annotations.csv")
+    needed = ["study_id", "image_id", "laterality", "view_position", "breast_birads", "breast_density"]
+    table = read_set_table(path, needed, ids=["study_id", "image_id"])
+    category = table.breast_birads.map(_digit)
+    known = _vindr_metadata(path.with_name("metadata.csv")).reindex(table.image_id)
+    folder = path.parent / "images"
+    return _as_images(
+        patient=table.study_id,
+        image=table.image_id,
+        laterality=table.laterality,
+        view=table.view_position,
+        label=category.map(lambda digit: _birads_label(digit, birads_4)),
+        age=known.age.to_numpy(),
+        density=table.breast_density.str.removeprefix("DENSITY").str.strip(),
+        BIRADS=category.map(RSNA_BIRADS),
+        model=known.model.to_numpy(),
+        file=[folder / study / f"{image}.dicom" for study, image in zip(table.study_id, table.image_id, strict=True)],
+    )
+
+
+def _vindr_metadata(path: Path) -> pd.DataFrame:
+    """Age and machine of each image, where metadata.csv is there to tell."""
+    if not path.is_file():
+        return pd.DataFrame({"age": [], "model": []}, dtype=object)
+    table = read_set_table(path, ["SOP Instance UID", "Manufacturer's Model Name"]).drop_duplicates("SOP Instance UID")
+    age = table["Patient's Age"].map(read_age) if "Patient's Age" in table else np.nan
+    known = {"age": age, "model": table["Manufacturer's Model Name"]}
+    return pd.DataFrame(known).set_axis(table["SOP Instance UID"])
+
+
+def read_cmmd(source: Path, birads_4: float) -> pd.DataFrame:
+    """Read CMMD: CMMD_clinicaldata_revision as .csv or .xlsx, and the DICOMs, whose headers tell patient, side and view.
+
+    As `read_vindr`; there is no BI-RADS.
+    """
+    path = find(source, "CMMD_clinicaldata_revision*.csv", "CMMD_clinicaldata_revision*.xlsx")
+    table = read_set_table(path, ["ID1", "LeftRight", "classification"])
+    table["label"] = table.classification.str.upper().map(CMMD_LABELS).fillna(UNKNOWN)
+    labels = table.groupby(["ID1", "LeftRight"]).label.max()
+    ages = table.drop_duplicates("ID1").set_index("ID1").Age.map(read_age) if "Age" in table else {}
+    headers = pd.DataFrame(_cmmd_headers(source), columns=["patient", "image", "laterality", "view", "file"])
+    breast = pd.MultiIndex.from_frame(headers[["patient", "laterality"]])
+    return _as_images(
+        **headers, label=labels.reindex(breast).fillna(UNKNOWN).to_numpy(), age=headers.patient.map(ages).astype(float)
+    )
+
+
+def _cmmd_headers(source: Path) -> Iterator[tuple[str, str, str, str, Path | None]]:
+    files = sorted(source.rglob("*.dcm"))
+    if not files:
+        raise ExternalError(f"{source} holds no .dcm below: give the folder that the set was downloaded into.")
+    for path in tqdm(files, "Reading headers", unit=" files", mininterval=1):
+        try:
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=CMMD_TAGS)
+            codes = [str(item.CodeValue) for item in header.get("ViewCodeSequence") or ()]
+            ids = [str(header.PatientID), str(header.SOPInstanceUID)]
+            view = next((VIEW_CODES[code] for code in codes if code in VIEW_CODES), header.get("ViewPosition") or "")
+            side = header.get("ImageLaterality") or ""
+        except Exception:  # broken headers raise what they like; the image is counted among those left out
+            ids, view, side = [""], "", ""
+        if not all(re.fullmatch(ID_PATTERN, part) for part in ids):
+            yield "unknown", f"unknown_{path.stem}", "", "", None
+        else:
+            yield *ids, side, view, path
+
+
+def read_cbis(source: Path, birads_4: float) -> pd.DataFrame:
+    """Read CBIS-DDSM: {mass,calc}_case_description_{train,test}_set.csv, and the full mammograms.
+
+    As `read_vindr`; the truth is proven, so BI-RADS plays no part. The tables name files as 000000.dcm in folders of UIDs, the
+    downloads as 1-1.dcm in folders of dates: what counts is the first folder, which has the same name in both. A film with
+    masses and calcifications is in both tables, and comes once here.
+    """
+    table = _cbis_tables(source)
+    folders = _cbis_folders(source)
+    table["file"] = [_cbis_file(path, folders) for path in table["image file path"]]
+    films = table.groupby(["patient_id", "side", "view"], as_index=False, sort=False)
+    films = films.agg({"label": "max", "density": "first", "file": "first"})  # the first that there is
+    return _as_images(
+        patient=films.patient_id,
+        image=films.patient_id + "_" + films.side + "_" + films["view"],
+        laterality=films.side,
+        view=films["view"],
+        label=films.label,
+        density=films.density,
+        file=films.file,
+    )
+
+
+def cbis_findings(source: Path) -> pd.DataFrame:
+    """Findings of CBIS-DDSM: ``image``, ``label``, and ``masks``, the files of the folder that holds the mask."""
+    table, folders = _cbis_tables(source), _cbis_folders(source)
+    names = table.get("ROI mask file path", pd.Series("", table.index))
+    masks = [sorted(folders[name].rglob("*.dcm")) if (name := path.split("/")[0]) in folders else [] for path in names]
+    kind = table.get("abnormality type", pd.Series("finding", table.index)).str.lower()
+    truth = table.pathology.str.lower().str.split("_").str[0]
+    image = table.patient_id + "_" + table.side + "_" + table["view"]
+    return pd.DataFrame({"image": image, "label": truth + " " + kind, "masks": masks})
+
+
+def _cbis_tables(source: Path) -> pd.DataFrame:
+    tables = [_cbis_table(path) for path in find_all(source, "*_case_description_*_set.csv")]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _cbis_folders(source: Path) -> dict[str, Path]:
+    return {folder.name: folder for depth in DEPTHS for folder in source.glob(f"{depth}*_P_*_*") if folder.is_dir()}
+
+
+def _cbis_table(path: Path) -> pd.DataFrame:
+    needed = ["patient_id", "left or right breast", "image view", "pathology", "image file path"]
+    table = read_set_table(path, needed, ids=["patient_id", "image view"])
+    density = table.get(
+        "breast_density", table.get("breast density", pd.Series("", table.index))
+    )  # it differs from file to file
+    return table.assign(
+        side=table["left or right breast"].str[:1],
+        view=table["image view"],
+        label=table.pathology.str.upper().map(CBIS_LABELS).fillna(UNKNOWN),
+        density=density.map(DENSITIES),
+    )
+
+
+def _cbis_file(path: str, folders: dict[str, Path]) -> Path | None:
+    folder = folders.get(path.split("/")[0])
+    found = sorted(folder.rglob("*.dcm")) if folder else []
+    if len(found) > 1:  # crops and masks have folders of their own, but not in every download
+        found = [file for file in found if "full mammogram" in str(file.relative_to(folder))]
+    return found[0] if len(found) == 1 else None
+
+
+def read_inbreast(source: Path, birads_4: float) -> pd.DataFrame:
+    """Read INbreast: INbreast.csv, and AllDICOMs/IMAGE_PATIENT_MG_SIDE_VIEW_ANON.dcm, whose names alone tell the patient.
+
+    As `read_vindr`; BI-RADS 6 is proven cancer.
+    """
+    path = find(source, "INbreast.csv")
+    table = read_set_table(path, ["Laterality", "View", "File Name", "ACR", "Bi-Rads"], ids=["File Name"])
+    matches = (INBREAST_FILE.fullmatch(file.name) for file in sorted((path.parent / "AllDICOMs").glob("*.dcm")))
+    found = {match[1]: match for match in matches if match}
+    names = [found.get(name) for name in table["File Name"]]
+    category = table["Bi-Rads"].map(_digit)
+    return _as_images(
+        patient=[match[2] if match else "unknown" for match in names],
+        image=table["File Name"],
+        laterality=table.Laterality,
+        view=table.View,
+        label=category.map(lambda digit: _birads_label(digit, birads_4)),
+        density=table.ACR.map(DENSITIES),
+        BIRADS=category.map(RSNA_BIRADS),
+        file=[path.parent / "AllDICOMs" / match[0] if match else None for match in names],
+    )
+
+
+def read_mias(source: Path, birads_4: float) -> pd.DataFrame:
+    """Read mini-MIAS: Info.txt (in the original archive README), one line a finding, and mdbNNN.pgm, two of each patient.
+
+    As `read_vindr`; there is no BI-RADS, and the tissue's F, G, D is another scale than density's A to D. Its README calls the
+    even numbers left; the names of the original scans (mdb001lm, mdb002rl) say that they are right, and are followed.
+    """
+    lines = mias_lines(source)
+    table = pd.DataFrame({"number": [line.number for line in lines]})
+    table["label"] = [0.0 if line.kind == "NORM" else {"B": 0.0, "M": 1.0}.get(line.severity, UNKNOWN) for line in lines]
+    films = table.groupby("number", as_index=False).label.max()
+    files = {file.stem.lower(): file for file in sorted(source.rglob("mdb*")) if file.suffix.lower() in LOSSLESS}
+    number = films.number.astype(int)
+    return _as_images(
+        patient="pair" + ((number + 1) // 2).astype(str).str.zfill(3),
+        image="mdb" + films.number,
+        laterality=np.where(number % 2 == 1, "L", "R"),
+        view="MLO",
+        label=films.label,
+        file=("mdb" + films.number).map(files),
+    )
+
+
+@dataclass(frozen=True)
+class MiasLine:
+    """A finding of mini-MIAS; ``place`` is x, y from below, and radius in pixels, None where the film has none."""
+
+    number: str
+    kind: str
+    severity: str
+    place: tuple[int, int, int] | None
+
+
+def mias_lines(source: Path) -> list[MiasLine]:
+    """Lines of Info.txt that name a film."""
+    path = find(source, "[Ii]nfo.txt", "README")
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    groups = [match.groups() for match in map(MIAS_LINE.match, lines) if match]
+    if not groups:
+        raise ExternalError(f"{path} has no line such as 'mdb001 G CIRC B 535 425 197': give the folder of mini-MIAS.")
+    return [
+        MiasLine(number, kind, severity or "", None if x is None else (int(x), int(y), int(radius)))
+        for number, kind, severity, x, y, radius in groups
+    ]
+
+
+SETS = {
+    "vindr": ExternalSet(101, read_vindr, "VinDr-Mammo in DICOM from PhysioNet, doi 10.13026/br2v-7517"),
+    "cmmd": ExternalSet(102, read_cmmd, "CMMD in DICOM from The Cancer Imaging Archive (TCIA), doi 10.7937/tcia.eqde-4b16"),
+    "cbis": ExternalSet(
+        103, read_cbis, "CBIS-DDSM in DICOM from The Cancer Imaging Archive (TCIA), doi 10.7937/K9/TCIA.2016.7O02S9CY"
+    ),
+    "inbreast": ExternalSet(104, read_inbreast, "INbreast in DICOM from its authors, doi 10.1016/j.acra.2011.09.014"),
+    "mias": ExternalSet(105, read_mias, "mini-MIAS as PGM from the Pilot European Image Processing Archive (PEIPA)"),
+}
+
+
+def _as_images(**columns) -> pd.DataFrame:
+    """Put together a reader's table; what it does not give is unknown."""
+    table = pd.DataFrame({name: np.asarray(values) if np.ndim(values) else values for name, values in columns.items()})
+    unknown = {"age": np.nan, "density": "", "BIRADS": np.nan, "model": ""}
+    table = table.assign(**{name: value for name, value in unknown.items() if name not in table})
+    for name in ("laterality", "view"):
+        table[name] = table[name].fillna("").str.strip().str.upper()
+    return table[COLUMNS].fillna({"density": "", "model": ""})
+
+
+def _birads_label(digit: str, birads_4: float) -> float:
+    return birads_4 if digit == "4" else BIRADS_LABELS.get(digit, UNKNOWN)
+
+
+def _digit(text: str) -> str:
+    """Number of a BI-RADS category as it is written: "BI-RADS 5", "4a", "6"."""
+    found = re.search(r"\d", text)
+    return found[0] if found else ""
+
+
+def read_age(text: str) -> float:
+    """Years of an age as it is written: "053Y", "53", "53.0"; NaN where it is no such number."""
+    found = re.fullmatch(r"(\d{1,3})(?:\.0*)?Y?", text)
+    return float(found[1]) if found and int(found[1]) else np.nan
+
+
+def find_all(source: Path, *patterns: str) -> list[Path]:
+    """Files of these names in a folder, or in one or two folders below it."""
+    found = [path for pattern in patterns for depth in DEPTHS for path in sorted(source.glob(depth + pattern))]
+    if not found:
+        raise ExternalError(f"{source} holds no {' or '.join(patterns)}: give the folder that the set was downloaded into.")
+    return found
+
+
+def find(source: Path, *patterns: str) -> Path:
+    """First of `find_all`."""
+    return find_all(source, *patterns)[0]
+
+
+def read_set_table(path: Path, needed: Sequence[str], ids: Sequence[str] = ()) -> pd.DataFrame:
+    """Read a table as text without blanks around, and check its columns, and that ids are plain names."""
+    table = _read_excel(path) if path.suffix == ".xlsx" else read_separated(path)
+    table.columns = table.columns.str.strip()
+    missing = [column for column in needed if column not in table]
+    if missing:
+        raise ExternalError(f"{path} lacks the column(s) {', '.join(missing)}; it has {', '.join(table.columns)}.")
+    table = table.dropna(how="all").fillna("").apply(lambda column: column.str.strip()).reset_index(drop=True)
+    for column in ids:
+        bad = table[column][~table[column].str.fullmatch(ID_PATTERN).astype(bool)]
+        if len(bad):
+            raise ExternalError(f"{path}, column {column}: {bad.iloc[0]!r} is no plain name. Download the table again.")
+    return table
+
+
+def read_separated(path: Path) -> pd.DataFrame:
+    """Read a CSV as text, whose fields commas or semicolons separate; the index is the line."""
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        header = file.readline()
+    try:
+        return read_table(path, ";" if header.count(";") > header.count(",") else ",")
+    except TableError as error:
+        raise ExternalError(str(error)) from error
+
+
+def _read_excel(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_excel(path, dtype=str)
+    except ImportError as error:
+        raise ExternalError(f"{path} needs openpyxl (pip install openpyxl); or save it as .csv in the same folder.") from error
+    except (ValueError, BadZipFile) as error:
+        raise ExternalError(f"{path} is not a readable workbook ({error}); download it again.") from error

@@ -1,0 +1,1 @@
+"""Grey values to one small cached picture."""

@@ -1,0 +1,183 @@
+"""Boxes around findings: read, carried from the stored picture to the cached one and back, and compared."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from utils.images.cache import CacheSettings
+from utils.images.resample import fitted_size
+from utils.tables.competition import TableError, read_table
+
+CORNERS = ["x_min", "y_min", "x_max", "y_max"]
+COLUMNS = ["image_id", *CORNERS, "label"]
+BOXES_FILE = "boxes.csv"  # of a competition folder
+CROP = ["crop_top", "crop_left", "crop_bottom", "crop_right"]
+LEAST_SEEN = 0.5  # share of a box that must lie in the cached picture
+
+
+def read_boxes(path: str | Path) -> pd.DataFrame:
+    """Read and check a table of boxes: image_id, x_min, y_min, x_max, y_max, label.
+
+    Parameters
+    ----------
+    path : path
+        A CSV. Corners are pixels of the stored picture, half-open; an image may have several boxes.
+
+    Returns
+    -------
+    DataFrame
+        image_id and label as str, corners as float.
+
+    Raises
+    ------
+    TableError
+        If the file can't be read, a column is missing, a corner is not a number, or a box is empty.
+    """
+    try:
+        boxes = read_table(path)
+    except TableError as error:
+        raise TableError(f"{error} boxes_path must name a CSV with {', '.join(COLUMNS)}.") from error
+    missing = [column for column in COLUMNS if column not in boxes]
+    if missing:
+        raise TableError(f"{path} lacks the column(s) {', '.join(missing)}; it has {', '.join(boxes.columns)}.")
+    for column in CORNERS:
+        boxes[column] = pd.to_numeric(boxes[column], errors="coerce").astype(float)
+    whole = np.isfinite(boxes[CORNERS]).all(axis=1) & boxes.image_id.notna() & boxes.label.notna()
+    bad = boxes[~(whole & (boxes.x_max > boxes.x_min) & (boxes.y_max > boxes.y_min))]
+    if len(bad):
+        raise TableError(
+            f"{path}, line {bad.index[0]}: a box needs an image_id, a label, and numbers with x_min < x_max and y_min < y_max."
+        )
+    return boxes[COLUMNS].reset_index(drop=True)
+
+
+def to_picture(boxes: pd.DataFrame, manifest: pd.DataFrame, settings: CacheSettings, cut: bool = True) -> pd.DataFrame:
+    """Carry boxes from the stored pictures to the cached ones.
+
+    Parameters
+    ----------
+    boxes : DataFrame
+        From `read_boxes`; other columns are kept.
+    manifest : DataFrame
+        The cache's, of the images that matter.
+    settings : CacheSettings
+    cut : bool
+        Cut boxes off at the edges of the crop, and leave out those of which less than half lies in it. False leaves them as
+        they are: it undoes `to_source`.
+
+    Returns
+    -------
+    DataFrame
+        Of the images in the manifest; corners as shares of the cached picture's sides, in [0, 1] if they are cut.
+    """
+    table = _with_crops(boxes, manifest[manifest.error == ""])
+    scale_x, scale_y, top = _geometry(table, settings)
+    height, width = table.crop_bottom - table.crop_top, table.crop_right - table.crop_left
+    in_crop = table[CORNERS].to_numpy() - np.stack([table.crop_left, table.crop_top] * 2, axis=1)
+    seen = np.clip(in_crop, 0, np.stack([width, height] * 2, axis=1))
+    kept = (_areas(seen) >= LEAST_SEEN * _areas(in_crop)) | (not cut)
+    x_min, y_min, x_max, y_max = seen.T if cut else in_crop.T
+    x_min, x_max = _turned(x_min, x_max, table)
+    placed = {
+        "x_min": x_min * scale_x / settings.image_width,
+        "y_min": (y_min * scale_y + top) / settings.image_height,
+        "x_max": x_max * scale_x / settings.image_width,
+        "y_max": (y_max * scale_y + top) / settings.image_height,
+    }
+    return table[boxes.columns].assign(**placed)[kept].reset_index(drop=True)
+
+
+def to_source(boxes: pd.DataFrame, manifest: pd.DataFrame, settings: CacheSettings) -> pd.DataFrame:
+    """Carry boxes from the cached pictures back to the stored ones; undoes `to_picture`."""
+    table = _with_crops(boxes, manifest)
+    scale_x, scale_y, top = _geometry(table, settings)
+    x_min, x_max = _turned(*(table[name] * settings.image_width / scale_x for name in ("x_min", "x_max")), table)
+    corners = {
+        "x_min": x_min + table.crop_left,
+        "x_max": x_max + table.crop_left,
+        "y_min": (table.y_min * settings.image_height - top) / scale_y + table.crop_top,
+        "y_max": (table.y_max * settings.image_height - top) / scale_y + table.crop_top,
+    }
+    return table[boxes.columns].assign(**corners)
+
+
+def box_counts(boxes: pd.DataFrame, sets: dict[str, pd.DataFrame]) -> str:
+    """Say in how many images of each set boxes lie; ``sets`` holds the images by the set's name."""
+    held = [(name, images.image_id.isin(boxes.image_id).sum(), len(images)) for name, images in sets.items()]
+    return "Boxes: " + ", ".join(f"{count} of {total} images of {name}" for name, count, total in held)
+
+
+def largest_boxes(boxes: pd.DataFrame, image_ids: pd.Series) -> np.ndarray:
+    """Corners of each image's largest box.
+
+    Returns
+    -------
+    ndarray of shape (len(image_ids), 4), float32
+        NaN where an image has none.
+    """
+    order = np.argsort(-_areas(boxes[CORNERS].to_numpy()), kind="stable")
+    largest = boxes.iloc[order].drop_duplicates("image_id").set_index("image_id")[CORNERS]
+    return largest.reindex(image_ids).to_numpy(dtype=np.float32, copy=True)
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Intersection over union of pairs of boxes, arrays of shape (n, 4)."""
+    shared = np.concatenate([np.maximum(a[:, :2], b[:, :2]), np.minimum(a[:, 2:], b[:, 2:])], axis=1)
+    intersection = _areas(shared) * (shared[:, 2:] > shared[:, :2]).all(axis=1)
+    return intersection / (_areas(a) + _areas(b) - intersection)
+
+
+def localisation(predicted: pd.DataFrame, boxes: pd.DataFrame) -> dict[str, float]:
+    """Say how well one predicted box an image finds the true ones.
+
+    Parameters
+    ----------
+    predicted : DataFrame
+        image_id, corners, one row per image, with cancer or without.
+    boxes : DataFrame
+        image_id, corners, on the same scale: all true boxes.
+
+    Returns
+    -------
+    dict
+        ``mean_iou``, over images that have a box, with the box that it overlaps most; ``hit_rate``, the share of true boxes
+        that hold the centre of their image's predicted box; ``false_marks``, marks per image whose centre lies in no true
+        box; ``images_with_box``. One mark an image can't give more than one false mark an image, so none is left out.
+    """
+    pairs = boxes.merge(predicted, on="image_id", suffixes=("", "_mark"))
+    marks = pairs[[f"{name}_mark" for name in CORNERS]].to_numpy(dtype=float)
+    true = pairs[CORNERS].to_numpy(dtype=float)
+    centres = (marks[:, :2] + marks[:, 2:]) / 2
+    hits = pd.Series(((centres >= true[:, :2]) & (centres < true[:, 2:])).all(axis=1), index=pairs.image_id)
+    best = pd.Series(overlap(marks, true), index=pairs.image_id).groupby(level=0).max()
+    return {
+        "mean_iou": float(best.mean()),
+        "hit_rate": float(hits.mean()),
+        "false_marks": 1 - float(hits.groupby(level=0).max().sum()) / max(len(predicted), 1),
+        "images_with_box": int(len(best)),
+    }
+
+
+def _with_crops(boxes: pd.DataFrame, manifest: pd.DataFrame) -> pd.DataFrame:
+    """Boxes of the images in a manifest, beside its columns; the crop, which a manifest may hold as text, as numbers."""
+    return boxes.merge(manifest, on="image_id").astype(dict.fromkeys(CROP, float))
+
+
+def _turned(x_min: np.ndarray, x_max: np.ndarray, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Mirror within the crop where the image was; the other way round it is the same."""
+    width, flipped = table.crop_right - table.crop_left, table.flipped.astype(int) == 1
+    return np.where(flipped, width - x_max, x_min), np.where(flipped, width - x_min, x_max)
+
+
+def _geometry(table: pd.DataFrame, settings: CacheSettings) -> tuple[pd.Series, pd.Series, pd.Series]:
+    """Scale along x and y from the crop to the cached picture, and the rows of padding above it; as the cache is made."""
+    height, width = table.crop_bottom - table.crop_top, table.crop_right - table.crop_left
+    limits = settings.image_height, settings.image_width
+    sizes = np.array([fitted_size(shape, *limits) for shape in zip(height, width, strict=True)]).reshape(-1, 2)
+    top = (settings.image_height - sizes[:, 0]) // 2
+    return sizes[:, 1] / width, sizes[:, 0] / height, pd.Series(top, index=table.index)
+
+
+def _areas(corners: np.ndarray) -> np.ndarray:
+    return (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])

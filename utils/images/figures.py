@@ -1,0 +1,67 @@
+"""Figures of cached pictures, and what all figures share; nothing is computed in plots that anything else needs."""
+
+from collections.abc import Iterable
+from itertools import zip_longest
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.text import Text
+
+from utils.images.cache import load_picture, picture_path
+
+COLUMNS = 6
+
+
+def show_pictures(images: pd.DataFrame, cache_dir: str | Path, split: str, count: int = 12) -> plt.Figure:
+    """Show cached pictures, half of them with cancer where the table tells, titled with view, laterality and label.
+
+    Parameters
+    ----------
+    images : DataFrame
+        From `utils.tables.read_images`.
+    cache_dir : path
+    split : {"train", "test"}
+    count : int
+
+    Returns
+    -------
+    Figure
+    """
+    present = images[[picture_path(cache_dir, split, image_id).is_file() for image_id in images.image_id]]
+    if "cancer" in present:
+        halves = [present[present.cancer == label].head(count // 2) for label in (1, 0)]
+        present = pd.concat(halves)
+    present = present.head(count)
+    rows = max(1, -(-len(present) // COLUMNS))
+    figure, axes = plt.subplots(rows, COLUMNS, figsize=(2 * COLUMNS, 3.4 * rows), squeeze=False, layout="tight")
+    draw_pictures(axes.flat, present, cache_dir, split)
+    return finished(figure)
+
+
+def draw_pictures(axes: Iterable[plt.Axes], images: pd.DataFrame, cache_dir: str | Path, split: str) -> None:
+    """Draw one cached picture into each of the axes, titled with view, laterality and label; left-over axes stay empty."""
+    for axis, row in zip_longest(axes, images.itertuples()):
+        axis.axis("off")
+        if row is None:
+            continue
+        axis.imshow(load_picture(cache_dir, split, row.image_id), cmap="gray", vmin=0, vmax=255)
+        label = {1: ", cancer", 0: ""}.get(getattr(row, "cancer", 0))
+        axis.set_title(f"{row.laterality} {row.view}{label}", fontsize=9)
+
+
+def in_legend(name: str) -> str:
+    """Return a name of a run or a column so that a legend shows it: matplotlib leaves out those that begin with "_"."""
+    drawable = name.encode(errors="replace").decode()  # a folder's name need not be Unicode
+    return f" {drawable}" if drawable.startswith("_") else drawable
+
+
+def finished(figure: plt.Figure) -> plt.Figure:
+    """Close a figure that pyplot made, and give it to the notebook.
+
+    Its texts are shown as they are written: between two "$" in names of runs or columns, matplotlib would read mathematics.
+    """
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    plt.close(figure)  # a notebook shows the returned figure; without this it would show it twice
+    return figure

@@ -1,0 +1,234 @@
+"""What a notebook works on: which competition, pictures of which size, in which cache."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+
+from utils.core.environment import KitError, competition_folder, find_competition, resolve, working_dir
+from utils.images.boxes import BOXES_FILE, box_counts, read_boxes
+from utils.images.cache import CacheSettings, attached_cache_dir, build_cache, default_cache_dir
+from utils.phantom.competition import BOXES_FILE as PHANTOM_BOXES
+from utils.phantom.competition import is_phantom_competition, make_competition
+from utils.tables.competition import breasts, read_images
+
+REAL_SIZE = (1024, 512)
+PHANTOM_SIZE = (160, 96)
+SMOKE_SIZE = (64, 48)
+SMOKE_PATIENTS = 12
+SMOKE_PHANTOM = {"n_train_patients": 16, "n_test_patients": 6, "height": 128}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A competition's folder, whether it is the phantom, and the cache that belongs to it."""
+
+    competition_dir: Path
+    is_phantom: bool
+    settings: CacheSettings
+    cache_dir: Path
+    smoke_test: bool
+
+    @property
+    def splits(self) -> list[str]:
+        """Those of train and test that the competition has."""
+        return [split for split in ("train", "test") if (self.competition_dir / f"{split}.csv").is_file()]
+
+    def images(self, split: str) -> pd.DataFrame:
+        """Rows of train.csv or test.csv; those of a few patients in a smoke test."""
+        images = read_images(self.competition_dir, split)
+        return few_patients(images, SMOKE_PATIENTS) if self.smoke_test else images
+
+    def cached(self, split: str, num_workers: int, cluster: str = "") -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Images of a split and their manifest, after preprocessing those that the cache lacks."""
+        images = self.images(split)
+        print(f"Pictures of {split}: {self.settings.image_height} x {self.settings.image_width} px, cached in {self.cache_dir}")
+        return images, build_cache(images, self.competition_dir, split, self.cache_dir, self.settings, num_workers, cluster)
+
+    def extra(self, extra_competition_dirs: str, num_workers: int) -> pd.DataFrame | None:
+        """Images of other sets to train on, after preprocessing those that their caches lack.
+
+        Parameters
+        ----------
+        extra_competition_dirs : str
+            Folders with train.csv and train_images, as from `utils.external`, with commas between.
+        num_workers : int
+
+        Returns
+        -------
+        DataFrame or None
+            Their train tables with ``cache_dir``, where an image's picture is, and ``extra_set``, the folder's name. None
+            where no folder is named.
+
+        Raises
+        ------
+        KitError
+            If a folder holds no train.csv, is the phantom beside real data, or none of its images can be read.
+        """
+        parts = [self._extra_set(folder, num_workers) for folder in extra_folders(extra_competition_dirs, self.is_phantom)]
+        return pd.concat(parts, ignore_index=True) if parts else None
+
+    def _extra_set(self, folder: Path, num_workers: int) -> pd.DataFrame:
+        cache_dir = default_cache_dir(folder, self.settings)
+        other = replace(self, competition_dir=folder, cache_dir=cache_dir)
+        images, manifest = other.cached("train", num_workers)
+        usable = images[(manifest.error == "").to_numpy()]
+        if usable.empty:
+            raise KitError(f"extra_competition_dirs {folder}: none of its images can be read: {manifest.error.iloc[0]}")
+        share = f"{usable.cancer.mean():.1%} positive"
+        print(f"Extra, to train on alone: {len(usable)} of {len(images)} images of {folder.name}, {share}")
+        return usable.assign(cache_dir=str(cache_dir), extra_set=folder.name)
+
+    def boxes(self, boxes_path: str | Path | None, extra_competition_dirs: str = "") -> pd.DataFrame | None:
+        """Boxes around findings, of the competition and of other sets.
+
+        Parameters
+        ----------
+        boxes_path : path or None
+            A file that replaces the competition's boxes, and those of other sets for images that it names.
+        extra_competition_dirs : str
+            As in `extra`.
+
+        Returns
+        -------
+        DataFrame or None
+            As from `utils.images.boxes.read_boxes`; None where there are none.
+        """
+        own = self.competition_dir / (PHANTOM_BOXES if self.is_phantom else BOXES_FILE)
+        first = resolve(boxes_path) if boxes_path else own
+        others = [folder / BOXES_FILE for folder in extra_folders(extra_competition_dirs, self.is_phantom)]
+        tables = [read_boxes(first)] if boxes_path or first.is_file() else []
+        known = tables[0].image_id if tables else []
+        for table in (read_boxes(path) for path in others if path.is_file()):
+            tables.append(table[~table.image_id.isin(known)])
+        return pd.concat(tables, ignore_index=True) if tables else None
+
+
+def describe_boxes(boxes: pd.DataFrame | None, images: pd.DataFrame, extra: pd.DataFrame | None) -> str:
+    """Say how many images of which set have boxes."""
+    if boxes is None:
+        return "No boxes are used."
+    sets = {"the competition": images} | ({} if extra is None else dict(list(extra.groupby("extra_set"))))
+    return box_counts(boxes, sets)
+
+
+def open_inputs(
+    competition_dir: str | Path | None,
+    cache_dir: str | Path | None = None,
+    image_height: int | None = None,
+    image_width: int | None = None,
+    smoke_test: bool = False,
+    exact: bool = False,
+) -> Inputs:
+    """Find the competition that the notebook's parameters mean, and say so; without any, make the phantom one.
+
+    Parameters
+    ----------
+    competition_dir, cache_dir : path or None
+        None looks in Kaggle's input folder, then in ``data/``; and takes the cache's default place.
+    image_height, image_width : int or None
+        None takes 1024 x 512 for real data, 160 x 96 for the phantom, 64 x 48 in a smoke test.
+    smoke_test : bool
+        Few patients and small pictures: tells in a minute whether everything works, and nothing about quality.
+    exact : bool
+        Decode every picture in full.
+
+    Returns
+    -------
+    Inputs
+
+    Raises
+    ------
+    KitError
+        If ``competition_dir`` is named but not there, or `CacheSettings` refuses a size.
+    """
+    folder, is_phantom = _find_or_make(competition_dir, smoke_test)
+    settings = picture_settings(image_height, image_width, exact, is_phantom, smoke_test)
+    default = attached_cache_dir(folder, settings) or default_cache_dir(folder, settings)
+    cache = resolve(cache_dir) if cache_dir else default
+    print(f"Competition: {folder}{' (PHANTOM: synthetic pictures, no patient)' if is_phantom else ''}")
+    return Inputs(folder, is_phantom, settings, cache, smoke_test)
+
+
+def picture_settings(
+    image_height: int | None, image_width: int | None, exact: bool, is_phantom: bool, smoke_test: bool
+) -> CacheSettings:
+    """Settings of the pictures that `open_inputs` names, where it finds the phantom or not.
+
+    Raises
+    ------
+    KitError
+        As `CacheSettings` raises.
+    """
+    default = SMOKE_SIZE if smoke_test else PHANTOM_SIZE if is_phantom else REAL_SIZE
+    sides = [given or fallback for given, fallback in zip((image_height, image_width), default, strict=True)]
+    return CacheSettings(*sides, exact=exact)
+
+
+def extra_folders(extra_competition_dirs: str, is_phantom: bool) -> list[Path]:
+    """Folders of other sets to train on, as in the parameter ``extra_competition_dirs``.
+
+    Raises
+    ------
+    KitError
+        If a folder holds no train.csv, or is the phantom beside real data.
+    """
+    folders = [resolve(name.strip()) for name in extra_competition_dirs.split(",") if name.strip()]
+    for folder in folders:
+        if not (folder / "train.csv").is_file():
+            raise KitError(
+                f"extra_competition_dirs {folder} holds no train.csv: convert the set with python -m utils.external."
+            )
+        if is_phantom_competition(folder) and not is_phantom:
+            raise KitError(f"extra_competition_dirs {folder} is the phantom: no model for real images learns from it.")
+    return folders
+
+
+def site_of_breasts(competition_dir: str | Path | None) -> pd.Series:
+    """Site of each breast of train.csv.
+
+    Returns
+    -------
+    Series
+        site_id by prediction_id.
+
+    Raises
+    ------
+    KitError
+        If no competition is named and none is found.
+    """
+    folder = resolve(competition_dir) if competition_dir else find_competition()
+    if not folder:
+        raise KitError("Thresholds for each site need the train.csv that the runs were trained on: give competition_dir.")
+    return breasts(read_images(folder, "train")).set_index("prediction_id").site_id
+
+
+def few_patients(images: pd.DataFrame, count: int) -> pd.DataFrame:
+    """Keep the first patients with cancer and the first without, half and half; the first ones of a test table."""
+    if "cancer" not in images:
+        return images[images.patient_id.isin(images.patient_id.unique()[:count])]
+    positives = breasts(images).groupby("patient_id", sort=False).cancer.max()
+    kept = [*positives[positives == 1].index[: count // 2], *positives[positives == 0].index[: count // 2]]
+    return images[images.patient_id.isin(kept)]
+
+
+def _find_or_make(competition_dir: str | Path | None, smoke_test: bool) -> tuple[Path, bool]:
+    if competition_dir:
+        folder = resolve(competition_dir)
+        if not any((folder / name).is_file() for name in ("train.csv", "test.csv")):
+            raise KitError(
+                f"competition_dir {folder} holds no train.csv and no test.csv; give the folder that holds them and the images."
+            )
+        return folder, is_phantom_competition(folder)
+    folder = find_competition()
+    if folder:
+        return folder, is_phantom_competition(folder)
+    folder = working_dir() / ("phantom-smoke" if smoke_test else "phantom")
+    print(f"No competition data found (Kaggle's input folder, data/): making the phantom competition in {folder}.")
+    return make_competition(folder, **(SMOKE_PHANTOM if smoke_test else {})), True
+
+
+def has_real_data(competition_dir: str | Path = "") -> bool:
+    """Whether the competition that is named, else the one that is found, is real: not a phantom."""
+    folder = competition_folder(competition_dir)
+    return folder is not None and not is_phantom_competition(folder)

@@ -1,0 +1,356 @@
+"""Push-ready folders for Kaggle: the code, the weights and the wheels as datasets, and one kernel a notebook.
+
+Nothing here reaches a network but pip, for the wheels.
+"""
+
+import hashlib
+import itertools
+import json
+import re
+import shlex
+import shutil
+import tempfile
+import tomllib
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.core.environment import (
+    COMPETITION,
+    KIT,
+    KIT_FILE,
+    PROJECT,
+    KitError,
+    is_from_kit,
+    read_json,
+    versions,
+    write_atomic,
+    write_json,
+)
+from utils.decision.threshold import read_threshold
+from utils.kaggle.bundle_checks import (
+    DATASET_FILE,
+    KERNEL_FILE,
+    LIMITS,
+    T4_TWICE,
+    check_bundle,
+    parts,
+    run_files,
+    run_problems,
+    slug_of,
+    threshold_problems,
+)
+from utils.kaggle.wheels import download_wheels, imported_by_notebooks
+from utils.runs.code import module_files
+from utils.runs.oof import find_runs
+
+__all__ = ["LIMITS", "BundleError", "Part", "check_bundle", "check_sources", "find_parts", "write_bundle"]
+MARKER = "bundle.json"  # only a folder that holds it is replaced
+PUSHED = "pushed.json"  # versions of the kernels that were pushed from a bundle, by id
+NOTEBOOKS = ("explore", "preprocess", "train", "tune_threshold", "report", "submit")
+ON_GPU = ("train", "report", "submit")
+WITH_RUNS = ("tune_threshold", "report", "submit")
+SOURCES = {"train": ("preprocess",)}  # kernels whose output a kernel takes
+SOURCES_WITHOUT_RUNS = SOURCES | {
+    "tune_threshold": ("train",),
+    "report": ("preprocess", "train", "tune_threshold"),
+    "submit": ("train", "tune_threshold"),
+}
+
+
+class BundleError(KitError):
+    """A bundle that can't be written or sent; the message lists all problems, each with its remedy."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A folder of the bundle: ``kind`` is "dataset" or "kernel", ``id`` is ``owner/slug``."""
+
+    kind: str
+    id: str
+    folder: Path
+
+
+def write_bundle(
+    folder: Path,
+    username: str,
+    run_dirs: Sequence[Path],
+    threshold_path: Path | None,
+    python_version: str = "3.12",
+    with_wheels: bool = True,
+) -> dict[str, Path]:
+    """Write everything that goes to Kaggle into a folder: whole, checked, or not at all.
+
+    Parameters
+    ----------
+    folder : Path
+        New, empty, or a former bundle, which is replaced.
+    username : str
+        Of the Kaggle account, as in its address.
+    run_dirs : sequence of Path
+        Trained runs to send; without any, Kaggle's notebooks use what the train notebook makes there.
+    threshold_path : Path or None
+        threshold.json that was tuned on these runs.
+    python_version : str
+        Of Kaggle's image, for the wheels.
+    with_wheels : bool
+        Download what the image lacks.
+
+    Returns
+    -------
+    dict of str to Path
+        Folder by name: ``code``, ``weights-RUN``, ``wheels`` (where there are any), and the notebooks.
+
+    Raises
+    ------
+    BundleError
+        Listing all problems; ``folder`` is as it was.
+    WheelError
+        If the wheels can't be had.
+    """
+    folder, runs = Path(folder), list(dict.fromkeys(Path(run).resolve() for run in run_dirs))
+    check_sources(folder, username, runs, threshold_path)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        whole = Path(temporary) / "whole"
+        _write_code(whole / "datasets", username)
+        _write_weights(whole / "datasets", username, runs, threshold_path)
+        if with_wheels:
+            _write_wheels(whole / "datasets", username, python_version)
+        _write_kernels(whole, username)
+        known = {"hashes": _hash_editable(whole), "files": _list_files(whole)}
+        write_json(whole / MARKER, _provenance() | {"username": username, "python": python_version} | known)
+        _refuse(check_bundle(whole))
+        if (folder / PUSHED).is_file():
+            shutil.copyfile(folder / PUSHED, whole / PUSHED)
+        if folder.exists():
+            shutil.rmtree(folder)
+        whole.rename(folder)
+    return {path.name: path for path in (*parts(folder, "datasets"), *parts(folder, "kernels"))}
+
+
+def check_sources(folder: Path, username: str, run_dirs: Sequence[Path], threshold_path: Path | None) -> None:
+    """Check what `write_bundle` is given, as it does; writes nothing.
+
+    Raises
+    ------
+    BundleError
+        Listing all problems.
+    """
+    _refuse([*_target_problems(Path(folder), username), *_source_problems(run_dirs, threshold_path)])
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        raise BundleError("Not written or sent, for:" + "".join(f"\n- {problem}" for problem in problems))
+
+
+def _target_problems(folder: Path, username: str) -> Iterator[str]:
+    if folder.exists() and not is_from_kit(folder, MARKER) and (not folder.is_dir() or any(folder.iterdir())):
+        yield f"{folder} is no former bundle (no {MARKER}) and not empty: name another folder with --out."
+    for path in _edited(folder):
+        yield f"{path} was edited since it was written: name another folder with --out, or delete {folder} to lose the edit."
+    for name in _added(folder):
+        yield f"{folder / name} is not from this kit, and would be deleted: move it, or name another folder with --out."
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", username):
+        yield f"username is {username!r}, but must be as in kaggle.com/USERNAME: letters, digits, hyphens and underscores."
+
+
+def _edited(folder: Path) -> list[Path]:
+    """Notebooks and metadata that differ from what `write_bundle` wrote; none where an earlier kit wrote it."""
+    written = read_json(folder / MARKER).get("hashes", {}) if is_from_kit(folder, MARKER) else {}
+    return [folder / name for name, now in _hash_editable(folder).items() if written.get(name, now) != now]
+
+
+def _hash_editable(folder: Path) -> dict[str, str]:
+    paths = [path for pattern in ("kernels/*/*.ipynb", "*/*/*-metadata.json") for path in sorted(folder.glob(pattern))]
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def _added(folder: Path) -> list[str]:
+    """Files that someone put into a bundle; none where an earlier kit wrote it, which kept no list."""
+    written = read_json(folder / MARKER).get("files") if is_from_kit(folder, MARKER) else None
+    if written is None:
+        return []
+    own = {MARKER, PUSHED, *written}
+    return [name for name in _list_files(folder) if name not in own]
+
+
+def _list_files(folder: Path) -> list[str]:
+    paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
+
+
+def _source_problems(runs: Sequence[Path], threshold_path: Path | None) -> list[str]:
+    problems = _link_problems() + [f"{run}: {problem}" for run in runs for problem in run_problems(run)]
+    if problems or not threshold_path:
+        return problems
+    command = ["papermill", "notebooks/tune_threshold.ipynb", "outputs/tune.ipynb", "-p", "run_dirs", ",".join(map(str, runs))]
+    command = shlex.join([*command, "-p", "threshold_path", str(threshold_path)])
+    return [f"{problem} As here: {command}" for problem in threshold_problems(runs, Path(threshold_path))]
+
+
+def _write_weights(datasets: Path, username: str, runs: Sequence[Path], threshold_path: Path | None) -> None:
+    for name, run in name_weights(runs).items():
+        folder = datasets / f"weights-{name}"
+        for file in run_files(run):
+            (folder / run.name / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(run / file, folder / run.name / file)  # not a hard link: an edit here must not change the run
+        if threshold_path:
+            shutil.copyfile(threshold_path, folder / "threshold.json")
+        _describe_dataset(folder, username, f"Mammography weights {name}", "A trained run: weights and out-of-fold predictions")
+
+
+def _write_wheels(datasets: Path, username: str, python_version: str) -> None:
+    folder = datasets / "wheels"
+    if download_wheels(folder, PROJECT / "requirements.txt", python_version):
+        write_json(folder / KIT_FILE, _provenance())
+        _describe_dataset(folder, username, "Mammography kit wheels", "Python packages that Kaggle's image lacks")
+    else:
+        folder.rmdir()
+
+
+def name_weights(runs: Sequence[Path]) -> dict[str, Path]:
+    """Give each run a name that fits into a dataset's title and slug, and that no other run has."""
+    names: dict[str, Path] = {}
+    for run in runs:
+        base = slug_of(run.name)[:26].strip("-") or "run"  # with "Mammography weights " and a number below the 50 characters
+        numbered = itertools.chain([base], (f"{base}-{number}" for number in itertools.count(2)))
+        names[next(name for name in numbered if name not in names)] = run
+    return names
+
+
+def _provenance() -> dict[str, str]:
+    version = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    return {"name": KIT, "version": version, "commit": versions()["commit"]}
+
+
+def _write_code(datasets: Path, username: str) -> None:
+    """Zip the code, the same bytes for the same files; kit.json names version and commit where git can't."""
+    folder, made = datasets / "code", _provenance()
+    contents = {path.relative_to(PROJECT).as_posix(): path.read_bytes() for path in _code_files()}
+    contents |= {f"notebooks/{name}.ipynb": _notebook(name) for name in NOTEBOOKS}
+    contents[KIT_FILE] = json.dumps(made, indent=2).encode()
+    with write_atomic(folder / f"{KIT}-{made['version']}.zip") as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, content in sorted(contents.items()):
+            entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            entry.external_attr, entry.compress_type = 0o644 << 16, zipfile.ZIP_DEFLATED
+            archive.writestr(entry, content)
+    _describe_dataset(folder, username, "Mammography kit code", "The notebooks and what they compute with")
+
+
+def _code_files() -> list[Path]:
+    """List what the notebooks need: the modules that they import, and nothing else that lies next to those."""
+    shared = [PROJECT / name for name in ("requirements.txt", "pyproject.toml", "LICENSE")]
+    return module_files(imported_by_notebooks(PROJECT), PROJECT) + shared
+
+
+def _link_problems() -> list[str]:
+    paths = [*_code_files(), *(PROJECT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS)]
+    return [f"{path} is a link: put the file itself in its place." for path in paths if path.is_symlink()]
+
+
+def _notebook(name: str) -> bytes:
+    """Read a notebook without what a run left in it: outputs, counts, and metadata other than tags and the kernel's name."""
+    notebook = read_json(PROJECT / "notebooks" / f"{name}.ipynb")
+    notebook["metadata"] = {
+        key: notebook["metadata"][key] for key in ("kernelspec", "language_info") if key in notebook["metadata"]
+    }
+    for cell in notebook["cells"]:
+        cell["metadata"] = {key: value for key, value in cell["metadata"].items() if key == "tags"}
+        if cell["cell_type"] == "code":
+            cell.update(outputs=[], execution_count=None)
+    return (json.dumps(notebook, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _describe_dataset(folder: Path, username: str, title: str, subtitle: str) -> None:
+    metadata = {"title": title, "id": f"{username}/{slug_of(title)}", "subtitle": subtitle, "licenses": [{"name": "other"}]}
+    write_json(folder / DATASET_FILE, metadata)
+
+
+def _write_kernels(bundle: Path, username: str) -> None:
+    datasets = {path.name: read_json(path / DATASET_FILE)["id"] for path in parts(bundle, "datasets")}
+    for name in NOTEBOOKS:
+        folder = bundle / "kernels" / name
+        folder.mkdir(parents=True)
+        (folder / f"{name}.ipynb").write_bytes(_notebook(name))
+        write_json(folder / KERNEL_FILE, _kernel_metadata(name, username, datasets))
+
+
+def _kernel_metadata(name: str, username: str, datasets: dict[str, str]) -> dict:
+    weights = [dataset for part, dataset in datasets.items() if part.startswith("weights-")]
+    sources = [dataset for part, dataset in datasets.items() if not part.startswith("weights-")]
+    before = (SOURCES if weights else SOURCES_WITHOUT_RUNS).get(name, ())
+    return {
+        "id": f"{username}/{_kernel_slug(name)}",
+        "title": _kernel_title(name),
+        "code_file": f"{name}.ipynb",
+        "language": "python",
+        "kernel_type": "notebook",
+        "is_private": True,
+        "enable_gpu": name in ON_GPU,
+        "enable_tpu": False,
+        "enable_internet": False,
+        "machine_shape": T4_TWICE if name in ON_GPU else "",
+        "dataset_sources": sources + (weights if name in WITH_RUNS else []),
+        "competition_sources": [COMPETITION],
+        "kernel_sources": [f"{username}/{_kernel_slug(source)}" for source in before],
+        "model_sources": [],
+    }
+
+
+def _kernel_title(name: str) -> str:
+    return f"Mammography kit {name.replace('_', ' ')}"
+
+
+def _kernel_slug(name: str) -> str:
+    return slug_of(_kernel_title(name))
+
+
+def find_parts(bundle: Path) -> list[Part]:
+    """List the bundle's datasets and then its kernels, as `utils.kaggle.bundle` lays them out.
+
+    Raises
+    ------
+    BundleError
+        If there are none, or their metadata can't be read.
+    """
+    paths = [path for kind in ("dataset", "kernel") for path in sorted(bundle.glob(f"{kind}s/*/{kind}-metadata.json"))]
+    if not paths:
+        raise BundleError(f"{bundle} holds no bundle: write it with python -m utils.kaggle bundle, or name it with --bundle.")
+    try:
+        return [Part(path.name.split("-")[0], read_json(path)["id"], path.parent) for path in paths]
+    except (ValueError, TypeError, KeyError) as error:
+        raise BundleError(f"{bundle}: metadata can't be read ({error!r}): write the bundle again.") from None
+
+
+def submit_kernel(bundle: Path) -> Part:
+    """The bundle's kernel that makes submission.csv."""
+    for part in find_parts(bundle):
+        if (part.kind, part.folder.name) == ("kernel", "submit"):
+            return part
+    raise BundleError(f"{bundle} has no kernels/submit: write it again, or name the kernel as owner/slug.")
+
+
+def runs_to_send(named: str, threshold: Path) -> list[Path]:
+    """Runs that are named; else those that the threshold was tuned on; else all, which may be none. Nothing is trained."""
+    if not named and threshold.is_file():
+        return [Path(run) for run in read_threshold(threshold)["runs"]]
+    return find_runs(named)
+
+
+def read_pushed(bundle: Path) -> dict[str, int]:
+    """Versions of the kernels that were pushed from this bundle, by id."""
+    return read_json(bundle / PUSHED) if (bundle / PUSHED).is_file() else {}
+
+
+def note_pushed(bundle: Path, kernel: str, version: int) -> None:
+    """Remember the version of a kernel, for `read_pushed`."""
+    write_json(bundle / PUSHED, read_pushed(bundle) | {kernel: version})
+
+
+def phantom_runs(bundle: Path) -> list[str]:
+    """Names of the bundle's runs that were trained on the phantom."""
+    configs = sorted(bundle.glob("datasets/weights-*/*/config.json"))
+    return [path.parent.name for path in configs if read_json(path).get("phantom")]

@@ -1,0 +1,360 @@
+"""Kaggle's official client: what is sent and asked, with its errors as messages and without its secrets."""
+
+import io
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
+from pathlib import Path
+from typing import Any
+
+from utils.core.environment import COMPETITION, KitError, versions
+from utils.kaggle import ledger
+from utils.kaggle.bundle import Part
+from utils.kaggle.credentials import SETTINGS_PAGE, find_credentials, redact
+
+PAGE = f"https://www.kaggle.com/competitions/{COMPETITION}"
+ACCEPT_RULES = f"accept the competition's rules with this account, at {PAGE}/rules"
+NOT_YOURS = (
+    'the bundle\'s username must be that of the credentials (make kaggle BUNDLE="--username YOU"), and the account verified'
+    " by phone"
+)
+NO_KERNEL = "check the kernel's name, and that it is yours"
+ENDED = ("complete", "error", "cancel_acknowledged")
+OUTPUTS = r"^(submission\.csv|submissions/[\w.+-]+\.(csv|json))\Z"
+HEADER = "prediction_id,cancer"
+FIRST_DELAY, LONGEST_DELAY = 5.0, 120.0  # seconds between two questions, 1.5 times longer each time
+PATIENCE = 5  # questions without an answer, one after the other, before a wait gives up
+DATASET_HOURS, KERNEL_HOURS = 1, 14  # Kaggle runs a notebook for 12 h at most, and it may queue
+LOG_LINES = 30
+LISTED = 100  # submissions that one question asks for: the client hands on no more than a page
+
+
+class KaggleError(KitError):
+    """What Kaggle refused or could not do; the message says what to do."""
+
+
+class UnansweredError(KaggleError):
+    """No answer, or "later": a wait asks again."""
+
+
+def connect() -> Any:
+    """Log in with the official client.
+
+    Importing ``kaggle`` logs in at once, prints what it thinks of the credentials, and makes its folder of settings; so it is
+    imported here alone, and late.
+
+    Returns
+    -------
+    kaggle.api.kaggle_api_extended.KaggleApi
+
+    Raises
+    ------
+    KaggleError
+        If the client is not installed, or Kaggle does not take the credentials.
+    CredentialsError
+        From `utils.kaggle.credentials.find_credentials`.
+    """
+    credentials = find_credentials()
+    print(f"Kaggle's client will use {credentials.source}.")
+    with calling("logging in", NOT_YOURS):
+        api = _log_in()
+        # With a token that Kaggle refuses, the client logs in otherwise, but still sends the token.
+        if ("key" if credentials.kind == "key" else "token") not in api.config_values:
+            raise KaggleError(f"Kaggle does not take {credentials.source}: make a new token at {SETTINGS_PAGE}.")
+    _fail_with_uploads(api)
+    return api
+
+
+def _log_in() -> Any:
+    with redirect_stdout(io.StringIO()):  # advice on credentials, which ours replaces
+        try:
+            from kaggle.api.kaggle_api_extended import KaggleApi
+        except ImportError as error:
+            raise KaggleError(f"The official client can't be imported ({error}): pip install 'kaggle>=2.2.4'.") from None
+        api = KaggleApi()
+        try:
+            api.authenticate()
+        except SystemExit:  # it found nothing that Kaggle takes
+            api.config_values = {}
+    return api
+
+
+def _fail_with_uploads(api: Any) -> None:
+    """Let a file that could not be uploaded end the push: some versions of the client make the dataset without it."""
+    upload = api._upload_blob
+
+    def upload_or_raise(path, quiet, kind, context, *others, **named):
+        token = upload(path, quiet, kind, context, *others, **named)
+        if token is None:
+            Path(context.get_upload_info_file_path(path)).unlink(missing_ok=True)  # else it resumes what has expired
+            name = Path(path).name
+            raise UnansweredError(f"{name} could not be uploaded: check the network, and push again; finished files are kept.")
+        return token
+
+    api._upload_blob = upload_or_raise
+
+
+@contextmanager
+def calling(what: str, forbidden: str) -> Iterator[None]:
+    """Turn whatever the client raises into a `KaggleError` with a remedy and without secrets.
+
+    Parameters
+    ----------
+    what : str
+        What is being done, as in "pushing X".
+    forbidden : str
+        What to do where Kaggle forbids it.
+    """
+    try:
+        yield
+    except KitError:
+        raise
+    except (Exception, SystemExit) as error:
+        said = next(iter(str(error).splitlines()), "") or type(error).__name__
+        kind, remedy = _remedy(error, forbidden)
+        if remedy == forbidden:
+            said = said.partition(". ")[0]  # the client guesses at length why
+        raise kind(redact(f"{what}: {said}\nTo do: {remedy}.")) from None
+
+
+def _remedy(error: BaseException, forbidden: str) -> tuple[type[KaggleError], str]:
+    from requests import ConnectionError, Timeout
+
+    # Of some refusals the client makes a ValueError: the response is then that of the error before.
+    responses = (getattr(cause, "response", None) for cause in (error, error.__context__))
+    status = next((response.status_code for response in responses if response is not None), 0)
+    known = {
+        403: forbidden,
+        404: "Kaggle does not know it: check the name, and whether it was pushed",
+    }
+    if status == 401:
+        return KaggleError, _remedy_of_credentials()
+    if status == 429:
+        return (
+            UnansweredError,
+            "too many requests: try again in some minutes, or, if today's five submissions are used up, from 00:00 UTC on",
+        )
+    if status >= 500 or isinstance(error, (ConnectionError, Timeout)):
+        return UnansweredError, "Kaggle does not answer: check the network and https://www.kaggle.com, and try again"
+    return KaggleError, known.get(status, "mend what Kaggle or its client says above, and try again")
+
+
+def _remedy_of_credentials() -> str:
+    if find_credentials().kind == "key":
+        return f"Kaggle does not take the credentials: check username and key, or make a new token at {SETTINGS_PAGE}"
+    return f"Kaggle does not take the credentials: make a new token at {SETTINGS_PAGE}"
+
+
+def poll(ask: Callable[[], str], is_done: Callable[[str], bool], what: str, hours: float) -> str:
+    """Ask until a state is final, less and less often, and print each change.
+
+    Raises
+    ------
+    KaggleError
+        After ``hours``, or where `PATIENCE` questions in a row got no answer.
+    """
+    deadline, delay, shown, unanswered = time.monotonic() + hours * 3600, FIRST_DELAY, "", 0
+    while True:
+        try:
+            state, unanswered = ask(), 0
+        except UnansweredError:
+            state, unanswered = "no answer", unanswered + 1
+            if unanswered > PATIENCE:
+                raise
+        if state != shown:
+            print(f"{time.strftime('%H:%M:%S')} {what}: {state}", flush=True)
+        if is_done(state):
+            return state
+        if time.monotonic() + delay > deadline:
+            raise KaggleError(f"{what} is still {state!r} after {hours} h: look at Kaggle's website, or wait on.")
+        shown, delay = state, min(delay * 1.5, LONGEST_DELAY)
+        time.sleep(delay)
+
+
+def check_owner(api: Any, parts: Sequence[Part]) -> None:
+    """Refuse parts of another account than the one that is logged in, before anything is uploaded."""
+    username = api.config_values.get("username") or ""
+    others = sorted({part.id.partition("/")[0] for part in parts if part.id.partition("/")[0].lower() != username.lower()})
+    if username and others:
+        raise KaggleError(
+            f"The bundle is {', '.join(others)}'s, but the credentials are {username}'s: nothing was sent."
+            f' Write the bundle again: make kaggle BUNDLE="--username {username}"'
+        )
+
+
+def push_dataset(api: Any, part: Part) -> None:
+    """Create a private dataset, or its next version if it is there, and wait until kernels can use it."""
+    before = _dataset_state(api, part.id)
+    size = sum(path.stat().st_size for path in part.folder.rglob("*") if path.is_file())
+    print(f"Uploading dataset {part.id} ({size / 1e6:.1f} MB).", flush=True)
+    with calling(f"pushing dataset {part.id}", NOT_YOURS):
+        if before:
+            result = api.dataset_create_version(str(part.folder), version_notes(), quiet=True, dir_mode="zip")
+        else:
+            result = api.dataset_create_new(str(part.folder), quiet=True, dir_mode="zip")
+    if (result.status or "").lower() != "ok":
+        raise KaggleError(f"Kaggle refuses dataset {part.id}: {redact(str(result.error))}")
+    # The version must change too: the one before stays ready while the new one is being unpacked.
+    final = ("ready", "failed", "deleted")
+    state = poll(
+        lambda: _dataset_state(api, part.id) or "not there yet",
+        lambda state: state.startswith(final) and state != before,
+        f"dataset {part.id}",
+        DATASET_HOURS,
+    )
+    if not state.startswith("ready"):
+        raise KaggleError(f"Kaggle could not unpack dataset {part.id} ({state}): push it again, or look at its page on Kaggle.")
+
+
+def _dataset_state(api: Any, name: str) -> str:
+    """Status and version, as in "ready, version 2"; empty where there is no such dataset, for which Kaggle says 403 or 404."""
+    from requests import HTTPError
+
+    with calling(f"asking for dataset {name}", NOT_YOURS):
+        try:
+            state = json.loads(api.dataset_status(name, format="json"))
+        except HTTPError as error:
+            if error.response is not None and error.response.status_code in (403, 404):
+                return ""
+            raise
+    return f"{state['status']}, version {state['current_version_number']}"
+
+
+def version_notes() -> str:
+    """Say which kit made a version of a dataset."""
+    return f"kit {versions()['commit']}"
+
+
+def push_kernel(api: Any, part: Part) -> int:
+    """Save a kernel, which starts it, and return its version.
+
+    Raises
+    ------
+    KaggleError
+        If Kaggle refuses it, or saved it without one of its sources.
+    """
+    with calling(f"pushing kernel {part.id}", NOT_YOURS):
+        result = api.kernels_push(str(part.folder))
+    if result.error:
+        raise KaggleError(f"Kaggle refuses kernel {part.id}: {redact(result.error)}")
+    lost = {
+        "push it": [*result.invalid_dataset_sources, *result.invalid_model_sources],
+        "push it, and wait until it is complete": result.invalid_kernel_sources,
+        ACCEPT_RULES: result.invalid_competition_sources,
+    }
+    told = [f"{source}: {remedy}." for remedy, sources in lost.items() for source in sources or ()]
+    if told:
+        raise KaggleError(
+            f"Kernel {part.id} was saved without its source, and will fail. To do, before it is pushed again:\n- "
+            + "\n- ".join(told)
+        )
+    print(f"Kernel {part.id} version {result.version_number} is starting: {result.url}")
+    return result.version_number
+
+
+def wait_for_kernel(api: Any, kernel: str) -> None:
+    """Wait until a kernel's latest version is complete.
+
+    Raises
+    ------
+    KaggleError
+        If it failed, with the last lines of its log.
+    """
+    state = poll(lambda: _kernel_state(api, kernel)[0], ENDED.__contains__, f"kernel {kernel}", KERNEL_HOURS)
+    if state != "complete":
+        print("\n".join(_log_lines(api, kernel)[-LOG_LINES:]))
+        raise KaggleError(f"Kernel {kernel} ended as {state}. {_kernel_state(api, kernel)[1]}\nIts log is above.")
+
+
+def _kernel_state(api: Any, kernel: str) -> tuple[str, str]:
+    """State of the latest version, and why it failed."""
+    with calling(f"asking for kernel {kernel}", NO_KERNEL):
+        answer = api.kernels_status(kernel)
+    return answer.status.name.lower(), redact(answer.failure_message or "")
+
+
+def check_ready(api: Any, kernel: str, version: int, is_named: bool) -> None:
+    """Refuse to submit a kernel that runs, has failed, or has a later version than the one meant.
+
+    Parameters
+    ----------
+    version : int
+        That is to be submitted.
+    is_named : bool
+        The user named it, and so may mean one that is not the latest.
+    """
+    state, why = _kernel_state(api, kernel)
+    if state != "complete":
+        if state not in ENDED:
+            raise KaggleError(f"{kernel} is {state}: nothing was submitted. To do: python -m utils.kaggle wait {kernel}")
+        log = f"kaggle kernels logs {kernel}"
+        raise KaggleError(f"{kernel} ended as {state}: nothing was submitted. {why}\nTo do: see {log}, and push it again.")
+    latest = _latest_version(api, kernel)
+    if latest in (0, version):  # 0: Kaggle does not say
+        return
+    told = f"The latest version of {kernel} is {latest}, not {version}"
+    if not is_named:
+        raise KaggleError(f"{told}, which was pushed from here: nothing was submitted. Name the one to submit with --version.")
+    print(f"Warning: {told}: the file and provenance in the ledger will be those of version {latest}.")
+
+
+def _latest_version(api: Any, kernel: str) -> int:
+    from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelRequest
+
+    request = ApiGetKernelRequest()
+    request.user_name, request.kernel_slug = kernel.split("/")
+    with calling(f"asking for kernel {kernel}", NO_KERNEL), api.build_kaggle_client() as client:
+        return client.kernels.kernels_api_client.get_kernel(request).metadata.current_version_number
+
+
+def _log_lines(api: Any, kernel: str) -> list[str]:
+    with calling(f"fetching the log of {kernel}", NO_KERNEL):
+        log = api.kernels_logs(kernel)
+    with suppress(ValueError, TypeError, KeyError):  # Kaggle's form: a JSON list of pieces of text
+        log = "".join(piece["data"] for piece in json.loads(log))
+    return log.splitlines()
+
+
+def fetch_output(api: Any, kernel: str, version: int, folder: Path) -> Path:
+    """Fetch the submission.csv of a kernel's latest version, with its provenance.
+
+    Returns
+    -------
+    Path
+        Of the CSV in ``folder`` beside which the JSON lies, where the kernel wrote one; the last, where several are the same.
+    """
+    with calling(f"fetching the output of {kernel}", NO_KERNEL):
+        api.kernels_output(kernel, str(folder), file_pattern=OUTPUTS, force=True, page_size=LISTED)
+    path = folder / "submission.csv"
+    check_csv(path, f"wait until the kernel is complete (python -m utils.kaggle wait {kernel}), and look at its log")
+    named = [copy for copy in sorted(folder.glob("submissions/*.csv")) if ledger.hash_file(copy) == ledger.hash_file(path)]
+    return named[-1] if named else path.rename(folder / f"{kernel.split('/')[1]}-v{version}.csv")
+
+
+def check_csv(path: Path, remedy: str) -> None:
+    """Refuse what is no submission, as a page of error in its place, before it costs one of the day's five."""
+    if not path.is_file():
+        raise KaggleError(f"There is no {path.name}: {remedy}.")
+    with path.open(encoding="utf-8", errors="replace") as file:
+        first = file.readline(200).strip()
+    if first != HEADER:
+        raise KaggleError(f"{path.name} begins with {redact(first)!r}, not with {HEADER!r}: {remedy}.")
+
+
+def fetch_scores(api: Any) -> dict[str, dict]:
+    """Ask for this account's latest submissions.
+
+    Returns
+    -------
+    dict
+        As `utils.kaggle.ledger.update_scores` takes it.
+    """
+    with calling("asking for scores", ACCEPT_RULES), redirect_stdout(io.StringIO()):  # it prints the next page's token
+        return {str(one.ref): _score(one) for one in api.competition_submissions(COMPETITION, page_size=LISTED) or []}
+
+
+def _score(submission: Any) -> dict:
+    status, why = submission.status.name.lower(), redact(submission.error_description or "")
+    scores = {"public_score": submission.public_score, "private_score": submission.private_score}
+    return {"status": f"{status}: {why}" if why else status} | {name: float(text or "nan") for name, text in scores.items()}

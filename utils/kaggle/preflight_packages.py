@@ -1,0 +1,117 @@
+"""Preflight of Python and its packages; what Kaggle's image lacks is installed from attached wheels."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+
+from utils.core import environment
+from utils.core.environment import is_from_kit, on_kaggle
+from utils.kaggle.preflight_job import Finding, Job, mounted
+
+# Modules that notebooks import, and their packages; tests/test_preflight.py follows the imports and holds this against them.
+READING = {
+    "numpy": "numpy",
+    "pandas": "pandas",
+    "sklearn": "scikit-learn",
+    "scipy": "scipy",
+    "matplotlib": "matplotlib",
+    "tqdm": "tqdm",
+    "joblib": "joblib",
+    "filelock": "filelock",
+    "pebble": "pebble",  # DICOMs are decoded in processes that may die
+    "pydicom": "pydicom",
+    "imagecodecs": "imagecodecs",
+    "cv2": "opencv-python-headless",
+}
+LEARNING = READING | {"torch": "torch", "timm": "timm", "safetensors": "safetensors", "albumentations": "albumentations"}
+NEEDED = {
+    "explore": READING,
+    "preprocess": READING,
+    "train": LEARNING,
+    "tune_threshold": LEARNING,
+    "report": LEARNING,
+    "submit": LEARNING,
+}
+OPTIONAL = {
+    "submit": {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"},  # faster on a CPU
+}
+
+
+def check_python(job: Job) -> Iterator[Finding]:
+    """Python is one of those that pyproject.toml allows."""
+    from packaging.specifiers import SpecifierSet
+
+    wanted = re.search(r'^requires-python\s*=\s*"(.+)"', _project_file("pyproject.toml"), re.MULTILINE)
+    if wanted and not SpecifierSet(wanted[1]).contains(platform.python_version(), prereleases=True):
+        problem = f"Python is {platform.python_version()}, but must be {wanted[1]}."
+        remedy = "take the newest environment in the notebook's settings" if on_kaggle() else "make venv PYTHON=python3.12"
+        yield Finding(problem, f"{remedy}.")
+
+
+def check_packages(job: Job) -> Iterator[Finding]:
+    """What the notebook imports is installed and new enough; what is not is first installed from attached wheels."""
+    needed, optional = NEEDED[job.notebook], OPTIONAL.get(job.notebook, {})
+    _install_from_wheels(list(_lacking(needed | optional)))
+    for modules, fatal in ((needed, True), (optional, False)):
+        lacking = _lacking(modules)
+        if lacking:
+            attach = "attach the dataset of wheels that 'make kaggle' makes, or switch the internet on and run "
+            install = " ".join(f"'{requirement}'" for requirement in lacking)
+            yield Finding(f"{', '.join(lacking.values())}.", f"{attach if on_kaggle() else ''}%pip install {install}", fatal)
+
+
+def _lacking(modules: dict[str, str]) -> dict[str, str]:
+    """Requirements that are not met, each with what is wrong."""
+    from packaging.specifiers import SpecifierSet
+
+    bounds = dict(re.findall(r"^([\w.-]+)\s*(>=[^\s#;]+)", _project_file("requirements.txt"), re.MULTILINE))
+    lacking = {}
+    for module, name in modules.items():
+        bound = bounds.get(name, "")
+        if importlib.util.find_spec(module) is None:
+            lacking[f"{name}{bound}"] = f"{name} is not installed"
+            continue
+        with contextlib.suppress(metadata.PackageNotFoundError):  # another build of it, such as opencv-python
+            version = metadata.version(name)
+            if not SpecifierSet(bound).contains(version, prereleases=True):
+                lacking[f"{name}{bound}"] = f"{name} is {version}, but must be {bound}"
+    return lacking
+
+
+def _install_from_wheels(requirements: Sequence[str]) -> None:
+    """Install from the kit's own dataset, with missing dependencies alone: Kaggle's image must stay as it is."""
+    folders = [folder for folder in mounted(".whl") if is_from_kit(folder)] if requirements else []
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index", "--no-deps"]
+    command += [f"--find-links={folder}" for folder in folders]
+    todo = list(requirements) if folders else []
+    for requirement in todo:  # one by one: one without a wheel would keep the others away
+        done = subprocess.run([*command, requirement], capture_output=True, encoding="utf-8", errors="replace")
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        print(f"{requirement}: " + (f"not installed from wheels ({reason})" if done.returncode else "installed from wheels"))
+        importlib.invalidate_caches()
+        if not done.returncode:
+            todo += [missing for missing in _missing_dependencies(requirement) if missing not in todo]
+
+
+def _missing_dependencies(requirement: str) -> Iterator[str]:
+    from packaging.requirements import Requirement
+
+    for need in map(Requirement, metadata.requires(Requirement(requirement).name) or ()):
+        if not need.marker or need.marker.evaluate({"extra": ""}):
+            try:
+                metadata.version(need.name)
+            except metadata.PackageNotFoundError:
+                yield f"{need.name}{need.specifier}"
+
+
+def _project_file(name: str) -> str:
+    path = environment.PROJECT / name
+    return path.read_text(encoding="utf-8") if path.is_file() else ""

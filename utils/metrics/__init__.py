@@ -1,0 +1,5 @@
+"""The probabilistic F1 and its kin, and intervals from a bootstrap over patients."""
+
+from utils.metrics.scores import probabilistic_f1
+
+__all__ = ["probabilistic_f1"]

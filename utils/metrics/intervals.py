@@ -1,0 +1,245 @@
+"""95 % intervals: from a bootstrap over patients, and of proportions; and the words for a difference.
+
+A patient's breasts are not independent, so patients are drawn, and all their rows with them. Every statistic sees the same
+draws, so that the difference of two of them is paired.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+from scipy.stats import binomtest
+
+from utils.metrics.scores import area_under_roc, average_precision, probabilistic_f1
+
+N_DRAWS = 2000
+LEVEL = 0.95
+CHUNK = 4_000_000  # resampled values held in memory at a time
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and its interval, of 95 % unless said otherwise."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        if np.isnan(self.value):
+            return "undefined"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    @property
+    def signed(self) -> str:
+        """The same as text, with signs: for differences."""
+        if np.isnan(self.value):
+            return "undefined"
+        return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+    @property
+    def verdict(self) -> str:
+        """What a difference to something else shows: better, worse, or nothing that these data can show."""
+        if self.low > 0:
+            return "better"
+        return "worse" if self.high < 0 else "no difference that this data can show"
+
+
+def proportion(successes: int, n: int) -> Interval:
+    """Share of successes with Wilson's interval, which holds for few events too.
+
+    It takes the rows as independent; a patient's two breasts nearly are, where one is positive at most.
+
+    Returns
+    -------
+    Interval
+        NaN where ``n`` is 0.
+
+    References
+    ----------
+    Wilson, Probable Inference, the Law of Succession, and Statistical Inference, JASA 22 (1927) 209.
+    """
+    if n == 0:
+        return Interval(np.nan, np.nan, np.nan)
+    interval = binomtest(int(successes), int(n)).proportion_ci(LEVEL, method="wilson")
+    return Interval(successes / n, interval.low, interval.high)
+
+
+class PatientBootstrap:
+    """Draws of patients with replacement, and statistics of the rows that come with them.
+
+    Parameters
+    ----------
+    patients : array-like of shape (n,)
+        The patient of each row.
+    n_draws : int
+    seed : int
+
+    Notes
+    -----
+    ``*_draws`` methods return an array of shape (n_draws,). Draws in which the statistic is undefined hold NaN, and do not
+    count.
+    """
+
+    def __init__(self, patients: np.ndarray, n_draws: int = N_DRAWS, seed: int = 0):
+        self._codes, names = pd.factorize(np.asarray(patients))
+        self._counts = _draw(len(names), n_draws, seed)
+
+    def interval(self, value: float, draws: np.ndarray, level: float = LEVEL) -> Interval:
+        """Percentiles of the draws around a value."""
+        draws = draws[np.isfinite(draws)]
+        tail = 50 * (1 - level)
+        low, high = np.percentile(draws, (tail, 100 - tail)) if len(draws) else (np.nan, np.nan)
+        return Interval(float(value), float(low), float(high))
+
+    def auc(self, labels: np.ndarray, probabilities: np.ndarray) -> Interval:
+        """Area under the ROC curve."""
+        return self.interval(area_under_roc(labels, probabilities), self.auc_draws(labels, probabilities))
+
+    def average_precision(self, labels: np.ndarray, probabilities: np.ndarray) -> Interval:
+        """Area under the precision-recall curve, as a sum of steps."""
+        value = average_precision(labels, probabilities)
+        return self.interval(value, self.average_precision_draws(labels, probabilities))
+
+    def pf1(self, labels: np.ndarray, probabilities: np.ndarray) -> Interval:
+        """pF1 of probabilities, or of hard decisions; a draw without positives counts as 0, as the metric says."""
+        return self.interval(probabilistic_f1(labels, probabilities), self.pf1_draws(labels, probabilities))
+
+    def auc_difference(self, labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> Interval:
+        """AUC of the first predictions minus that of the second, paired."""
+        value = area_under_roc(labels, first) - area_under_roc(labels, second)
+        return self.interval(value, self.auc_draws(labels, first) - self.auc_draws(labels, second))
+
+    def pf1_difference(self, labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> Interval:
+        """pF1 of the first decisions minus that of the second, paired."""
+        value = probabilistic_f1(labels, first) - probabilistic_f1(labels, second)
+        return self.interval(value, self.pf1_draws(labels, first) - self.pf1_draws(labels, second))
+
+    def ratio(self, top: np.ndarray, bottom: np.ndarray) -> Interval:
+        """Sum of one column over the sum of another.
+
+        With ones as ``bottom`` it is a mean. A difference of two ratios with one ``bottom`` is paired: pass the difference as
+        ``top``.
+        """
+        top, bottom = np.asarray(top, dtype=float), np.asarray(bottom, dtype=float)
+        value = top.sum() / bottom.sum() if bottom.sum() else np.nan
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return self.interval(value, np.divide(*self.sums(top, bottom).T))
+
+    def share(self, hits: np.ndarray, trials: np.ndarray) -> Interval:
+        """Share of hits in trials, both counts of each row.
+
+        If all trials are hits, or none is, every draw says the same: the interval is then Wilson's, of as many trials as
+        there are patients.
+        """
+        found = self.ratio(hits, trials)
+        if found.value not in (0, 1):
+            return found
+        patients = self._counts.shape[1]
+        return proportion(patients * int(found.value), patients)
+
+    def pf1_draws(self, labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+        """pF1 in each draw."""
+        labels = np.asarray(labels, dtype=float)
+        probabilities = np.clip(np.asarray(probabilities, dtype=float), 0, 1)
+        positives, predicted, hits = self.sums(labels, probabilities, labels * probabilities).T
+        return 2 * hits / np.maximum(positives + predicted, np.finfo(float).tiny)
+
+    def auc_draws(self, labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+        """AUC in each draw."""
+        labels, order, first, last = _ranked(labels, probabilities)
+        positive = np.flatnonzero(labels)
+        parts = []
+        for weights in self._weights(order):
+            negatives = _cumulated(weights * (labels == 0))  # (draws, n + 1): drawn negatives before each rank
+            wins = (negatives[:, first[positive]] + negatives[:, last[positive]]) / 2  # a tie counts half
+            drawn = weights[:, positive]
+            with np.errstate(invalid="ignore", divide="ignore"):
+                parts.append(1 - (drawn * wins).sum(axis=1) / (drawn.sum(axis=1) * negatives[:, -1].astype(float)))
+        return np.concatenate(parts)
+
+    def average_precision_draws(self, labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+        """Average precision in each draw."""
+        labels, order, _, last = _ranked(labels, probabilities)
+        positive = np.flatnonzero(labels)
+        parts = []
+        for weights in self._weights(order):
+            hits, taken = _cumulated(weights * labels), _cumulated(weights)
+            drawn, ends = weights[:, positive], last[positive]
+            with np.errstate(invalid="ignore", divide="ignore"):
+                precision = np.where(drawn > 0, hits[:, ends] / taken[:, ends], 0)
+                parts.append((drawn * precision).sum(axis=1) / drawn.sum(axis=1))
+        return np.concatenate(parts)
+
+    def sums(self, *columns: np.ndarray) -> np.ndarray:
+        """Sum columns over the drawn rows: shape (n_draws, number of columns)."""
+        shape = (self._counts.shape[1],)
+        by_patient = np.stack([np.bincount(self._codes, np.asarray(column, dtype=float), *shape) for column in columns], axis=1)
+        return np.concatenate([counts @ by_patient for counts in self._chunks()])
+
+    def histograms(self, bins: np.ndarray, n_bins: int, values: np.ndarray) -> np.ndarray:
+        """Sum ``values`` of the drawn rows within each bin.
+
+        Parameters
+        ----------
+        bins : ndarray of shape (n,), int in [0, n_bins)
+            Each row's bin.
+        n_bins : int
+        values : ndarray of shape (n,)
+
+        Returns
+        -------
+        ndarray of shape (n_draws, n_bins)
+        """
+        shape = (n_bins, self._counts.shape[1])
+        by_patient = sparse.csr_matrix((np.asarray(values, dtype=float), (bins, self._codes)), shape=shape)
+        return np.concatenate([(by_patient @ counts.T).T for counts in self._chunks()])
+
+    def _weights(self, order: np.ndarray) -> Iterator[np.ndarray]:
+        """How often each row was drawn, rows in ``order``, for some draws at a time: shape (draws, n), uint8."""
+        codes = self._codes[order]
+        size = max(1, CHUNK // max(len(codes), 1))
+        for start in range(0, len(self._counts), size):
+            yield self._counts[start : start + size].take(codes, axis=1)
+
+    def _chunks(self) -> Iterator[np.ndarray]:
+        size = max(1, CHUNK // max(self._counts.shape[1], 1))
+        for start in range(0, len(self._counts), size):
+            yield self._counts[start : start + size].astype(float)
+
+
+def _draw(n: int, n_draws: int, seed: int) -> np.ndarray:
+    """How often each of n patients comes in each draw of n: shape (n_draws, n), uint8."""
+    generator = np.random.default_rng(seed)
+    size = max(1, CHUNK // max(n, 1))
+    parts = []
+    for start in range(0, n_draws, size):
+        draws = min(size, n_draws - start)
+        drawn = generator.integers(0, n, (draws, n)) + n * np.arange(draws)[:, None]
+        parts.append(np.bincount(drawn.ravel(), minlength=draws * n).reshape(draws, n).astype(np.uint8))
+    return np.concatenate(parts)
+
+
+def _ranked(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Sort rows from the highest probability down.
+
+    Returns
+    -------
+    labels : ndarray of shape (n,), bool, sorted
+    order : ndarray of shape (n,)
+    first, last : ndarray of shape (n,)
+        Where each row's group of equal probabilities begins, and where the next one does.
+    """
+    labels, probabilities = np.asarray(labels).astype(bool), np.asarray(probabilities, dtype=float)
+    order = np.argsort(-probabilities, kind="stable")
+    ranked = -probabilities[order]
+    return labels[order], order, np.searchsorted(ranked, ranked, "left"), np.searchsorted(ranked, ranked, "right")
+
+
+def _cumulated(weights: np.ndarray) -> np.ndarray:
+    """Sums of the columns before each, and of all: shape (draws, n + 1)."""
+    sums = np.zeros((weights.shape[0], weights.shape[1] + 1), dtype=np.int32)
+    np.cumsum(weights, axis=1, out=sums[:, 1:])
+    return sums

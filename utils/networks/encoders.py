@@ -1,0 +1,352 @@
+"""Image encoders: a plain CNN or any timm network, pictures in, features and feature maps out; and their weights.
+
+Pictures come as uint8 (or float on the same scale, where two are mixed), and are normalised here, on the device.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+from itertools import chain
+from types import SimpleNamespace
+from unittest.mock import patch
+
+import timm
+import torch
+from timm.models import group_modules
+from torch import nn
+from torch.utils.checkpoint import checkpoint_sequential
+
+from utils.networks.weights import SHOWN_KEYS, Tensors, find_weights, load_fitting, read_weights
+from utils.runs.config import ModelError
+
+CNN_CHANNELS = (16, 32, 64, 128, 256)
+USUAL_STRIDE = 32  # pixels to a cell of the last maps
+STRIDES = (1, 2, 4, 8)  # multiples of the stride that an image's sides are rounded to, when a network refuses a size
+POOLINGS = ("", "stages")
+POOLED_STAGES = 3  # the last ones: of strides 8, 16 and 32 in most networks
+
+
+class PlainCnn(nn.Module):
+    """Five blocks of convolution, normalisation, ReLU and pooling, then a fully connected layer; trained from scratch.
+
+    After the CNN of Gudur et al. 2024. The last feature map is pooled by its mean and its maximum, so that images of any size
+    are taken and a small lesion is not averaged away.
+    """
+
+    def __init__(self, dropout: float):
+        super().__init__()
+        channels = (1, *CNN_CHANNELS)
+        self.blocks = nn.Sequential(*[_conv_block(a, b) for a, b in zip(channels, channels[1:], strict=False)])
+        self.num_features = CNN_CHANNELS[-1]
+        self.checkpointing = False
+        self.fully_connected = nn.Sequential(
+            nn.Linear(2 * CNN_CHANNELS[-1], self.num_features), nn.ReLU(inplace=True), nn.Dropout(dropout)
+        )
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        if self.checkpointing and self.training:
+            return checkpoint_sequential(self.blocks, len(self.blocks), x, use_reentrant=False)
+        return self.blocks(x)  # (N, 1, H, W) -> (N, 256, H/32, W/32)
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = True) -> torch.Tensor:
+        x = torch.cat([x.mean(dim=(2, 3)), x.amax(dim=(2, 3))], dim=1)  # (N, 512)
+        return self.fully_connected(x)  # (N, 256)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """Which layer each weight is of, as in timm: for learning rates that fall from the last layer to the first."""
+        return {"stem": r"^blocks\.0", "blocks": [(r"^blocks\.(\d+)", None), (r"^fully_connected", (len(CNN_CHANNELS),))]}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute activations again on the way back instead of keeping them; named as in timm."""
+        self.checkpointing = enable
+
+
+def _conv_block(channels_in: int, channels_out: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1, bias=False),
+        nn.BatchNorm2d(channels_out),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+    )
+
+
+class Encoder(nn.Module):
+    """A network that turns uint8 pictures into features, with the input normalisation that its weights expect.
+
+    Parameters
+    ----------
+    backbone : Module
+        Takes float (N, 1, H, W); ``forward_features`` and ``forward_head`` are those of timm.
+    num_features : int
+        That it gives for a picture.
+    mean, std : float
+        Of the input on the [0, 1] scale.
+    map_channels : int
+        Of the last maps; 0 if they are not (N, C, h, w).
+    pools_stages : bool
+        Features are the mean and the maximum of the maps of the last `POOLED_STAGES` stages, instead of what the network's own
+        pooling makes of its last maps.
+    is_trained : bool
+        Whether its weights were trained before.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_features: int,
+        mean: float,
+        std: float,
+        map_channels: int = 0,
+        pools_stages: bool = False,
+        is_trained: bool = False,
+    ):
+        super().__init__()
+        self.backbone, self.num_features, self.map_channels = backbone, num_features, map_channels
+        self.mean, self.std, self.pools_stages, self.is_trained = mean, std, pools_stages, is_trained
+        self._at_rest: list[nn.Module] = []  # a plain list: they are the backbone's
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give features (N, F), and the last maps, (N, C, h, w) in convolutional networks."""
+        x = (images.float() / 255 - self.mean) / self.std  # uint8 (N, 1, H, W) -> float
+        x = x.contiguous(memory_format=torch.channels_last)
+        if self.pools_stages:
+            maps, stages = self.backbone.forward_intermediates(x, indices=POOLED_STAGES)
+            pooled = [stage.mean(dim=(2, 3)) for stage in stages] + [stage.amax(dim=(2, 3)) for stage in stages]
+            return torch.cat(pooled, dim=1), maps  # each (N, C, h, w) -> (N, C)
+        maps = self.backbone.forward_features(x)
+        features = self.backbone.forward_head(maps, pre_logits=True)
+        return features, maps if isinstance(maps, torch.Tensor) else maps[-1]  # of several scales, the last
+
+    def freeze(self, stages: int, norms: bool) -> None:
+        """Keep the weights of the first stages in training, and statistics of batch normalisation there or everywhere.
+
+        Parameters
+        ----------
+        stages : int
+            As timm groups a network's layers coarsely: the stem is the first one.
+        norms : bool
+            Normalise by the statistics that the weights came with, in all stages.
+
+        Raises
+        ------
+        ModelError
+            If the network does not have so many stages.
+        """
+        groups = list(group_modules(self.backbone, self.backbone.group_matcher(coarse=True), return_values=True).values())
+        if stages > len(groups):
+            raise ModelError(f"freeze_stages is {stages}, but the network has {len(groups)} stages.")
+        frozen = [module for group in groups[:stages] for module in group]
+        for module in frozen:
+            module.requires_grad_(False)
+        batch_norms = [module for module in self.backbone.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        self._at_rest = frozen + batch_norms if norms else frozen
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Encoder":
+        """Set training or evaluation; what is frozen stays in evaluation."""
+        super().train(mode)
+        for module in self._at_rest:
+            module.eval()
+        return self
+
+
+def build_encoder(
+    name: str,
+    image_height: int,
+    image_width: int,
+    pretrained: bool = False,
+    weights_path: str = "",
+    dropout: float = 0.0,
+    drop_path: float = 0.0,
+    pooling: str = "",
+) -> Encoder:
+    """Build an encoder: ``cnn``, or a network of timm's without its head.
+
+    Parameters
+    ----------
+    name : str
+    image_height, image_width : int
+    pretrained : bool
+        Fetch timm's weights, which needs a network.
+    weights_path : str
+        A local file instead, which does what ``pretrained`` does, or is refused.
+    dropout : float
+        Of ``cnn``.
+    drop_path : float
+        Of residual branches, where the network has them.
+    pooling : {"", "stages"}
+        See `Encoder`; empty for the network's own.
+
+    Raises
+    ------
+    ModelError
+        If the network is unknown, does not take the size or the pooling, or the weights can't be read or do not fit.
+    """
+    num_features, map_channels = find_shapes(name, image_height, image_width)
+    if name == "cnn":
+        if pooling:
+            raise ModelError("cnn pools by mean and maximum: leave pooling empty.")
+        backbone, mean, std = PlainCnn(dropout), 0.5, 0.5
+        if weights_path:
+            weights = find_weights(read_weights(weights_path), backbone.state_dict(), weights_path)
+            load_fitting(backbone, weights, weights_path, name)
+    else:
+        if weights_path:
+            backbone = _load_timm(name, image_height, image_width, drop_path, weights_path)
+        else:
+            backbone = _create_timm(name, image_height, image_width, pretrained=pretrained, drop_path=drop_path)
+        mean, std = (sum(backbone.pretrained_cfg[key]) / len(backbone.pretrained_cfg[key]) for key in ("mean", "std"))
+    if pooling:
+        num_features = _count_stage_features(backbone, name, pooling, map_channels)
+    return Encoder(backbone, num_features, mean, std, map_channels, bool(pooling), bool(weights_path or pretrained))
+
+
+def _count_stage_features(backbone: nn.Module, name: str, pooling: str, map_channels: int) -> int:
+    """Count the features that pooling by stages gives."""
+    has_stages = map_channels > 0 and hasattr(backbone, "forward_intermediates")
+    if pooling not in POOLINGS or not has_stages or len(backbone.feature_info) < POOLED_STAGES:
+        raise ModelError(
+            f"{name} has no pooling {pooling!r}: leave pooling empty, or take a convolutional network of timm's with"
+            f" {', '.join(POOLINGS[1:])}."
+        )
+    return 2 * sum(info["num_chs"] for info in list(backbone.feature_info)[-POOLED_STAGES:])
+
+
+def find_shapes(architecture: str, image_height: int, image_width: int) -> tuple[int, int]:
+    """Find what a network gives for images of a size, by running its shapes alone where it can be.
+
+    Returns
+    -------
+    num_features, map_channels : int
+        As `Encoder` has them.
+
+    Raises
+    ------
+    ModelError
+        If the network does not take the size; names a near one that it does take.
+    """
+    asked = (image_height, image_width)
+    # Some networks, and many of older versions of timm, compute while they are built: those are run with numbers.
+    for device in ("meta", "cpu"):
+        for size in chain([asked], _other_sizes(architecture, *asked)):
+            shapes = _shapes_at(architecture, *size, device)
+            if shapes and size == asked:
+                return shapes
+            if shapes:
+                raise ModelError(
+                    f"{architecture} does not take images of {image_height} x {image_width}. image_height={size[0]},"
+                    f" image_width={size[1]} would do."
+                )
+    raise ModelError(
+        f"{architecture} does not take grey images of {image_height} x {image_width}, nor of any other size that was tried."
+        " Choose another architecture."
+    )
+
+
+def _other_sizes(architecture: str, image_height: int, image_width: int) -> Iterator[tuple[int, int]]:
+    """Give sizes that a network may take: multiples of its stride near the one that was asked for, squares, and its own."""
+    stride, own = _stride_and_size(architecture)
+    multiples = [factor * stride for factor in STRIDES]
+    for multiple in multiples:
+        yield tuple(max(multiple, round(side / multiple) * multiple) for side in (image_height, image_width))
+    for multiple in multiples:
+        side = max(multiple, round(max(image_height, image_width) / multiple) * multiple)
+        yield side, side
+    yield own
+
+
+def _stride_and_size(architecture: str) -> tuple[int, tuple[int, int]]:
+    """Pixels to a cell of a network's last maps, and the size of the images that it was made for."""
+    if architecture == "cnn":
+        return 2 ** len(CNN_CHANNELS), (2 ** len(CNN_CHANNELS),) * 2
+    own = tuple(_pretrained_cfg(architecture)["input_size"][1:])
+    stages = getattr(_skeleton(architecture, *own), "feature_info", None) or [{"reduction": USUAL_STRIDE}]
+    return max(stage["reduction"] for stage in stages), own
+
+
+def takes_any_size(architecture: str) -> bool:
+    """Whether a network's weights are the same for every size of its images."""
+    return architecture == "cnn" or not _pretrained_cfg(architecture).get("fixed_input_size", False)
+
+
+@cache
+def _pretrained_cfg(architecture: str) -> dict:
+    """Give what timm knows about a network's weights; old names have nothing until the network is built."""
+    known = timm.get_pretrained_cfg(architecture)
+    return known.to_dict() if known else timm.create_model(architecture).pretrained_cfg
+
+
+def _create_timm(
+    name: str,
+    image_height: int,
+    image_width: int,
+    pretrained: bool = False,
+    drop_path: float = 0.0,
+    weights: Tensors | None = None,
+) -> nn.Module:
+    if not timm.is_model(name):
+        close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:SHOWN_KEYS])
+        raise ModelError(f"{name!r} is neither cnn, rnn nor a network of timm's{f'; did you mean {close}?' if close else '.'}")
+    options = {"in_chans": 1, "num_classes": 0}
+    if drop_path:
+        options["drop_path_rate"] = drop_path
+    if not takes_any_size(name):  # transformers whose positions are tied to a size
+        options["img_size"] = (image_height, image_width)
+    if weights:
+        options["pretrained_cfg_overlay"] = {"state_dict": weights}
+    try:
+        return timm.create_model(name, pretrained=pretrained or bool(weights), **options)
+    except TypeError as error:
+        if drop_path and "drop_path_rate" in str(error):
+            raise ModelError(f"{name} has no residual branches to leave out: set drop_path to 0.") from error
+        raise
+
+
+def _load_timm(name: str, image_height: int, image_width: int, drop_path: float, path: str) -> nn.Module:
+    """Build a network with the weights of a file, as timm's ``pretrained`` does with its own files.
+
+    timm renames old layouts, resizes tables of positions, sums the stem's RGB filters and drops the head. But it keeps random
+    weights where a file lacks some. So timm prepares the weights here, and `load_fitting` loads them.
+    """
+    wanted = _skeleton(name, image_height, image_width).state_dict()
+    weights = find_weights(read_weights(path), wanted, path)
+    with patch.object(nn.Module, "load_state_dict", autospec=True) as load:
+        load.return_value = SimpleNamespace(missing_keys=[], unexpected_keys=[])
+        try:
+            model = _create_timm(name, image_height, image_width, drop_path=drop_path, weights=weights)
+            prepared = load.call_args.args[1]
+            del model.pretrained_cfg["state_dict"]
+        except ModelError:
+            raise
+        except Exception:  # timm looks for names that weights of another network do not have
+            model, prepared = _create_timm(name, image_height, image_width, drop_path=drop_path), weights
+    load_fitting(model, prepared, path, name)
+    return model
+
+
+def _skeleton(name: str, image_height: int, image_width: int) -> nn.Module:
+    """Build a network for its names and shapes alone, without numbers if it can be."""
+    try:
+        with torch.device("meta"):
+            return _create_timm(name, image_height, image_width)
+    except RuntimeError:  # it computes while it is built
+        return _create_timm(name, image_height, image_width)
+
+
+def _shapes_at(architecture: str, image_height: int, image_width: int, device: str) -> tuple[int, int] | None:
+    """Features and channels of the last maps for an image of a size; None if the network does not take it."""
+    if architecture == "cnn":
+        return (CNN_CHANNELS[-1], CNN_CHANNELS[-1]) if min(image_height, image_width) >= 2 ** len(CNN_CHANNELS) else None
+    try:
+        with torch.device(device), torch.inference_mode():
+            model = _create_timm(architecture, image_height, image_width).eval()
+            maps = model.forward_features(torch.zeros(1, 1, image_height, image_width))
+            num_features = model.forward_head(maps, pre_logits=True).shape[1]
+            is_map = isinstance(maps, torch.Tensor) and maps.ndim == 4 and getattr(model, "output_fmt", "NCHW") == "NCHW"
+            return num_features, maps.shape[1] if is_map else 0
+    except ModelError:
+        raise
+    except Exception:  # each network refuses in its own way
+        return None

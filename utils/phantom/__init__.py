@@ -1,0 +1,1 @@
+"""A synthetic competition with known lesions: ``python -m utils.phantom``."""

@@ -1,0 +1,5 @@
+"""``python -m utils.phantom``."""
+
+from utils.phantom.competition import main
+
+main()

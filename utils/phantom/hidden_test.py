@@ -1,0 +1,155 @@
+"""A phantom hidden test: test.csv and its files hold what the visible ones do not, as on the day that a submission is scored.
+
+Kaggle runs a submitted notebook on a test.csv that nobody has seen: other machines, other gaps, and files that may be broken.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from utils.core.environment import KitError
+from utils.phantom.competition import SUBMISSION_CONSTANT, TRUTH_FOLDER, make_competition
+
+FEWEST_PATIENTS = 3  # six breasts: one for each thing that is wrong with files, one whole
+NEW_MACHINES = (901, 902)  # no phantom's training table and not the real one has these
+EXTRA_COLUMN = "scanner_software"
+PIXEL_DATA_TAG = b"\xe0\x7f\x10\x00"  # (7FE0,0010), little endian
+BYTES_OF_PIXELS = 64  # that a cut file keeps: not enough for any size of picture
+
+
+@dataclass(frozen=True)
+class HiddenTest:
+    """A hidden test and what a submission must make of it.
+
+    Parameters
+    ----------
+    folder : Path
+        A phantom competition.
+    unreadable : tuple of str
+        prediction_ids of which no file can be read: they, and no others, get the prior.
+    partly_readable : str
+        prediction_id of a breast that has one broken file and others that can be read.
+    images : int
+        Rows of test.csv.
+    """
+
+    folder: Path
+    unreadable: tuple[str, ...]
+    partly_readable: str
+    images: int
+
+
+def make_hidden_test(
+    folder: str | Path, n_patients: int = 12, height: int = 256, seed: int = 0, n_train_patients: int = 2
+) -> HiddenTest:
+    """Write a phantom competition whose test part is hidden: it differs from what training and the visible test show.
+
+    Machines that no training table has, ages that are missing for a patient and for one image, a breast with a single view,
+    a column more, and broken files: all of one breast are cut off, of another empty, of a third absent;
+    of a fourth only the first is cut off.
+
+    Parameters
+    ----------
+    folder : path
+        Absent; it is whole at the end, or still absent.
+    n_patients : int
+        Of the test, at least 3; a patient has about 4.3 images.
+    height : int
+        Nominal rows of an image in pixels, at least 64.
+    seed : int
+        Same seed and parameters, same files.
+    n_train_patients : int
+        Kaggle mounts the training images too; a few tell as much as many.
+
+    Returns
+    -------
+    HiddenTest
+
+    Raises
+    ------
+    KitError
+        If ``n_patients`` is too small.
+    FileExistsError
+        If ``folder`` exists.
+    """
+    folder = Path(folder)
+    if n_patients < FEWEST_PATIENTS:
+        raise KitError(f"A hidden test needs at least {FEWEST_PATIENTS} patients, not {n_patients}: give --patients.")
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists: a hidden test is made anew.")
+    unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        make_competition(unfinished, n_train_patients, n_patients, height, contrast=2.0, seed=seed)
+        shutil.rmtree(unfinished / TRUTH_FOLDER)  # Kaggle does not mount the answers
+        found = _hide(unfinished)
+        unfinished.replace(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return HiddenTest(folder, *found)
+
+
+def _hide(folder: Path) -> tuple[tuple[str, ...], str, int]:
+    table = pd.read_csv(folder / "test.csv", dtype=str, keep_default_na=False)
+    roles = _choose_breasts(table)
+    table = _keep_one_view(table, roles["one view"], folder)
+    files = {name: _files(table, name, folder) for name in table.prediction_id.unique()}
+    for path in [*files[roles["cut off"]], files[roles["partly readable"]][0]]:
+        _cut(path)
+    for path in files[roles["empty"]]:
+        path.write_bytes(b"")
+    for path in files[roles["absent"]]:
+        path.unlink()
+    _write_tables(_changed(table), folder)
+    return tuple(roles[kind] for kind in ("cut off", "empty", "absent")), roles["partly readable"], len(table)
+
+
+def _choose_breasts(table: pd.DataFrame) -> dict[str, str]:
+    """One breast for each thing that is wrong, spread over the patients; those that must lose a file have two at least."""
+    counts = table.groupby("prediction_id", sort=False).size()
+    several = counts.index[counts > 1]
+    roles = dict(zip(("one view", "partly readable"), (several[0], several[-1]), strict=True))
+    others = counts.index.difference(list(roles.values()), sort=False)
+    spread = [others[place * len(others) // 3] for place in range(3)]
+    return roles | dict(zip(("cut off", "empty", "absent"), spread, strict=True))
+
+
+def _keep_one_view(table: pd.DataFrame, prediction_id: str, folder: Path) -> pd.DataFrame:
+    spare = (table.prediction_id == prediction_id) & table.duplicated("prediction_id")
+    for row in table[spare].itertuples():
+        _path(row, folder).unlink()
+    return table[~spare].reset_index(drop=True)
+
+
+def _changed(table: pd.DataFrame) -> pd.DataFrame:
+    """Put what training has not seen into the table: the first patients get new machines, the last ones no age."""
+    patients = table.patient_id.unique()
+    table = table.assign(**{EXTRA_COLUMN: "v" + table.machine_id})
+    for patient, machine in zip(patients, NEW_MACHINES, strict=False):
+        table.loc[table.patient_id == patient, "machine_id"] = str(machine)
+    table.loc[table.patient_id == patients[-1], "age"] = ""
+    table.loc[table.index[table.patient_id == patients[-2]][0], "age"] = ""
+    return table
+
+
+def _write_tables(table: pd.DataFrame, folder: Path) -> None:
+    table.to_csv(folder / "test.csv", index=False)
+    wanted = table[["prediction_id"]].drop_duplicates().assign(cancer=SUBMISSION_CONSTANT)
+    wanted.to_csv(folder / "sample_submission.csv", index=False)
+
+
+def _files(table: pd.DataFrame, prediction_id: str, folder: Path) -> list[Path]:
+    return [_path(row, folder) for row in table[table.prediction_id == prediction_id].itertuples()]
+
+
+def _path(row, folder: Path) -> Path:
+    return folder / "test_images" / row.patient_id / f"{row.image_id}.dcm"
+
+
+def _cut(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: content.index(PIXEL_DATA_TAG) + BYTES_OF_PIXELS])

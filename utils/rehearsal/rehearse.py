@@ -1,0 +1,287 @@
+"""Rehearse a submission: submit.ipynb in a copy of Kaggle's world, on a phantom hidden test, from the bundle's datasets alone.
+
+``python -m utils.rehearsal`` prints a report and ends with an error if anything would go wrong on Kaggle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import torch
+
+from utils.core.environment import KAGGLE_INPUT, KitError, read_json, write_atomic, write_json
+from utils.rehearsal.projection import (
+    CORES,
+    HIDDEN_IMAGES,
+    HIDDEN_PATIENTS,
+    LIMIT_HOURS,
+    decode_seconds,
+    describe_hardware,
+    project,
+    project_preprocessing,
+    with_decode,
+)
+from utils.rehearsal.stage import FACTS, OUT, Options, Stage, picture_sizes, set_up
+from utils.rehearsal.world import TIMED_OUT, World, isolation, run_in_world
+from utils.submission.draft import SubmissionError, validate_submission
+from utils.tables.competition import read_sample_submission
+
+SAVED = ("submit.ipynb", "submission.csv", "rehearsal.json")
+PHANTOM_FILES, REAL_FILES = "the phantom's files", "files of the real sizes"
+GIGABYTE, MEGABYTE = 10**9, 10**6
+
+
+def rehearse(options: Options) -> dict:
+    """Run submit.ipynb as Kaggle would, and say what came of it.
+
+    Returns
+    -------
+    dict
+        As in rehearsal.json: problems (list of str, empty if all went well), finished (bool), hours (projected: by stage, total
+        and limit), seconds_per_image (by stage, of the phantom's files), decode_hours (by kind of file, the phantom's and those
+        of the real sizes; ``hours`` has the longer), preprocessing_hours (alone, in two processes, files of the real sizes;
+        None if not measured), picture_sizes (of the runs), peaks (bytes), unpredicted (prediction_ids that got the prior),
+        unreadable (those that should), proofs, hardware, images, patients, isolated.
+
+    Raises
+    ------
+    KitError
+        If it can't even begin (no namespaces, no wheels, runs that are not finished); a former report stays.
+    """
+    if options.isolated:
+        isolation()  # before minutes of preparation
+    options.out.mkdir(parents=True, exist_ok=True)
+    # Not in /tmp, which may be small, and is a new one in the world.
+    with tempfile.TemporaryDirectory(dir=options.out, prefix=".world-") as scratch:
+        stage = set_up(options, Path(scratch))
+        for name in SAVED:
+            (options.out / name).unlink(missing_ok=True)
+        before = list_files(stage.input)
+        world = World(stage.input, stage.results, stage.python, options.isolated)
+        seen = run_in_world(world, papermill_command(stage), 3600 * (options.time_budget_hours or LIMIT_HOURS))
+        worth_it = options.full_sized and _read_provenance(stage.results)
+        report = describe(options, stage, seen, _preprocess_full_sized(stage) if worth_it else None)
+        if list_files(stage.input) != before:
+            report["problems"].append("The input was changed.")
+        _save(stage, options.out)
+    write_json(options.out / "rehearsal.json", report)
+    return report
+
+
+def papermill_command(stage: Stage) -> list[str]:
+    """The command line that executes the notebook with the world's Python."""
+    notebooks = [str(stage.results / name) for name in ("asked.ipynb", "submit.ipynb")]
+    papermill = [str(stage.python.executable), "-m", "papermill", "--kernel", "python3"]
+    quiet = ["--no-progress-bar", "--log-output", "--log-level", "WARNING"]  # the executed notebook has it all
+    return [*papermill, *quiet, *stage.parameters, *notebooks]
+
+
+def list_files(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of change of everything in a folder."""
+    paths = {str(path.relative_to(folder)): path.stat() for path in sorted(folder.rglob("*"))}
+    return {name: (found.st_size, found.st_mtime_ns) for name, found in paths.items()}
+
+
+# Report
+# ------
+
+
+def describe(options: Options, stage: Stage, seen: dict, full_sized: float | None = None) -> dict:
+    """Hold what the world left behind against what it should be; ``full_sized`` is from `project_preprocessing`, in seconds."""
+    provenance = _read_provenance(stage.results)
+    images = stage.hidden.images
+    stages = provenance.get("stages") or {"total": {"seconds": seen["seconds"]}}
+    hardware, sizes = describe_hardware(), picture_sizes(stage.runs)
+    small = project(stages, images, overlaps=torch.cuda.is_available())
+    seconds = {name: spent / small.images for name, spent in small.by_stage.items()}
+    real = decode_seconds(full_sized, len(sizes), hardware["cores"]) if full_sized else 0.0
+    projection = with_decode(small, real)
+    problems = [*_world_problems(options, stage, seen), *_submission_problems(stage, provenance)]
+    hours = _hours(projection.by_stage | {"total": projection.total})
+    if provenance and hours["total"] > LIMIT_HOURS:  # of a notebook that came to its end
+        problems.append(f"It would take {hours['total']:.1f} hours, more than Kaggle's {LIMIT_HOURS:g}, on hardware as this.")
+    return {
+        "problems": problems,
+        "finished": bool(provenance),
+        "hours": hours | {"limit": LIMIT_HOURS},
+        "once_seconds": projection.once,
+        "seconds_per_image": seconds,
+        "seconds": seen["seconds"],
+        "decode_hours": _hours({PHANTOM_FILES: small.by_stage.get("decode"), REAL_FILES: real}),
+        "preprocessing_hours": full_sized / 3600 if full_sized else None,
+        "picture_sizes": sizes,
+        "peaks": seen["peaks"],
+        "unpredicted": provenance.get("unpredicted", []),
+        "unreadable": list(stage.hidden.unreadable),
+        "proofs": seen["proofs"],
+        "isolated": options.isolated,
+        "hardware": hardware,
+        "python": stage.python.version,
+        "images": images,
+        "patients": options.patients,
+    }
+
+
+def _hours(seconds: dict[str, float | None]) -> dict[str, float]:
+    """Seconds as hours, without what was not measured."""
+    return {name: spent / 3600 for name, spent in seconds.items() if spent}
+
+
+def _read_provenance(results: Path) -> dict:
+    paths = sorted((results / "submissions").glob("*.json"))
+    return read_json(paths[-1]) if paths else {}
+
+
+def _world_problems(options: Options, stage: Stage, seen: dict) -> Iterator[str]:
+    if seen["exit_status"] == TIMED_OUT:
+        yield "submit.ipynb did not end in time and was stopped: submission.csv is as far as it came."
+    elif seen["exit_status"]:
+        yield f"submit.ipynb failed: its last cells in {options.out / 'submit.ipynb'} say why."
+    for what, error in seen["proofs"].items():
+        if not error:
+            yield f"The world is not closed: {what} could be reached."
+    facts = _read_facts(stage.results / "submit.ipynb")
+    home = stage.results / "working" if not options.isolated else KAGGLE_INPUT
+    if facts and not Path(facts["utils"]).is_relative_to(home):
+        yield f"The code came from {facts['utils']}, not from the attached dataset."
+    if facts and facts["python"] != str(stage.python.executable):
+        yield f"The kernel was {facts['python']}, not the world's Python."
+
+
+def _read_facts(notebook: Path) -> dict:
+    """What the last cell printed; empty where the notebook did not come so far, which its exit status tells."""
+    if not notebook.is_file():
+        return {}
+    outputs = nbformat.read(notebook, as_version=4).cells[-1].get("outputs", [])
+    lines = [line for output in outputs for line in output.get("text", "").splitlines()]
+    return next((json.loads(line.removeprefix(FACTS)) for line in lines if line.startswith(FACTS)), {})
+
+
+def _submission_problems(stage: Stage, provenance: dict) -> Iterator[str]:
+    path = stage.results / "submission.csv"
+    if not path.is_file():
+        yield "There is no submission.csv."
+        return
+    try:
+        submission = pd.read_csv(path, dtype={"prediction_id": str})
+        validate_submission(submission, read_sample_submission(stage.hidden.folder))
+    except (SubmissionError, ValueError) as error:
+        yield str(error)
+    unpredicted, unreadable = set(provenance.get("unpredicted", [])), set(stage.hidden.unreadable)
+    if not provenance:
+        yield "There is no provenance: submission.csv is a draft of a run that did not end."
+    elif unpredicted != unreadable:
+        lost, invented = sorted(unpredicted - unreadable), sorted(unreadable - unpredicted)
+        yield f"Readable breasts got the prior: {lost or 'none'}; unreadable ones got a prediction: {invented or 'none'}."
+
+
+def _save(stage: Stage, out: Path) -> None:
+    for name in SAVED:
+        if (stage.results / name).is_file():
+            with write_atomic(out / name) as temporary:
+                shutil.copyfile(stage.results / name, temporary)
+
+
+def _preprocess_full_sized(stage: Stage) -> float:
+    print("Preprocessing alone, on files of the real sizes ...", flush=True)
+    return project_preprocessing(stage.folder / "full-sized")
+
+
+def text_of(report: dict) -> str:
+    """The report as lines for a terminal."""
+    peaks, hardware = report["peaks"], report["hardware"]
+    lines = [
+        f"Measured on {report['images']} images of {report['patients']} patients with {hardware['cores']} cores of"
+        f" {hardware['cpu']} (load {hardware['load']}), GPU: {hardware['gpus']}, Python {report['python']}.",
+        *(_projection_lines(report) if report["finished"] else ["It did not come to its end, so nothing is projected."]),
+    ]
+    lines.append(f"Peak memory {peaks['memory'] / GIGABYTE:.2f} GB (all processes){_disk_text(report)}.")
+    lines.append(_prior_text(report["unpredicted"], report["unreadable"]))
+    lines += [f"Closed: {what} ({error})" for what, error in report["proofs"].items() if error]
+    if not report["isolated"]:
+        lines.append("NOT ISOLATED: network, this machine's folders and all its packages were in reach; no wheel was tried.")
+    verdict = [f"PROBLEM: {problem}" for problem in report["problems"]]
+    return "\n".join([*lines, *(verdict or ["The rehearsal went well."])])
+
+
+def _projection_lines(report: dict) -> list[str]:
+    hours, each, decode = report["hours"], report["seconds_per_image"], report["decode_hours"]
+    measured = {name: spent * HIDDEN_IMAGES / 3600 for name, spent in each.items()}
+    columns = {"seconds an image": each, f"hours for {HIDDEN_IMAGES:,} images": measured}
+    lines = [
+        "Measured on the phantom's small files; the fewer they are, the more the start of processes weighs:",
+        pd.DataFrame(columns).round(3).to_string(),
+    ]
+    if report["preprocessing_hours"] is not None:
+        sizes = " and ".join(report["picture_sizes"])
+        lines += [
+            f"Measured on files of the real sizes: {CORES} processes decode {HIDDEN_IMAGES:,} to 1024 x 512 in"
+            f" {report['preprocessing_hours']:.2f} hours.",
+            f"That is {decode[REAL_FILES]:.2f} hours on {report['hardware']['cores']} cores, as here, and is taken to be so too"
+            f" at the picture size {sizes} of these runs.",
+        ]
+    longer = f" decoding as long as {max(decode, key=decode.get)} take, the longer time," if len(decode) > 1 else ""
+    return [
+        *lines,
+        f"Projected for {HIDDEN_PATIENTS:,} patients,{longer} with {report['once_seconds']:.0f} seconds that come once:"
+        f" {hours['total']:.2f} hours; Kaggle's limit is {hours['limit']:g}.",
+    ]
+
+
+def _prior_text(unpredicted: list[str], unreadable: list[str]) -> str:
+    names = " ".join(unpredicted)
+    if set(unpredicted) == set(unreadable):
+        return f"{len(unpredicted)} breasts got the prior, as they should: they were made unreadable ({names})."
+    return f"{len(unpredicted)} breasts got the prior: {names}"
+
+
+def _disk_text(report: dict) -> str:
+    if not report["isolated"]:
+        return ""
+    working, tmp = (report["peaks"][name] / MEGABYTE for name in ("working", "tmp"))
+    return f"; peak disk {working:.1f} MB in /kaggle/working, {tmp:.1f} MB in /tmp"
+
+
+def _saved_text(out: Path) -> str:
+    saved = [name for name in SAVED if (out / name).is_file()]
+    return f"In {out}: {', '.join(saved)} (the notebook as it ran, its CSV, this report)."
+
+
+def _options() -> Options:
+    parser = argparse.ArgumentParser(
+        prog="python -m utils.rehearsal", description="Rehearse submit.ipynb in a copy of Kaggle's world."
+    )
+    parser.add_argument("--patients", type=int, default=12, help="of the phantom hidden test, at least 3")
+    parser.add_argument("--height", type=int, default=256, help="nominal rows of its images in pixels")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--runs", default="", help="run folders, with commas between; else yours, the demo's, or a small one")
+    parser.add_argument("--threshold", type=Path, help="threshold.json of the runs; tuned where there is none")
+    parser.add_argument("--python", type=Path, default=Path(sys.executable), help="an interpreter that has Kaggle's packages")
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--time-budget-hours", type=float, default=0.0)
+    parser.add_argument("--unisolated", dest="isolated", action="store_false", help="where namespaces are not allowed")
+    parser.add_argument("--no-full-size", dest="full_sized", action="store_false", help="leave preprocessing alone out")
+    given = vars(parser.parse_args())
+    runs = tuple(Path(run) for run in given["runs"].split(",") if run)
+    python = Path.cwd() / given["python"]  # not resolved: a virtual environment's is a link out of it
+    return Options(**given | {"runs": runs, "python": python, "out": given["out"].resolve()})
+
+
+def main() -> int:
+    """Rehearse from the command line; 1 if anything would go wrong on Kaggle, 2 if it can't be tried."""
+    try:
+        options = _options()
+        report = rehearse(options)
+    except KitError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    print(f"\n{text_of(report)}\n{_saved_text(options.out)}")
+    return int(bool(report["problems"]))

@@ -1,0 +1,85 @@
+"""How a training's work is spread over processes and machines, which does not decide its weights."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from utils.core.formats import check, is_whole
+from utils.runs.config import TrainingError
+
+MOST_WORKERS = 1024  # processes
+LARGEST_PORT = 2**16 - 1
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a run's work is spread over processes and machines.
+
+    Parameters
+    ----------
+    num_workers : int
+        Processes of a machine that load data, shared out among those that train there; 0 loads in threads of these.
+    num_processes : int
+        Processes, one a GPU, that share each step's batch (data-parallel training).
+    num_machines : int
+        Machines that do so together; the same notebook runs on each, with the same parameters.
+    rendezvous : str
+        HOST:PORT of one of those machines, where they meet.
+    parallel_folds : int
+        Folds trained side by side, each in a process and on a GPU of its own; for k-fold the better use of several GPUs. 0
+        takes as many as there are GPUs.
+    cluster : str
+        Address of a Dask scheduler whose workers train the folds, one each.
+    compile : bool
+        Compile the encoder with torch.compile: minutes at first, then often faster on a GPU.
+    tensorboard : bool
+        Write TensorBoard files into each fold's folder.
+    """
+
+    num_workers: int = 0
+    num_processes: int = 1
+    num_machines: int = 1
+    rendezvous: str = ""
+    parallel_folds: int = 0
+    cluster: str = ""
+    compile: bool = False
+    tensorboard: bool = False
+
+    def __post_init__(self):
+        """Refuse combinations that mean two things."""
+        for name, least in {"num_workers": 0, "num_processes": 1, "num_machines": 1, "parallel_folds": 0}.items():
+            value = getattr(self, name)
+            _check(is_whole(value) and value >= least, name, value, f"a whole number of {least} or more")
+        _check(self.num_workers <= MOST_WORKERS, "num_workers", self.num_workers, f"at most {MOST_WORKERS}")
+        address = re.fullmatch(r"\S+:([0-9]{1,5})", self.rendezvous)
+        is_address = address is not None and int(address[1]) <= LARGEST_PORT
+        _check(is_address or not self.rendezvous, "rendezvous", self.rendezvous, "HOST:PORT of one of the machines")
+        if self.num_machines > 1 and not self.rendezvous:
+            raise TrainingError("num_machines above 1 needs rendezvous: HOST:PORT of one of the machines.")
+        if self.world_size > 1 and (self.parallel_folds > 1 or self.cluster):
+            raise TrainingError(
+                "Either several processes share a fold (num_processes, num_machines), or folds run side by side"
+                " (parallel_folds, cluster): not both. With as many folds as GPUs or more, folds side by side are faster."
+            )
+
+    def share_workers(self, trainers: int) -> "Execution":
+        """Give one of so many processes that train on a machine its part of those that load."""
+        return replace(self, num_workers=-(-self.num_workers // trainers))
+
+    @property
+    def world_size(self) -> int:
+        """Processes that share a step's batch."""
+        return self.num_processes * self.num_machines
+
+
+def as_numbers(text: str | int | Sequence[int]) -> tuple[int, ...]:
+    """Read a notebook's parameter such as ``"0,2"``: papermill's ``-p`` knows no lists."""
+    parts = text.split(",") if isinstance(text, str) else [text] if isinstance(text, int) else text
+    try:
+        return tuple(int(part) for part in parts if str(part).strip())
+    except ValueError as error:
+        raise TrainingError(f"folds is {text!r}, but must be whole numbers with commas between.") from error
+
+
+def _check(holds: bool, name: str, value: object, wanted: str) -> None:
+    check(holds, name, value, wanted, TrainingError)

@@ -1,0 +1,354 @@
+"""The folder of a run: its configuration, its folds, and the predictions of the model that never saw a patient.
+
+A run folder holds ``config.json``, ``folds.csv``, ``oof.csv`` and ``history.csv``, and for each fold ``fold{k}/`` with
+``weights.safetensors`` (the kept epoch's averaged weights), ``history.csv``, ``oof.csv``, ``start.json`` if it started from
+other weights, and, until the fold is done, ``checkpoint.pt``. Where images of other sets joined the training, ``extra.csv``
+names them: they are in no fold.
+"""
+
+import contextlib
+import hashlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import pandas as pd
+from safetensors import SafetensorError
+
+from utils.core.environment import write_csv, write_json
+from utils.core.formats import build, check, check_types, naming, read_object
+from utils.images.cache import picture_path
+from utils.runs.code import changed_versions, code_versions
+from utils.runs.config import TrainConfig, TrainingError
+from utils.runs.fold_folders import fold_folders
+from utils.runs.tables import (
+    HISTORY_COLUMNS,
+    LOGIT_TOLERANCE,
+    PROBE_FILE,
+    REMEDY,
+    read_folds,
+    read_history_table,
+    read_oof,
+    read_table,
+)
+
+MAY_CHANGE = ("folds", "micro_batch_size", "activation_checkpointing")  # from one call for a run to the next
+SHOWN_IMAGES = 3
+
+
+@dataclass(frozen=True)
+class RunNotes:
+    """What config.json holds next to the `TrainConfig`: the data that the run was trained on, and by which version.
+
+    Parameters
+    ----------
+    prevalence : float
+        Share of positive breasts in the training table.
+    settings_hash : str
+        Of the preprocessing.
+    data_hash : str
+        From `hash_data`; empty in a run of an earlier version.
+    phantom, smoke_test : bool
+        Whether the run only shows that everything works.
+    extra_sets : dict of str to int
+        Images of each other set that was trained on.
+    versions : dict of str to str
+        From `utils.core.environment.versions`.
+    """
+
+    prevalence: float
+    settings_hash: str = ""
+    data_hash: str = ""
+    phantom: bool = False
+    smoke_test: bool = False
+    extra_sets: dict[str, int] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self):
+        """Check types and the range of the prevalence: without both classes nothing could be trained."""
+        check_types(self)
+        check(0 < self.prevalence < 1, "prevalence", self.prevalence, "between 0 and 1")
+
+
+NOTES = tuple(entry.name for entry in fields(RunNotes))
+
+
+def claim_run(
+    run_dir: Path,
+    config: TrainConfig,
+    images: pd.DataFrame,
+    data_hash: str,
+    is_phantom: bool,
+    extra: pd.DataFrame | None = None,
+    smoke_test: bool = False,
+) -> None:
+    """Write the configuration into a new run folder, or check that it is that of an existing one.
+
+    Warn where an existing run was started with other code.
+
+    Parameters
+    ----------
+    run_dir : Path
+    config : TrainConfig
+    images : DataFrame
+        With the column ``fold``.
+    data_hash : str
+        From `hash_data`.
+    is_phantom : bool
+    extra : DataFrame, optional
+        Images of other sets; they count neither in the folds nor in the prevalence.
+    smoke_test : bool
+
+    Raises
+    ------
+    TrainingError
+        If the folder holds a run with other settings, or on other data.
+    """
+    path = run_dir / "config.json"
+    if path.is_file():
+        _check_same(run_dir, config, images, data_hash)
+        return
+    folds = images[["patient_id", "fold"]].drop_duplicates().sort_values("patient_id")
+    write_csv(run_dir / "folds.csv", folds)
+    if extra is not None:
+        write_csv(run_dir / "extra.csv", extra[["extra_set", "patient_id", "image_id", "cancer"]])
+    notes = {
+        "prevalence": float(images.groupby("prediction_id").cancer.first().mean()),
+        "settings_hash": config.preprocessing.hash,
+        "data_hash": data_hash,
+        "phantom": is_phantom,
+        "smoke_test": smoke_test,
+        "extra_sets": {} if extra is None else extra.groupby("extra_set", sort=False).size().to_dict(),
+        "versions": code_versions(),
+    }
+    write_json(path, config.to_json() | notes)
+
+
+def check_same_config(run_dir: Path, config: TrainConfig) -> None:
+    """Refuse to resume a run of another configuration.
+
+    Raises
+    ------
+    KitError
+        If the folder holds a run with other settings, or one that can't be read.
+    """
+    differing = differing_settings(load_config(run_dir).to_json(), config)
+    if differing:
+        raise TrainingError(
+            f"{run_dir} holds a run with other settings ({', '.join(differing)}): choose another run_dir, or delete it."
+        )
+
+
+def differing_settings(found: dict, config: TrainConfig) -> list[str]:
+    """Names of the settings in which ``found`` is another run than that of ``config``."""
+    wanted, found = _comparable(config.to_json()), _comparable(found)
+    return [name for name in {**wanted, **found} if name not in MAY_CHANGE and found.get(name) != wanted.get(name)]
+
+
+def _comparable(content: dict) -> dict:
+    """Say of a configuration only whether it starts from weights: `utils.training.sources` checks that they are the same."""
+    model = content.get("model")
+    if not isinstance(model, dict):
+        return content
+    return content | {"model": model | {"weights_path": bool(model.get("weights_path"))}}
+
+
+def check_same_patients(run_dir: Path, images: pd.DataFrame) -> None:
+    """Refuse to resume a run that has patients whom a train table lacks.
+
+    Raises
+    ------
+    TrainingError
+        If it has, or does not say which patients it has.
+    """
+    if not read_folds(run_dir).patient_id.isin(images.patient_id).all():
+        raise _other_data(run_dir)
+
+
+def _check_same(run_dir: Path, config: TrainConfig, images: pd.DataFrame, data_hash: str) -> None:
+    check_same_config(run_dir, config)
+    folds, notes = read_folds(run_dir), read_notes(run_dir)
+    same_folds = dict(zip(folds.patient_id, folds.fold, strict=True)) == dict(zip(images.patient_id, images.fold, strict=True))
+    if not same_folds or notes.data_hash not in ("", data_hash):
+        raise _other_data(run_dir)
+    changed = changed_versions(notes.versions)
+    if changed:
+        remedy = "To train all folds with the same code, choose another run_dir."
+        print(f"Warning: {run_dir} was started with other code: {changed} {remedy}")
+
+
+def _other_data(run_dir: Path) -> TrainingError:
+    sets = ", ".join(read_notes(run_dir).extra_sets) or "none"
+    return TrainingError(
+        f"{run_dir} was started on other images, labels or folds, or with other extra_competition_dirs (then: {sets}):"
+        " choose another run_dir, or delete it."
+    )
+
+
+def hash_data(
+    images: pd.DataFrame, cache_dir: str | Path, boxes: pd.DataFrame | None = None, extra: pd.DataFrame | None = None
+) -> str:
+    """Hash a train table, the sizes of its cached pictures, the boxes, and the images of other sets with their pictures.
+
+    Raises
+    ------
+    TrainingError
+        If a cache lacks pictures; names the first.
+    """
+    tables = [_with_sizes(images, cache_dir), *([] if boxes is None else [boxes])]
+    if extra is not None:  # where their caches lie does not matter
+        parts = extra.groupby("cache_dir", sort=False)
+        tables += [_with_sizes(part.drop(columns="cache_dir"), folder) for folder, part in parts]
+    text = "".join(table.to_csv(index=False) for table in tables)
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def _with_sizes(images: pd.DataFrame, cache_dir: str | Path) -> pd.DataFrame:
+    """Add the sizes of the cached pictures in bytes."""
+    sizes, missing = [], []
+    for image_id in images.image_id:
+        try:
+            sizes.append(picture_path(cache_dir, "train", image_id).stat().st_size)
+        except FileNotFoundError:
+            missing.append(image_id)
+    if missing:
+        raise TrainingError(
+            f"The cache {cache_dir} lacks {len(missing)} of {len(images)} images ({', '.join(missing[:SHOWN_IMAGES])}"
+            f"{', …' if len(missing) > SHOWN_IMAGES else ''}): run preprocess.ipynb with the same cache_dir, then go on."
+        )
+    return images.assign(bytes=sizes)
+
+
+def load_config(run_dir: str | Path) -> TrainConfig:
+    """Read and check a run's configuration.
+
+    Raises
+    ------
+    TrainingError
+        If there is none, or it is not one of this version of the kit; names the file, the field and the remedy.
+    """
+    with _reading_config(run_dir) as content:
+        return TrainConfig.from_json({name: value for name, value in content.items() if name not in NOTES})
+
+
+def read_notes(run_dir: str | Path) -> RunNotes:
+    """Read and check what a run's config.json holds next to its configuration.
+
+    Raises
+    ------
+    TrainingError
+        As from `load_config`.
+    """
+    with _reading_config(run_dir) as content:
+        return build(RunNotes, {name: content[name] for name in NOTES if name in content})
+
+
+@contextlib.contextmanager
+def _reading_config(run_dir: str | Path) -> Iterator[dict]:
+    path = Path(run_dir) / "config.json"
+    if not path.is_file():
+        raise TrainingError(f"{run_dir} is no run folder (it has no config.json): run train.ipynb first.")
+    with naming(path, TrainingError, REMEDY):
+        yield read_object(path)
+
+
+def finished_folds(run_dir: Path) -> list[Path]:
+    """List the folders of a run's finished folds, by number; an unfinished fold has weights, but no ``oof.csv``."""
+    return fold_folders(run_dir, "oof.csv")
+
+
+def usable_folds(run_dir: Path) -> list[Path]:
+    """List the folders of a run's finished folds, and refuse those whose predictions are broken, or not those of the run.
+
+    Raises
+    ------
+    TrainingError
+        As from `read_fold_oof` and `check_collected`.
+    """
+    folders, path = finished_folds(run_dir), run_dir / "oof.csv"
+    if path.is_file():
+        check_collected(run_dir, read_oof(path))  # reads each fold's too
+    else:
+        for fold_dir in folders:
+            read_fold_oof(fold_dir)
+    return folders
+
+
+def check_collected(run_dir: Path, oof: pd.DataFrame) -> None:
+    """Refuse a run's predictions that are not those of its folds: a fold was trained again, or the table was cut or changed.
+
+    Parameters
+    ----------
+    run_dir : Path
+    oof : DataFrame
+        Of the run; it may lack folds that another process has finished since.
+
+    Raises
+    ------
+    TrainingError
+        Naming the fold.
+    """
+    for fold_dir in finished_folds(run_dir):
+        own = read_fold_oof(fold_dir)
+        collected = oof[oof.fold == own.fold.iloc[0]]
+        both = own.merge(collected, on=["prediction_id", "image_id", "cancer"])
+        same = len(both) == len(own) == len(collected) and (both.logit_x - both.logit_y).abs().max() <= LOGIT_TOLERANCE
+        if len(collected) and not same:
+            raise TrainingError(
+                f"{run_dir / 'oof.csv'}: its rows of fold {own.fold.iloc[0]} are not those of {fold_dir / 'oof.csv'}. Run"
+                " train.ipynb with this run_dir to collect the folds again."
+            )
+
+
+def read_fold_oof(fold_dir: Path) -> pd.DataFrame:
+    """Read the predictions of one finished fold.
+
+    Raises
+    ------
+    TrainingError
+        If `utils.runs.tables.read_oof` refuses them, or they are of another fold.
+    """
+    path, number = fold_dir / "oof.csv", int(fold_dir.name.removeprefix("fold"))
+    table = read_oof(path)
+    with naming(path, TrainingError, f"Delete {fold_dir} and run train.ipynb with this run_dir to train the fold again."):
+        for fold in table.fold.unique().tolist():
+            check(fold == number, "fold", fold, f"that of its folder ({number})")
+    return table
+
+
+def collect_folds(run_dir: Path, name: str) -> pd.DataFrame:
+    """Join a table of all finished folds, of earlier calls too, and write it into the run's folder."""
+    folders = [fold_dir for fold_dir in finished_folds(run_dir) if (fold_dir / name).is_file()]
+    table = pd.concat([_read_of_fold(fold_dir, name) for fold_dir in folders], ignore_index=True)
+    write_csv(run_dir / name, table)
+    return table
+
+
+def _read_of_fold(fold_dir: Path, name: str) -> pd.DataFrame:
+    if name == "oof.csv":
+        return read_fold_oof(fold_dir)
+    if name == PROBE_FILE:
+        return read_oof(fold_dir / name)
+    return read_history_table(fold_dir / name) if name == "history.csv" else read_table(fold_dir / name, [])
+
+
+def read_history(run_dir: str | Path) -> pd.DataFrame:
+    """Read what each fold has reached so far, epoch by epoch."""
+    tables = [read_history_table(fold_dir / "history.csv") for fold_dir in fold_folders(run_dir, "history.csv")]
+    return pd.concat(tables) if tables else pd.DataFrame(columns=HISTORY_COLUMNS)
+
+
+@contextlib.contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Turn what goes wrong when a file is written into an error that says what to do."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises RuntimeError, safetensors its own
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            raise
+        free = shutil.disk_usage(folder).free / 1e9 if folder.is_dir() else 0
+        raise TrainingError(
+            f"{folder} can't be written ({error}). {free:.2f} GB are free there: make room and run again with the same run_dir;"
+            " training goes on after the last epoch that was saved."
+        ) from error

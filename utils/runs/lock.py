@@ -1,0 +1,101 @@
+"""Who may write into a run folder: one process a fold, and one at a time where a call claims a run or collects its folds.
+
+The process that writes a fold's files holds the fold's lock, wherever it runs. The lock ends with that process, also when it is
+killed.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from utils.runs.config import TrainingError
+
+# Seconds. A killed training's lock is free when the processes that load for it have noticed, after 5 seconds with torch.
+PATIENCE_FOR_FOLD = 10.0
+PATIENCE_FOR_RUN = 60.0  # to write or join a few tables
+
+
+@dataclass(frozen=True)
+class FoldLock:
+    """A lock that this process holds."""
+
+    path: Path
+    identity: tuple[int, int]
+
+    def check(self) -> None:
+        """Check that the lock still keeps others out: it does not where the run folder was deleted.
+
+        Raises
+        ------
+        TrainingError
+            If it was.
+        """
+        if _identity(self.path) != self.identity:
+            raise TrainingError(
+                f"{self.path.parent} was deleted or replaced while it was trained. This training ends, since another one may"
+                " have begun there."
+            )
+
+
+@contextlib.contextmanager
+def training(fold_dir: Path) -> Iterator[FoldLock]:
+    """Keep other trainings out of a fold's folder.
+
+    The lock lies outside that folder, so that it also holds when someone deletes the folder to train it again.
+
+    Raises
+    ------
+    TrainingError
+        If another process trains this fold, or the disk takes no locks.
+    """
+    path = fold_dir.parent / f".{fold_dir.name}.lock"
+    busy = (
+        f"Another process is training {fold_dir}. Wait until it ends, or end it: a notebook's kernel outlives its page."
+        " To train both, choose another run_dir for one of them."
+    )
+    with _locked(path, PATIENCE_FOR_FOLD, busy):
+        yield FoldLock(path, _identity(path))
+
+
+@contextlib.contextmanager
+def changing(run_dir: Path) -> Iterator[None]:
+    """Keep others from claiming a run folder, or from collecting its folds, at the same time.
+
+    Raises
+    ------
+    TrainingError
+        If another process does so for a minute, or the disk takes no locks.
+    """
+    busy = f"Another process has been writing the tables of {run_dir} for {PATIENCE_FOR_RUN:.0f} s. End it, and run again."
+    with _locked(run_dir / ".run.lock", PATIENCE_FOR_RUN, busy):
+        yield
+
+
+@contextlib.contextmanager
+def _locked(path: Path, seconds: float, busy: str) -> Iterator[None]:
+    lock = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=seconds)
+    except Timeout:
+        raise TrainingError(busy) from None
+    except (OSError, NotImplementedError) as error:  # older versions of filelock raise the second where there are no locks
+        raise TrainingError(
+            f"{path} can't be locked ({error}). Choose a run_dir that can be written, on a disk that knows file locks, as a"
+            " local one does."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_dev, status.st_ino

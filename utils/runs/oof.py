@@ -1,0 +1,177 @@
+"""From out-of-fold predictions of images to one probability per breast."""
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from utils.core.environment import KAGGLE_INPUT, KitError, resolve, runs_dir, walk_small_folders
+from utils.core.formats import check
+from utils.runs.fold_folders import SMOKE_RUNS, is_smoke_test
+from utils.runs.leaks import read_honest_oof
+
+SKIPPED_FOLDERS = ("runs-phantom", SMOKE_RUNS, "demo")  # runs that only show that everything works
+AGGREGATIONS = ("mean", "max", "top_k", "noisy_or")
+LEAST_WEIGHT, MOST_WEIGHT = 1e-6, 1e6  # of all runs together: only their ratios count
+
+
+class PredictionError(KitError):
+    """Runs or predictions that can't be used together; the message says what to change."""
+
+
+def aggregate(predictions: pd.DataFrame, method: str = "mean", top_k: int = 2) -> pd.Series:
+    """Join the predictions of a breast's images into one probability.
+
+    Parameters
+    ----------
+    predictions : DataFrame
+        Columns prediction_id and probability, one row per image (or per breast).
+    method : {"mean", "max", "top_k", "noisy_or"}
+        ``top_k`` is the mean of the ``top_k`` highest; of all where a breast has fewer. ``noisy_or`` is the probability that at
+        least one image shows cancer, were they independent: ``1 - prod(1 - p)``.
+    top_k : int
+
+    Returns
+    -------
+    Series
+        Probability in [0, 1], indexed by prediction_id in order of first appearance.
+    """
+    if method not in AGGREGATIONS:
+        raise PredictionError(f"aggregation is {method!r}; choose from {', '.join(AGGREGATIONS)}.")
+    if method == "noisy_or":
+        missed = np.log1p(-predictions.probability.clip(upper=1 - 1e-12))
+        return -np.expm1(missed.groupby(predictions.prediction_id, sort=False).sum(min_count=1)).rename("probability")
+    if method == "top_k":
+        predictions = predictions.sort_values("probability", ascending=False, kind="stable")
+        kept = predictions.groupby("prediction_id", sort=False).head(top_k)
+        means = kept.groupby("prediction_id", sort=False).probability.mean()
+        return means.loc[predictions.sort_index().prediction_id.unique()]
+    grouped = predictions.groupby("prediction_id", sort=False).probability
+    return grouped.mean() if method == "mean" else grouped.max()
+
+
+def one_image_per_breast(oof: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Keep one image of each breast, drawn at random: a fair count where the number of images tells the label."""
+    shuffled = oof.sample(frac=1, random_state=seed)
+    return shuffled.drop_duplicates("prediction_id").sort_index()
+
+
+def find_runs(run_dirs: str | Sequence[str] | None = None) -> list[Path]:
+    """Find finished runs: those named, else all real ones under the working folder and, on Kaggle, the attached inputs.
+
+    A run is not real if it was a smoke test, or lies in one of `SKIPPED_FOLDERS`.
+
+    Parameters
+    ----------
+    run_dirs : str, sequence of str, or None
+        Folders, as a list or as one text with commas between.
+
+    Returns
+    -------
+    list of Path
+        Each holds an ``oof.csv``; empty only if nothing was named and nothing found.
+
+    Raises
+    ------
+    PredictionError
+        If a named folder holds no finished run.
+    """
+    if not run_dirs:
+        return [run for root in (runs_dir(), KAGGLE_INPUT) for run in runs_under(root) if not _is_marked_as_smoke_test(run)]
+    names = run_dirs.split(",") if isinstance(run_dirs, str) else run_dirs
+    runs = [resolve(name.strip()) for name in names]
+    for run in runs:
+        if not (run / "oof.csv").is_file():
+            raise PredictionError(f"{run} holds no finished run (no oof.csv): let train.ipynb finish it, or leave it out.")
+    return runs
+
+
+def _is_marked_as_smoke_test(run: Path) -> bool:
+    with contextlib.suppress(ValueError, OSError):  # what reads the run refuses it
+        return is_smoke_test(run)
+    return False
+
+
+def runs_under(root: Path) -> list[Path]:
+    """List finished runs under a folder."""
+    return folders_with({"oof.csv", "config.json"}, root)
+
+
+def folders_with(wanted: set[str], root: Path) -> list[Path]:
+    """List folders that hold some files; not of runs that only show that everything works."""
+    found = []
+    for folder, names, files in walk_small_folders(root):
+        names[:] = [name for name in names if name not in SKIPPED_FOLDERS]
+        if wanted <= set(files):
+            found.append(folder)
+    return sorted(found)
+
+
+def oof_of_runs(
+    run_dirs: Sequence[Path], aggregation: str = "mean", weights: Sequence[float] | None = None, one_image: bool = False
+) -> pd.DataFrame:
+    """Average the out-of-fold probabilities of runs, one row per breast.
+
+    Parameters
+    ----------
+    run_dirs : sequence of Path
+    aggregation : str
+        See `aggregate`.
+    weights : sequence of float, optional
+        Of the runs; all alike if None.
+    one_image : bool
+        Count one random image of each breast, where the number of images tells the label.
+
+    Returns
+    -------
+    DataFrame
+        Columns prediction_id, patient_id, fold, cancer, probability; ``fold`` is the first run's.
+
+    Raises
+    ------
+    PredictionError
+        If the runs did not predict the same breasts, or `check_weights` refuses the weights.
+    LeakError
+        If a prediction is not out of fold.
+    """
+    if weights is not None:
+        check_weights(weights, len(run_dirs))
+    tables = [_breasts_of(run, aggregation, one_image) for run in run_dirs]
+    first = tables[0]
+    for run, table in zip(run_dirs, tables, strict=True):
+        if set(table.index) != set(first.index):
+            raise PredictionError(
+                f"{run} predicted {len(table)} breasts, {run_dirs[0]} {len(first)}, and not the same ones: name run_dirs"
+                " of one data set, with all their folds finished."
+            )
+    columns = np.stack([table.probability.loc[first.index] for table in tables])
+    return first.assign(probability=np.average(columns, axis=0, weights=weights)).reset_index()
+
+
+def _breasts_of(run_dir: Path, aggregation: str, one_image: bool) -> pd.DataFrame:
+    oof = read_honest_oof(run_dir)
+    oof = one_image_per_breast(oof) if one_image else oof
+    breasts = oof.drop_duplicates("prediction_id").set_index("prediction_id")[["patient_id", "fold", "cancer"]]
+    return breasts.assign(probability=aggregate(oof, aggregation))
+
+
+def check_weights(weights: Sequence[float], n_runs: int) -> None:
+    """Refuse weights of runs that can't be averaged with.
+
+    Raises
+    ------
+    PredictionError
+        If they are not as many as the runs, one is negative or not finite, or all are 0.
+    """
+    check(len(weights) == n_runs, "weights", weights, f"as many as runs ({n_runs})", PredictionError)
+    wanted = f"numbers of 0 or more, with a sum from {LEAST_WEIGHT} to {MOST_WEIGHT:.0f}"
+    holds = all(weight >= 0 for weight in weights) and LEAST_WEIGHT <= sum(weights) <= MOST_WEIGHT
+    check(holds, "weights", weights, wanted, PredictionError)
+
+
+def name_runs(run_dirs: Sequence[Path]) -> dict[str, Path]:
+    """Name runs by their folders; by more of the path where two folders have the same name."""
+    names = [run.name for run in run_dirs]
+    return {run.name if names.count(run.name) == 1 else str(run): run for run in run_dirs}

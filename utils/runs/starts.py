@@ -1,0 +1,77 @@
+"""start.json of a fold: the weights that it started from, and the patients whom those had seen."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from utils.core.environment import write_json
+from utils.core.formats import build, check, check_types, naming, read_object
+from utils.runs.config import TrainingError
+from utils.runs.tables import REMEDY
+
+FILE = "start.json"
+SHA256 = "[0-9a-f]{64}"
+FILE_OF_RUN = r"fold[0-9]+/(patches/)?weights\.safetensors"
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights that a fold starts from.
+
+    Parameters
+    ----------
+    weights_path : str
+        Of the configuration: a file, or the folder of a run.
+    file : str
+        The file in that folder, as ``fold0/weights.safetensors``; empty where ``weights_path`` is the file.
+    sha256 : str
+        Of the file's content.
+    seen : tuple of str
+        Patients who trained these weights, or those that they started from in turn.
+    is_known : bool
+        False where a network of this kit trained the weights, or those before them, and nothing tells on whom.
+    """
+
+    weights_path: str
+    file: str
+    sha256: str
+    seen: tuple[str, ...] = ()
+    is_known: bool = True
+
+    def __post_init__(self):
+        """Check types and forms: the file may be somebody else's."""
+        check_types(self)
+        check(self.weights_path != "", "weights_path", self.weights_path, "text")
+        is_file = not self.file or re.fullmatch(FILE_OF_RUN, self.file) is not None
+        check(is_file, "file", self.file, "fold0/weights.safetensors or the like, or empty")
+        check(re.fullmatch(SHA256, self.sha256) is not None, "sha256", self.sha256, "64 hexadecimal digits")
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return Path(self.weights_path) / self.file if self.file else Path(self.weights_path)
+
+    def write(self, fold_dir: Path) -> None:
+        """Write it into a fold's folder."""
+        write_json(fold_dir / FILE, asdict(self))
+
+
+def read_start(fold_dir: Path) -> Start | None:
+    """Read what a fold started from; None if it started from nothing, or was trained by an earlier version.
+
+    Raises
+    ------
+    TrainingError
+        If the file is broken.
+    """
+    path = fold_dir / FILE
+    if not path.is_file():
+        return None
+    with naming(path, TrainingError, REMEDY):
+        return build(Start, read_object(path), complete=True)
+
+
+def start_files(run_dir: Path) -> Iterable[Path]:
+    """List the files that say what a run's folds started from."""
+    return sorted(run_dir.glob(f"fold*/{FILE}"))

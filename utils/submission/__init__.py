@@ -1,0 +1,1 @@
+"""Test DICOMs to submission.csv."""

@@ -1,0 +1,323 @@
+"""Probabilities to a submission that Kaggle takes, whatever could not be predicted."""
+
+import contextlib
+import itertools
+import math
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from utils.core.environment import KitError, versions, write_csv, write_json
+from utils.tables.competition import read_images, read_sample_submission
+
+PRIOR = 492 / 23_826  # share of positive breasts in the competition's training set
+SAMPLE_FILE = "sample_submission.csv"
+LONGEST_NAME = 100  # bytes of a kept copy's name; file systems take 255, time and suffixes included
+
+
+class SubmissionError(KitError):
+    """Runs or predictions that can't become a submission; the message says what to change."""
+
+
+def complete(probabilities: pd.Series, test_images: pd.DataFrame, prior: float) -> tuple[pd.Series, list[str]]:
+    """Give every prediction_id of test.csv one finite probability.
+
+    Parameters
+    ----------
+    probabilities : Series
+        Indexed by prediction_id; may lack some or hold NaN.
+    test_images : DataFrame
+    prior : float
+        The training prevalence, for breasts that could not be predicted.
+
+    Returns
+    -------
+    completed : Series
+        In [0, 1], in test.csv's order of first appearance.
+    filled : list of str
+        The prediction_ids that got the prior.
+    """
+    wanted = test_images.prediction_id.drop_duplicates()
+    found = probabilities.reindex(wanted).astype(float)
+    found = found.where(np.isfinite(found))
+    return found.fillna(prior).clip(0, 1), found.index[found.isna()].tolist()
+
+
+@contextlib.contextmanager
+def warning_only(what: str) -> Iterator[None]:
+    """Print an error of the block as a warning: what comes after submission.csv must not end the notebook.
+
+    On Kaggle, a notebook that ends in an error has no submission, whatever it wrote before.
+
+    Parameters
+    ----------
+    what : str
+        A sentence that says what is missing if the block fails.
+    """
+    try:
+        yield
+    except Exception as error:  # any kind: nothing that follows is worth a submission
+        print(f"Warning: {what} ({type(error).__name__}: {error})")
+
+
+def write_prior(path: Path, competition_dir: str | Path | None) -> None:
+    """Write a valid submission that knows nothing but the prevalence, so that there is one whatever happens next.
+
+    Parameters
+    ----------
+    path : Path
+        Of submission.csv.
+    competition_dir : path or None
+        Nothing is written where it is None.
+
+    Raises
+    ------
+    SubmissionError
+        If test.csv and sample_submission.csv do not name the same prediction_ids, or the file can't be written.
+    """
+    if competition_dir:
+        test_images = read_images(competition_dir, "test")
+        try:
+            Draft(path, test_images, Path(competition_dir), PRIOR).update(pd.Series(dtype=float))
+        except OSError as error:
+            raise SubmissionError(f"{path} can't be written ({error.strerror}): give another submission_path.") from error
+        print(f"{path} is valid from now on: every breast has the training prevalence, until it is predicted.")
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A submission.csv that is valid at any moment, and gets better with each update.
+
+    A breast with a prediction gets the decision. A breast without one keeps the prior, a probability, until the last update
+    decides it too. There are exceptions, since a submission of zeros alone is worth nothing:
+
+    - If no breast has a prediction, or probabilities are submitted and all are 0, every breast has the prior.
+    - If no prediction is decided positive, the highest are submitted as positive, as many as the prior expects.
+
+    Parameters
+    ----------
+    path : Path
+        Of submission.csv; ``probabilities.csv`` goes beside it.
+    test_images : DataFrame
+        From `utils.tables.read_images`.
+    competition_dir : Path
+        Its sample_submission.csv says which ids are wanted; where there is none, test.csv does.
+    prior : float
+        Probability of breasts that are not predicted: the training prevalence.
+    decide : callable, optional
+        Gives 0 or 1 by prediction_id for probabilities, as `utils.decision.tuning.decide_tuned` does; None submits
+        probabilities.
+    """
+
+    path: Path
+    test_images: pd.DataFrame
+    competition_dir: Path
+    prior: float
+    decide: Callable[[pd.Series], pd.Series] | None = None
+
+    @cached_property
+    def _sample(self) -> pd.DataFrame:
+        if not (self.competition_dir / SAMPLE_FILE).exists():  # as of a folder of own images
+            return self.test_images[["prediction_id"]].drop_duplicates()
+        return read_sample_submission(self.competition_dir)
+
+    def update(self, probabilities: pd.Series) -> dict[str, pd.DataFrame]:
+        """Write both files, each whole or not at all.
+
+        Parameters
+        ----------
+        probabilities : Series
+            Indexed by prediction_id, of the breasts that have been predicted.
+
+        Returns
+        -------
+        dict of str to DataFrame
+            What was written, by name.
+
+        Raises
+        ------
+        SubmissionError
+            If it would not be valid; nothing is written then.
+        """
+        tables, _ = self._tables(probabilities, is_last=False)
+        self._write(tables)
+        return tables
+
+    def finish(self, probabilities: pd.Series, submissions_dir: Path, provenance: dict) -> pd.DataFrame:
+        """Write the last update, and a named copy of both files with a JSON of provenance.
+
+        Once submission.csv has been written, nothing raises: what fails is printed as a warning.
+
+        Parameters
+        ----------
+        probabilities : Series
+        submissions_dir : Path
+            Gets ``NAME.csv``, ``NAME_probabilities.csv`` and ``NAME.json``, and loses nothing that it holds.
+        provenance : dict
+            Written to the JSON, with versions, time, notes and the breasts that were not predicted.
+
+        Returns
+        -------
+        DataFrame
+            prediction_id, cancer, probability.
+
+        Raises
+        ------
+        SubmissionError
+            If it would not be valid; nothing is written then.
+        OSError
+            If submission.csv can't be written, and no earlier update is there.
+        """
+        tables, notes = self._tables(probabilities, is_last=True)
+        try:
+            self._write(tables)
+        except OSError as error:
+            if not self.path.is_file():
+                raise
+            notes.append(f"The last update failed ({error}): {self.path} is valid, but may be that of an earlier update.")
+        unpredicted = complete(probabilities, self.test_images, self.prior)[1]
+        made = {"hard": self.decide is not None, "unpredicted": unpredicted, "notes": notes}
+        with warning_only("The submission is written, but its copies are not complete."):
+            values = tables["submission"].cancer
+            print(f"{self.path}: {len(values)} rows, {int((values > 0.5).sum())} positive.", *notes, sep="\n")
+            print(f"Provenance: {keep_copies(tables, submissions_dir, provenance | made)}.json in {submissions_dir}")
+        return tables["submission"].merge(tables["probabilities"])
+
+    def _tables(self, probabilities: pd.Series, is_last: bool) -> tuple[dict[str, pd.DataFrame], list[str]]:
+        """Make both tables, and notes on what is unusual about them."""
+        completed, unpredicted = complete(probabilities, self.test_images, self.prior)
+        submitted, notes = completed, []
+        if len(unpredicted) == len(completed):
+            notes = ["No breast could be predicted: every breast has the prior."]
+        elif unpredicted:
+            count = f"{len(unpredicted)} of {len(completed)}"
+            notes = [f"Breasts that could not be predicted, and count as the prior: {count} ({', '.join(unpredicted[:5])})."]
+        if self.decide and len(unpredicted) < len(completed):
+            submitted, note = self._decide(completed, ~completed.index.isin(unpredicted), is_last)
+            notes += [note] if note else []
+        if not submitted.any():  # probabilities may be too small to be more than 0
+            submitted = submitted + self.prior
+            notes.append("All probabilities are 0: every breast has the prior.")
+        tables = {
+            "submission": submitted.rename("cancer").rename_axis("prediction_id").reset_index(),
+            "probabilities": completed.rename("probability").rename_axis("prediction_id").reset_index(),
+        }
+        validate_submission(tables["submission"], self._sample)
+        return tables, notes
+
+    def _decide(self, completed: pd.Series, is_predicted: np.ndarray, is_last: bool) -> tuple[pd.Series, str]:
+        decided, note = self.decide(completed).loc[completed.index], ""
+        predicted = completed[is_predicted]
+        if not decided[is_predicted].any():
+            count = max(1, round(self.prior * len(predicted)))
+            decided = decided.mask(decided.index.isin(predicted.nlargest(count).index), 1)
+            note = f"No probability reaches the threshold: the {count} highest of {len(predicted)} are submitted as positive."
+        elif len(predicted) > 1 and decided[is_predicted].all():
+            note = f"All {len(predicted)} predicted breasts reach the threshold: the submission does not rank them."
+        if not is_last and not is_predicted.all():
+            decided = decided.astype(float).where(is_predicted, completed)
+        return decided, note
+
+    def _write(self, tables: dict[str, pd.DataFrame]) -> None:
+        write_csv(self.path, tables["submission"])
+        write_csv(self.path.with_name("probabilities.csv"), tables["probabilities"])
+
+
+def keep_copies(tables: dict[str, pd.DataFrame], folder: Path, provenance: dict) -> str:
+    """Write a submission's tables and its provenance into a folder, under a name that nothing there has.
+
+    Parameters
+    ----------
+    tables : dict of str to DataFrame
+        From `Draft.update`.
+    folder : Path
+    provenance : dict
+        Its ``name`` becomes part of the name; time and versions are added.
+
+    Returns
+    -------
+    str
+        The name, without a suffix.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    moment = time.strftime("%Y%m%d-%H%M%S")
+    name = _claim_name(folder, f"{moment}-{_file_name(str(provenance.get('name', '')))}")
+    try:
+        write_csv(folder / f"{name}.csv", tables["submission"])
+    except BaseException:
+        (folder / f"{name}.csv").unlink(missing_ok=True)  # it is empty
+        raise
+    write_csv(folder / f"{name}_probabilities.csv", tables["probabilities"])
+    write_json(folder / f"{name}.json", _plain(provenance | {"time": moment, "versions": versions()}))
+    return name
+
+
+def _file_name(text: str) -> str:
+    """Text as part of a file name: letters, digits, "_", "." and "-", at most `LONGEST_NAME` bytes."""
+    name = re.sub(r"[^\w.-]+", "_", text).encode()[:LONGEST_NAME].decode(errors="ignore")
+    return name or "submission"
+
+
+def _claim_name(folder: Path, stem: str) -> str:
+    """Take a name that no submission has: neither an earlier one of the same second, nor one that another process writes."""
+    numbered = (f"{stem}_{number}" for number in itertools.count(2))
+    return next(name for name in itertools.chain([stem], numbered) if _claim(folder, name))
+
+
+def _claim(folder: Path, name: str) -> bool:
+    if any((folder / f"{name}{ending}").exists() for ending in ("_probabilities.csv", ".json")):
+        return False
+    try:
+        (folder / f"{name}.csv").touch(exist_ok=False)  # of several processes, one alone makes it
+    except FileExistsError:
+        return False
+    return True
+
+
+def _plain(value: object) -> object:
+    """Turn a value into what JSON can hold: NaN and infinity into null, what JSON does not know into text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, np.ndarray | np.generic | pd.Series | pd.Index):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple | set):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def validate_submission(submission: pd.DataFrame, sample: pd.DataFrame) -> None:
+    """Check a submission against sample_submission.csv.
+
+    Raises
+    ------
+    SubmissionError
+        If columns, ids or values are not what the competition wants; names the first offending ids.
+    """
+    if list(submission.columns) != ["prediction_id", "cancer"]:
+        raise SubmissionError(f"The columns are {list(submission.columns)}, but must be prediction_id, cancer.")
+    ids, wanted = set(submission.prediction_id), set(sample.prediction_id)
+    values = submission.cancer.astype(float)
+    problems = {
+        "repeated": submission.prediction_id[submission.prediction_id.duplicated()].tolist(),
+        "missing": sorted(wanted - ids),
+        "not in sample_submission.csv": sorted(ids - wanted),
+        "without a value in [0, 1]": submission.prediction_id[~values.between(0, 1)].tolist(),
+    }
+    listed = [f"{len(found)} {what}: {', '.join(found[:3])}" for what, found in problems.items() if found]
+    if listed:
+        raise SubmissionError(f"The submission is not valid. prediction_ids {'; '.join(listed)}.")
+
+
+def training_prevalence(run_dirs: Sequence[Path]) -> float:
+    """Share of positive breasts in the runs' training tables: the best guess for a breast that can't be read."""
+    from utils.runs.folder import read_notes  # late: it takes torch along, and the prior is written before
+
+    return float(np.mean([read_notes(run).prevalence for run in run_dirs]))

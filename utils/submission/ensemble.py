@@ -1,0 +1,276 @@
+"""The trained folds of several runs as one ensemble: runs that read the same pictures load each of them once."""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from utils.core.parallel import prefetched
+from utils.images.cache import CacheSettings
+from utils.metrics.scores import sigmoid
+from utils.runs.config import TrainConfig
+from utils.runs.folder import load_config, read_notes, usable_folds
+from utils.runs.oof import aggregate
+from utils.submission.acceleration import Accelerated, accelerate, offered
+from utils.submission.deadline import Plan, Work
+from utils.submission.draft import SubmissionError
+from utils.tables.vocabulary import Vocabulary
+from utils.training.folds import load_fold, make_dataset
+from utils.training.inference import forward, forward_flipped
+from utils.training.loading import Batch, by_size, make_loader, split_batch
+from utils.training.optimisation import autocast, is_out_of_memory
+
+PICTURES_AT_ONCE = 32  # without gradients they need a fraction of training's memory
+MEASURED_PICTURES = 8
+LEAST_IMAGES, LEAST_SECONDS = 1000, 60.0  # with less to do, trying what is faster would cost more than it saves
+
+
+@dataclass
+class Member:
+    """One fold's network on its device; ``number`` is its place among its run's folds."""
+
+    run: Path
+    fold_dir: Path
+    number: int
+    config: TrainConfig
+    model: nn.Module | Accelerated
+    vocabulary: Vocabulary
+    device: torch.device
+
+    @property
+    def items(self) -> tuple:
+        """What decides which items it reads."""
+        return self.config.model.item, self.config.max_views, self.config.seed if self.config.max_views else None
+
+
+class Variant:
+    """All folds of the runs that read pictures of the same preprocessing.
+
+    Parameters
+    ----------
+    settings : CacheSettings
+    members : list of Member
+    """
+
+    def __init__(self, settings: CacheSettings, members: list[Member]):
+        self.settings, self.members = settings, members
+        self.runs = list(dict.fromkeys(member.run for member in members))
+
+    @property
+    def work(self) -> Work:
+        """How many folds its runs have."""
+        of_run = [[member for member in self.members if member.run == run] for run in self.runs]
+        return Work(tuple((len(members), members[0].config.test_time_flip) for members in of_run))
+
+    def accelerate(self, images: pd.DataFrame, cache_dir: Path, n_images: int) -> dict[str, str]:
+        """Make the networks faster where so many images make it worth trying: what is best for a run's first fold is for all.
+
+        Parameters
+        ----------
+        images : DataFrame
+            Test images that are in the cache, to try it on.
+        cache_dir : Path
+        n_images : int
+            That are to be predicted.
+
+        Returns
+        -------
+        dict of str to str
+            What was chosen, by the run's name.
+        """
+        chosen: dict[Path, Accelerated] = {}
+        for member in self.members if n_images >= LEAST_IMAGES else []:
+            batch = _small_batch(member, images, cache_dir)
+            seconds = _seconds(member, batch) * n_images / len(batch["rows"])
+            first, device = chosen.get(member.run), member.device
+            if first is None and seconds >= LEAST_SECONDS:
+                chosen[member.run] = member.model = accelerate(member.model, batch, member.config, device, seconds)
+            elif first:
+                only = {name: made for name, made in offered(member.config, device).items() if name == first.name}
+                member.model = accelerate(member.model, batch, member.config, device, math.inf, only)
+        return {run.name: str(accelerated) for run, accelerated in chosen.items()}
+
+    def predict(
+        self, images: pd.DataFrame, cache_dir: Path, aggregation: str, plan: Plan, not_finite: Counter | None = None
+    ) -> pd.DataFrame:
+        """Predict breasts with every run, averaged over its folds.
+
+        A logit that is NaN or infinite does not count: the other images and folds decide.
+
+        Parameters
+        ----------
+        images : DataFrame
+            Test images that are in the cache; all of a patient.
+        cache_dir : Path
+        aggregation : str
+            See `utils.runs.oof.aggregate`.
+        plan : Plan
+        not_finite : Counter, optional
+            Gets the number of images without a finite logit, by fold folder.
+
+        Returns
+        -------
+        DataFrame
+            Probabilities, indexed by prediction_id, one column a run; NaN where no logit is finite.
+        """
+        members = [member for member in self.members if member.number < plan.folds]
+        by_fold: dict[Path, list[pd.Series]] = {run: [] for run in self.runs}
+        for items in dict.fromkeys(member.items for member in members):
+            alike = [member for member in members if member.items == items]
+            table, logits = predict_members(alike, images, cache_dir, plan.flip)
+            for member, column in zip(alike, logits.T, strict=True):
+                finite = np.isfinite(column)
+                probability = np.where(finite, sigmoid(column), np.nan)
+                by_fold[member.run].append(aggregate(table.assign(probability=probability), aggregation))
+                if not_finite is not None and not finite.all():
+                    not_finite[member.fold_dir] += _count_images(member, table[~finite], images)
+        return pd.DataFrame({run: pd.concat(folds, axis=1).mean(axis=1) for run, folds in by_fold.items()})
+
+
+def load_variants(runs: Sequence[Path], is_phantom: bool, devices: Sequence[torch.device]) -> list[Variant]:
+    """Load the folds of runs, one picture size after the other, spread over the devices.
+
+    Parameters
+    ----------
+    runs : sequence of Path
+    is_phantom : bool
+        Whether the images to be predicted are the phantom's.
+    devices : sequence of torch.device
+
+    Raises
+    ------
+    SubmissionError
+        If a run has no finished fold, or `check_run` refuses it.
+    """
+    members: dict[CacheSettings, list[Member]] = {}
+    for place, run in enumerate(runs):
+        check_run(run, is_phantom)
+        config, folds = load_config(run), usable_folds(run)
+        if not folds:
+            raise SubmissionError(f"{run} holds no finished fold (fold*/oof.csv): leave it out of run_dirs, or train it.")
+        for number, fold_dir in enumerate(folds):
+            model, vocabulary = load_fold(config, fold_dir)
+            device = devices[(place + number) % len(devices)]
+            member = Member(run, fold_dir, number, config, model.to(device).eval(), vocabulary, device)
+            members.setdefault(config.preprocessing, []).append(member)
+    return [Variant(settings, alike) for settings, alike in members.items()]
+
+
+def check_run(run_dir: Path, is_phantom: bool) -> None:
+    """Refuse a run whose pictures were made otherwise than they would be made now, and phantom models for real images.
+
+    Parameters
+    ----------
+    run_dir : Path
+    is_phantom : bool
+        Whether the images to be predicted are the phantom's.
+
+    Raises
+    ------
+    SubmissionError
+        If the preprocessing's version or hash is not today's, or the run was trained on the phantom and the images are real.
+    """
+    notes, settings = read_notes(run_dir), load_config(run_dir).preprocessing
+    if notes.settings_hash != settings.hash or settings.version != CacheSettings().version:
+        raise SubmissionError(
+            f"{run_dir} was trained on preprocessing {notes.settings_hash} of version {settings.version}, which this kit"
+            f" (version {CacheSettings().version}) does not do: train it again, or submit with the kit that trained it."
+        )
+    if notes.phantom and not is_phantom:
+        raise SubmissionError(f"{run_dir} was trained on the phantom, but the images are real: name other run_dirs.")
+
+
+def predict_members(
+    members: Sequence[Member], images: pd.DataFrame, cache_dir: Path, flip: bool
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """Pass each batch through several networks that read the same items, side by side where they are on several devices.
+
+    Parameters
+    ----------
+    members : sequence of Member
+        With the same ``items``.
+    images : DataFrame
+    cache_dir : Path
+    flip : bool
+        Average with the mirror image's logit, in the runs that ask for it.
+
+    Returns
+    -------
+    items : DataFrame
+        One row per item.
+    logits : ndarray of shape (items, members), float64
+    """
+    dataset, loader = _load(members[0], images, cache_dir)
+    encoded = [torch.from_numpy(member.vocabulary.encode(dataset.images)) for member in members]
+    logits = np.empty((len(dataset), len(members)))
+    on_device = [np.array(places) for places in _by_device(members).values()]
+
+    def predict(batch: Batch, places: np.ndarray) -> np.ndarray:
+        own = [batch | {"metadata": encoded[place][batch["rows"]]} for place in places]
+        return np.stack([_logits(members[place], part, flip) for place, part in zip(places, own, strict=True)], axis=1)
+
+    with ThreadPoolExecutor(len(on_device)) as devices:
+        for batch in prefetched(iter(loader)):
+            for places, columns in zip(on_device, devices.map(partial(predict, batch), on_device), strict=True):
+                logits[batch["index"].numpy()[:, None], places] = columns
+    return dataset.items, logits
+
+
+def _load(member: Member, images: pd.DataFrame, cache_dir: Path, pictures: int = PICTURES_AT_ONCE) -> tuple:
+    """Make a member's items, and a loader of them."""
+    dataset = make_dataset(member.config, images, cache_dir, "test", member.vocabulary)
+    batches = by_size(dataset.sizes, pictures)
+    return dataset, make_loader(dataset, 1, sampler=batches, pin_memory=member.device.type == "cuda")
+
+
+def _small_batch(member: Member, images: pd.DataFrame, cache_dir: Path) -> Batch:
+    return next(iter(_load(member, images, cache_dir, MEASURED_PICTURES)[1]))
+
+
+def _seconds(member: Member, batch: Batch) -> float:
+    _logits(member, batch, flip=True)  # the first call prepares much that later ones find
+    start = time.perf_counter()
+    _logits(member, batch, flip=True)
+    return time.perf_counter() - start
+
+
+def _count_images(member: Member, items: pd.DataFrame, images: pd.DataFrame) -> int:
+    """Count the images of items: an item is an image, or a breast with all its images."""
+    return len(items) if member.config.model.item == "image" else int(images.prediction_id.isin(items.prediction_id).sum())
+
+
+def _by_device(members: Sequence[Member]) -> dict[torch.device, list[int]]:
+    places: dict[torch.device, list[int]] = {}
+    for place, member in enumerate(members):
+        places.setdefault(member.device, []).append(place)
+    return places
+
+
+def _logits(member: Member, batch: Batch, flip: bool) -> np.ndarray:
+    """Logits of a batch, float64; in smaller and smaller parts where the memory does not suffice."""
+    at_once = len(batch["label"])
+    while True:
+        try:
+            return np.concatenate(list(_parts(member, batch, flip, at_once)))
+        except RuntimeError as error:
+            if at_once == 1 or not is_out_of_memory(error):
+                raise
+        at_once = -(-at_once // 2)  # out here, since the error held on to the memory
+        if member.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _parts(member: Member, batch: Batch, flip: bool, at_once: int) -> Iterator[np.ndarray]:
+    predict = forward_flipped if flip and member.config.test_time_flip else forward
+    with torch.inference_mode(), autocast(member.config, member.device):  # both are of the thread
+        for part in split_batch(batch, at_once):
+            yield predict(member.model, part, member.device).logit.double().cpu().numpy()

@@ -1,0 +1,1 @@
+"""A cache to a run folder."""

@@ -1,0 +1,162 @@
+"""Cached pictures and metadata as items: an image, or a breast with its images.
+
+Both kinds of item have the same form, so that one training loop serves both; `utils.training.loading` says what a batch
+of them is.
+"""
+
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import Dataset
+
+from utils.core.environment import cpu_count
+from utils.images.boxes import largest_boxes
+from utils.images.cache import load_picture
+from utils.networks.auxiliary import auxiliary_targets
+from utils.tables.vocabulary import Vocabulary
+from utils.training.augment import Augment
+
+NO_BOX = np.full(4, np.nan, dtype=np.float32)
+VIEW_ORDER = ("CC", "MLO", "ML", "LM", "LMO", "AT")  # the two screening views first; others follow by name
+
+
+class ImageDataset(Dataset):
+    """One item per image.
+
+    Parameters
+    ----------
+    images : DataFrame
+        Rows of train.csv or test.csv whose pictures are in the cache.
+    cache_dir : path
+    split : {"train", "test"}
+    vocabulary : Vocabulary
+    augment : Augment or None
+        None for validation and test.
+    seed : int
+        With ``epoch`` and the item's index, it decides every random choice.
+    boxes : DataFrame, optional
+        From `utils.images.boxes.to_picture`; an image's largest is its target.
+    """
+
+    def __init__(
+        self,
+        images: pd.DataFrame,
+        cache_dir: str | Path,
+        split: str,
+        vocabulary: Vocabulary,
+        augment: Augment | None = None,
+        seed: int = 0,
+        boxes: pd.DataFrame | None = None,
+    ):
+        self.images = images.reset_index(drop=True)
+        self.cache_dir, self.split = cache_dir, split
+        self.metadata = torch.from_numpy(vocabulary.encode(self.images))
+        self.augment, self.seed = augment, seed
+        self.items = self.images
+        self.boxes = None if boxes is None else largest_boxes(boxes, self.images.image_id)
+        # In shared memory, so that the processes of a loader that live on see the next epoch.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch, which decides what is drawn."""
+        return int(self._epoch)
+
+    @epoch.setter
+    def epoch(self, number: int) -> None:
+        self._epoch.fill_(number)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """Labels of the items, int array; zeros where the table has none."""
+        return self.items["cancer"].to_numpy() if "cancer" in self.items else np.zeros(len(self.items), dtype=int)
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """Numbers of pictures of the items, int array."""
+        return np.array([len(self._rows(index)) for index in range(len(self))], dtype=int)
+
+    @cached_property
+    def auxiliary(self) -> torch.Tensor:
+        """Auxiliary targets of the items, as from `utils.networks.auxiliary.auxiliary_targets`."""
+        return torch.from_numpy(auxiliary_targets(self.items))
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict:
+        rows = self._rows(index)
+        pictures, boxes = zip(*[self._picture(row) for row in rows], strict=True)
+        return {
+            "images": torch.stack(pictures),  # (V, 1, H, W)
+            "metadata": self.metadata[rows],  # (V, 6)
+            "rows": torch.tensor(rows),  # (V,)
+            "label": float(self.labels[index]),
+            "auxiliary": self.auxiliary[index],
+            "box": torch.from_numpy(boxes[0]),  # (4,)
+            "index": index,
+        }
+
+    def __getitems__(self, indices: list[int]) -> list[dict]:
+        """Items of a batch; in threads where no process of a loader does it, since the decoder and OpenCV release the GIL."""
+        if torch.utils.data.get_worker_info() or cpu_count() == 1:
+            return [self[index] for index in indices]
+        return list(_threads().map(self.__getitem__, indices))
+
+    def _rows(self, index: int) -> list[int]:
+        """Rows of an item's images."""
+        return [index]
+
+    def _picture(self, row: int) -> tuple[torch.Tensor, np.ndarray]:
+        picture = self._load(row)
+        box = NO_BOX if self.boxes is None else self.boxes[row]
+        if self.augment:
+            picture, box = self.augment(picture, int(self._generator(row).integers(2**31)), box)
+        return torch.from_numpy(np.ascontiguousarray(picture))[None], box  # (1, H, W), (4,)
+
+    def _load(self, row: int) -> np.ndarray:
+        cache_dir = self.images.cache_dir.iloc[row] if "cache_dir" in self.images else self.cache_dir
+        return load_picture(cache_dir, self.split, self.images.image_id.iloc[row])
+
+    def _generator(self, number: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, self.epoch, number])
+
+
+class BreastDataset(ImageDataset):
+    """One item per breast: all its images in view order, or ``max_views`` of them drawn at random.
+
+    In training the draw changes with the epoch; in validation it is the same every time.
+
+    Parameters
+    ----------
+    max_views : int or None
+        None takes all. 1 is needed where the number of images of a breast tells its label.
+    """
+
+    def __init__(self, images: pd.DataFrame, *args, max_views: int | None = None, **kwargs):
+        order = images.view.map({view: rank for rank, view in enumerate(VIEW_ORDER)}).fillna(len(VIEW_ORDER))
+        images = images.assign(_order=order).sort_values(["_order", "view", "image_id"]).drop(columns="_order")
+        super().__init__(images, *args, **kwargs)
+        self.max_views = max_views
+        groups = self.images.groupby("prediction_id", sort=False).indices
+        self.groups = list(groups.values())
+        self.items = self.images.iloc[[rows[0] for rows in self.groups]].reset_index(drop=True)
+
+    def _rows(self, index: int) -> list[int]:
+        rows = self.groups[index]
+        if self.max_views is None or len(rows) <= self.max_views:
+            return rows.tolist()
+        # The breast's own stream, whatever else is in the table, and apart from those that augment its pictures.
+        breast = zlib.crc32(self.items.prediction_id.iloc[index].encode())
+        generator = np.random.default_rng([self.seed, self.epoch if self.augment else 0, breast, 1])
+        return sorted(generator.choice(rows, self.max_views, replace=False).tolist())
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(cpu_count(), thread_name_prefix="load")

@@ -1,0 +1,49 @@
+"""Runs for a notebook: those that there are, else a small one that is trained on the phantom as an example."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils.core.environment import cpu_count, runs_dir
+from utils.decision.tuning import tuned_runs
+from utils.images.inputs import has_real_data, open_inputs
+from utils.runs.config import ModelConfig, TrainConfig
+from utils.runs.oof import PredictionError, find_runs, runs_under
+from utils.training.folds import train_run
+
+
+def find_or_train_runs(
+    run_dirs: str | Sequence[str] | None = None, smoke_test: bool = False, competition_dir: str | Path = ""
+) -> list[Path]:
+    """Find finished runs; where there is none and no real competition's data either, train a small one on the phantom.
+
+    Raises
+    ------
+    PredictionError
+        If there is real data, but no finished run.
+    """
+    runs = find_runs(run_dirs) if run_dirs or not smoke_test else []
+    for_show = smoke_test or not has_real_data(competition_dir)
+    if not runs and for_show:
+        runs = runs_under(runs_dir(is_phantom=True, smoke_test=smoke_test))
+    if runs:
+        return runs
+    if not for_show:
+        raise PredictionError(f"No finished run under {runs_dir()}: run train.ipynb first, or name run_dirs.")
+    print("No finished run found: training a small plain CNN on the phantom competition, as an example.")
+    inputs = open_inputs(None, smoke_test=smoke_test)
+    images, manifest = inputs.cached("train", cpu_count())
+    model = ModelConfig("cnn", inputs.settings.image_height, inputs.settings.image_width)
+    quick = {"n_folds": 2, "epochs": 1 if smoke_test else 5, "batch_size": 8, "learning_rate": 1e-3, "positive_share": 0.5}
+    config = TrainConfig(model, inputs.settings, **quick)
+    run_dir = runs_dir(inputs.is_phantom, smoke_test) / "cnn-example"
+    usable = images[(manifest.error == "").to_numpy()]
+    train_run(config, usable, inputs.cache_dir, run_dir, is_phantom=inputs.is_phantom, smoke_test=smoke_test)
+    return [run_dir]
+
+
+def runs_to_submit(
+    run_dirs: str = "", threshold_path: str = "", smoke_test: bool = False, competition_dir: str | Path = ""
+) -> list[Path]:
+    """Runs that are named; else those that a threshold was tuned on, wherever they lie now; else all."""
+    tuned = [] if run_dirs else tuned_runs(threshold_path, smoke_test, competition_dir)
+    return tuned or find_or_train_runs(run_dirs, smoke_test, competition_dir)

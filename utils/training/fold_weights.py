@@ -1,0 +1,122 @@
+"""weights.safetensors of a fold: its header, vocabulary and tensors are checked before any tensor is read."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from utils.core.formats import FormatError, build, check, check_types, naming
+from utils.networks.models import build_model
+from utils.runs.config import ModelConfig, TrainConfig, TrainingError
+from utils.runs.tables import REMEDY
+from utils.tables.vocabulary import CATEGORIES, Vocabulary
+
+DTYPES = {  # as the header of a safetensors file names them
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.bool: "BOOL",
+}
+SHOWN = 3
+
+
+def read_vocabulary(path: str | Path, remedy: str = REMEDY) -> Vocabulary:
+    """Read the vocabulary from the header of a fold's weights.
+
+    Raises
+    ------
+    TrainingError
+        If the file is cut, not safetensors or not of this kit, or the vocabulary has unknown, missing or wrong values.
+    """
+    with _opened(path, remedy) as file:
+        metadata = file.metadata() or {}
+        if "vocabulary" not in metadata:
+            raise FormatError("it was not written by this kit (its header has no vocabulary).")
+        vocabulary = build(Vocabulary, json.loads(metadata["vocabulary"]))
+        check_types(vocabulary)
+        check(vocabulary.age_std > 0, "age_std", vocabulary.age_std, "above 0")
+        for name in CATEGORIES:
+            values = getattr(vocabulary, name)
+            check(len(set(values)) == len(values), name, values, "different values")
+    return vocabulary
+
+
+def check_tensors(path: str | Path, wanted: Mapping[str, torch.Tensor], remedy: str = REMEDY) -> None:
+    """Refuse weights whose names, shapes or number formats are not those of a network.
+
+    Parameters
+    ----------
+    path : path
+    wanted : mapping of str to tensor
+        The network's state dict; on the device ``meta`` it costs nothing.
+    remedy : str
+        The last sentence of the message.
+
+    Raises
+    ------
+    TrainingError
+        Naming the first tensors that do not fit.
+    """
+    with _opened(path, remedy) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        found = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+        expected = {name: (tuple(tensor.shape), DTYPES.get(tensor.dtype)) for name, tensor in wanted.items()}
+        wrong = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
+        if wrong:
+            first = ", ".join(f"{name} is {_tensor(found, name)}, not {_tensor(expected, name)}" for name in wrong[:SHOWN])
+            raise FormatError(f"{len(wrong)} of its tensors do not fit the network of config.json ({first}).")
+
+
+def check_fold(config: TrainConfig, fold_dir: str | Path) -> None:
+    """Check a fold's weights without reading or making a tensor.
+
+    Raises
+    ------
+    KitError
+        If `read_vocabulary` or `check_tensors` refuses them, or no network can be made of the run's configuration.
+    """
+    path = Path(fold_dir) / "weights.safetensors"
+    vocabulary = read_vocabulary(path)
+    with naming(path.parent.parent / "config.json", TrainingError, REMEDY):
+        wanted = _shapes(config.model, tuple(len(getattr(vocabulary, name)) for name in CATEGORIES))
+    check_tensors(path, wanted)
+
+
+def build_empty(config: ModelConfig, vocabulary: Vocabulary) -> nn.Module:
+    """Build a run's network for its own weights: what it started from no longer matters, and need not exist here."""
+    return build_model(replace(config, pretrained=False, weights_path=""), vocabulary)
+
+
+@lru_cache(maxsize=16)
+def _shapes(config: ModelConfig, sizes: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    """State dict on ``meta`` of a network whose vocabulary has so many categories."""
+    values = {name: tuple(str(number) for number in range(size)) for name, size in zip(CATEGORIES, sizes, strict=True)}
+    with torch.device("meta"):
+        return build_empty(config, Vocabulary(0.0, 1.0, **values)).state_dict()
+
+
+def _tensor(tensors: dict, name: str) -> str:
+    if name not in tensors:
+        return "missing"
+    shape, dtype = tensors[name]
+    return f"{dtype} {' x '.join(map(str, shape)) or 'scalar'}"
+
+
+@contextmanager
+def _opened(path: str | Path, remedy: str) -> Iterator:
+    with naming(path, TrainingError, remedy):
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                yield file
+        except SafetensorError as error:
+            raise FormatError(f"it is cut or not a safetensors file ({error}).") from error

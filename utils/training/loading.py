@@ -1,0 +1,279 @@
+"""Items as batches: in which order they come, how they are joined and split, and the loader that does it.
+
+A batch of B items with N pictures is a dict:
+
+- ``images``: uint8 tensor (N, 1, height, width), the pictures of all items one after the other
+- ``metadata``: float32 tensor (N, 6), one row per picture, columns `utils.tables.vocabulary.METADATA`
+- ``rows``: int64 tensor (N,), the pictures' rows in ``dataset.images``
+- ``lengths``: int64 tensor (B,), how many pictures each item has; sums to N
+- ``label``: float32 tensor (B,)
+- ``auxiliary``: int64 tensor (B, targets), see `utils.networks.auxiliary`
+- ``box``: float32 tensor (B, 4), corners as shares of the picture's sides; NaN where there is none
+- ``index``: int64 tensor (B,), the item's row in ``dataset.items``
+"""
+
+import contextlib
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from utils.core.environment import KitError
+from utils.training.dataset import ImageDataset
+
+PER_PICTURE = ("images", "metadata", "rows")
+PREFETCHED = 4  # batches a process, so that a slow one does not keep the network waiting
+PATIENCE = 600.0  # seconds without a batch; the slowest disks take some for one
+SHARED_MEMORY = Path("/dev/shm")  # where Linux has it
+REMEDY = "start the container with more shared memory (docker run --shm-size 8g), or give fewer num_workers; 0 needs none"
+
+Batch = dict[str, torch.Tensor]
+
+
+class LoadingError(KitError):
+    """A loader's process that can't deliver; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Unshared:
+    """In place of a batch: why there was no shared memory for it."""
+
+    reason: str
+
+
+class ShareSampler(Sampler):
+    """Order of an epoch's items: every item once, or as many with a set share of positives, spread evenly.
+
+    Parameters
+    ----------
+    labels : ndarray of int
+    positive_share : float or None
+        None shuffles. Else positives are repeated, and negatives left out, so that their share in each step is this, give or
+        take one item, and at least one.
+    seed : int
+    batch_size : int
+        Items of a step.
+    """
+
+    def __init__(self, labels: np.ndarray, positive_share: float | None, seed: int, batch_size: int):
+        self.labels, self.positive_share, self.seed, self.epoch = np.asarray(labels), positive_share, seed, 0
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = np.random.default_rng([self.seed, self.epoch, 2])
+        positives, negatives = np.flatnonzero(self.labels == 1), np.flatnonzero(self.labels == 0)
+        if self.positive_share is None or not len(positives) or not len(negatives):
+            return iter(generator.permutation(len(self.labels)).tolist())
+        steps = max(1, len(self.labels) // self.batch_size)
+        size = min(self.batch_size, len(self.labels))
+        n_positives = max(round(self.positive_share * steps * size), steps)
+        in_step = np.diff(np.linspace(0, n_positives, steps + 1).round().astype(int))
+        is_positive = np.concatenate([generator.permutation(size) < count for count in in_step])
+        order = np.empty(len(is_positive), dtype=int)
+        order[is_positive] = _draw(positives, n_positives, generator)
+        order[~is_positive] = _draw(negatives, len(order) - n_positives, generator)
+        return iter(order.tolist())
+
+
+def _draw(pool: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+    """Draw ``count`` of ``pool``; nothing is drawn again before everything has been drawn."""
+    rounds = -(-count // len(pool))
+    return np.concatenate([generator.permutation(pool) for _ in range(rounds)] or [pool[:0]])[:count]
+
+
+class StepSampler(Sampler):
+    """The part that one process has of each step's items: every ``world_size``-th of them, from number ``rank`` on.
+
+    All processes together do the steps that one would do alone, with the same items in each.
+
+    Parameters
+    ----------
+    order : Sampler
+        Of all items; the same in each process.
+    batch_size : int
+        Items of a step over all processes; a multiple of ``world_size``. An incomplete last step is left out if there is a
+        complete one: batch normalisation over one or two left-over pictures does harm.
+    rank, world_size : int
+    """
+
+    def __init__(self, order: Sampler, batch_size: int, rank: int = 0, world_size: int = 1):
+        self.order, self.batch_size, self.rank, self.world_size = order, batch_size, rank, world_size
+
+    def __len__(self) -> int:
+        return max(1, len(self.order) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = list(self.order)
+        for step in range(len(self)):
+            yield order[step * self.batch_size : (step + 1) * self.batch_size][self.rank :: self.world_size]
+
+
+def by_size(sizes: np.ndarray, pictures: int) -> list[list[int]]:
+    """Batches of items for prediction: those with the most pictures first, so that memory runs out at once or never.
+
+    Parameters
+    ----------
+    sizes : ndarray of int
+        Pictures of each item.
+    pictures : int
+        Of a batch at most, unless one item alone has more.
+
+    Returns
+    -------
+    list of list of int
+        Every item once.
+    """
+    order = np.argsort(-sizes, kind="stable")
+    batches: list[list[int]] = []
+    for index in order.tolist():
+        if not batches or (len(batches[-1]) + 1) * sizes[batches[-1][0]] > pictures:
+            batches.append([])
+        batches[-1].append(index)
+    return batches
+
+
+def collate(items: list[dict]) -> Batch:
+    """Join items into a batch; see the module's first lines."""
+    return {
+        **{key: torch.cat([item[key] for item in items]) for key in PER_PICTURE},
+        "lengths": torch.tensor([len(item["images"]) for item in items]),
+        "label": torch.tensor([item["label"] for item in items], dtype=torch.float32),
+        **{key: torch.stack([item[key] for item in items]) for key in ("auxiliary", "box")},
+        "index": torch.tensor([item["index"] for item in items]),
+    }
+
+
+def collate_shared(items: list[dict]) -> Batch | Unshared:
+    """Join items in shared memory, where another process finds them.
+
+    The queue between the processes would do this too, but loses a batch for which no memory is left; its reader waits for ever.
+    """
+    try:
+        return {key: value.share_memory_() for key, value in collate(items).items()}
+    except RuntimeError as error:
+        return Unshared(str(error).splitlines()[0])
+
+
+def shared_bytes(batch_bytes: float, num_workers: int) -> float:
+    """Most shared memory that a loader takes: what its processes have prefetched, and the batch in use."""
+    return batch_bytes * (num_workers * PREFETCHED + 1) if num_workers else 0.0
+
+
+def free_shared_memory() -> int | None:
+    """Bytes of shared memory that are free; None where the system does not say."""
+    return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else None
+
+
+def split_batch(batch: Batch, size: int) -> list[Batch]:
+    """Split a batch into parts of at most ``size`` items."""
+    count = len(batch["label"])
+    if size >= count:
+        return [batch]
+    pictures = [int(part.sum()) for part in batch["lengths"].split(size)]
+    parts = {key: value.split(pictures if key in PER_PICTURE else size) for key, value in batch.items()}
+    return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
+
+
+class Loader(DataLoader):
+    """A loader of batches whose processes' failures end it, with an error that says what to do."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = super().__iter__()
+        while True:
+            asked = time.monotonic()
+            try:
+                with explained(self):
+                    batch = next(batches)
+            except StopIteration:
+                return
+            except Exception as error:
+                self.stop()
+                if isinstance(error, RuntimeError) and self.timeout and time.monotonic() - asked >= self.timeout:
+                    waited = f"No batch came within {self.timeout / 60:.0f} minutes."
+                    raise LoadingError(f"{waited} Remedy: check the disk, or {REMEDY}.") from error
+                raise
+            if isinstance(batch, Unshared):
+                free = free_shared_memory()
+                self.stop()
+                left = "" if free is None else f" {SHARED_MEMORY} has {free / 1e6:.0f} MB free."
+                raise LoadingError(f"A batch got no shared memory ({batch.reason}).{left} Remedy: {REMEDY}.")
+            yield batch
+
+    def dead(self) -> list[str]:
+        """Say how processes ended that should live."""
+        codes = [process.exitcode for process in getattr(self._iterator, "_workers", [])]
+        return [signal.Signals(-code).name if code < 0 else f"exit code {code}" for code in codes if code is not None]
+
+    def stop(self) -> None:
+        """End the processes now: an error that a notebook keeps would keep them, and their memory."""
+        if self._iterator is not None:
+            with contextlib.suppress(RuntimeError):  # torch tells of one more that died
+                self._iterator._shutdown_workers()
+            self._iterator = None
+
+
+@contextlib.contextmanager
+def explained(*loaders: Loader) -> Iterator[None]:
+    """Say what to do where a loader's process dies: torch raises RuntimeError then, wherever the reader is.
+
+    Raises
+    ------
+    LoadingError
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        causes = [cause for loader in loaders for cause in loader.dead()]
+        if not causes:
+            raise
+        for loader in loaders:
+            loader.stop()
+        raise LoadingError(
+            f"A process that loads pictures died ({causes[0]}). After SIGBUS shared memory ran out, after SIGKILL memory."
+            f" Remedy: {REMEDY}."
+        ) from error
+
+
+def make_loader(
+    dataset: ImageDataset, batch_size: int, num_workers: int = 0, sampler: Sampler | None = None, pin_memory: bool = False
+) -> Loader:
+    """Make a loader whose processes live as long as it does.
+
+    Parameters
+    ----------
+    dataset : ImageDataset
+    batch_size : int
+        Items of a batch, where there is no sampler.
+    num_workers : int
+        Processes that load; 0 loads in threads of this one.
+    sampler : Sampler, optional
+        Gives each batch's items; without, every item comes once, in order.
+    pin_memory : bool
+        For copies to a GPU that run beside its work.
+    """
+    order = {"batch_sampler": sampler} if sampler else {"batch_size": batch_size}
+    workers = {}
+    if num_workers:
+        workers = {
+            "persistent_workers": True,
+            "prefetch_factor": PREFETCHED,
+            "worker_init_fn": _one_thread,
+            "timeout": PATIENCE,
+        }
+    # A generator of its own: it would draw from torch's in some epochs and not in others, as its processes live on or not.
+    apart = {"collate_fn": collate_shared if num_workers else collate, "generator": torch.Generator()}
+    return Loader(dataset, **order, num_workers=num_workers, pin_memory=pin_memory, **apart, **workers)
+
+
+def _one_thread(worker: int) -> None:
+    cv2.setNumThreads(1)  # one process a core
