@@ -63,7 +63,7 @@ bench: $(READY) ## measure training, inference and preprocessing beside other pa
 	$(BIN)/python -m benchmarks.preprocessing
 
 # Without torch, whose oldest build would be another 6 GB: all that reads, draws, preprocesses and measures.
-OLDEST_TESTS := $(addprefix tests/test_,$(addsuffix .py,augment auxiliary boxes breast cache calibration cluster coverage deadline dicom environment exploration film fold_folders formats header hostile inputs intervals jpeg jpeg2000 ledger marks metrics observer parallel parameters phantom pointing preprocessing resample tables thresholds window))
+OLDEST_TESTS := $(addprefix tests/,$(addsuffix .py,benchmarks/test_limit core/test_environment core/test_formats core/test_parallel core/test_parameters decision/test_calibration decision/test_coverage decision/test_thresholds dicom/test_file dicom/test_header dicom/test_hostile dicom/test_jpeg dicom/test_jpeg2000 dicom/test_window evaluation/test_marks evaluation/test_pointing explore/test_exploration images/test_boxes images/test_breast images/test_cache images/test_cluster images/test_film images/test_inputs images/test_preprocessing images/test_resample kaggle/test_ledger metrics/test_intervals metrics/test_scores networks/test_auxiliary phantom/test_competition runs/test_fold_folders submission/test_deadline tables/test_competition training/test_augment))
 
 oldest: ## run what needs no torch at the oldest versions that requirements.txt allows (needs Python 3.11, as they do)
 	@$(PYTHON) -m venv .venv-oldest

@@ -1,0 +1,256 @@
+"""A report's runs, threshold and data belong together, and its reader is warned of traps."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from sklearn.metrics import roc_auc_score
+
+from tests.helpers import TINY, make_config, write_run
+from utils.core.environment import write_json
+from utils.decision import tuning
+from utils.decision.tuning import tune, tuned_breasts
+from utils.evaluation import material as material_module
+from utils.evaluation.explanation import ExplanationError
+from utils.evaluation.material import SUSPICIOUS_AUC, gather
+from utils.evaluation.subgroups import VERDICT
+from utils.images.boxes import CROP, read_boxes
+from utils.images.cache import read_manifest
+from utils.metrics.intervals import Interval
+from utils.phantom.competition import BOXES_FILE
+from utils.runs.config import ModelError
+from utils.runs.oof import PredictionError, oof_of_runs
+from utils.runs.tables import OOF_COLUMNS
+from utils.tables.competition import assign_folds
+from utils.training.folds import train_run
+
+
+def make_run(run_dir, images, seed=0, gain=0.3):
+    """A made-up finished run of images that knows a little."""
+    probability = 0.1 + 0.5 * np.random.default_rng(seed).random(len(images)) + gain * images.cancer
+    oof = assign_folds(images, 2, 0).assign(probability=probability, logit=np.log(probability / (1 - probability)))
+    write_run(run_dir, oof[OOF_COLUMNS])
+    write_json(run_dir / "config.json", make_config(TINY).to_json() | {"prevalence": 0.25})
+    return run_dir
+
+
+@pytest.fixture(autouse=True)
+def no_threshold_anywhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "working_dir", lambda: tmp_path / "nothing")
+
+
+@pytest.fixture
+def run(tmp_path, images):
+    return make_run(tmp_path / "a", images)
+
+
+@pytest.fixture
+def where(run, competition, cache_dir):
+    return {"run_dirs": str(run), "competition_dir": str(competition), "cache_dir": str(cache_dir)}
+
+
+def tables_alone(folder, images, competition):
+    """A competition's folder with another train.csv."""
+    folder.mkdir()
+    (folder / "test.csv").write_text((competition / "test.csv").read_text())
+    images.drop(columns="prediction_id").to_csv(folder / "train.csv", index=False)
+    return str(folder)
+
+
+def test_material_is_the_runs_breasts_with_their_decisions_traits_and_pictures(where, run, images):
+    material = gather(**where)
+    assert (material.title, len(material.breasts), len(material.decisions)) == ("a", images.prediction_id.nunique(), 32)
+    assert material.curves["a"].equals(oof_of_runs([run]))
+    assert set(material.decisions) == {0, 1} and material.breasts.machine_id.notna().all()
+    assert "PHANTOM" in material.subtitle and "32 breasts" in material.subtitle
+    assert material.has_pictures(run) and len(material.manifest_of(run)) == len(images)
+
+
+def test_train_csv_without_some_of_the_breasts_is_refused(where, images, competition, tmp_path):
+    lost = images.prediction_id.iloc[0]
+    folder = tables_alone(tmp_path / "other", images[images.prediction_id != lost], competition)
+    with pytest.raises(
+        PredictionError, match=f"other/train.csv lacks 1 of the runs' 32 breasts, .* first {lost}: give the comp"
+    ):
+        gather(**where | {"competition_dir": folder})
+
+
+def test_train_csv_that_labels_breasts_otherwise_is_refused(where, images, competition, tmp_path):
+    flipped = images.prediction_id == images.prediction_id.iloc[0]
+    changed = images.assign(cancer=np.where(flipped, 1 - images.cancer, images.cancer))
+    with pytest.raises(PredictionError, match="lacks 1 of the runs' 32 breasts, or labels them otherwise"):
+        gather(**where | {"competition_dir": tables_alone(tmp_path / "other", changed, competition)})
+
+
+def test_train_csv_with_more_breasts_is_no_error(where, images, competition, tmp_path):
+    more = pd.concat([images, images.iloc[:1].assign(patient_id="another", image_id="another")])
+    material = gather(**where | {"competition_dir": tables_alone(tmp_path / "other", more, competition)})
+    assert len(material.breasts) == 32
+
+
+def test_one_image_tunes_again_on_one_image_of_each_breast(where, run):
+    whole, one = gather(**where), gather(**where, one_image=True)
+    assert (whole.tuned["one_image"], one.tuned["one_image"]) == (False, True)
+    assert one.tuned == tune([run], one_image=True)
+    fair = oof_of_runs([run], one_image=True)
+    for breasts in (one.curves["a"], one.breasts):
+        assert roc_auc_score(breasts.cancer, breasts.probability) == roc_auc_score(fair.cancer, fair.probability)
+    assert not np.allclose(whole.curves["a"].probability, one.curves["a"].probability)
+    assert "one random image" in one.subtitle and "one random image" not in whole.subtitle
+
+
+def test_one_image_keeps_the_aggregation_choice_and_weights_of_threshold_json(where, run, images, tmp_path):
+    other = make_run(tmp_path / "b", images, seed=1)
+    path = tmp_path / "threshold.json"
+    write_json(path, tune([run, other], "max", choice="maximum", weights=[0.9, 0.1]))
+    runs = f"{other},{run}"  # in another order than they were tuned in
+    tuned = gather(**where | {"run_dirs": runs, "threshold_path": str(path)}, one_image=True).tuned
+    assert (tuned["aggregation"], tuned["choice"], tuned["one_image"]) == ("max", "maximum", True)
+    assert dict(zip(tuned["runs"], tuned["weights"], strict=True)) == {str(run): 0.9, str(other): 0.1}
+
+
+def test_weights_stay_with_their_runs_in_any_order(run, images, tmp_path):
+    other = make_run(tmp_path / "b", images, seed=1)
+    tuned = tune([run, other], weights=[0.9, 0.1])
+    there, back = tuned_breasts([run, other], tuned), tuned_breasts([other, run], tuned)
+    assert np.allclose(there.probability, back.set_index("prediction_id").probability.loc[there.prediction_id])
+    swapped = tuned_breasts([run, other], tuned | {"weights": [0.1, 0.9]})
+    assert not np.allclose(there.probability, swapped.probability)
+
+
+CHANCE = Interval(0.5, 0.4, 0.6)
+
+
+def sources_with(count=CHANCE, verdict="better"):
+    """A table of sources of AUC in which only two facts matter."""
+    rows = {
+        "the model": {"AUC [95 %]": Interval(0.8, 0.7, 0.9), VERDICT: ""},
+        "metadata (age)": {"AUC [95 %]": Interval(0.6, 0.5, 0.7), VERDICT: verdict},
+        "images per breast": {"AUC [95 %]": count, VERDICT: ""},
+    }
+    return pd.DataFrame(rows).T.rename_axis("source")
+
+
+def test_honest_material_needs_no_note(where):
+    assert gather(**where).notes(sources_with()) == []
+
+
+@pytest.mark.parametrize("one_image", [False, True])
+def test_number_of_images_that_tells_cancer_is_named_with_the_remedy(where, one_image):
+    found = gather(**where, one_image=one_image).notes(sources_with(count=Interval(0.9, SUSPICIOUS_AUC + 0.01, 0.95)))
+    assert len(found) == 1 and "AUC of 0.900 [0.610, 0.950]" in found[0]
+    assert ("-p one_image True" in found[0] and "-p max_views 1" in found[0]) != one_image
+    assert ("left out of all" in found[0]) == one_image
+
+
+def test_number_of_images_within_noise_is_not_named(where):
+    assert gather(**where).notes(sources_with(count=Interval(0.65, SUSPICIOUS_AUC, 0.8))) == []
+
+
+@pytest.mark.parametrize("verdict", ["worse", "no difference that this data can show"])
+def test_model_that_is_not_better_than_metadata_is_named(where, verdict):
+    found = gather(**where).notes(sources_with(verdict=verdict))
+    assert len(found) == 1 and "not better than metadata alone" in found[0]
+
+
+def test_headline_says_what_threshold_json_does(where):
+    material = gather(**where)
+    table = material.headline(sources_with())
+    values = table["value [95 %]"]
+    nested = material.tuned["pf1_nested"]
+    assert str(values["AUC"]) == "0.800 [0.700, 0.900]"
+    assert values["pF1, nested over folds"] == f"{nested['value']:.3f} [{nested['low']:.3f}, {nested['high']:.3f}]"
+    assert values["threshold"] == f"{material.tuned['threshold']:.4f}"
+    assert table.loc["AUC of metadata alone", "what it says"] == "the model is better"
+
+
+def test_run_without_its_pictures_has_no_training_rows(where, run, tmp_path):
+    material = gather(**where | {"cache_dir": str(tmp_path / "empty")})
+    assert not material.has_pictures(run) and material.trained_rows() == {}
+    assert material.manifest_of(run).empty
+
+
+def test_picture_that_is_gone_costs_its_image_and_a_breast_without_any_the_pictures(where, run, images, cache_dir, tmp_path):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "train_manifest.csv").write_text((cache_dir / "train_manifest.csv").read_text())
+    (copy / "train").mkdir()
+    for picture in (cache_dir / "train").glob("*.png"):
+        (copy / "train" / picture.name).symlink_to(picture)
+    material = gather(**where | {"cache_dir": str(copy)})
+    assert material.readable_images(run).equals(images)
+    first, *others = images.image_id[images.prediction_id == images.prediction_id.mode()[0]]
+    (copy / "train" / f"{first}.png").unlink()
+    assert material.has_pictures(run) and first not in material.readable_images(run).image_id.tolist()
+    for name in others:
+        (copy / "train" / f"{name}.png").unlink()
+    assert not material.has_pictures(run)
+
+
+def test_explanations_that_cant_be_had_are_a_sentence(where, tmp_path, monkeypatch):
+    [(without, _)] = gather(**where | {"cache_dir": str(tmp_path / "empty")}).explanations("a")
+    assert without == "a: the cache lacks its pictures; give the cache_dir that it was trained on."
+
+    def refuse(*_):
+        raise ExplanationError("Swin gives tokens")
+
+    monkeypatch.setattr(material_module, "explain_run", refuse)
+    assert gather(**where).explanations("a") == [("a: Swin gives tokens", "")]
+
+
+@pytest.fixture
+def real(competition, images, cache_dir, tmp_path):
+    """Where a run that predicts boxes, of a competition that is no phantom, has its files; and true boxes, all benign."""
+    folder = shutil.copytree(competition, tmp_path / "real", ignore=shutil.ignore_patterns("phantom*", "test_*"))
+    boxes = read_boxes(competition / BOXES_FILE)
+    boxes[boxes.image_id.isin(images.image_id)].to_csv(folder / "boxes.csv", index=False)
+    config = make_config(TINY, epochs=1, box_weight=1.0, model={"box_head": True})
+    train_run(config, images, cache_dir, tmp_path / "run", boxes=boxes)
+    return {"run_dirs": str(tmp_path / "run"), "competition_dir": str(folder), "cache_dir": str(cache_dir)}
+
+
+def test_maps_and_predicted_boxes_are_measured_wherever_the_competition_has_boxes(real, images):
+    boxes = read_boxes(Path(real["competition_dir"]) / "boxes.csv")
+    count = boxes.image_id.nunique()
+    (surest, _), (pointing, said), (examples, _), (marks, _) = gather(**real).explanations("run", box_images=10)
+    assert f"Images with boxes: {count} of {len(images)}; measured on 10 drawn at random." in said
+    assert pointing.loc["Grad-CAM", "images"] == 10 and isinstance(pointing.iloc[0, 1], Interval)
+    assert "brightest spot" in pointing.index and isinstance(marks.loc["the run", "hit rate [95 %]"], Interval)
+    dashed = [patch for axis in surest.axes + examples.axes for patch in axis.patches if patch.get_linestyle() == "--"]
+    shown = [axis for axis in surest.axes + examples.axes if axis.get_title()]
+    assert len(dashed) == len(shown)  # one predicted box in each image
+
+
+def test_boxes_of_images_with_and_without_cancer_are_told_apart(real, images, tmp_path):
+    boxes = read_boxes(Path(real["competition_dir"]) / "boxes.csv")
+    crops = read_manifest(real["cache_dir"], "train", TINY)
+    crops = crops[crops.image_id.isin(images.image_id[images.cancer == 0])].head(3)
+    benign = crops.rename(columns=dict(zip(CROP, ["y_min", "x_min", "y_max", "x_max"], strict=True))).assign(label="benign")
+    pd.concat([boxes, benign[boxes.columns]]).to_csv(tmp_path / "b.csv", index=False)
+    found = gather(**real, boxes_path=str(tmp_path / "b.csv")).explanations("run")
+    tables = {said: item for item, said in found if isinstance(item, pd.DataFrame)}
+    (everywhere,) = (table for said, table in tables.items() if said.endswith("measured on all.") and "lies in" in said)
+    (cancer,) = (table for said, table in tables.items() if said.endswith("of images with cancer alone."))
+    assert everywhere.images.iloc[0] == cancer.images.iloc[0] + 3
+
+
+def test_run_and_competition_without_boxes_are_shown_without_figures_of_them(real, tmp_path):
+    assert [type(item) for item, _ in gather(**real).explanations("run", box_images=0)] == [Figure]
+    (tmp_path / "run" / "boxes.csv").unlink()
+    *shown, (lost, _) = gather(**real).explanations("run")
+    assert len(shown) == 3 and "boxes.csv is missing" in lost
+    (Path(real["competition_dir"]) / "boxes.csv").unlink()
+    assert [type(item) for item, _ in gather(**real).explanations("run")] == [Figure]
+
+
+@pytest.mark.parametrize("error", [ExplanationError, ModelError])  # no maps; a network that this version of timm lacks
+def test_network_that_has_no_maps_is_named_before_the_report_begins(where, monkeypatch, capsys, error):
+    def refuse(_):
+        raise error("LevitDistilled gives no maps: explain another network.")
+
+    monkeypatch.setattr(material_module, "check_network", refuse)
+    gather(**where)
+    assert "The report will show no maps of a. LevitDistilled gives no maps" in capsys.readouterr().out
