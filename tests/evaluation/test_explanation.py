@@ -25,7 +25,7 @@ from utils.images.cache import CacheSettings, read_manifest
 from utils.networks.models import build_model
 from utils.phantom.competition import BOXES_FILE
 from utils.runs.config import TrainingError
-from utils.runs.folder import load_config
+from utils.runs.run import Run
 from utils.tables.competition import image_paths
 from utils.tables.vocabulary import Vocabulary
 from utils.training.dataset import ImageDataset
@@ -304,7 +304,7 @@ def test_network_that_sees_a_bright_spot_alone_is_explained_by_it(images):
 def test_run_is_explained_by_the_network_that_never_saw_the_patient(run, images, cache_dir):
     maps = explain_run(run, images, cache_dir)
     assert set(maps) == set(images.image_id)
-    config = load_config(run)
+    config = Run(run).config
     folds = pd.read_csv(run / "folds.csv", dtype={"patient_id": str}).set_index("patient_id").fold
     held_out = images[images.patient_id.map(folds) == 1]
     for fold, same in {0: False, 1: True}.items():
@@ -319,7 +319,7 @@ def test_only_the_images_asked_for_are_given(run, images, cache_dir):
 
 
 def test_what_is_explained_is_what_was_predicted(run, images, cache_dir):
-    config = load_config(run)
+    config = Run(run).config
     oof = pd.read_csv(run / "oof.csv", dtype={"image_id": str})
     oof = oof[oof.fold == 0]
     model, vocabulary = load_fold(config, run / "fold0")

@@ -15,7 +15,7 @@ from utils.evaluation.performance import confusion, paper_table, performance, sc
 from utils.evaluation.training_rows import predict_training_rows
 from utils.metrics.scores import decide
 from utils.runs.oof import oof_of_runs
-from utils.runs.tables import read_folds
+from utils.runs.run import Run
 from utils.training.folds import train_run
 
 
@@ -130,7 +130,7 @@ def trained_run(images, cache_dir, tmp_path_factory):
 
 
 def test_only_patients_that_trained_the_first_folds_model_are_asked_again(trained_run, images, cache_dir):
-    folds = read_folds(trained_run)
+    folds = Run(trained_run).patients()
     breasts = predict_training_rows(trained_run, images, cache_dir)
     assert set(breasts.patient_id) == set(folds.patient_id[folds.fold != 0])
     train = images.drop_duplicates("prediction_id").set_index("prediction_id")

@@ -21,8 +21,8 @@ from utils.images.cache import build_cache, load_picture, read_manifest
 from utils.images.inputs import Inputs, describe_boxes
 from utils.phantom.competition import TRAIN_COLUMNS
 from utils.runs.config import TrainingError
+from utils.runs.run import Run
 from utils.runs.summary import box_summary
-from utils.runs.tables import read_folds
 from utils.tables.competition import image_paths, read_images
 from utils.training import folds as training
 from utils.training.dataset import ImageDataset
@@ -565,7 +565,7 @@ def test_extra_images_are_in_every_folds_training_and_nowhere_else(
         own, other = set(training_set.images.patient_id), set(validation_set.images.patient_id)
         assert not own & other and own | other == set(images.patient_id) | set(extra.patient_id)
     assert sorted(oof.prediction_id.unique()) == sorted(images.prediction_id.unique())
-    assert sorted(read_folds(run_dir).patient_id) == sorted(images.patient_id.unique())
+    assert sorted(Run(run_dir).patients().patient_id) == sorted(images.patient_id.unique())
     written = read_json(run_dir / "config.json")
     assert written["prevalence"] == pytest.approx(images.groupby("prediction_id").cancer.first().mean())
     assert written["extra_sets"] == {"vindr": 6, "mias": 6}

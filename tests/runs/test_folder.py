@@ -9,7 +9,7 @@ import pytest
 from tests.helpers import TINY, make_config
 from utils.core.environment import write_csv
 from utils.runs.config import TrainingError
-from utils.runs.folder import load_config, read_notes, usable_folds
+from utils.runs.run import Run
 
 CONFIG = make_config(TINY).to_json()
 NOTES = {"prevalence": 0.02, "settings_hash": TINY.hash, "phantom": False, "versions": {"torch": "2.6"}}
@@ -25,8 +25,8 @@ def write(run_dir, change):
 
 
 def test_what_was_written_is_read(tmp_path):
-    assert load_config(write(tmp_path, {})) == make_config(TINY)
-    assert read_notes(tmp_path).prevalence == 0.02 and read_notes(tmp_path).phantom is False
+    assert Run(write(tmp_path, {})).config == make_config(TINY)
+    assert Run(tmp_path).notes.prevalence == 0.02 and Run(tmp_path).notes.phantom is False
 
 
 SIZES = [10**9, -64, 0, "64", 64.0, True, None, [64], 65]  # 65: the other of the two says 64
@@ -72,16 +72,15 @@ def test_a_wrong_value_is_refused_by_file_field_and_remedy(tmp_path, name):
     for value in WRONG[name]:
         run_dir = write(tmp_path, {name: value})
         with pytest.raises(TrainingError, match=rf"^{run_dir}/config.json: .*{name.partition('.')[2] or name}.* Copy the run"):
-            load_config(run_dir)
-            read_notes(run_dir)
+            Run(run_dir).check_config()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", "{}"])
 def test_a_configuration_that_is_none_is_refused(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
-    for read in (load_config, read_notes):
+    for name in ("config", "notes"):
         with pytest.raises(TrainingError, match=rf"^{tmp_path}/config.json"):
-            read(tmp_path)
+            getattr(Run(tmp_path), name)
 
 
 def test_a_fold_whose_predictions_are_empty_or_of_another_fold_is_refused(tmp_path):
@@ -89,8 +88,8 @@ def test_a_fold_whose_predictions_are_empty_or_of_another_fold_is_refused(tmp_pa
     row = {"prediction_id": "1_L", "patient_id": "1", "laterality": "L", "image_id": "1", "fold": 1, "cancer": 0}
     table = pd.DataFrame([row | {"logit": 0.0, "probability": 0.5}])
     write_csv(tmp_path / "fold1" / "oof.csv", table)
-    assert usable_folds(tmp_path) == [tmp_path / "fold1"]
+    assert Run(tmp_path).usable_folds() == [tmp_path / "fold1"]
     for broken in (table.iloc[:0], table.assign(fold=0), table.assign(probability=7)):
         write_csv(tmp_path / "fold1" / "oof.csv", broken)
         with pytest.raises(TrainingError, match=rf"^{tmp_path}/fold1/oof.csv: "):
-            usable_folds(tmp_path)
+            Run(tmp_path).usable_folds()

@@ -9,8 +9,8 @@ import pytest
 from tests.helpers import TINY, make_config, write_run
 from utils.core.environment import write_csv
 from utils.runs.config import TrainingError
-from utils.runs.folder import usable_folds
-from utils.runs.leaks import LEAST_POSITIVES, LeakError, check_features, check_patients_whole, check_unseen, read_honest_oof
+from utils.runs.leaks import LEAST_POSITIVES, LeakError, check_features, check_patients_whole
+from utils.runs.run import Run
 from utils.training.folds import train_run
 
 
@@ -130,22 +130,22 @@ def test_message_names_three_patients_and_counts_all():
 
 def test_model_is_not_scored_on_the_patients_that_trained_it(tmp_path):
     run = write_run(tmp_path / "run", oof_table())
-    check_unseen(run, 0, ["p0", "p2", "new"])
+    Run(run).check_unseen(0, ["p0", "p2", "new"])
     with pytest.raises(LeakError, match=r"model of fold 0 was trained on 2 of these patients, first p1, p3\. .*training rows"):
-        check_unseen(run, 0, ["p0", "p1", "p1", "p3", "new"])
+        Run(run).check_unseen(0, ["p0", "p1", "p1", "p3", "new"])
 
 
 def test_model_is_not_scored_on_patients_of_the_extra_sets_that_trained_it(tmp_path):
     run = write_run(tmp_path / "run", oof_table())
-    check_unseen(run, 0, ["vindr_1"])
+    Run(run).check_unseen(0, ["vindr_1"])
     pd.DataFrame({"extra_set": "vindr", "patient_id": ["vindr_1"], "image_id": "a", "cancer": 0}).to_csv(run / "extra.csv")
     with pytest.raises(LeakError, match="trained on 1 of these patients, first vindr_1"):
-        check_unseen(run, 0, ["vindr_1"])
+        Run(run).check_unseen(0, ["vindr_1"])
 
 
 def test_honest_predictions_are_read_as_they_are(tmp_path):
     table = oof_table()
-    pd.testing.assert_frame_equal(read_honest_oof(write_run(tmp_path / "run", table)), table, check_dtype=False)
+    pd.testing.assert_frame_equal(Run(write_run(tmp_path / "run", table)).oof(), table, check_dtype=False)
 
 
 def test_predictions_by_a_fold_that_trained_on_the_patient_are_refused(tmp_path):
@@ -153,21 +153,21 @@ def test_predictions_by_a_fold_that_trained_on_the_patient_are_refused(tmp_path)
     run = write_run(tmp_path / "run", table)
     rewrite(run, table.assign(fold=table.fold.where(table.patient_id != "p3", 0)))  # folds.csv says 1
     with pytest.raises(LeakError, match="model of fold 0 was trained on 1 of these patients, first p3"):
-        read_honest_oof(run)
+        Run(run).oof()
 
 
 def test_predictions_with_a_patient_in_two_folds_are_refused(tmp_path):
     table = oof_table()
     run = write_run(tmp_path / "run", table.assign(fold=[1, *table.fold[1:]]))
     with pytest.raises(LeakError, match=r"oof.csv: 1 patient\(s\) are in more than one fold, first p0"):
-        read_honest_oof(run)
+        Run(run).oof()
 
 
 def test_breast_with_two_labels_is_refused(tmp_path):
     table = oof_table()
     run = write_run(tmp_path / "run", table.assign(cancer=[1, *table.cancer[1:]]))
     with pytest.raises(LeakError, match="breast p0 has two labels"):
-        read_honest_oof(run)
+        Run(run).oof()
 
 
 def test_predictions_of_a_patient_in_no_fold_and_lost_predictions_are_refused(tmp_path):
@@ -175,12 +175,12 @@ def test_predictions_of_a_patient_in_no_fold_and_lost_predictions_are_refused(tm
     run = write_run(tmp_path / "run", table)
     rewrite(run, table.replace({"patient_id": {"p0": "new"}, "prediction_id": {"p0": "new"}}))
     with pytest.raises(TrainingError, match=r"oof.csv: 1 of its patients are not in folds.csv, first new\."):
-        read_honest_oof(run)
+        Run(run).oof()
     rewrite(run, table[table.patient_id != "p3"])
     with pytest.raises(TrainingError, match=r"oof.csv: it lacks 1 patients of the folds that it holds, first p3\."):
-        read_honest_oof(run)
+        Run(run).oof()
     rewrite(run, table[table.fold == 1])  # the other fold is not finished
-    assert set(read_honest_oof(run).fold) == {1}
+    assert set(Run(run).oof().fold) == {1}
 
 
 def test_predictions_that_are_not_those_of_a_finished_fold_are_refused(tmp_path):
@@ -190,43 +190,43 @@ def test_predictions_that_are_not_those_of_a_finished_fold_are_refused(tmp_path)
     own = table[table.fold == 1]
     for changed in (own.assign(probability=0.75, logit=np.log(3)), own.assign(cancer=1 - own.cancer)):
         write_csv(run / "fold1" / "oof.csv", changed)
-        for read in (read_honest_oof, usable_folds):
+        for read in (Run(run).oof, Run(run).usable_folds):
             with pytest.raises(TrainingError, match=r"oof.csv: its rows of fold 1 are not those of .*fold1/oof.csv"):
-                read(run)
+                read()
     write_csv(run / "fold1" / "oof.csv", own)
-    assert len(read_honest_oof(run)) == len(table) and usable_folds(run) == [run / "fold1"]
+    assert len(Run(run).oof()) == len(table) and Run(run).usable_folds() == [run / "fold1"]
     rewrite(run, table[table.fold == 0])  # another process has finished the fold since
-    assert set(read_honest_oof(run).fold) == {0}
+    assert set(Run(run).oof().fold) == {0}
 
 
 def test_changed_set_of_extra_images_is_checked_again(tmp_path):
     run = write_run(tmp_path / "run", oof_table())
-    read_honest_oof(run)
+    Run(run).oof()
     pd.DataFrame({"extra_set": "vindr", "patient_id": ["p0"], "image_id": "a", "cancer": 0}).to_csv(run / "extra.csv")
     with pytest.raises(LeakError, match="trained on 1 of these patients, first p0"):
-        read_honest_oof(run)
+        Run(run).oof()
 
 
 def test_changed_file_is_read_and_checked_again(tmp_path):
     table = oof_table()
     run = write_run(tmp_path / "run", table)
-    assert (read_honest_oof(run).probability == 0.5).all()
+    assert (Run(run).oof().probability == 0.5).all()
     rewrite(run, table.assign(probability=0.75, logit=np.log(3)))
-    assert (read_honest_oof(run).probability == 0.75).all()
+    assert (Run(run).oof().probability == 0.75).all()
     rewrite(run, table.assign(fold=0))
     with pytest.raises(LeakError, match="was trained on 3 of these patients"):
-        read_honest_oof(run)
+        Run(run).oof()
 
 
 def test_what_a_reader_does_to_its_table_stays_with_it(tmp_path):
     run = write_run(tmp_path / "run", oof_table())
-    table = read_honest_oof(run)
+    table = Run(run).oof()
     table.loc[:, "probability"] = 0.0
-    assert (read_honest_oof(run).probability == 0.5).all()
+    assert (Run(run).oof().probability == 0.5).all()
 
 
 def test_run_that_does_not_say_who_trained_it_is_refused(tmp_path):
     run = write_run(tmp_path / "run", oof_table())
     (run / "folds.csv").unlink()
     with pytest.raises(TrainingError, match="folds.csv is missing"):
-        read_honest_oof(run)
+        Run(run).oof()

@@ -18,8 +18,8 @@ from utils.decision.calibration import Calibration
 from utils.decision.tuning import tune
 from utils.images.cache import CacheSettings, build_cache
 from utils.metrics.scores import sigmoid
-from utils.runs.folder import finished_folds, load_config
 from utils.runs.oof import aggregate
+from utils.runs.run import Run
 from utils.submission import acceleration, ensemble, streaming
 from utils.submission.acceleration import Candidate, accelerate
 from utils.submission.deadline import Deadline, Plan
@@ -81,8 +81,8 @@ def broken_competition(competition, tmp_path):
 
 def test_run_predicts_what_each_of_its_folds_predicts_by_itself(trained, alone, test_images, test_cache):
     for run, column in zip(trained, alone, strict=True):
-        by_fold, config = [], load_config(run)
-        for fold_dir in finished_folds(run):
+        by_fold, config = [], Run(run).config
+        for fold_dir in Run(run).finished_folds():
             model, vocabulary = load_fold(config, fold_dir)
             items = make_dataset(config, test_images, test_cache, "test", vocabulary)
             logits = predict_logits(model, items, config, CPU)
@@ -324,7 +324,7 @@ def broken_logits(monkeypatch, member_breaks, value, rows=slice(None)):
 def test_fold_without_finite_numbers_is_named_and_counts_for_nothing(
     trained, tuned, test_images, competition, test_cache, monkeypatch, small_chunks, capsys, value
 ):
-    first = finished_folds(trained[0])[0]
+    first = Run(trained[0]).finished_folds()[0]
     variant = load_variants(trained, True, [CPU])[0]
     members = [member for member in variant.members if member.fold_dir != first]
     expected = ensemble.Variant(TINY, members).predict(test_images, test_cache, "mean", Plan(True, 2, 1)).mean(axis=1)
@@ -339,7 +339,7 @@ def test_fold_without_finite_numbers_is_named_and_counts_for_nothing(
 
 def test_single_images_without_finite_numbers_are_counted(trained, tuned, test_images, competition, test_cache, monkeypatch):
     monkeypatch.setattr(streaming, "FIRST_CHUNK", len(test_images))  # one batch
-    folds = [str(fold) for run in trained for fold in finished_folds(run)]
+    folds = [str(fold) for run in trained for fold in Run(run).finished_folds()]
     broken_logits(monkeypatch, lambda member: str(member.fold_dir) in folds[1:3], np.nan, rows=0)
     found, log = predict_runs(trained, test_images, competition, test_cache, tuned, 0)
     assert len(found) == 8 and found.notna().all()

@@ -19,7 +19,8 @@ from utils.phantom.competition import read_truth
 from utils.runs import folder as run_folder
 from utils.runs.config import TrainingError
 from utils.runs.execution import Execution
-from utils.runs.folder import claim_run, load_config
+from utils.runs.folder import claim_run
+from utils.runs.run import Run
 from utils.runs.tables import OOF_COLUMNS, read_oof
 from utils.tables.competition import assign_folds
 from utils.tables.vocabulary import Vocabulary
@@ -59,7 +60,7 @@ def test_every_image_is_predicted_once_by_the_fold_that_held_it_out(run, images)
 
 def test_saved_weights_repeat_the_out_of_fold_predictions(run, images, cache_dir):
     run_dir, config, oof = run
-    model, vocabulary = load_fold(load_config(run_dir), run_dir / "fold1")
+    model, vocabulary = load_fold(Run(run_dir).config, run_dir / "fold1")
     held_out = images[images.image_id.isin(oof.image_id[oof.fold == 1])]
     logits = predict_logits(model, ImageDataset(held_out, cache_dir, "train", vocabulary), config, torch.device("cpu"))
     wanted = oof.set_index("image_id").logit.loc[held_out.image_id]
@@ -69,7 +70,7 @@ def test_saved_weights_repeat_the_out_of_fold_predictions(run, images, cache_dir
 def test_run_folder_says_all_that_decided_it(run, images):
     run_dir, config, _ = run
     content = json.loads((run_dir / "config.json").read_text())
-    assert load_config(run_dir) == config
+    assert Run(run_dir).config == config
     assert content["settings_hash"] == config.preprocessing.hash and "torch" in content["versions"]
     assert content["phantom"] is False and content["smoke_test"] is False
     assert content["prevalence"] == pytest.approx(images.groupby("prediction_id").cancer.first().mean())

@@ -17,7 +17,8 @@ from utils.kaggle.preflight_training import check_network, check_start
 from utils.networks.models import build_model
 from utils.phantom.competition import read_truth
 from utils.runs.config import TrainingError
-from utils.runs.leaks import LeakError, check_unseen, read_honest_oof
+from utils.runs.leaks import LeakError
+from utils.runs.run import Run
 from utils.runs.starts import Start, read_start
 from utils.tables.competition import assign_folds
 from utils.training.fitting import Fitting
@@ -117,23 +118,23 @@ def test_patients_of_extra_sets_count_as_seen(source, others, images, tmp_path):
 def test_patients_of_ancestors_count_as_seen(source, images, others, cache_dir, tmp_path):
     """The first run's patients come back in the third, in other folds: the second, of other patients, passes them on."""
     train_run(config_from(source, seed=1), others, cache_dir, tmp_path / "second")
-    oof = read_honest_oof(tmp_path / "second")
+    oof = Run(tmp_path / "second").oof()
     assert len(oof) == len(others)
     assert start_numbers(config_from(tmp_path / "second"), images) == start_numbers(config_from(source), images)
     with pytest.raises(LeakError, match="or one that it started from, was trained on"):
         start_numbers(config_from(tmp_path / "second", seed=5), images)
     saw = images.patient_id[assign_folds(images, 2, 0).fold == 1].iloc[0]
     with pytest.raises(LeakError, match="fold 0 was trained on 1 of these patients"):
-        check_unseen(tmp_path / "second", 0, [saw])
+        Run(tmp_path / "second").check_unseen(0, [saw])
 
 
 def test_out_of_fold_table_of_a_run_whose_start_had_seen_its_patients_is_refused(source, images, cache_dir, tmp_path):
     train_run(config_from(source), images, cache_dir, tmp_path / "next")
-    read_honest_oof(tmp_path / "next")
+    Run(tmp_path / "next").oof()
     start = json.loads((tmp_path / "next" / "fold0" / "start.json").read_text())
     write_json(tmp_path / "next" / "fold0" / "start.json", start | {"seen": sorted(images.patient_id.unique())})
     with pytest.raises(LeakError, match="the model of fold 0 was trained on 8"):
-        read_honest_oof(tmp_path / "next")
+        Run(tmp_path / "next").oof()
 
 
 def test_single_file_counts_as_its_run(source, images, others):
@@ -248,7 +249,7 @@ def test_finished_run_needs_its_source_no_more(source, images, cache_dir, tmp_pa
     shutil.rmtree(tmp_path / "source")
     pd.testing.assert_frame_equal(train_run(config, images, cache_dir, tmp_path / "run"), oof)
     load_fold(config, tmp_path / "run" / "fold1")
-    read_honest_oof(tmp_path / "run")
+    Run(tmp_path / "run").oof()
 
 
 def test_run_does_not_go_on_from_another_source(source, images, cache_dir, tmp_path):

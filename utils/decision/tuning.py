@@ -22,8 +22,8 @@ from utils.decision.thresholds import (
 from utils.images.inputs import has_real_data
 from utils.metrics.intervals import Interval, PatientBootstrap
 from utils.metrics.scores import decide, probabilistic_f1
-from utils.runs.folder import read_notes
 from utils.runs.oof import AGGREGATIONS, SKIPPED_FOLDERS, PredictionError, find_runs, folders_with, oof_of_runs
+from utils.runs.run import Run
 
 CHOICE = "plateau"
 
@@ -282,7 +282,7 @@ def _is_for_show(run: Path) -> bool:
     """Whether a run only shows that everything works, by its folder or its config.json."""
     if {*SKIPPED_FOLDERS} & {*run.parts}:
         return True
-    notes = read_notes(run)
+    notes = Run(run).notes
     return notes.phantom or notes.smoke_test
 
 

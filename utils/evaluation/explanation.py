@@ -25,8 +25,7 @@ from utils.images.resample import fitted_size
 from utils.metrics.scores import decide
 from utils.networks.encoders import CNN_CHANNELS, Encoder, PlainCnn, build_encoder
 from utils.runs.config import TrainConfig
-from utils.runs.folder import load_config
-from utils.runs.tables import read_folds
+from utils.runs.run import Run
 from utils.training.dataset import ImageDataset
 from utils.training.folds import load_fold, make_dataset
 from utils.training.inference import forward
@@ -79,7 +78,7 @@ def explain_run(
     utils.runs.config.TrainingError
         If the run, or a fold that is needed, is not finished.
     """
-    config = load_config(run_dir)
+    config = Run(run_dir).config
     wanted = set(images.image_id if image_ids is None else image_ids)
     images = images.assign(fold=_folds_of(run_dir, images))
     _check_images(wanted, images, read_manifest(cache_dir, "train", config.preprocessing), cache_dir)
@@ -356,7 +355,7 @@ def _items_with(dataset: ImageDataset, image_ids: Iterable[str] | None) -> list[
 
 
 def _folds_of(run_dir: str | Path, images: pd.DataFrame) -> pd.Series:
-    return images.patient_id.map(read_folds(run_dir).set_index("patient_id").fold)
+    return Run(run_dir).fold_of(images.patient_id)
 
 
 def _check_images(wanted: set[str], images: pd.DataFrame, manifest: pd.DataFrame, cache_dir: str | Path) -> None:

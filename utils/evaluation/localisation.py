@@ -15,9 +15,7 @@ from utils.evaluation.pointing import OWN, Landmarks, Place, play_pointing_game,
 from utils.images.boxes import to_picture
 from utils.images.cache import read_manifest
 from utils.runs.config import TrainConfig
-from utils.runs.folder import load_config
-from utils.runs.leaks import read_honest_oof
-from utils.runs.tables import read_folds, read_marks
+from utils.runs.run import Run
 
 AT_ONCE = 64  # images whose maps are in memory together
 FOUND, MISSED = "found", "missed"
@@ -121,7 +119,7 @@ class BoxedImages:
         utils.runs.config.TrainingError
             If the run's boxes can't be read.
         """
-        marks = to_picture(read_marks(self.run_dir), self.manifest, self.config.preprocessing, cut=False)
+        marks = to_picture(Run(self.run_dir).marks(), self.manifest, self.config.preprocessing, cut=False)
         without = marks[marks.image_id.isin(self.predicted) & ~marks.image_id.isin(self.boxes.image_id)]
         share = len(self.drawn) / self.boxes.image_id.nunique()
         sampled = pd.concat([marks[marks.image_id.isin(self.drawn)], without.sample(frac=share, random_state=0)])
@@ -151,7 +149,7 @@ class BoxedImages:
     @cached_property
     def _folds(self) -> pd.Series:
         """Fold by image_id."""
-        return self.patients.map(read_folds(self.run_dir).set_index("patient_id").fold)
+        return Run(self.run_dir).fold_of(self.patients)
 
 
 def draw_boxed_images(
@@ -181,9 +179,9 @@ def draw_boxed_images(
     utils.runs.config.TrainingError, utils.runs.leaks.LeakError
         If the run's tables can't be read, or its predictions are not out of fold.
     """
-    config = load_config(run_dir)
+    config = Run(run_dir).config
     manifest = read_manifest(cache_dir, "train", config.preprocessing)
-    predicted = images.image_id[images.prediction_id.isin(read_honest_oof(run_dir).prediction_id)]
+    predicted = images.image_id[images.prediction_id.isin(Run(run_dir).oof().prediction_id)]
     placed = to_picture(boxes[boxes.image_id.isin(predicted)], manifest, config.preprocessing)
     known = sorted(placed.image_id.unique())
     drawn = [known[number] for number in np.random.default_rng(seed).permutation(len(known))[:most]]

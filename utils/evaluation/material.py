@@ -22,9 +22,8 @@ from utils.images.cache import default_cache_dir, picture_path, read_manifest
 from utils.images.inputs import Inputs, open_inputs
 from utils.metrics.intervals import PatientBootstrap
 from utils.runs.config import TrainingError
-from utils.runs.folder import load_config
 from utils.runs.oof import PredictionError, name_runs, oof_of_runs
-from utils.runs.tables import read_marks
+from utils.runs.run import Run
 from utils.training.example_run import find_or_train_runs
 
 SHOWN_EXAMPLES = 4  # of each kind of decision
@@ -99,7 +98,7 @@ class Material:
     @property
     def _worth(self) -> str:
         """What the nested pF1 is an estimate of."""
-        if any(load_config(run).keep_epoch == "best_auc" for run in self.runs.values()):
+        if any(Run(run).config.keep_epoch == "best_auc" for run in self.runs.values()):
             return "of new patients; a little too good: epochs were chosen on these breasts (keep_epoch best_auc)"
         return "an honest estimate for new patients"
 
@@ -124,11 +123,11 @@ class Material:
 
     def cache_of(self, run: Path) -> Path:
         """Cache of a run's pictures."""
-        return self.cache_dir or default_cache_dir(self.inputs.competition_dir, load_config(run).preprocessing)
+        return self.cache_dir or default_cache_dir(self.inputs.competition_dir, Run(run).config.preprocessing)
 
     def manifest_of(self, run: Path) -> pd.DataFrame:
         """Rows of a run's cached pictures; empty where there is no cache."""
-        return read_manifest(self.cache_of(run), "train", load_config(run).preprocessing)
+        return read_manifest(self.cache_of(run), "train", Run(run).config.preprocessing)
 
     def trained_rows(self) -> dict[str, pd.DataFrame]:
         """Breasts that trained the runs, predicted again; of runs whose pictures are in the cache."""
@@ -214,12 +213,12 @@ class Material:
     def _show(self, name: str, examples: pd.DataFrame) -> Figure:
         """Show images with their maps, true boxes and predicted ones."""
         run, images, cache = self.runs[name], self.readable_images(self.runs[name]), self.cache_of(self.runs[name])
-        config = load_config(run)
+        config = Run(run).config
         maps = explain_run(run, images, cache, examples.image_id, pick_device())
         boxes = self.boxes
         if config.box_weight:
             with contextlib.suppress(TrainingError):  # which `marks` tells
-                predicted = read_marks(run).assign(predicted=True)
+                predicted = Run(run).marks().assign(predicted=True)
                 boxes = pd.concat([predicted, *([] if boxes is None else [boxes.assign(predicted=False)])], ignore_index=True)
         return show_explanations(examples, maps, self.inputs.competition_dir, cache, config.preprocessing, boxes)
 
@@ -260,7 +259,7 @@ def gather(
     tuned = find_threshold(runs, threshold_path)
     if one_image and not tuned["one_image"]:
         tuned = tune(runs, tuned["aggregation"], choice=tuned["choice"], weights=weights_of(tuned, runs), one_image=True)
-    settings = load_config(runs[0]).preprocessing
+    settings = Run(runs[0]).config.preprocessing
     inputs = open_inputs(competition_dir, cache_dir, settings.image_height, settings.image_width, smoke_test)
     images, boxes = inputs.images("train"), inputs.boxes(boxes_path)
     named = name_runs(runs)
@@ -281,7 +280,7 @@ def gather(
 def _say_what_has_no_maps(runs: dict[str, Path]) -> None:
     for name, run in runs.items():
         try:
-            check_network(load_config(run))
+            check_network(Run(run).config)
         except KitError as error:  # a network that can't be built here has none either; the report shows the rest
             print(f"The report will show no maps of {name}. {error}")
 

@@ -8,7 +8,7 @@ import pandas as pd
 from utils.decision.thresholds import CHOICES, cut_bins, cut_points, nested_decisions
 from utils.metrics.intervals import Interval, PatientBootstrap, proportion
 from utils.metrics.scores import decide
-from utils.runs.folder import load_config
+from utils.runs.run import Run
 
 
 def performance(breasts: pd.DataFrame, decisions: np.ndarray, seed: int = 0) -> dict[str, Interval]:
@@ -69,7 +69,7 @@ def paper_table(
     """
     rows = []
     for name, run in runs.items():
-        model, oof = load_config(run).model, held_out[name]
+        model, oof = Run(run).config.model, held_out[name]
         about = {"run": name, "architecture": model.architecture, "picture": f"{model.image_height} × {model.image_width}"}
         tables = {"held out": (oof, nested_decisions(oof.cancer, oof.probability, oof.fold, CHOICES[choice]))}
         if name in trained:

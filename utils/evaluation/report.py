@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from utils.core.environment import KitError, write_atomic
-from utils.runs.folder import load_config, read_notes
+from utils.runs.run import Run
 
 LARGEST = 10_000_000  # bytes of a page that can be mailed
 DPI = 90
@@ -48,7 +48,7 @@ def describe_runs(runs: dict[str, Path]) -> pd.DataFrame:
     """Say how each run was made: network, picture, folds, epochs, and by which version."""
     rows = {}
     for name, run in runs.items():
-        config, notes = load_config(run), read_notes(run)
+        config, notes = Run(run).config, Run(run).notes
         rows[name] = {
             "architecture": config.model.architecture,
             "picture": f"{config.model.image_height} × {config.model.image_width}",

@@ -9,8 +9,8 @@ from utils.explore.exploration import AGE_EDGES, AGE_GROUPS
 from utils.metrics.intervals import Interval, PatientBootstrap, proportion
 from utils.metrics.scores import area_under_roc
 from utils.runs.baseline import image_size_oof, images_per_breast_oof, metadata_oof
-from utils.runs.leaks import read_honest_oof
 from utils.runs.oof import aggregate, one_image_per_breast
+from utils.runs.run import Run
 
 SUBGROUPS = ("site_id", "machine_id", "age", "density", "implant")
 VERDICT = "the model is"  # column of what a difference shows
@@ -95,7 +95,7 @@ def by_view(run_dir: Path, images: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     DataFrame
         One row per view with enough positives; empty for a run of breasts.
     """
-    oof = read_honest_oof(run_dir)
+    oof = Run(run_dir).oof()
     table = oof.assign(view=oof.image_id.map(images.set_index("image_id").view)).dropna(subset=["view"])
     rows = []
     for view, group in table.groupby("view"):

@@ -6,9 +6,8 @@ import pandas as pd
 
 from utils.core.environment import pick_device
 from utils.metrics.scores import sigmoid
-from utils.runs.folder import finished_folds, load_config
 from utils.runs.oof import aggregate, one_image_per_breast
-from utils.runs.tables import read_folds
+from utils.runs.run import Run
 from utils.training.folds import load_fold, make_dataset
 from utils.training.inference import predict_logits
 
@@ -36,8 +35,8 @@ def predict_training_rows(
     DataFrame
         Columns prediction_id, patient_id, cancer, probability. **No estimate of anything on new patients.**
     """
-    config, fold_dir = load_config(run_dir), finished_folds(run_dir)[0]
-    folds = read_folds(run_dir)
+    config, fold_dir = Run(run_dir).config, Run(run_dir).finished_folds()[0]
+    folds = Run(run_dir).patients()
     patients = folds.patient_id[folds.fold != int(fold_dir.name.removeprefix("fold"))].drop_duplicates()
     chosen = patients.sample(min(TRAINING_PATIENTS, len(patients)), random_state=seed)
     model, vocabulary = load_fold(config, fold_dir)

@@ -192,10 +192,10 @@ def _read_ids(path: Path) -> list[tuple[str, str]]:
 
 def config_of(run: Path):
     """Read a run's `utils.runs.config.TrainConfig`; None where it can't be read."""
-    from utils.runs.folder import load_config
+    from utils.runs.run import Run
 
     try:
-        return load_config(run)
+        return Run(run).config
     except environment.KitError:  # check_weights tells
         return None
 

@@ -28,19 +28,17 @@ def check_runs(job: Job) -> Iterator[Finding]:
 
 
 def _read_tables(run: Path, draws_history: bool) -> None:
-    from utils.runs.folder import read_history
-    from utils.runs.leaks import read_honest_oof
+    from utils.runs.run import Run
 
-    read_honest_oof(run)
+    Run(run).oof()
     if draws_history:
-        read_history(run)
+        Run(run).history()
 
 
 def _read_config(run: Path) -> None:
-    from utils.runs.folder import load_config, read_notes
+    from utils.runs.run import Run
 
-    load_config(run)
-    read_notes(run)
+    Run(run).check_config()
 
 
 def check_weights(job: Job) -> Iterator[Finding]:
@@ -50,18 +48,19 @@ def check_weights(job: Job) -> Iterator[Finding]:
             yield from _weights_of(run, job.notebook == "submit")  # the report does without pictures
 
 
-def _weights_of(run: Path, fatal: bool) -> Iterator[Finding]:
-    from utils.runs.folder import finished_folds, load_config, usable_folds
+def _weights_of(folder: Path, fatal: bool) -> Iterator[Finding]:
+    from utils.runs.run import Run
     from utils.training.fold_weights import check_fold
 
-    if refused := [*refusals(partial(_read_config, run))]:
+    run = Run(folder)
+    if refused := [*refusals(run.check_config)]:
         yield from refused
         return
-    config = load_config(run)
-    folds, wanted = finished_folds(run), len(config.folds) or config.n_folds
+    config, folds = run.config, run.finished_folds()
+    wanted = len(config.folds) or config.n_folds
     if len(folds) < wanted:
-        yield Finding(f"{run}: {len(folds)} of {wanted} folds are finished (fold*/oof.csv).", FINISH, fatal and not folds)
-    yield from refusals(partial(usable_folds, run), fatal)
+        yield Finding(f"{folder}: {len(folds)} of {wanted} folds are finished (fold*/oof.csv).", FINISH, fatal and not folds)
+    yield from refusals(run.usable_folds, fatal)
     found = []
     for fold_dir in folds:
         path = fold_dir / "weights.safetensors"

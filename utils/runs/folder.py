@@ -10,68 +10,20 @@ import contextlib
 import hashlib
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import pandas as pd
 from safetensors import SafetensorError
 
 from utils.core.environment import write_csv, write_json
-from utils.core.formats import build, check, check_types, naming, read_object
 from utils.images.cache import picture_path
 from utils.runs.code import changed_versions, code_versions
 from utils.runs.config import TrainConfig, TrainingError
-from utils.runs.fold_folders import fold_folders
-from utils.runs.tables import (
-    HISTORY_COLUMNS,
-    LOGIT_TOLERANCE,
-    PROBE_FILE,
-    REMEDY,
-    read_folds,
-    read_history_table,
-    read_oof,
-    read_table,
-)
+from utils.runs.run import Run, read_fold_oof
+from utils.runs.tables import PROBE_FILE, read_history_table, read_oof, read_table
 
 MAY_CHANGE = ("folds", "micro_batch_size", "activation_checkpointing")  # from one call for a run to the next
 SHOWN_IMAGES = 3
-
-
-@dataclass(frozen=True)
-class RunNotes:
-    """What config.json holds next to the `TrainConfig`: the data that the run was trained on, and by which version.
-
-    Parameters
-    ----------
-    prevalence : float
-        Share of positive breasts in the training table.
-    settings_hash : str
-        Of the preprocessing.
-    data_hash : str
-        From `hash_data`; empty in a run of an earlier version.
-    phantom, smoke_test : bool
-        Whether the run only shows that everything works.
-    extra_sets : dict of str to int
-        Images of each other set that was trained on.
-    versions : dict of str to str
-        From `utils.core.environment.versions`.
-    """
-
-    prevalence: float
-    settings_hash: str = ""
-    data_hash: str = ""
-    phantom: bool = False
-    smoke_test: bool = False
-    extra_sets: dict[str, int] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self):
-        """Check types and the range of the prevalence: without both classes nothing could be trained."""
-        check_types(self)
-        check(0 < self.prevalence < 1, "prevalence", self.prevalence, "between 0 and 1")
-
-
-NOTES = tuple(entry.name for entry in fields(RunNotes))
 
 
 def claim_run(
@@ -133,7 +85,7 @@ def check_same_config(run_dir: Path, config: TrainConfig) -> None:
     KitError
         If the folder holds a run with other settings, or one that can't be read.
     """
-    differing = differing_settings(load_config(run_dir).to_json(), config)
+    differing = differing_settings(Run(run_dir).config.to_json(), config)
     if differing:
         raise TrainingError(
             f"{run_dir} holds a run with other settings ({', '.join(differing)}): choose another run_dir, or delete it."
@@ -162,13 +114,14 @@ def check_same_patients(run_dir: Path, images: pd.DataFrame) -> None:
     TrainingError
         If it has, or does not say which patients it has.
     """
-    if not read_folds(run_dir).patient_id.isin(images.patient_id).all():
+    if not Run(run_dir).patients().patient_id.isin(images.patient_id).all():
         raise _other_data(run_dir)
 
 
 def _check_same(run_dir: Path, config: TrainConfig, images: pd.DataFrame, data_hash: str) -> None:
     check_same_config(run_dir, config)
-    folds, notes = read_folds(run_dir), read_notes(run_dir)
+    run = Run(run_dir)
+    folds, notes = run.patients(), run.notes
     same_folds = dict(zip(folds.patient_id, folds.fold, strict=True)) == dict(zip(images.patient_id, images.fold, strict=True))
     if not same_folds or notes.data_hash not in ("", data_hash):
         raise _other_data(run_dir)
@@ -179,7 +132,7 @@ def _check_same(run_dir: Path, config: TrainConfig, images: pd.DataFrame, data_h
 
 
 def _other_data(run_dir: Path) -> TrainingError:
-    sets = ", ".join(read_notes(run_dir).extra_sets) or "none"
+    sets = ", ".join(Run(run_dir).notes.extra_sets) or "none"
     return TrainingError(
         f"{run_dir} was started on other images, labels or folds, or with other extra_competition_dirs (then: {sets}):"
         " choose another run_dir, or delete it."
@@ -220,106 +173,9 @@ def _with_sizes(images: pd.DataFrame, cache_dir: str | Path) -> pd.DataFrame:
     return images.assign(bytes=sizes)
 
 
-def load_config(run_dir: str | Path) -> TrainConfig:
-    """Read and check a run's configuration.
-
-    Raises
-    ------
-    TrainingError
-        If there is none, or it is not one of this version of the kit; names the file, the field and the remedy.
-    """
-    with _reading_config(run_dir) as content:
-        return TrainConfig.from_json({name: value for name, value in content.items() if name not in NOTES})
-
-
-def read_notes(run_dir: str | Path) -> RunNotes:
-    """Read and check what a run's config.json holds next to its configuration.
-
-    Raises
-    ------
-    TrainingError
-        As from `load_config`.
-    """
-    with _reading_config(run_dir) as content:
-        return build(RunNotes, {name: content[name] for name in NOTES if name in content})
-
-
-@contextlib.contextmanager
-def _reading_config(run_dir: str | Path) -> Iterator[dict]:
-    path = Path(run_dir) / "config.json"
-    if not path.is_file():
-        raise TrainingError(f"{run_dir} is no run folder (it has no config.json): run train.ipynb first.")
-    with naming(path, TrainingError, REMEDY):
-        yield read_object(path)
-
-
-def finished_folds(run_dir: Path) -> list[Path]:
-    """List the folders of a run's finished folds, by number; an unfinished fold has weights, but no ``oof.csv``."""
-    return fold_folders(run_dir, "oof.csv")
-
-
-def usable_folds(run_dir: Path) -> list[Path]:
-    """List the folders of a run's finished folds, and refuse those whose predictions are broken, or not those of the run.
-
-    Raises
-    ------
-    TrainingError
-        As from `read_fold_oof` and `check_collected`.
-    """
-    folders, path = finished_folds(run_dir), run_dir / "oof.csv"
-    if path.is_file():
-        check_collected(run_dir, read_oof(path))  # reads each fold's too
-    else:
-        for fold_dir in folders:
-            read_fold_oof(fold_dir)
-    return folders
-
-
-def check_collected(run_dir: Path, oof: pd.DataFrame) -> None:
-    """Refuse a run's predictions that are not those of its folds: a fold was trained again, or the table was cut or changed.
-
-    Parameters
-    ----------
-    run_dir : Path
-    oof : DataFrame
-        Of the run; it may lack folds that another process has finished since.
-
-    Raises
-    ------
-    TrainingError
-        Naming the fold.
-    """
-    for fold_dir in finished_folds(run_dir):
-        own = read_fold_oof(fold_dir)
-        collected = oof[oof.fold == own.fold.iloc[0]]
-        both = own.merge(collected, on=["prediction_id", "image_id", "cancer"])
-        same = len(both) == len(own) == len(collected) and (both.logit_x - both.logit_y).abs().max() <= LOGIT_TOLERANCE
-        if len(collected) and not same:
-            raise TrainingError(
-                f"{run_dir / 'oof.csv'}: its rows of fold {own.fold.iloc[0]} are not those of {fold_dir / 'oof.csv'}. Run"
-                " train.ipynb with this run_dir to collect the folds again."
-            )
-
-
-def read_fold_oof(fold_dir: Path) -> pd.DataFrame:
-    """Read the predictions of one finished fold.
-
-    Raises
-    ------
-    TrainingError
-        If `utils.runs.tables.read_oof` refuses them, or they are of another fold.
-    """
-    path, number = fold_dir / "oof.csv", int(fold_dir.name.removeprefix("fold"))
-    table = read_oof(path)
-    with naming(path, TrainingError, f"Delete {fold_dir} and run train.ipynb with this run_dir to train the fold again."):
-        for fold in table.fold.unique().tolist():
-            check(fold == number, "fold", fold, f"that of its folder ({number})")
-    return table
-
-
 def collect_folds(run_dir: Path, name: str) -> pd.DataFrame:
     """Join a table of all finished folds, of earlier calls too, and write it into the run's folder."""
-    folders = [fold_dir for fold_dir in finished_folds(run_dir) if (fold_dir / name).is_file()]
+    folders = [fold_dir for fold_dir in Run(run_dir).finished_folds() if (fold_dir / name).is_file()]
     table = pd.concat([_read_of_fold(fold_dir, name) for fold_dir in folders], ignore_index=True)
     write_csv(run_dir / name, table)
     return table
@@ -331,12 +187,6 @@ def _read_of_fold(fold_dir: Path, name: str) -> pd.DataFrame:
     if name == PROBE_FILE:
         return read_oof(fold_dir / name)
     return read_history_table(fold_dir / name) if name == "history.csv" else read_table(fold_dir / name, [])
-
-
-def read_history(run_dir: str | Path) -> pd.DataFrame:
-    """Read what each fold has reached so far, epoch by epoch."""
-    tables = [read_history_table(fold_dir / "history.csv") for fold_dir in fold_folders(run_dir, "history.csv")]
-    return pd.concat(tables) if tables else pd.DataFrame(columns=HISTORY_COLUMNS)
 
 
 @contextlib.contextmanager

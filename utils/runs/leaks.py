@@ -1,16 +1,12 @@
 """Refuse what would make a figure too good: patients in two folds, labels among the features, rows that trained the model."""
 
-from collections.abc import Iterable
-from functools import lru_cache
+from collections.abc import Iterable, Set
 from pathlib import Path
 
 import pandas as pd
 
 from utils.core.environment import KitError
 from utils.metrics.scores import area_under_roc
-from utils.runs.folder import check_collected, finished_folds
-from utils.runs.starts import read_start, start_files
-from utils.runs.tables import check_predicted, read_extra_patients, read_folds, read_oof
 from utils.tables.competition import SHARED_COLUMNS
 
 TELLS_THE_LABEL = 0.99  # AUC of a single column; age and machine together reach 0.64 on the real set
@@ -88,78 +84,25 @@ def check_patients_whole(table: pd.DataFrame, path: str | Path) -> None:
         )
 
 
-def trained_patients(run_dir: str | Path, fold: int) -> set[str]:
-    """Patients who trained a fold's model: those of all other folds, of extra sets, and of the runs that it started from.
-
-    Raises
-    ------
-    TrainingError
-        If the run does not say.
-    """
-    folds, start = read_folds(run_dir), read_start(Path(run_dir) / f"fold{fold}")
-    inside = folds.patient_id[folds.fold != fold]
-    return {*inside, *read_extra_patients(run_dir), *(start.seen if start else ())}
-
-
-def check_unseen(run_dir: str | Path, fold: int, patients: Iterable[str]) -> None:
-    """Refuse to score a fold's model on patients that it was trained on.
+def refuse_seen(patients: Iterable[str], trained: Set[str], model: str) -> None:
+    """Refuse to score a model on patients that it was trained on.
 
     Parameters
     ----------
-    run_dir : path
-    fold : int
-        Whose model it is; see `trained_patients`.
     patients : iterable of str
         Those to be scored.
+    trained : set of str
+    model : str
+        What the message calls the model.
 
     Raises
     ------
     LeakError
         Naming the first that trained it.
     """
-    trained = trained_patients(run_dir, fold)
     seen = [patient for patient in pd.unique(pd.Series(list(patients), dtype=object)) if patient in trained]
     if seen:
         raise LeakError(
-            f"{run_dir}: the model of fold {fold} was trained on {len(seen)} of these patients, first"
-            f" {', '.join(seen[:SHOWN])}. A figure on its own training rows says nothing about new ones: use oof.csv, or"
-            " other patients."
+            f"{model} was trained on {len(seen)} of these patients, first {', '.join(seen[:SHOWN])}. A figure on its own"
+            " training rows says nothing about new ones: use oof.csv, or other patients."
         )
-
-
-def read_honest_oof(run_dir: str | Path) -> pd.DataFrame:
-    """Read a run's out-of-fold predictions, and check that they are.
-
-    Returns
-    -------
-    DataFrame
-        As from `utils.runs.tables.read_oof`.
-
-    Raises
-    ------
-    TrainingError
-        If oof.csv or folds.csv is broken, or they do not go together, or not with those of the folds.
-    LeakError
-        If a patient is in two folds, was predicted by a model that it trained, or a label differs within a breast.
-    """
-    path = Path(run_dir) / "oof.csv"
-    files = [path, *(path.with_name(name) for name in ("folds.csv", "extra.csv"))]
-    files += start_files(path.parent)
-    files += [fold_dir / "oof.csv" for fold_dir in finished_folds(path.parent)]
-    changed = tuple(file.stat().st_mtime_ns for file in files if file.is_file())
-    return _read_checked(path, changed).copy()
-
-
-@lru_cache(maxsize=16)
-def _read_checked(path: Path, _changed: tuple[int, ...]) -> pd.DataFrame:
-    """Read and check a run once, as long as its files do not change."""
-    run_dir, oof = path.parent, read_oof(path)
-    check_patients_whole(oof, path)
-    for fold, rows in oof.groupby("fold"):
-        check_unseen(run_dir, fold, rows.patient_id)
-    labels = oof.groupby("prediction_id").cancer.nunique()
-    if (labels > 1).any():
-        raise LeakError(f"{path}: breast {labels.index[labels > 1][0]} has two labels. Correct train.csv, and train again.")
-    check_predicted(oof, read_folds(run_dir), path)
-    check_collected(run_dir, oof)
-    return oof

@@ -10,7 +10,7 @@ import pandas as pd
 from utils.core.environment import KAGGLE_INPUT, KitError, resolve, runs_dir, walk_small_folders
 from utils.core.formats import check
 from utils.runs.fold_folders import SMOKE_RUNS, is_smoke_test
-from utils.runs.leaks import read_honest_oof
+from utils.runs.run import Run
 
 SKIPPED_FOLDERS = ("runs-phantom", SMOKE_RUNS, "demo")  # runs that only show that everything works
 AGGREGATIONS = ("mean", "max", "top_k", "noisy_or")
@@ -151,7 +151,7 @@ def oof_of_runs(
 
 
 def _breasts_of(run_dir: Path, aggregation: str, one_image: bool) -> pd.DataFrame:
-    oof = read_honest_oof(run_dir)
+    oof = Run(run_dir).oof()
     oof = one_image_per_breast(oof) if one_image else oof
     breasts = oof.drop_duplicates("prediction_id").set_index("prediction_id")[["patient_id", "fold", "cancer"]]
     return breasts.assign(probability=aggregate(oof, aggregation))

@@ -7,9 +7,9 @@ import pandas as pd
 from utils.images.boxes import localisation
 from utils.metrics.intervals import PatientBootstrap
 from utils.runs.baseline import metadata_oof
-from utils.runs.leaks import read_honest_oof
 from utils.runs.oof import aggregate, one_image_per_breast
-from utils.runs.tables import PROBE_FILE, read_marks, read_oof
+from utils.runs.run import Run
+from utils.runs.tables import PROBE_FILE, read_oof
 
 
 def oof_summary(run_dir: Path, images: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
@@ -31,7 +31,7 @@ def oof_summary(run_dir: Path, images: pd.DataFrame, seed: int = 0) -> pd.DataFr
     DataFrame
         AUC with its 95 % interval, breasts and positives, one row each.
     """
-    oof, metadata = read_honest_oof(run_dir), metadata_oof(images)
+    oof, metadata = Run(run_dir).oof(), metadata_oof(images)
     metadata = metadata[metadata.fold.isin(oof.fold.unique())]
     tables = {run_dir.name: oof}
     if (run_dir / PROBE_FILE).is_file():
@@ -59,7 +59,7 @@ def box_summary(run_dir: Path, boxes: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         One row; see `utils.images.boxes.localisation`.
     """
-    return pd.DataFrame({run_dir.name: localisation(read_marks(run_dir), boxes)}).T
+    return pd.DataFrame({run_dir.name: localisation(Run(run_dir).marks(), boxes)}).T
 
 
 def _summary_row(table: pd.DataFrame, seed: int) -> dict:

@@ -18,8 +18,8 @@ from utils.core.parallel import prefetched
 from utils.images.cache import CacheSettings
 from utils.metrics.scores import sigmoid
 from utils.runs.config import TrainConfig
-from utils.runs.folder import load_config, read_notes, usable_folds
 from utils.runs.oof import aggregate
+from utils.runs.run import Run
 from utils.submission.acceleration import Accelerated, accelerate, offered
 from utils.submission.deadline import Plan, Work
 from utils.submission.draft import SubmissionError
@@ -154,7 +154,7 @@ def load_variants(runs: Sequence[Path], is_phantom: bool, devices: Sequence[torc
     members: dict[CacheSettings, list[Member]] = {}
     for place, run in enumerate(runs):
         check_run(run, is_phantom)
-        config, folds = load_config(run), usable_folds(run)
+        config, folds = Run(run).config, Run(run).usable_folds()
         if not folds:
             raise SubmissionError(f"{run} holds no finished fold (fold*/oof.csv): leave it out of run_dirs, or train it.")
         for number, fold_dir in enumerate(folds):
@@ -179,7 +179,7 @@ def check_run(run_dir: Path, is_phantom: bool) -> None:
     SubmissionError
         If the preprocessing's version or hash is not today's, or the run was trained on the phantom and the images are real.
     """
-    notes, settings = read_notes(run_dir), load_config(run_dir).preprocessing
+    notes, settings = Run(run_dir).notes, Run(run_dir).config.preprocessing
     if notes.settings_hash != settings.hash or settings.version != CacheSettings().version:
         raise SubmissionError(
             f"{run_dir} was trained on preprocessing {notes.settings_hash} of version {settings.version}, which this kit"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from utils.runs.folder import read_history
+from utils.runs.run import Run
 
 LOOK_EVERY = 2.0  # seconds between looks at a run's history
 
@@ -26,7 +26,7 @@ def live_history(run_dir: str | Path) -> Iterator[None]:
     """
     from IPython.display import display
 
-    handle = display(_as_image(draw_history(read_history(run_dir))), display_id=True)
+    handle = display(_as_image(draw_history(Run(run_dir).history())), display_id=True)
     ended = threading.Event()
     watcher = threading.Thread(target=_watch, args=(Path(run_dir), handle, ended), daemon=True)
     watcher.start()
@@ -41,7 +41,7 @@ def _watch(run_dir: Path, handle, ended: threading.Event) -> None:
     shown = 0
     while True:
         is_last = ended.wait(timeout=LOOK_EVERY)
-        history = read_history(run_dir)
+        history = Run(run_dir).history()
         if handle and len(history) != shown:
             handle.update(_as_image(draw_history(history)))
             shown = len(history)

@@ -14,8 +14,8 @@ import pandas as pd
 from utils.networks.weights import is_of_kit, read_weights
 from utils.runs.config import ModelConfig, TrainConfig, TrainingError
 from utils.runs.fold_folders import FOLD
-from utils.runs.folder import load_config
-from utils.runs.leaks import LeakError, trained_patients
+from utils.runs.leaks import LeakError
+from utils.runs.run import Run
 from utils.runs.starts import Start, read_start, start_files
 from utils.runs.tables import read_history_table
 
@@ -88,21 +88,21 @@ def _choose_all(model: ModelConfig, held_out: Mapping[int, set[str]]) -> dict[in
     if not source:
         return {fold: Start(str(path), "", _hash_of(path), is_known=not is_of_kit(path)) for fold in held_out}
     _check_architecture(model, source)
-    seen = {number: trained_patients(source.run_dir, number) for number in source.files}
+    seen = {number: Run(source.run_dir).trained_patients(number) for number in source.files}
     chosen = {fold: _choose(source, seen, fold, patients) for fold, patients in held_out.items()}
     return {fold: _start_of(source, number, path, seen[number]) for fold, number in chosen.items()}
 
 
 def _check_same_source(run_dir: Path, weights_path: str) -> None:
     """Refuse to resume a run from another place, unless the weights that its folds started from lie there too."""
-    if not (run_dir / "config.json").is_file() or load_config(run_dir).model.weights_path in ("", weights_path):
+    if not (run_dir / "config.json").is_file() or Run(run_dir).config.model.weights_path in ("", weights_path):
         return  # to start from weights at all is another setting, which `utils.runs.folder.check_same_config` refuses
     starts = {path.parent: read_start(path.parent) for path in start_files(run_dir)}
     for fold_dir, start in starts.items():
         if not _is_there(start, weights_path):
             raise _other_weights(fold_dir, start, weights_path)
     if not starts:
-        before = load_config(run_dir).model.weights_path
+        before = Run(run_dir).config.model.weights_path
         raise TrainingError(f"{run_dir} was begun with another weights_path ({before}). Choose another run_dir, or delete it.")
 
 
@@ -130,7 +130,7 @@ def open_source(weights_path: str | Path) -> Source | None:
     """
     path = Path(weights_path)
     if (path / "config.json").is_file():
-        config = load_config(path)
+        config = Run(path).config
         stages = {number: _last_stage(path / f"fold{number}", config.patch_epochs) for number in range(config.n_folds)}
         files = {number: file for number, file in stages.items() if file}
         if not files:
@@ -142,7 +142,7 @@ def open_source(weights_path: str | Path) -> Source | None:
     fold_dir = fold_dir.parent if fold_dir.name == PATCHES else fold_dir
     if not FOLD.fullmatch(fold_dir.name) or not (fold_dir.parent / "config.json").is_file():
         return None
-    return Source(fold_dir.parent, load_config(fold_dir.parent), {_number(fold_dir): path})
+    return Source(fold_dir.parent, Run(fold_dir.parent).config, {_number(fold_dir): path})
 
 
 def check_source(model: ModelConfig) -> None:
