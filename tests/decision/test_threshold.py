@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers import TUNED
 from utils.core.environment import write_json
-from utils.decision.threshold import read_threshold
+from utils.decision.threshold import Threshold
 from utils.runs.oof import PredictionError
 
 PLATT = TUNED["calibration"]
@@ -18,7 +18,7 @@ UNDEFINED = dict.fromkeys(("value", "low", "high"))
 def test_what_was_written_is_read(tmp_path):
     for change in ({}, {"calibration": ISOTONIC}, {"auc": UNDEFINED}, {"site_gain": None}, {"threshold": 0}, {"weights": [7]}):
         write_json(tmp_path / "t.json", TUNED | change)
-        assert read_threshold(tmp_path / "t.json") == TUNED | change
+        assert Threshold.load(tmp_path / "t.json").to_json() == TUNED | change
 
 
 WRONG = {
@@ -63,23 +63,23 @@ def test_a_wrong_value_is_refused_by_file_field_and_remedy(tmp_path, field):
     for value in WRONG[field]:
         path.write_text(json.dumps(TUNED | {field: value}))
         with pytest.raises(PredictionError, match=rf"^{path}: .*{field.partition('_')[0]}.* Run tune_threshold.ipynb again"):
-            read_threshold(path)
+            Threshold.load(path)
 
 
 @pytest.mark.parametrize("field", TUNED)
 def test_a_field_that_lacks_is_named(tmp_path, field):
     write_json(tmp_path / "t.json", {name: value for name, value in TUNED.items() if name != field})
     with pytest.raises(PredictionError, match=rf"t.json: it lacks fields .*\({field}\)"):
-        read_threshold(tmp_path / "t.json")
+        Threshold.load(tmp_path / "t.json")
 
 
 def test_a_field_of_a_newer_version_is_named(tmp_path):
     write_json(tmp_path / "t.json", TUNED | {"machine_thresholds": {}})
     with pytest.raises(PredictionError, match=r"does not know \(machine_thresholds\)"):
-        read_threshold(tmp_path / "t.json")
+        Threshold.load(tmp_path / "t.json")
 
 
 def test_a_field_that_stands_twice_is_refused(tmp_path):
     (tmp_path / "t.json").write_text(json.dumps(TUNED)[:-1] + ', "threshold": 0.9}')
     with pytest.raises(PredictionError, match=rf"^{tmp_path}/t.json .*field threshold stands twice.* Run tune_threshold.ipynb"):
-        read_threshold(tmp_path / "t.json")
+        Threshold.load(tmp_path / "t.json")

@@ -2,17 +2,20 @@
 
 import json
 import shutil
+from dataclasses import astuple, replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from tests.helpers import write_run
+from tests.helpers import TUNED, write_run
 from tests.runs.test_oof import write_oof
 from utils.core import environment
-from utils.core.environment import read_json, write_json
+from utils.core.environment import write_json
+from utils.core.formats import build
 from utils.decision import tuning
 from utils.decision.calibration import METHODS, Calibration, compare_calibrations, fit_calibration
+from utils.decision.threshold import Estimate, Threshold
 from utils.decision.thresholds import (
     CHOICES,
     maximum_threshold,
@@ -22,15 +25,10 @@ from utils.decision.thresholds import (
     site_thresholds,
 )
 from utils.decision.tuning import (
-    apply_tuned,
     compare_aggregations,
-    decide_tuned,
-    describe_tuned,
     find_threshold,
     fold_thresholds,
     tune,
-    tuned_breasts,
-    weights_of,
 )
 from utils.metrics.intervals import PatientBootstrap
 from utils.metrics.scores import best_threshold, decide, probabilistic_f1, sigmoid
@@ -58,12 +56,13 @@ def at_work(tmp_path, monkeypatch):
 
 def test_threshold_json_holds_what_is_relied_on_and_no_nan(run):
     tuned = tune([run])
-    assert tuned.keys() >= CONTRACT and tuned["runs"] == [str(run)] and tuned["aggregation"] == "mean"
+    written = tuned.to_json()
+    assert written.keys() >= CONTRACT and written["runs"] == [str(run)] and tuned.aggregation == "mean"
     for key in ("pf1_nested", "pf1_patient_nested", "auc"):
-        assert tuned[key].keys() == {"value", "low", "high"}
-        assert tuned[key]["low"] <= tuned[key]["value"] <= tuned[key]["high"]
-    json.dumps(tuned, allow_nan=False)
-    assert (tuned["breasts"], tuned["positives"], tuned["prevalence"]) == (60, 20, pytest.approx(1 / 3))
+        assert written[key].keys() == {"value", "low", "high"}
+        assert written[key]["low"] <= written[key]["value"] <= written[key]["high"]
+    json.dumps(written, allow_nan=False)
+    assert (tuned.breasts, tuned.positives, tuned.prevalence) == (60, 20, pytest.approx(1 / 3))
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -72,16 +71,16 @@ def test_estimates_are_those_of_their_definitions(run, choice):
     bootstrap = PatientBootstrap(oof.patient_id, seed=3)
     by_fold = bootstrap.pf1(oof.cancer, nested_decisions(oof.cancer, oof.probability, oof.fold, choose))
     by_patient = patient_nested(oof.cancer, oof.probability, oof.patient_id, choose, seed=3)
-    assert tuple(tuned["pf1_nested"].values()) == (by_fold.value, by_fold.low, by_fold.high)
-    assert tuned["pf1_patient_nested"]["value"] == probabilistic_f1(oof.cancer, by_patient)
-    assert tuned["auc"]["value"] == bootstrap.auc(oof.cancer, oof.probability).value
-    assert tuned["optimism"] == tuned["pf1"] - tuned["pf1_patient_nested"]["value"]
+    assert astuple(tuned.pf1_nested) == (by_fold.value, by_fold.low, by_fold.high)
+    assert tuned.pf1_patient_nested.value == probabilistic_f1(oof.cancer, by_patient)
+    assert tuned.auc.value == bootstrap.auc(oof.cancer, oof.probability).value
+    assert tuned.optimism == tuned.pf1 - tuned.pf1_patient_nested.value
 
 
 def test_maximum_on_the_tuning_data_is_the_best_pf1(run):
     tuned, oof = tune([run], choice="maximum"), oof_of_runs([run])
-    assert tuned["pf1"] == pytest.approx(best_threshold(oof.cancer, oof.probability)[1])
-    assert tuned["optimism"] > 0
+    assert tuned.pf1 == pytest.approx(best_threshold(oof.cancer, oof.probability)[1])
+    assert tuned.optimism > 0
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -92,45 +91,45 @@ def test_calibrated_threshold_decides_as_the_raw_one(run, monkeypatch, method, c
     calibration = fit_calibration(method, oof.cancer, oof.probability)
     monkeypatch.setattr(tuning, "_best_calibration", lambda oof: calibration)
     tuned, raw = tune([run], choice=choice), CHOICES[choice](oof.cancer, oof.probability)
-    assert Calibration.from_json(tuned["calibration"]) == calibration
-    decisions = decide_tuned(tuned, apply_tuned(tuned, oof.probability), pd.Series(1, index=oof.index))
+    assert tuned.calibration == calibration
+    decisions = tuned.decide(tuned.calibrate(oof.probability), pd.Series(1, index=oof.index))
     np.testing.assert_array_equal(decisions, decide(oof.probability, raw))
-    assert tuned["pf1"] == probabilistic_f1(oof.cancer, decisions)
+    assert tuned.pf1 == probabilistic_f1(oof.cancer, decisions)
 
 
 def test_an_isotonic_calibration_keeps_the_best_pf1(run, monkeypatch):
     oof = oof_of_runs([run])
     calibration = fit_calibration("isotonic", oof.cancer, oof.probability)
     monkeypatch.setattr(tuning, "_best_calibration", lambda oof: calibration)
-    assert tune([run], choice="maximum")["pf1"] == pytest.approx(best_threshold(oof.cancer, oof.probability)[1])
+    assert tune([run], choice="maximum").pf1 == pytest.approx(best_threshold(oof.cancer, oof.probability)[1])
 
 
 def test_calibration_of_the_lowest_nested_log_loss_is_taken(run):
     oof = oof_of_runs([run])
     method = compare_calibrations(oof.cancer, oof.probability, oof.fold).log_loss.idxmin()
-    assert tune([run])["calibration"] == fit_calibration(method, oof.cancer, oof.probability).to_json()
+    assert tune([run]).calibration == fit_calibration(method, oof.cancer, oof.probability)
     assert method != METHODS[0]
 
 
 def test_tuned_breasts_are_calibrated_as_threshold_json_says(run):
     tuned, oof = tune([run]), oof_of_runs([run])
-    found = tuned_breasts([run], tuned)
-    calibrated = Calibration.from_json(json.loads(json.dumps(tuned))["calibration"])(oof.probability)
+    found = tuned.out_of_fold([run])
+    calibrated = Calibration.from_json(json.loads(json.dumps(tuned.to_json()))["calibration"])(oof.probability)
     np.testing.assert_array_equal(found.probability, calibrated)
-    assert probabilistic_f1(found.cancer, decide(found.probability, tuned["threshold"])) == tuned["pf1"]
+    assert probabilistic_f1(found.cancer, decide(found.probability, tuned.threshold)) == tuned.pf1
 
 
 def test_tuning_depends_on_the_seed_alone(run):
     assert tune([run], seed=1) == tune([run], seed=1)
-    assert tune([run], seed=1)["auc"] != tune([run], seed=2)["auc"]
+    assert tune([run], seed=1).auc != tune([run], seed=2).auc
 
 
 def test_weights_count(run, tmp_path):
     runs = [run, write_oof(tmp_path / "b", seed=1)]
     alone, weighted = tune(runs[1:]), tune(runs, weights=[0, 2])
     for key in ("threshold", "pf1", "pf1_nested", "auc"):
-        assert weighted[key] == alone[key]
-    assert weighted["weights"] == [0, 2] and tune(runs)["weights"] == [1, 1]
+        assert getattr(weighted, key) == getattr(alone, key)
+    assert weighted.weights == (0, 2) and tune(runs).weights == (1, 1)
 
 
 def test_unknown_choice_is_refused(run):
@@ -158,31 +157,30 @@ def test_thresholds_by_site_are_accepted_where_sites_differ(tmp_path):
         nested_site_decisions(oof.cancer, oof.probability, oof.fold, site),
         nested_decisions(oof.cancer, oof.probability, oof.fold),
     )
-    assert tuple(tuned["site_gain"].values()) == (gain.value, gain.low, gain.high) and gain.low > 0
-    calibrated = apply_tuned(tuned, oof.set_index("prediction_id").probability)
+    assert astuple(tuned.site_gain) == (gain.value, gain.low, gain.high) and gain.low > 0
+    calibrated = tuned.calibrate(oof.set_index("prediction_id").probability)
     expected = site_thresholds(oof.cancer, calibrated, site)
-    assert tuned["site_thresholds"] == {str(name): value for name, value in expected.items()}
-    assert tuned["site_thresholds"]["1"] < tuned["threshold"] < tuned["site_thresholds"]["2"]
+    assert tuned.site_thresholds == {str(name): value for name, value in expected.items()}
+    assert tuned.site_thresholds["1"] < tuned.threshold < tuned.site_thresholds["2"]
     each = nested_site_decisions(oof.cancer, oof.probability, oof.fold, site)
-    assert tuned["pf1_nested"]["value"] == probabilistic_f1(oof.cancer, each)  # of what is submitted
+    assert tuned.pf1_nested.value == probabilistic_f1(oof.cancer, each)  # of what is submitted
     each = patient_nested(oof.cancer, oof.probability, oof.patient_id, sites=site)
-    assert tuned["pf1_patient_nested"]["value"] == probabilistic_f1(oof.cancer, each)
-    again = json.loads(json.dumps(tuned))  # keys of JSON are text
-    decisions = decide_tuned(again, calibrated, sites.sample(frac=1, random_state=0))
+    assert tuned.pf1_patient_nested.value == probabilistic_f1(oof.cancer, each)
+    decisions = tuned.decide(calibrated, sites.sample(frac=1, random_state=0))
     np.testing.assert_array_equal(decisions, decide(calibrated, calibrated.index.map(sites).map(expected)))
-    assert tuned["pf1"] == probabilistic_f1(oof.cancer, decisions)
+    assert tuned.pf1 == probabilistic_f1(oof.cancer, decisions)
 
 
 def test_thresholds_by_site_are_not_accepted_where_sites_are_alike(tmp_path):
     run, sites = two_sites(tmp_path / "run", shift=0)
     tuned = tune([run], sites=sites)
-    assert tuned["site_thresholds"] == {} and tuned["site_gain"]["low"] <= 0
-    assert {**tuned, "site_gain": None} == tune([run])
+    assert tuned.site_thresholds == {} and tuned.site_gain.low <= 0
+    assert replace(tuned, site_gain=None) == tune([run])
 
 
 def test_breast_of_an_unknown_site_gets_the_common_threshold():
-    tuned = {"threshold": 0.5, "site_thresholds": {"1": 0.3}}
-    decisions = decide_tuned(tuned, pd.Series({"a": 0.4, "b": 0.4, "c": 0.6}), pd.Series({"c": 2, "b": 2, "a": 1}))
+    tuned = replace(build(Threshold, TUNED), threshold=0.5, site_thresholds={"1": 0.3})
+    decisions = tuned.decide(pd.Series({"a": 0.4, "b": 0.4, "c": 0.6}), pd.Series({"c": 2, "b": 2, "a": 1}))
     assert decisions.to_dict() == {"a": 1, "b": 0, "c": 1}
 
 
@@ -212,10 +210,10 @@ def many_images(tmp_path):
 def test_tuned_breasts_are_those_that_were_tuned_on(many_images, tmp_path, options):
     runs = [many_images, images_run(tmp_path / "other", seed=1)]
     tuned = tune(runs, **options)
-    found = tuned_breasts(runs, tuned)
-    assert probabilistic_f1(found.cancer, decide(found.probability, tuned["threshold"])) == tuned["pf1"]
-    np.testing.assert_allclose(found.probability, apply_tuned(tuned, oof_of_runs(runs, **options).probability))
-    assert not np.allclose(found.probability, apply_tuned(tuned, oof_of_runs(runs).probability))
+    found = tuned.out_of_fold(runs)
+    assert probabilistic_f1(found.cancer, decide(found.probability, tuned.threshold)) == tuned.pf1
+    np.testing.assert_allclose(found.probability, tuned.calibrate(oof_of_runs(runs, **options).probability))
+    assert not np.allclose(found.probability, tuned.calibrate(oof_of_runs(runs).probability))
 
 
 def test_aggregations_are_compared_on_the_same_patients(many_images):
@@ -235,7 +233,7 @@ def test_aggregations_are_compared_on_the_same_patients(many_images):
 
 def test_one_image_a_breast_leaves_nothing_to_aggregate(many_images):
     table = compare_aggregations([many_images], one_image=True)
-    assert table["AUC [95 %]"].nunique() == 1 and tune([many_images], one_image=True)["one_image"]
+    assert table["AUC [95 %]"].nunique() == 1 and tune([many_images], one_image=True).one_image
     assert (table.iloc[1:, 3] == "no difference that this data can show").all()
 
 
@@ -252,8 +250,8 @@ def test_each_fold_chooses_a_threshold_by_itself(run):
 def test_threshold_of_other_runs_is_not_used(at_work):
     runs = [write_oof(at_work / "a"), write_oof(at_work / "b", shift=0.1)]
     path = at_work / "threshold.json"
-    write_json(path, tune(runs[:1]) | {"threshold": 0.123})
-    assert find_threshold(runs[:1])["threshold"] == 0.123
+    replace(tune(runs[:1]), threshold=0.123).save(path)
+    assert find_threshold(runs[:1]).threshold == 0.123
     assert find_threshold(runs[1:]) == tune(runs[1:])  # found by chance: tuned anew
     with pytest.raises(PredictionError, match="was tuned on"):  # named: an error
         find_threshold(runs[1:], str(path))
@@ -261,7 +259,7 @@ def test_threshold_of_other_runs_is_not_used(at_work):
         find_threshold(runs, str(at_work / "absent.json"))
     oof = runs[0] / "oof.csv"
     oof.write_text(oof.read_text() + "\n")  # trained again
-    assert find_threshold(runs[:1])["threshold"] != 0.123
+    assert find_threshold(runs[:1]).threshold != 0.123
 
 
 def test_without_threshold_json_the_runs_are_tuned_now(at_work, run, capsys):
@@ -270,7 +268,7 @@ def test_without_threshold_json_the_runs_are_tuned_now(at_work, run, capsys):
 
 
 def test_threshold_json_of_an_earlier_version_is_refused(at_work, run):
-    tuned, path = tune([run]), at_work / "threshold.json"
+    tuned, path = tune([run]).to_json(), at_work / "threshold.json"
     write_json(path, {key: tuned[key] for key in (*CONTRACT, "auc", "oof_hashes")})
     for name in ("", str(path)):
         with pytest.raises(PredictionError, match=r"threshold.json: it lacks fields .*calibration.*Run tune_threshold.ipynb"):
@@ -279,7 +277,7 @@ def test_threshold_json_of_an_earlier_version_is_refused(at_work, run):
 
 def test_runs_of_threshold_json_are_submitted_unless_others_are_named(at_work):
     runs = [write_oof(at_work / "runs" / name) for name in "ab"]
-    write_json(at_work / "threshold.json", tune(runs[1:]))
+    tune(runs[1:]).save(at_work / "threshold.json")
     assert runs_to_submit() == runs[1:]
     assert runs_to_submit(str(runs[0])) == runs[:1]
 
@@ -290,13 +288,13 @@ def test_attached_threshold_json_finds_its_runs_by_content(tmp_path, at_work, mo
     tuned = tune(runs[:2])
     attached = tmp_path / "input"
     shutil.move(tmp_path / "home", attached / "weights")
-    write_json(attached / "weights" / "threshold.json", tuned)
-    write_json(attached / "a-older" / "threshold.json", tune([attached / "weights" / "c"]) | {"oof_hashes": ["0" * 12]})
+    tuned.save(attached / "weights" / "threshold.json")
+    replace(tune([attached / "weights" / "c"]), oof_hashes=("0" * 12,)).save(attached / "a-older" / "threshold.json")
     monkeypatch.setattr(tuning, "KAGGLE_INPUT", attached)
     monkeypatch.setattr(predictions, "KAGGLE_INPUT", attached)
     found = runs_to_submit()
     assert found == [attached / "weights" / name for name in "ab"]
-    assert find_threshold(found) == read_json(attached / "weights" / "threshold.json")
+    assert find_threshold(found) == Threshold.load(attached / "weights" / "threshold.json")
 
 
 def test_runs_for_show_of_a_threshold_json_that_was_not_named_are_not_submitted_for_real_data(at_work, monkeypatch):
@@ -311,7 +309,7 @@ def test_runs_for_show_of_a_threshold_json_that_was_not_named_are_not_submitted_
     for module in (predictions, example_run):
         monkeypatch.setattr(module, "runs_dir", lambda *_, **__: at_work / "runs")
     for shown in (smoke, marked):
-        write_json(at_work / "threshold.json", tune([shown]))
+        tune([shown]).save(at_work / "threshold.json")
         monkeypatch.setattr(environment, "find_competition", lambda: None)
         assert runs_to_submit(competition_dir=real) == [good]
         assert runs_to_submit() == runs_to_submit(competition_dir=phantom) == [shown]
@@ -324,22 +322,22 @@ def test_runs_for_show_of_a_threshold_json_that_was_not_named_are_not_submitted_
 def test_weights_follow_their_runs_whatever_the_order(tmp_path):
     runs = [write_oof(tmp_path / name, seed=seed) for seed, name in enumerate("abc")]
     tuned = tune(runs, weights=[0.5, 0.2, 0.3])
-    assert weights_of(tuned, runs) == [0.5, 0.2, 0.3]
-    assert weights_of(tuned, [runs[2], runs[0], runs[1]]) == [0.3, 0.5, 0.2]
+    assert tuned.weights_of(runs) == [0.5, 0.2, 0.3]
+    assert tuned.weights_of([runs[2], runs[0], runs[1]]) == [0.3, 0.5, 0.2]
     elsewhere = runs[1].rename(tmp_path / "elsewhere")
-    assert weights_of(tuned, [elsewhere]) == [0.2]
+    assert tuned.weights_of([elsewhere]) == [0.2]
 
 
 def test_copies_of_a_run_share_their_weight(tmp_path):
     runs = [write_oof(tmp_path / name) for name in "ab"]
-    assert weights_of(tune(runs, weights=[1, 0]), runs) == [0.5, 0.5]
+    assert tune(runs, weights=[1, 0]).weights_of(runs) == [0.5, 0.5]
 
 
 def test_threshold_json_is_shown_as_text(run):
     tuned = tune([run])
-    undefined = {"value": None, "low": None, "high": None}
-    shown = describe_tuned(tuned | {"auc": undefined, "site_thresholds": {"1": 0.2, "2": 0.3}}).value
-    assert shown["threshold"] == tuned["threshold"] and shown["calibration"] == tuned["calibration"]["method"]
-    nested = tuned["pf1_nested"]
-    assert shown["pf1_nested"] == f"{nested['value']:.3f} [{nested['low']:.3f}, {nested['high']:.3f}]"
+    undefined = Estimate(None, None, None)
+    shown = replace(tuned, auc=undefined, site_thresholds={"1": 0.2, "2": 0.3}).describe().value
+    assert shown["threshold"] == tuned.threshold and shown["calibration"] == tuned.calibration.method
+    nested = tuned.pf1_nested
+    assert shown["pf1_nested"] == f"{nested.value:.3f} [{nested.low:.3f}, {nested.high:.3f}]"
     assert shown["auc"] == "undefined" and shown["site_thresholds"] == "1: 0.2; 2: 0.3" and shown["runs"] == str(run)

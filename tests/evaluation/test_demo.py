@@ -9,7 +9,6 @@ from tests.runs.test_oof import write_oof
 from utils.core.environment import PROJECT
 from utils.decision.tuning import tune
 from utils.evaluation.demo import demo_table
-from utils.metrics.intervals import Interval
 from utils.phantom.competition import read_truth
 
 
@@ -29,9 +28,9 @@ def test_table_has_a_row_per_architecture_and_scores_the_submission(competition,
     assert (table.loc[["cnn", "resnet50"], "test pF1"] == "").all()
     assert np.isin(["AUC [95 %]", "pF1 tuned", "pF1 nested [95 %]"], table.columns).all()
     tuned = tune(runs)
-    assert table.loc["average", "AUC [95 %]"] == str(Interval(**tuned["auc"]))
-    assert table.loc["average", "pF1 nested [95 %]"] == str(Interval(**tuned["pf1_nested"]))
-    assert table.loc["cnn", "pF1 tuned"] == f"{tune(runs[:1])['pf1']:.3f}"
+    assert table.loc["average", "AUC [95 %]"] == str(tuned.auc)
+    assert table.loc["average", "pF1 nested [95 %]"] == str(tuned.pf1_nested)
+    assert table.loc["cnn", "pF1 tuned"] == f"{tune(runs[:1]).pf1:.3f}"
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """A report's runs, threshold and data belong together, and its reader is warned of traps."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from tests.helpers import TINY, make_config, write_run
 from utils.core.environment import write_json
 from utils.decision import tuning
-from utils.decision.tuning import tune, tuned_breasts
+from utils.decision.tuning import tune
 from utils.evaluation import material as material_module
 from utils.evaluation.explanation import ExplanationError
 from utils.evaluation.material import SUSPICIOUS_AUC, gather
@@ -93,7 +94,7 @@ def test_train_csv_with_more_breasts_is_no_error(where, images, competition, tmp
 
 def test_one_image_tunes_again_on_one_image_of_each_breast(where, run):
     whole, one = gather(**where), gather(**where, one_image=True)
-    assert (whole.tuned["one_image"], one.tuned["one_image"]) == (False, True)
+    assert (whole.tuned.one_image, one.tuned.one_image) == (False, True)
     assert one.tuned == tune([run], one_image=True)
     fair = oof_of_runs([run], one_image=True)
     for breasts in (one.curves["a"], one.breasts):
@@ -105,19 +106,19 @@ def test_one_image_tunes_again_on_one_image_of_each_breast(where, run):
 def test_one_image_keeps_the_aggregation_choice_and_weights_of_threshold_json(where, run, images, tmp_path):
     other = make_run(tmp_path / "b", images, seed=1)
     path = tmp_path / "threshold.json"
-    write_json(path, tune([run, other], "max", choice="maximum", weights=[0.9, 0.1]))
+    tune([run, other], "max", choice="maximum", weights=[0.9, 0.1]).save(path)
     runs = f"{other},{run}"  # in another order than they were tuned in
     tuned = gather(**where | {"run_dirs": runs, "threshold_path": str(path)}, one_image=True).tuned
-    assert (tuned["aggregation"], tuned["choice"], tuned["one_image"]) == ("max", "maximum", True)
-    assert dict(zip(tuned["runs"], tuned["weights"], strict=True)) == {str(run): 0.9, str(other): 0.1}
+    assert (tuned.aggregation, tuned.choice, tuned.one_image) == ("max", "maximum", True)
+    assert dict(zip(tuned.runs, tuned.weights, strict=True)) == {str(run): 0.9, str(other): 0.1}
 
 
 def test_weights_stay_with_their_runs_in_any_order(run, images, tmp_path):
     other = make_run(tmp_path / "b", images, seed=1)
     tuned = tune([run, other], weights=[0.9, 0.1])
-    there, back = tuned_breasts([run, other], tuned), tuned_breasts([other, run], tuned)
+    there, back = tuned.out_of_fold([run, other]), tuned.out_of_fold([other, run])
     assert np.allclose(there.probability, back.set_index("prediction_id").probability.loc[there.prediction_id])
-    swapped = tuned_breasts([run, other], tuned | {"weights": [0.1, 0.9]})
+    swapped = replace(tuned, weights=(0.1, 0.9)).out_of_fold([run, other])
     assert not np.allclose(there.probability, swapped.probability)
 
 
@@ -160,10 +161,10 @@ def test_headline_says_what_threshold_json_does(where):
     material = gather(**where)
     table = material.headline(sources_with())
     values = table["value [95 %]"]
-    nested = material.tuned["pf1_nested"]
+    nested = material.tuned.pf1_nested
     assert str(values["AUC"]) == "0.800 [0.700, 0.900]"
-    assert values["pF1, nested over folds"] == f"{nested['value']:.3f} [{nested['low']:.3f}, {nested['high']:.3f}]"
-    assert values["threshold"] == f"{material.tuned['threshold']:.4f}"
+    assert values["pF1, nested over folds"] == f"{nested.value:.3f} [{nested.low:.3f}, {nested.high:.3f}]"
+    assert values["threshold"] == f"{material.tuned.threshold:.4f}"
     assert table.loc["AUC of metadata alone", "what it says"] == "the model is better"
 
 

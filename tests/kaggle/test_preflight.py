@@ -636,7 +636,7 @@ def test_runs_are_found_where_the_notebook_finds_them(real, run, kaggle):
     assert Job("submit", str(real)).runs == runs_to_submit() == [first, second]
     assert Job("submit", str(real), f"{second}, {run}").runs == Job("submit", str(real), [second, run]).runs == [second, run]
     threshold = environment.KAGGLE_WORKING / "threshold.json"
-    write_json(threshold, tune([second]))
+    tune([second]).save(threshold)
     assert Job("submit", str(real)).runs == runs_to_submit() == [second]
     assert Job("report", str(real)).runs == [first, second]
     threshold.write_text("{")
@@ -742,7 +742,7 @@ def test_run_of_the_phantom_is_fatal_for_real_images_alone(run, competition, rea
 def test_threshold_that_is_named_must_belong_to_the_runs(run, tmp_path):
     path = tmp_path / "threshold.json"
     assert "does not exist" in only(check_threshold, "submit", run_dirs=[run], threshold_path=str(path)).problem
-    write_json(path, tune([run]))
+    tune([run]).save(path)
     assert found(check_threshold, "submit", run_dirs=[run], threshold_path=str(path)) == []
     with open(run / "oof.csv", "a") as file:
         file.write("\n")

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def trained(images, cache_dir, tmp_path_factory):
 @pytest.fixture(scope="module")
 def tuned(trained):
     """As of threshold.json, with a calibration that keeps probabilities as they are."""
-    return tune(trained) | {"calibration": Calibration().to_json()}
+    return replace(tune(trained), calibration=Calibration())
 
 
 @pytest.fixture(scope="module")
@@ -95,21 +96,21 @@ def test_run_predicts_what_each_of_its_folds_predicts_by_itself(trained, alone, 
 def test_runs_predict_every_breast_of_the_test_averaged_by_their_weights(
     trained, tuned, alone, test_images, competition, test_cache, weights
 ):
-    found, _ = predict_runs(trained, test_images, competition, test_cache, tuned | {"weights": weights}, 0)
+    found, _ = predict_runs(trained, test_images, competition, test_cache, replace(tuned, weights=tuple(weights)), 0)
     assert set(found.index) == set(test_images.prediction_id)
     assert np.allclose(found, np.average(alone.loc[found.index], axis=1, weights=weights))
     assert not np.allclose(*alone.to_numpy().T)
 
 
 def test_weights_stay_with_their_runs_in_another_order(trained, tuned, alone, test_images, competition, test_cache):
-    weighted = tuned | {"weights": [1, 3]}
+    weighted = replace(tuned, weights=(1.0, 3.0))
     found, _ = predict_runs(trained[::-1], test_images, competition, test_cache, weighted, 0)
     assert np.allclose(found, np.average(alone.loc[found.index], axis=1, weights=[1, 3]))
 
 
 def test_predictions_are_calibrated_as_threshold_json_says(trained, tuned, alone, test_images, competition, test_cache):
     calibration = Calibration("platt", slope=2.0, intercept=-1.0)
-    changed = tuned | {"calibration": calibration.to_json()}
+    changed = replace(tuned, calibration=calibration)
     found, _ = predict_runs(trained, test_images, competition, test_cache, changed, 0)
     odds = (alone.mean(axis=1) / (1 - alone.mean(axis=1))).loc[found.index]
     assert np.allclose(found / (1 - found), odds**2 / np.e)
@@ -118,7 +119,7 @@ def test_predictions_are_calibrated_as_threshold_json_says(trained, tuned, alone
 def test_run_without_weight_is_not_loaded(trained, tuned, test_images, competition, test_cache, monkeypatch):
     asked, load = [], load_variants
     monkeypatch.setattr(streaming, "load_variants", lambda runs, *rest: asked.extend(runs) or load(runs, *rest))
-    predict_runs(trained, test_images, competition, test_cache, tuned | {"weights": [0, 3]}, 0)
+    predict_runs(trained, test_images, competition, test_cache, replace(tuned, weights=(0.0, 3.0)), 0)
     assert asked == trained[1:]
 
 
@@ -382,7 +383,7 @@ def test_runs_of_two_picture_sizes_are_averaged(trained, tuned, test_images, com
     run = tmp_path / "small-run"
     train_run(make_config(small, epochs=1), images, tmp_path / "small", run, is_phantom=True)
     runs = [trained[0], run]
-    both = tune(runs) | {"calibration": Calibration().to_json()}
+    both = replace(tune(runs), calibration=Calibration())
     found, _ = predict_runs(runs, test_images, competition, tmp_path / "cache", both, 0)
     each = [predict_runs([one], test_images, competition, tmp_path / one.name, both, 0)[0] for one in runs]
     assert np.allclose(found, pd.concat(each, axis=1).mean(axis=1).loc[found.index], atol=1e-6)
@@ -414,10 +415,11 @@ KILLED = """
 import json, os, random, signal, sys, time
 from pathlib import Path
 import torch
+from utils.decision.threshold import Threshold
 from utils.submission import streaming
 from utils.submission.draft import Draft, write_prior
 from utils.tables.competition import read_images
-competition, folder, runs, tuned = (json.loads(text) for text in sys.argv[1:])
+competition, folder, runs, tuned = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), Threshold.load(sys.argv[4])
 competition = Path(competition)
 streaming.FIRST_CHUNK = streaming.LARGEST_CHUNK = 1
 torch.set_num_threads(1)
@@ -446,8 +448,9 @@ for number in range(20):
 
 def test_kill_at_any_moment_leaves_a_valid_submission(trained, tuned, competition, tmp_path):
     """Twenty processes that do what submit.ipynb does, each stopped by SIGTERM or SIGKILL at a random moment."""
-    arguments = [str(competition), str(tmp_path), [str(run) for run in trained], tuned]
-    command = [sys.executable, "-c", KILLED, *map(json.dumps, arguments)]
+    tuned.save(tmp_path / "threshold.json")
+    arguments = [competition, tmp_path, json.dumps([str(run) for run in trained]), tmp_path / "threshold.json"]
+    command = [sys.executable, "-c", KILLED, *map(str, arguments)]
     subprocess.run(command, cwd=ROOT, check=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"})
     sample, predicted = read_sample_submission(competition), set()
     for number in range(20):

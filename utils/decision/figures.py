@@ -9,6 +9,7 @@ from matplotlib.ticker import NullFormatter
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from utils.decision.calibration import reliability
+from utils.decision.threshold import Threshold
 from utils.decision.thresholds import pf1_curve
 from utils.images.figures import draw_pictures, finished, in_legend
 from utils.metrics.intervals import PatientBootstrap
@@ -51,14 +52,14 @@ def _draw_roc(axis: plt.Axes, curves: dict[str, pd.DataFrame]) -> None:
     axis.legend(loc="lower right", fontsize=8)
 
 
-def show_threshold(breasts: pd.DataFrame, tuned: dict) -> plt.Figure:
+def show_threshold(breasts: pd.DataFrame, tuned: Threshold) -> plt.Figure:
     """Show pF1 of hard decisions against the threshold, with its bootstrap band, the chosen one and the nested estimate.
 
     Parameters
     ----------
     breasts : DataFrame
-        From `utils.decision.tuning.tuned_breasts`.
-    tuned : dict
+        From `utils.decision.threshold.Threshold.out_of_fold`.
+    tuned : Threshold
         From `utils.decision.tuning.tune`.
 
     Returns
@@ -67,8 +68,8 @@ def show_threshold(breasts: pd.DataFrame, tuned: dict) -> plt.Figure:
     """
     figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), sharey=True, layout="tight")
     curve = pf1_curve(breasts.cancer, breasts.probability, PatientBootstrap(breasts.patient_id))
-    taken = (breasts.probability >= tuned["threshold"]).mean()
-    _draw_pf1(axes[0], curve, curve.threshold, tuned, tuned["threshold"], f"threshold {tuned['threshold']:.3f}")
+    taken = (breasts.probability >= tuned.threshold).mean()
+    _draw_pf1(axes[0], curve, curve.threshold, tuned, tuned.threshold, f"threshold {tuned.threshold:.3f}")
     _draw_pf1(axes[1], curve, curve.taken, tuned, taken, f"{taken:.1%} of breasts taken")
     axes[0].set(xlabel="threshold (calibrated probability)", ylabel="pF1", title="Probabilistic F1 of hard decisions")
     axes[1].set(xlabel="share of breasts taken", title="The same, by how many are taken", xscale="log")
@@ -77,11 +78,11 @@ def show_threshold(breasts: pd.DataFrame, tuned: dict) -> plt.Figure:
     return finished(figure)
 
 
-def _draw_pf1(axis: plt.Axes, curve: pd.DataFrame, x: pd.Series, tuned: dict, chosen: float, label: str) -> None:
+def _draw_pf1(axis: plt.Axes, curve: pd.DataFrame, x: pd.Series, tuned: Threshold, chosen: float, label: str) -> None:
     axis.plot(x, curve.pf1, label="measured on the breasts that tuned it")
     axis.fill_between(x, curve.low, curve.high, color="C0", label="95 % band over patients", **BAND)
     axis.axvline(chosen, color="C3", label=label)
-    nested = tuned["pf1_nested"]
+    nested = tuned.pf1_nested
     axis.axhline(nested["value"], color="C2", label=f"nested over folds: {nested['value']:.3f}")
     axis.axhspan(nested["low"], nested["high"], color="C2", **BAND)
     axis.set_ylim(0, None)
@@ -158,7 +159,7 @@ def show_probabilities(probabilities: pd.Series, threshold: float) -> plt.Figure
 
 
 def show_overview(
-    images: pd.DataFrame, cache_dir: str | Path, curves: dict[str, pd.DataFrame], breasts: pd.DataFrame, tuned: dict
+    images: pd.DataFrame, cache_dir: str | Path, curves: dict[str, pd.DataFrame], breasts: pd.DataFrame, tuned: Threshold
 ) -> plt.Figure:
     """Show a whole job at a glance: pictures with and without cancer, ROC of each run, pF1 against the threshold.
 
@@ -181,6 +182,6 @@ def show_overview(
     roc_axis, axis = lower.subplots(1, 2, width_ratios=[1, 1.7])
     _draw_roc(roc_axis, curves)
     curve = pf1_curve(breasts.cancer, breasts.probability, PatientBootstrap(breasts.patient_id))
-    _draw_pf1(axis, curve, curve.threshold, tuned, tuned["threshold"], f"threshold {tuned['threshold']:.3f}")
+    _draw_pf1(axis, curve, curve.threshold, tuned, tuned.threshold, f"threshold {tuned.threshold:.3f}")
     axis.set(xlabel="threshold (calibrated probability)", ylabel="pF1", title="Probabilistic F1 of hard decisions")
     return finished(figure)

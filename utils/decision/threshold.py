@@ -1,18 +1,21 @@
 """threshold.json as an object: what is chosen on out-of-fold predictions, checked when it is made and when it is read."""
 
+import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-from utils.core.environment import read_json
+from utils.core.environment import read_json, write_json
 from utils.core.formats import build, check, check_types, naming
 from utils.decision.calibration import Calibration
-from utils.decision.thresholds import CHOICES
+from utils.decision.thresholds import CHOICES, site_decisions
 from utils.metrics.intervals import Interval
-from utils.runs.oof import AGGREGATIONS, PredictionError, check_weights
+from utils.runs.oof import AGGREGATIONS, PredictionError, check_weights, oof_of_runs
 
 REMEDY = "Run tune_threshold.ipynb again to write this file, or delete it."
 OOF_HASH = r"[0-9a-f]{12}"
@@ -41,10 +44,47 @@ class Estimate:
         """Take an interval; NaN becomes None."""
         return cls(*(None if np.isnan(number) else float(number) for number in (interval.value, interval.low, interval.high)))
 
+    def __str__(self) -> str:
+        numbers = (np.nan if number is None else number for number in (self.value, self.low, self.high))
+        return str(Interval(*numbers))
+
 
 @dataclass(frozen=True)
 class Threshold:
-    """What threshold.json holds; `utils.decision.tuning.tune` says what each field means.
+    """What threshold.json holds, its only reader and writer.
+
+    Parameters
+    ----------
+    threshold : float
+        Of the calibrated probability.
+    choice : {"plateau", "maximum"}
+        How it was chosen; see `utils.decision.thresholds`.
+    calibration : Calibration
+    aggregation : str
+        How the images of a breast are joined; see `utils.runs.oof.aggregate`.
+    one_image : bool
+        Whether one random image of each breast was counted.
+    pf1 : float
+        Naive: chosen and measured on the same breasts.
+    pf1_nested : Estimate
+        Each fold decided with the others' threshold.
+    pf1_patient_nested : Estimate
+        Random groups of patients, each decided with the others' threshold.
+    optimism : float
+        ``pf1`` minus ``pf1_patient_nested``.
+    auc : Estimate
+    site_thresholds : dict of str to float
+        Threshold by site_id; empty unless they gain more than noise.
+    site_gain : Estimate or None
+        Of pF1 by them; None where they were not tried.
+    breasts, positives : int
+    prevalence : float
+    runs : tuple of str
+        Folders.
+    weights : tuple of float
+        Of the runs in their average.
+    oof_hashes : tuple of str
+        Of the runs' oof.csv: a run is known by its content, since paths differ from one Kaggle notebook to the next.
 
     Raises
     ------
@@ -97,19 +137,68 @@ class Threshold:
         """Plain dictionary, as written to threshold.json."""
         return json.loads(json.dumps(asdict(self)))
 
+    def save(self, path: str | Path) -> None:
+        """Write threshold.json."""
+        write_json(path, self.to_json())
 
-def read_threshold(path: str | Path) -> dict:
-    """Read and check a threshold.json.
+    @classmethod
+    def load(cls, path: str | Path) -> "Threshold":
+        """Read and check a threshold.json.
 
-    Returns
-    -------
-    dict
-        As from `utils.decision.tuning.tune`.
+        Raises
+        ------
+        PredictionError
+            If it is not a threshold.json of this version of the kit; names the file, the field and the remedy.
+        """
+        with naming(path, PredictionError, REMEDY):
+            return build(cls, read_json(path), complete=True)
 
-    Raises
-    ------
-    PredictionError
-        If it is not a threshold.json of this version of the kit; names the file, the field and the remedy.
-    """
-    with naming(path, PredictionError, REMEDY):
-        return build(Threshold, read_json(path), complete=True).to_json()
+    def calibrate(self, probabilities: pd.Series) -> pd.Series:
+        """Calibrate probabilities by breast."""
+        return pd.Series(self.calibration(probabilities), index=probabilities.index)
+
+    def decide(self, calibrated: pd.Series, sites: pd.Series) -> pd.Series:
+        """Decide with the threshold, or with that of each breast's site where there are such.
+
+        Parameters
+        ----------
+        calibrated : Series
+            By prediction_id, from `calibrate`.
+        sites : Series
+            site_id by prediction_id.
+
+        Returns
+        -------
+        Series
+            0 or 1 by prediction_id.
+        """
+        each = {int(site): threshold for site, threshold in self.site_thresholds.items()}
+        decisions = site_decisions(calibrated, sites.loc[calibrated.index], each, self.threshold)
+        return pd.Series(decisions, index=calibrated.index)
+
+    def weights_of(self, runs: Sequence[Path]) -> list[float]:
+        """Give the weights of runs, in their order, which need not be that of `runs`; copies of a run share their weight."""
+        by_content = pd.Series(self.weights, index=self.oof_hashes, dtype=float).groupby(level=0).mean()
+        return by_content.loc[[hash_oof(run) for run in runs]].tolist()
+
+    def out_of_fold(self, runs: Sequence[Path]) -> pd.DataFrame:
+        """Give the runs' out-of-fold breasts as they were tuned on, with the calibrated probability."""
+        oof = oof_of_runs(runs, self.aggregation, self.weights_of(runs), self.one_image)
+        return oof.assign(probability=self.calibrate(oof.probability))
+
+    def describe(self) -> pd.DataFrame:
+        """Show it as a table, intervals as text."""
+        shown = {"calibration": self.calibration.method}
+        for name in ("pf1_nested", "pf1_patient_nested", "auc", "site_gain"):
+            shown[name] = None if getattr(self, name) is None else str(getattr(self, name))
+        for name in ("runs", "weights", "oof_hashes"):
+            shown[name] = ", ".join(str(item) for item in getattr(self, name))
+        shown["site_thresholds"] = "; ".join(f"{site}: {value}" for site, value in self.site_thresholds.items())
+        return pd.Series(vars(self) | shown).to_frame("value")
+
+
+def hash_oof(run_dir: Path) -> str:
+    """Hash the content of a run's oof.csv."""
+    path = run_dir / "oof.csv"
+    with naming(path, PredictionError, "Copy the run again from where it was trained, or leave it out of run_dirs."):
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:12]

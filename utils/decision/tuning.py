@@ -1,16 +1,13 @@
 """threshold.json: aggregation, calibration and threshold, chosen on out-of-fold predictions, with what they are worth."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from utils.core.environment import KAGGLE_INPUT, resolve, working_dir
-from utils.core.formats import naming
 from utils.decision.calibration import Calibration, compare_calibrations, fit_calibration
-from utils.decision.threshold import Estimate, Threshold, read_threshold
+from utils.decision.threshold import Estimate, Threshold, hash_oof
 from utils.decision.thresholds import (
     CHOICES,
     nested_decisions,
@@ -20,7 +17,7 @@ from utils.decision.thresholds import (
     site_thresholds,
 )
 from utils.images.inputs import has_real_data
-from utils.metrics.intervals import Interval, PatientBootstrap
+from utils.metrics.intervals import PatientBootstrap
 from utils.metrics.scores import decide, probabilistic_f1
 from utils.runs.oof import AGGREGATIONS, SKIPPED_FOLDERS, PredictionError, find_runs, folders_with, oof_of_runs
 from utils.runs.run import Run
@@ -36,7 +33,7 @@ def tune(
     weights: Sequence[float] | None = None,
     sites: pd.Series | None = None,
     one_image: bool = False,
-) -> dict:
+) -> Threshold:
     """Calibrate one or several averaged runs and choose their threshold, on their out-of-fold predictions.
 
     A calibration rises strictly, so it does not change what a threshold decides; nested estimates are made without it.
@@ -59,11 +56,7 @@ def tune(
 
     Returns
     -------
-    dict
-        As in ``threshold.json``: threshold (of the calibrated probability), calibration, aggregation, pf1 (naive: chosen and
-        measured on the same data), pf1_nested (each fold decided with the others' threshold) and pf1_patient_nested (random
-        groups of patients) with their 95 % intervals, optimism (pf1 minus pf1_patient_nested), auc with its interval,
-        site_thresholds (empty unless accepted) and site_gain, weights, and the runs.
+    Threshold
 
     Raises
     ------
@@ -108,8 +101,8 @@ def tune(
         prevalence=float(oof.cancer.mean()),
         runs=tuple(str(run) for run in run_dirs),
         weights=tuple(float(weight) for weight in weights) if weights is not None else (1.0,) * len(run_dirs),
-        oof_hashes=tuple(_hash_oof(run) for run in run_dirs),
-    ).to_json()
+        oof_hashes=tuple(hash_oof(run) for run in run_dirs),
+    )
 
 
 def _best_calibration(oof: pd.DataFrame) -> Calibration:
@@ -123,39 +116,6 @@ def _site_of(oof: pd.DataFrame, sites: pd.Series) -> pd.Series:
         lost = oof.prediction_id[site.isna()].iloc[0]
         raise PredictionError(f"The runs predicted breast {lost}, which competition_dir's train.csv does not have.")
     return site
-
-
-def apply_tuned(tuned: dict, probabilities: pd.Series) -> pd.Series:
-    """Calibrate probabilities by breast as threshold.json says."""
-    return pd.Series(Calibration.from_json(tuned["calibration"])(probabilities), index=probabilities.index)
-
-
-def decide_tuned(tuned: dict, calibrated: pd.Series, sites: pd.Series) -> pd.Series:
-    """Decide calibrated probabilities with the threshold, or with that of each breast's site where there are such.
-
-    Parameters
-    ----------
-    tuned : dict
-        From `tune`.
-    calibrated : Series
-        By prediction_id, from `apply_tuned`.
-    sites : Series
-        site_id by prediction_id.
-
-    Returns
-    -------
-    Series
-        0 or 1 by prediction_id.
-    """
-    each = {int(site): threshold for site, threshold in tuned["site_thresholds"].items()}
-    decisions = site_decisions(calibrated, sites.loc[calibrated.index], each, tuned["threshold"])
-    return pd.Series(decisions, index=calibrated.index)
-
-
-def tuned_breasts(run_dirs: Sequence[Path], tuned: dict) -> pd.DataFrame:
-    """Out-of-fold breasts of the runs as `tune` saw them, with the calibrated probability."""
-    oof = oof_of_runs(run_dirs, tuned["aggregation"], weights_of(tuned, run_dirs), tuned["one_image"])
-    return oof.assign(probability=apply_tuned(tuned, oof.probability))
 
 
 def compare_aggregations(
@@ -191,7 +151,7 @@ def fold_thresholds(oof: pd.DataFrame, choice: str = CHOICE) -> pd.DataFrame:
     Parameters
     ----------
     oof : DataFrame
-        From `utils.runs.oof.oof_of_runs`, or `tuned_breasts`.
+        From `utils.runs.oof.oof_of_runs`, or `utils.decision.threshold.Threshold.out_of_fold`.
     choice : {"plateau", "maximum"}
 
     Returns
@@ -207,7 +167,7 @@ def fold_thresholds(oof: pd.DataFrame, choice: str = CHOICE) -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename_axis("fold").astype({"breasts": int, "positives": int})
 
 
-def find_threshold(runs: Sequence[Path], threshold_path: str = "") -> dict:
+def find_threshold(runs: Sequence[Path], threshold_path: str = "") -> Threshold:
     """Read threshold.json where it is for these runs; else tune now, with the defaults.
 
     Raises
@@ -216,18 +176,18 @@ def find_threshold(runs: Sequence[Path], threshold_path: str = "") -> dict:
         If a file is not a threshold.json of this version of the kit, or the named one does not exist, or was tuned on other
         runs.
     """
-    wanted = sorted(_hash_oof(run) for run in runs)
+    wanted = sorted(hash_oof(run) for run in runs)
     paths = threshold_files(threshold_path)
     for path in paths:
-        tuned = read_threshold(path)
-        if sorted(tuned["oof_hashes"]) == wanted:  # by content: paths differ from one Kaggle notebook to the next
+        tuned = Threshold.load(path)
+        if sorted(tuned.oof_hashes) == wanted:  # by content: paths differ from one Kaggle notebook to the next
             return tuned
     if not paths:
         print("No threshold.json: tuning on these runs' out-of-fold predictions now.")
     elif not threshold_path:
         print(f"{paths[0]} was tuned on other runs, or before these changed: tuning on these now.")
     else:
-        tuned_on = ", ".join(tuned["runs"])
+        tuned_on = ", ".join(tuned.runs)
         raise PredictionError(
             f"{path} was tuned on {tuned_on}, or before they changed: run tune_threshold.ipynb with these run_dirs."
         )
@@ -263,11 +223,11 @@ def tuned_runs(threshold_path: str = "", smoke_test: bool = False, competition_d
     """
     any_kind = threshold_path or smoke_test or not has_real_data(competition_dir)
     for path in threshold_files(threshold_path):
-        tuned = read_threshold(path)
-        named = [run for run in map(Path, tuned["runs"]) if _has_oof(run) and (any_kind or not _is_for_show(run))]
-        found = {_hash_oof(run): run for run in [*find_runs(), *named]}
-        if set(tuned["oof_hashes"]) <= found.keys():
-            return [found[content] for content in tuned["oof_hashes"]]
+        tuned = Threshold.load(path)
+        named = [run for run in map(Path, tuned.runs) if _has_oof(run) and (any_kind or not _is_for_show(run))]
+        found = {hash_oof(run): run for run in [*find_runs(), *named]}
+        if set(tuned.oof_hashes) <= found.keys():
+            return [found[content] for content in tuned.oof_hashes]
     return []
 
 
@@ -284,35 +244,3 @@ def _is_for_show(run: Path) -> bool:
         return True
     notes = Run(run).notes
     return notes.phantom or notes.smoke_test
-
-
-def weights_of(tuned: dict, runs: Sequence[Path]) -> list[float]:
-    """Weights of runs, in their order, which need not be that of threshold.json; copies of a run share their weight."""
-    by_content = pd.Series(tuned["weights"], index=tuned["oof_hashes"], dtype=float).groupby(level=0).mean()
-    return by_content.loc[[_hash_oof(run) for run in runs]].tolist()
-
-
-def describe_tuned(tuned: dict) -> pd.DataFrame:
-    """Show threshold.json as a table, its intervals as text."""
-    return pd.Series({key: _describe(value) for key, value in tuned.items()}).to_frame("value")
-
-
-def _describe(value):
-    if isinstance(value, list):
-        return ", ".join(str(item) for item in value)
-    if not isinstance(value, dict):
-        return value
-    if value.keys() == {"value", "low", "high"}:
-        return text_of(value)
-    return value.get("method", "; ".join(f"{key}: {item}" for key, item in value.items()))
-
-
-def text_of(interval: dict) -> str:
-    """An interval of threshold.json as text; None, JSON's for "undefined", reads as NaN."""
-    return str(Interval(**{name: np.nan if number is None else number for name, number in interval.items()}))
-
-
-def _hash_oof(run_dir: Path) -> str:
-    path = run_dir / "oof.csv"
-    with naming(path, PredictionError, "Copy the run again from where it was trained, or leave it out of run_dirs."):
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:12]

@@ -6,9 +6,9 @@ from pathlib import Path
 import pandas as pd
 
 from utils.decision.figures import show_overview
-from utils.decision.threshold import read_threshold
-from utils.decision.tuning import tune, tuned_breasts
-from utils.metrics.intervals import Interval, PatientBootstrap
+from utils.decision.threshold import Threshold
+from utils.decision.tuning import tune
+from utils.metrics.intervals import PatientBootstrap
 from utils.metrics.scores import probabilistic_f1
 from utils.phantom.competition import read_truth
 from utils.runs.oof import oof_of_runs
@@ -38,19 +38,19 @@ def demo_table(run_dirs: list[Path], submission_path: Path, competition_dir: Pat
     return pd.DataFrame(rows).T.fillna("").rename_axis("architecture")
 
 
-def draw_overview(run_dirs: list[Path], tuned: dict, cache_dir: Path, competition_dir: Path, path: Path) -> None:
+def draw_overview(run_dirs: list[Path], tuned: Threshold, cache_dir: Path, competition_dir: Path, path: Path) -> None:
     """Draw pictures, ROC and pF1 curves of the demo into one PNG."""
     curves = {run.name: oof_of_runs([run]) for run in run_dirs}
-    average = tuned_breasts(run_dirs, tuned)
+    average = tuned.out_of_fold(run_dirs)
     images = read_images(competition_dir, "train")
     show_overview(images, cache_dir, curves | {"average": average}, average, tuned).savefig(path, dpi=80)
 
 
-def _row(tuned: dict, seconds: float) -> dict[str, str]:
+def _row(tuned: Threshold, seconds: float) -> dict[str, str]:
     return {
-        "AUC [95 %]": str(Interval(**tuned["auc"])),
-        "pF1 tuned": f"{tuned['pf1']:.3f}",
-        "pF1 nested [95 %]": str(Interval(**tuned["pf1_nested"])),
+        "AUC [95 %]": str(tuned.auc),
+        "pF1 tuned": f"{tuned.pf1:.3f}",
+        "pF1 nested [95 %]": str(tuned.pf1_nested),
         "seconds": f"{seconds:.0f}",
     }
 
@@ -72,8 +72,8 @@ def _main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("demo_dir", type=Path, help="where make demo has put everything")
     demo_dir = parser.parse_args().demo_dir
-    tuned = read_threshold(demo_dir / "threshold.json")
-    runs = [Path(run) for run in tuned["runs"]]
+    tuned = Threshold.load(demo_dir / "threshold.json")
+    runs = [Path(run) for run in tuned.runs]
     table = demo_table(runs, demo_dir / "submission.csv", demo_dir / "competition")
     print("\nOut of fold on the phantom's training breasts; each fold chose its epoch, and 'tuned' its threshold, on them.")
     print("The test columns are on hidden labels that no notebook has read.\n")

@@ -9,8 +9,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from utils.core.environment import KitError, pick_device, resolve
+from utils.decision.threshold import Threshold
 from utils.decision.thresholds import CHOICES, nested_decisions, nested_site_decisions
-from utils.decision.tuning import find_threshold, text_of, tune, tuned_breasts, weights_of
+from utils.decision.tuning import find_threshold, tune
 from utils.evaluation.explanation import ExplanationError, check_network, choose_examples, explain_run
 from utils.evaluation.figures import show_explanations
 from utils.evaluation.localisation import BoxedImages, draw_boxed_images
@@ -45,7 +46,7 @@ class Material:
         One for all runs; None for each run's default.
     images : DataFrame
         The train table.
-    tuned : dict
+    tuned : Threshold
         From threshold.json.
     curves : dict
         Name to out-of-fold breasts of each run, uncalibrated.
@@ -61,7 +62,7 @@ class Material:
     inputs: Inputs
     cache_dir: Path | None
     images: pd.DataFrame
-    tuned: dict
+    tuned: Threshold
     curves: dict[str, pd.DataFrame]
     breasts: pd.DataFrame
     decisions: np.ndarray
@@ -77,7 +78,7 @@ class Material:
         """What the report rests on."""
         count = f"{len(self.breasts):,} breasts, {self.breasts.cancer.sum():,} with cancer"
         kind = "PHANTOM: synthetic pictures, no patient. " if self.inputs.is_phantom else ""
-        how = ", one random image of each breast" if self.tuned["one_image"] else ""
+        how = ", one random image of each breast" if self.tuned.one_image else ""
         return f"{kind}Out-of-fold predictions of {self.title}: {count}{how}. Not a medical device."
 
     def headline(self, sources: pd.DataFrame) -> pd.DataFrame:
@@ -88,10 +89,10 @@ class Material:
             "AUC": (sources.loc["the model", "AUC [95 %]"], "1 is perfect, 0.5 is chance"),
             "AUC of metadata alone": (sources.loc[metadata, "AUC [95 %]"], f"the model is {sources.loc[metadata, VERDICT]}"),
             "average precision": (precision, f"{self.breasts.cancer.mean():.3f} is chance"),
-            "pF1, nested over folds": (text_of(self.tuned["pf1_nested"]), self._worth),
-            "pF1, nested over patients": (text_of(self.tuned["pf1_patient_nested"]), "without the folds' differences"),
-            "pF1, naive": (f"{self.tuned['pf1']:.3f}", f"on the breasts that chose it; optimism {self.tuned['optimism']:+.3f}"),
-            "threshold": (f"{self.tuned['threshold']:.4f}", f"{self.tuned['choice']}, of the calibrated probability"),
+            "pF1, nested over folds": (str(self.tuned.pf1_nested), self._worth),
+            "pF1, nested over patients": (str(self.tuned.pf1_patient_nested), "without the folds' differences"),
+            "pF1, naive": (f"{self.tuned.pf1:.3f}", f"on the breasts that chose it; optimism {self.tuned.optimism:+.3f}"),
+            "threshold": (f"{self.tuned.threshold:.4f}", f"{self.tuned.choice}, of the calibrated probability"),
         }
         return pd.DataFrame(rows, index=["value [95 %]", "what it says"]).T.rename_axis("figure")
 
@@ -106,13 +107,13 @@ class Material:
         """What a reader must know before any figure: traps in the data, and what the figures do not show."""
         found = []
         auc = sources.loc["images per breast", "AUC [95 %]"]
-        if auc.low > SUSPICIOUS_AUC and not self.tuned["one_image"]:
+        if auc.low > SUSPICIOUS_AUC and not self.tuned.one_image:
             found.append(
                 f"How many images a breast has tells cancer with an AUC of {auc}: an artefact of the data, which a model of"
                 " breasts may count. Run again with -p one_image True, and train with -p max_views 1."
             )
         metadata = sources.index[sources.index.str.startswith("metadata")][0]
-        if auc.low > SUSPICIOUS_AUC and self.tuned["one_image"]:
+        if auc.low > SUSPICIOUS_AUC and self.tuned.one_image:
             found.append(
                 f"How many images a breast has tells cancer with an AUC of {auc}: an artefact of the data, left out of all"
                 " figures here by counting one random image of each breast."
@@ -131,7 +132,7 @@ class Material:
 
     def trained_rows(self) -> dict[str, pd.DataFrame]:
         """Breasts that trained the runs, predicted again; of runs whose pictures are in the cache."""
-        how = {"aggregation": self.tuned["aggregation"], "one_image": self.tuned["one_image"]}
+        how = {"aggregation": self.tuned.aggregation, "one_image": self.tuned.one_image}
         with_pictures = {name: run for name, run in self.runs.items() if self.has_pictures(run)}
         return {
             name: predict_training_rows(run, self.readable_images(run), self.cache_of(run), **how)
@@ -181,7 +182,7 @@ class Material:
     def gallery(self, name: str) -> Figure:
         """Show what a run was surest of, right and wrong, with Grad-CAM on the original images."""
         run, curve = self.runs[name], self.curves[name]
-        threshold = CHOICES[self.tuned["choice"]](curve.cancer, curve.probability)
+        threshold = CHOICES[self.tuned.choice](curve.cancer, curve.probability)
         return self._show(name, choose_examples(curve, self.readable_images(run), threshold, SHOWN_EXAMPLES))
 
     def pointing(self, name: str, boxed: BoxedImages, seed: int = 0) -> list[tuple[Figure | pd.DataFrame, str]]:
@@ -257,21 +258,21 @@ def gather(
     """
     runs = find_or_train_runs(run_dirs, smoke_test, competition_dir or "")
     tuned = find_threshold(runs, threshold_path)
-    if one_image and not tuned["one_image"]:
-        tuned = tune(runs, tuned["aggregation"], choice=tuned["choice"], weights=weights_of(tuned, runs), one_image=True)
+    if one_image and not tuned.one_image:
+        tuned = tune(runs, tuned.aggregation, choice=tuned.choice, weights=tuned.weights_of(runs), one_image=True)
     settings = Run(runs[0]).config.preprocessing
     inputs = open_inputs(competition_dir, cache_dir, settings.image_height, settings.image_width, smoke_test)
     images, boxes = inputs.images("train"), inputs.boxes(boxes_path)
     named = name_runs(runs)
     _say_what_has_no_maps(named)
-    how = {"aggregation": tuned["aggregation"], "one_image": tuned["one_image"]}
+    how = {"aggregation": tuned.aggregation, "one_image": tuned.one_image}
     curves = {name: oof_of_runs([run], **how) for name, run in named.items()}
-    breasts = tuned_breasts(runs, tuned)
+    breasts = tuned.out_of_fold(runs)
     _check_same_data(breasts, images, inputs.competition_dir)
     breasts = with_traits(breasts, images)
     values = breasts.cancer, breasts.probability, breasts.fold
-    choose = CHOICES[tuned["choice"]]
-    by_site = tuned["site_thresholds"]
+    choose = CHOICES[tuned.choice]
+    by_site = tuned.site_thresholds
     decisions = nested_site_decisions(*values, breasts.site_id, choose) if by_site else nested_decisions(*values, choose)
     cache = resolve(cache_dir) if cache_dir else None
     return Material(named, inputs, cache, images, tuned, curves, breasts, decisions, boxes)

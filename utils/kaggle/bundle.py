@@ -28,7 +28,7 @@ from utils.core.environment import (
     write_atomic,
     write_json,
 )
-from utils.decision.threshold import read_threshold
+from utils.decision.threshold import Threshold
 from utils.kaggle.bundle_checks import (
     DATASET_FILE,
     KERNEL_FILE,
@@ -336,7 +336,7 @@ def submit_kernel(bundle: Path) -> Part:
 def runs_to_send(named: str, threshold: Path) -> list[Path]:
     """Runs that are named; else those that the threshold was tuned on; else all, which may be none. Nothing is trained."""
     if not named and threshold.is_file():
-        return [Path(run) for run in read_threshold(threshold)["runs"]]
+        return [Path(run) for run in Threshold.load(threshold).runs]
     return find_runs(named)
 
 

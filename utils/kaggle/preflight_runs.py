@@ -86,11 +86,11 @@ def check_threshold(job: Job) -> Iterator[Finding]:
 
 
 def _read_thresholds(job: Job) -> None:
-    from utils.decision.threshold import read_threshold
+    from utils.decision.threshold import Threshold
     from utils.decision.tuning import find_threshold, threshold_files, tuned_runs
 
     for path in threshold_files(job.threshold_path):
-        read_threshold(path)
+        Threshold.load(path)
     if job.threshold_path and job.runs and not any(hollow(run / "oof.csv") for run in job.runs):
         find_threshold(job.runs, job.threshold_path)
     if job.notebook == "submit" and not job.run_dirs:

@@ -14,7 +14,7 @@ import nbformat
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from utils.core.environment import COMPETITION, PROJECT, KitError, cpu_count, read_json, runs_dir, working_dir, write_json
-from utils.decision.threshold import read_threshold
+from utils.decision.threshold import Threshold
 from utils.decision.tuning import tune
 from utils.images.inputs import open_inputs
 from utils.kaggle.bundle import write_bundle
@@ -178,7 +178,7 @@ def runs_of(threshold: Path) -> list[Path]:
     PredictionError
         If the file is none.
     """
-    return [Path(run) for run in read_threshold(threshold)["runs"]]
+    return [Path(run) for run in Threshold.load(threshold).runs]
 
 
 def picture_sizes(runs: Sequence[Path]) -> list[str]:

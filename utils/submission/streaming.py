@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from utils.core.environment import on_kaggle, pick_devices
 from utils.core.parallel import prefetched
-from utils.decision.tuning import apply_tuned, weights_of
+from utils.decision.threshold import Threshold
 from utils.images.cache import CacheSettings, build_cache, default_cache_dir, picture_path, summarise
 from utils.phantom.competition import is_phantom_competition
 from utils.submission.deadline import Deadline, Pace, Plan
@@ -105,7 +105,7 @@ def predict_runs(
     test_images: pd.DataFrame,
     competition_dir: Path,
     cache_dir: Path | None,
-    tuned: dict,
+    tuned: Threshold,
     num_workers: int,
     deadline: Deadline | None = None,
     publish: Callable[[pd.Series], None] | None = None,
@@ -124,7 +124,7 @@ def predict_runs(
     competition_dir : Path
     cache_dir : Path or None
         None for the default of each preprocessing; of several, each has a folder inside.
-    tuned : dict
+    tuned : Threshold
         From `utils.decision.tuning.find_threshold`.
     num_workers : int
         Processes that decode.
@@ -145,14 +145,14 @@ def predict_runs(
     Exception
         What kept every patient of the first chunk from being predicted; later, a failure only costs its own patient.
     """
-    weights = {run: weight for run, weight in zip(runs, weights_of(tuned, runs), strict=True) if weight > 0}
+    weights = {run: weight for run, weight in zip(runs, tuned.weights_of(runs), strict=True) if weight > 0}
     stream = _Stream(list(weights), test_images, Path(competition_dir), cache_dir, num_workers, deadline or Deadline())
     predicted = pd.Series(dtype=float)
-    for by_run in stream.predictions(tuned["aggregation"]):
+    for by_run in stream.predictions(tuned.aggregation):
         weight = pd.Series(weights).loc[by_run.columns]
         # Of the runs that could read it and gave a finite number; a breast without any is left out.
         averaged = ((by_run * weight).sum(axis=1) / (by_run.notna() * weight).sum(axis=1)).dropna()
-        predicted = pd.concat([predicted, apply_tuned(tuned, averaged)]) if len(predicted) else apply_tuned(tuned, averaged)
+        predicted = pd.concat([predicted, tuned.calibrate(averaged)]) if len(predicted) else tuned.calibrate(averaged)
         if publish:
             try:
                 publish(predicted)
