@@ -88,9 +88,8 @@ class Loop:
     def warm_up(self) -> None:
         """Do one step, so that threads, processes and buffers are there."""
         fitting = self.fitting
-        fitting.network.train()
-        fitting._guarded_step(next(iter(fitting.loader)))
-        fitting._advance(0)
+        fitting.learner.network.train()
+        fitting.learner(next(iter(fitting.loader)), 0)
 
     def train_epoch(self) -> None:
         """Train one epoch, without validation; ``data_wait`` is then its share of time that passed waiting for data."""

@@ -19,7 +19,7 @@ from utils.networks.auxiliary import SIZES
 from utils.runs.config import TrainingError
 from utils.runs.execution import Execution
 from utils.tables.vocabulary import Vocabulary
-from utils.training import fitting, inference
+from utils.training import fitting, inference, learner
 from utils.training.fitting import Fitting, plain_state
 from utils.training.folds import make_dataset, train_run
 from utils.training.processes import Ranks
@@ -45,7 +45,7 @@ def make(images, cache_dir, settings, tmp_path):
 
 def weights_after(fold):
     fold.run()
-    return torch.cat([value.flatten().float() for value in plain_state(fold.averaged).values()])
+    return torch.cat([value.flatten().float() for value in plain_state(fold.learner.averaged).values()])
 
 
 @pytest.mark.parametrize("changes", [{}, {"model": {"level": "breast"}}, {"auxiliary_weight": 0.5, "label_smoothing": 0.1}])
@@ -57,14 +57,14 @@ def test_parts_of_a_batch_add_up_to_the_step_of_the_whole(make, changes):
 
 def short_of_memory(monkeypatch, most):
     """Let the network's passes fail as a GPU's do, above so many items at once."""
-    forward = fitting.forward
+    forward = learner.forward
 
     def limited(model, batch, *rest):
         if len(batch["label"]) > most(model):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return forward(model, batch, *rest)
 
-    monkeypatch.setattr(fitting, "forward", limited)
+    monkeypatch.setattr(learner, "forward", limited)
 
 
 def test_short_memory_halves_the_part_and_keeps_the_step(make, monkeypatch, capsys):
@@ -72,7 +72,7 @@ def test_short_memory_halves_the_part_and_keeps_the_step(make, monkeypatch, caps
     short_of_memory(monkeypatch, lambda model: 2)
     fold = make()
     halved = weights_after(fold)
-    assert fold.micro_batch_size == 2 and torch.allclose(whole, halved, atol=2e-4)
+    assert fold.learner.micro_batch_size == 2 and torch.allclose(whole, halved, atol=2e-4)
     printed = capsys.readouterr().out
     assert printed.count("The memory did not suffice") == 1  # once, not for each halving or step
     assert "2 items at a time from now on; a step stays 8 items" in printed
@@ -82,7 +82,7 @@ def test_memory_too_short_for_one_item_computes_activations_twice_then_gives_up(
     short_of_memory(monkeypatch, lambda model: getattr(model, "checkpoints_activations", False))
     fold = make()
     fold.run()
-    assert fold.micro_batch_size == 1 and "activations computed twice" in capsys.readouterr().out
+    assert fold.learner.micro_batch_size == 1 and "activations computed twice" in capsys.readouterr().out
     short_of_memory(monkeypatch, lambda model: 0)
     with pytest.raises(TrainingError, match="Even one image is too much: choose smaller pictures"):
         make().run()
@@ -103,7 +103,7 @@ def test_resumed_run_remembers_that_it_computes_activations_twice(make, monkeypa
     again = make()
     again.checkpoint_path, again.fold_dir = fold.checkpoint_path, fold.fold_dir
     again._restore()
-    assert again.model.checkpoints_activations and again.micro_batch_size == 1
+    assert again.learner.model.checkpoints_activations and again.learner.micro_batch_size == 1
 
 
 def test_training_resumes_only_next_to_its_own_weights(make):
@@ -136,20 +136,20 @@ def test_training_resumes_only_next_to_its_own_weights(make):
 
 def test_validation_takes_as_many_items_at_once_as_fit(make, monkeypatch):
     fold = make()
-    fold.micro_batch_size = 2
-    whole = fold.predict(fold.model).logits
+    fold.learner.micro_batch_size = 2
+    whole = fold.predict(fold.learner.model).logits
     sizes, forward = [], inference.forward
     monkeypatch.setattr(
         inference, "forward", lambda m, batch, *rest: sizes.append(len(batch["label"])) or forward(m, batch, *rest)
     )
-    assert np.allclose(whole, fold.predict(fold.model).logits) and set(sizes) <= {1, 2}
+    assert np.allclose(whole, fold.predict(fold.learner.model).logits) and set(sizes) <= {1, 2}
 
 
 def test_logits_that_are_no_numbers_are_said_so(make):
     fold = make()
-    torch.nn.init.constant_(fold.model.head.cancer.bias, float("nan"))
+    torch.nn.init.constant_(fold.learner.model.head.cancer.bias, float("nan"))
     with pytest.raises(TrainingError, match="no finite logit; set precision to float32"):
-        fold.predict(fold.model)
+        fold.predict(fold.learner.model)
 
 
 def test_memory_that_really_runs_out_is_survived(tmp_path):
@@ -180,7 +180,7 @@ fold = Fitting(config, 0, Items(), Items(), Vocabulary(0, 1, (), (), ()), Path(s
 in_use = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (in_use + 6 * 10**8, -1))
 fold._train(0, tqdm(disable=True))
-print("survived with", fold.micro_batch_size)
+print("survived with", fold.learner.micro_batch_size)
 """
     command = [sys.executable, "-c", code, str(tmp_path)]
     # What is freed goes back at once: else the allocator keeps it from oneDNN, which takes its memory elsewhere.
@@ -193,13 +193,13 @@ print("survived with", fold.micro_batch_size)
 
 def test_diverging_run_stops_at_its_step_and_names_the_last_good_checkpoint(make, monkeypatch):
     fold = make(epochs=2)
-    loss, calls = fold._loss, []
+    loss, calls = fold.learner._loss, []
 
     def breaks_down(batch):
         calls.append(1)
         return loss(batch) * (float("nan") if len(calls) > len(fold.loader) + 2 else 1)
 
-    monkeypatch.setattr(fold, "_loss", breaks_down)
+    monkeypatch.setattr(fold.learner, "_loss", breaks_down)
     step = len(fold.loader) + 2
     with pytest.raises(
         TrainingError, match=rf"became nan in epoch 1, at step {step}. .*checkpoint.pt holds the last good epoch"
@@ -239,9 +239,9 @@ def test_compiled_network_learns_the_same_and_keeps_its_names(make):
     plain = weights_after(make())
     with torch.compiler.set_stance("force_eager"):  # the code of compiling, without the minutes of a compiler
         fold = make(execution=Execution(compile=True))
-        assert fold.model.encoder._compiled_call_impl is not None
+        assert fold.learner.model.encoder._compiled_call_impl is not None
         assert torch.equal(plain, weights_after(fold))
-    assert not [key for key in plain_state(fold.model) if "_orig_mod" in key]
+    assert not [key for key in plain_state(fold.learner.model) if "_orig_mod" in key]
 
 
 def test_deterministic_mode_is_set_and_unset(make):
@@ -279,9 +279,9 @@ def test_auxiliary_head_is_not_among_the_kept_weights(images, cache_dir, setting
 
 def test_flipped_pictures_get_the_same_prediction_with_test_time_flip(make):
     fold = make(test_time_flip=True)
-    straight = fold.predict(fold.model).logits
+    straight = fold.predict(fold.learner.model).logits
     load = fold.validation_set._load
     fold.validation_set._load = lambda row: np.ascontiguousarray(load(row)[:, ::-1])
-    assert np.allclose(straight, fold.predict(fold.model).logits, atol=1e-5)
+    assert np.allclose(straight, fold.predict(fold.learner.model).logits, atol=1e-5)
     fold.config = replace(fold.config, test_time_flip=False)
-    assert not np.allclose(straight, fold.predict(fold.model).logits, atol=1e-5)
+    assert not np.allclose(straight, fold.predict(fold.learner.model).logits, atol=1e-5)

@@ -6,7 +6,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,17 +13,12 @@ import numpy as np
 import pandas as pd
 import safetensors.torch
 import torch
-from timm.layers import convert_sync_batchnorm
-from timm.utils import ModelEmaV3
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from utils.core.environment import seed_everything, write_atomic, write_csv
 from utils.metrics.scores import area_under_roc, best_threshold, sigmoid
-from utils.networks.encoders import Encoder
-from utils.networks.losses import auxiliary_loss, box_loss, cancer_loss
-from utils.networks.models import Outputs, build_model
+from utils.networks.models import build_model
 from utils.runs.config import TrainConfig, TrainingError
 from utils.runs.execution import Execution
 from utils.runs.folder import writing_to
@@ -32,10 +26,9 @@ from utils.tables.vocabulary import Vocabulary
 from utils.training.checkpoint import check_kept, read_checkpoint
 from utils.training.dataset import ImageDataset
 from utils.training.fold_weights import read_vocabulary
-from utils.training.inference import Predictions, forward, predict
-from utils.training.loading import Batch, ShareSampler, StepSampler, explained, make_loader, split_batch
-from utils.training.mixing import mix
-from utils.training.optimisation import autocast, is_out_of_memory, make_optimizer, make_schedule, pick_precision
+from utils.training.inference import Predictions, predict
+from utils.training.learner import Learner, encoders_of
+from utils.training.loading import ShareSampler, StepSampler, explained, make_loader
 from utils.training.probe import encode, fit_head
 from utils.training.processes import Ranks
 
@@ -44,7 +37,6 @@ try:
 except ImportError:  # Windows
     resource = None
 
-EMA_WARMUP_POWER = 2 / 3  # the average forgets its random start early, also in a run of few steps
 REFRESH = 2.0  # seconds between looks at the loss: each makes a GPU wait
 
 
@@ -79,42 +71,23 @@ class Fitting:
     ):
         self.config, self.fold, self.fold_dir, self.ranks, self.device = config, fold, fold_dir, ranks, ranks.device
         self.training_set, self.validation_set, self.vocabulary = training_set, validation_set, vocabulary
-        self.auxiliary_sizes = auxiliary_sizes if config.auxiliary_weight else ()
         self.checkpoint_path = fold_dir / "checkpoint.pt"
-        self.micro_batch_size = config.micro_batch_size or config.batch_size
         self.history: list[dict] = []
         self.floor: Predictions | None = None  # what `fit_head` predicts
         if ranks.world_size > 1 and len(training_set) < config.batch_size:
             raise TrainingError(f"{len(training_set)} items are less than one step's batch_size: train in one process.")
         _set_determinism(config.deterministic)
         seed_everything(derive_seed(config.seed, fold))
-        self._make_network(execution)
+        auxiliary_sizes = auxiliary_sizes if config.auxiliary_weight else ()
+        model = build_model(config.model, vocabulary, auxiliary_sizes)
+        if config.model.metadata:
+            model.head.metadata.fit(training_set.metadata, training_set.images.cancer.to_numpy())
         self._make_loaders(execution)
-        self.optimizer = make_optimizer(self.model, config)
-        self.schedule = make_schedule(self.optimizer, config, len(self.loader))
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=pick_precision(config, self.device) == torch.float16)
-        self.board = _make_board(fold_dir) if execution.tensorboard and ranks.is_first else None
-
-    def _make_network(self, execution: Execution) -> None:
-        model = build_model(self.config.model, self.vocabulary, self.auxiliary_sizes)
-        if self.config.model.metadata:
-            model.head.metadata.fit(self.training_set.metadata, self.training_set.images.cancer.to_numpy())
-        if self.ranks.world_size > 1 and self.device.type == "cuda":
-            model = convert_sync_batchnorm(model)  # statistics of the whole step; torch has it for GPUs alone
-        for encoder in _encoders(model):
-            if encoder.is_trained:
-                encoder.freeze(self.config.freeze_stages, self.config.freeze_norms)
-        self.model = model.to(self.device, memory_format=torch.channels_last)
-        self.ema = ModelEmaV3(self.model, decay=self.config.ema_decay, use_warmup=True, warmup_power=EMA_WARMUP_POWER)
-        if self.config.activation_checkpointing:
-            checkpoint_activations(self.model)
+        self.learner = Learner(config, model, ranks, len(self.loader), auxiliary_sizes)
         if execution.compile:
-            for encoder in _encoders(self.model):
+            for encoder in encoders_of(self.learner.model):
                 encoder.compile()
-        self.network = self.model
-        if self.ranks.world_size > 1:
-            devices = [self.device] if self.device.type == "cuda" else None
-            self.network = DistributedDataParallel(self.model, device_ids=devices)
+        self.board = _make_board(fold_dir) if execution.tensorboard and ranks.is_first else None
 
     def _make_loaders(self, execution: Execution) -> None:
         config, ranks = self.config, self.ranks
@@ -124,9 +97,8 @@ class Fitting:
         options = {"num_workers": execution.num_workers, "pin_memory": self.device.type == "cuda"}
         self.loader = make_loader(self.training_set, config.batch_size, sampler=steps, **options)
         own = range(ranks.rank, len(self.validation_set), ranks.world_size)
-        self.validation_loader = make_loader(
-            torch.utils.data.Subset(self.validation_set, own), self.micro_batch_size, **options
-        )
+        at_once = config.micro_batch_size or config.batch_size
+        self.validation_loader = make_loader(torch.utils.data.Subset(self.validation_set, own), at_once, **options)
 
     def run(self) -> None:
         """Train from the last checkpoint to the last epoch; the kept epoch's weights are then in the fold's folder."""
@@ -136,7 +108,7 @@ class Fitting:
             total=self.config.epochs * items,
             initial=len(self.history) * items,
             desc=f"{self.config.model.architecture} fold {self.fold}",
-            unit=f" {self.unit}s",
+            unit=f" {self.config.model.item}s",
             mininterval=REFRESH,
             disable=not self.ranks.is_first,
         ) as bar:
@@ -158,8 +130,8 @@ class Fitting:
         state = safetensors.torch.load_file(path, device=str(self.device))
         prefix = "encoder."
         encoder = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        self.model.encoder.load_state_dict(encoder)
-        self.ema.set(self.model)
+        self.learner.model.encoder.load_state_dict(encoder)
+        self.learner.ema.set(self.learner.model)
 
     def fit_head(self, training_set: ImageDataset) -> Predictions | None:
         """Start the head from a logistic regression on the encoder's features, and predict the held-out items with it.
@@ -177,13 +149,13 @@ class Fitting:
         if self.ranks.gather(self.checkpoint_path.is_file())[0]:
             return None
         own = torch.utils.data.Subset(training_set, range(self.ranks.rank, len(training_set), self.ranks.world_size))
-        loader = make_loader(own, self.micro_batch_size, num_workers=self.loader.num_workers)
-        parts = self.ranks.gather(encode(self.model.encoder, loader, self.config, self.device))
+        loader = make_loader(own, self.learner.micro_batch_size, num_workers=self.loader.num_workers)
+        parts = self.ranks.gather(encode(self.learner.model.encoder, loader, self.config, self.device))
         index, features, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
         order = np.argsort(index)  # of all processes, so that each fits the same numbers
-        fit_head(self.model.head.cancer, features[order], labels[order], self.config.positive_share)
-        self.ema.set(self.model)
-        self.floor = self.predict(self.averaged)
+        fit_head(self.learner.model.head.cancer, features[order], labels[order], self.config.positive_share)
+        self.learner.ema.set(self.learner.model)
+        self.floor = self.predict(self.learner.averaged)
         return self.floor
 
     def _row_of_floor(self) -> dict:
@@ -196,7 +168,7 @@ class Fitting:
         # Every random choice hangs on (seed, fold, epoch) alone, so a resumed run repeats it without stored generators.
         seed_everything(derive_seed(self.config.seed, self.fold, epoch, self.ranks.rank))
         self.sampler.epoch = self.training_set.epoch = epoch
-        learning_rate = self.optimizer.param_groups[-1]["lr"]
+        learning_rate = self.learner.learning_rate
         start = time.perf_counter()
         training = self._train(epoch, bar)
         seconds = time.perf_counter() - start
@@ -206,7 +178,7 @@ class Fitting:
             "epoch": epoch,
             "learning_rate": learning_rate,
             **training,
-            **validation_metrics(self.validation_set, self.predict(self.averaged).logits),
+            **validation_metrics(self.validation_set, self.predict(self.learner.averaged).logits),
             "items_per_second": len(self.loader) * self.config.batch_size / seconds,
             "seconds": time.perf_counter() - start,
         }
@@ -217,7 +189,7 @@ class Fitting:
         """Predict the validation set, each process its part, and give all of it to each."""
         self.ranks.align(model)
         with explained(self.validation_loader):
-            mine = predict(model, self.validation_loader, self.config, self.device, self.micro_batch_size)
+            mine = predict(model, self.validation_loader, self.config, self.device, self.learner.micro_batch_size)
         predictions = Predictions.joined(self.ranks.gather(mine))
         if not np.isfinite(predictions.logits).all():
             raise TrainingError(
@@ -228,7 +200,7 @@ class Fitting:
 
     def _train(self, epoch: int, bar: tqdm) -> dict[str, float]:
         """Train one epoch; returns its mean loss, and the share of its time that passed waiting for data."""
-        self.network.train()
+        self.learner.network.train()
         losses = _LossWatch(self, epoch)
         start = looked = time.perf_counter()
         waited = 0.0
@@ -237,108 +209,12 @@ class Fitting:
             asked = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - asked
-            losses.add(self._guarded_step(batch), step)
-            self._advance(step)
+            losses.add(self.learner(batch, step), step)
             bar.update(len(batch["label"]) * self.ranks.world_size)
             if time.perf_counter() - looked > REFRESH:
                 bar.set_postfix(epoch=f"{epoch + 1}/{self.config.epochs}", loss=losses.mean(), refresh=False)
                 looked = time.perf_counter()
         return {"train_loss": losses.mean(), "data_wait": waited / (time.perf_counter() - start)}
-
-    def _guarded_step(self, batch: Batch) -> torch.Tensor:
-        """Compute a step's gradients; where the memory does not suffice, in smaller parts from now on."""
-        before = self.micro_batch_size
-        while True:
-            try:
-                loss = self._gradients(batch)
-                break
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                reason = str(error).splitlines()[0]
-            self._make_room(len(batch["label"]), reason)  # out here, since the error held on to the memory
-        if self.micro_batch_size != before:
-            twice = ", activations computed twice" if self._checkpoints() else ""
-            print(
-                f"The memory did not suffice: {self.micro_batch_size} items at a time from now on{twice}; a step stays"
-                f" {self.config.batch_size} items. micro_batch_size={self.micro_batch_size} starts so at once."
-            )
-        return loss
-
-    def _gradients(self, batch: Batch) -> torch.Tensor:
-        """Add up the gradients of a batch's parts; returns their mean loss."""
-        parts = split_batch(batch, self.micro_batch_size)
-        total = torch.zeros((), device=self.device)
-        for number, part in enumerate(parts, start=1):
-            # Processes exchange gradients once a step.
-            waits = self.network.no_sync() if self.network is not self.model and number < len(parts) else nullcontext()
-            with waits:
-                loss = self._loss(part) * (len(part["label"]) / len(batch["label"]))
-                self.scaler.scale(loss).backward()
-            total += loss.detach()
-        return total
-
-    def _loss(self, batch: Batch) -> torch.Tensor:
-        targets = {key: batch[key].to(self.device, non_blocking=True) for key in ("label", "auxiliary", "box")}
-        images, share = None, 1.0
-        if self.config.mixup:
-            images, share = mix(batch["images"].to(self.device, non_blocking=True), self.config.mixup)
-        with autocast(self.config, self.device):
-            outputs = forward(self.network, batch, self.device, images)
-        loss = self._total_loss(outputs, targets)
-        if share == 1:
-            return loss
-        partners = {key: value.flip(0) for key, value in targets.items()}
-        return share * loss + (1 - share) * self._total_loss(outputs, partners)
-
-    def _total_loss(self, outputs: Outputs, targets: dict[str, torch.Tensor]) -> torch.Tensor:
-        config = self.config
-        loss = cancer_loss(outputs.logit.float(), targets["label"], config.label_smoothing, config.positive_weight)
-        if outputs.auxiliary is not None:
-            loss = loss + config.auxiliary_weight * auxiliary_loss(
-                outputs.auxiliary, targets["auxiliary"], self.auxiliary_sizes
-            )
-        if outputs.box is not None:
-            loss = loss + config.box_weight * box_loss(outputs.box, targets["box"])
-        return loss
-
-    def _advance(self, step: int) -> None:
-        self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.schedule.step()
-        if self.config.ema_decay:
-            self.ema.update(self.model, step=step)
-
-    def _make_room(self, items: int, reason: str) -> None:
-        size = min(self.micro_batch_size, items)
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        if self.ranks.world_size > 1:
-            advice = f"micro_batch_size={size // 2}" if size > 1 else "activation_checkpointing=True, or smaller pictures"
-            raise TrainingError(f"{reason} With several processes it must be said beforehand: {advice}.")
-        if size > 1:
-            self.micro_batch_size = -(-size // 2)
-        elif not self._checkpoints() and checkpoint_activations(self.model):
-            self.micro_batch_size = 1
-        else:
-            raise TrainingError(f"{reason} Even one {self.unit} is too much: choose smaller pictures.")
-
-    def _checkpoints(self) -> bool:
-        return getattr(self.model, "checkpoints_activations", False)
-
-    @property
-    def unit(self) -> str:
-        """What an item is called."""
-        return "image" if self.config.model.item == "image" else "breast"
-
-    @property
-    def averaged(self) -> nn.Module:
-        """The network that is evaluated and kept."""
-        return self.ema.module if self.config.ema_decay else self.model
 
     def _keep(self) -> None:
         """Save the weights if this epoch is to be kept, then the checkpoint, then the history; the first process does it."""
@@ -354,7 +230,7 @@ class Fitting:
             metadata = {"vocabulary": json.dumps(asdict(self.vocabulary)), "epoch": str(len(self.history) - 1)}
             with write_atomic(self.fold_dir / "weights.safetensors") as temporary:
                 # Not save_file, which replaces the file by one of its own, with other permissions.
-                temporary.write_bytes(safetensors.torch.save(plain_state(self.averaged), metadata))
+                temporary.write_bytes(safetensors.torch.save(plain_state(self.learner.averaged), metadata))
         with write_atomic(self.checkpoint_path) as temporary:
             torch.save(self._state(), temporary)
         write_csv(self.fold_dir / "history.csv", pd.DataFrame(self.history))
@@ -364,33 +240,18 @@ class Fitting:
             self.board.flush()
 
     def _state(self) -> dict:
-        parts = {name: part.state_dict() for name, part in self._parts().items()}
-        memory = {"micro_batch_size": self.micro_batch_size, "checkpoints": self._checkpoints()}
-        return parts | {"config": self.config.to_json(), "history": self.history} | memory
+        parts = {name: part.state_dict() for name, part in self.learner.parts().items()}
+        return parts | {"config": self.config.to_json(), "history": self.history} | self.learner.memory()
 
     def _restore(self) -> None:
         if not self.checkpoint_path.is_file():
             return
-        state = read_checkpoint(self.checkpoint_path, self.config, self.fold, self._parts(), self.device)
-        check_kept(self.fold_dir, self.fold, self.vocabulary, kept_state(self.averaged))
-        for name, part in self._parts().items():
-            if state[name]:  # a scaler that was not needed has none
-                part.load_state_dict(state[name])
+        state = read_checkpoint(self.checkpoint_path, self.config, self.fold, self.learner.parts(), self.device)
+        check_kept(self.fold_dir, self.fold, self.vocabulary, kept_state(self.learner.averaged))
+        self.learner.restore(state)
         self.history = state["history"]
-        self.micro_batch_size = min(self.micro_batch_size, state["micro_batch_size"])
-        if state["checkpoints"]:
-            checkpoint_activations(self.model)
         if self.ranks.is_first:
             print(f"Resuming {self.fold_dir} after {len(self.history)} finished epoch(s).")
-
-    def _parts(self) -> dict:
-        return {
-            "model": self.model,
-            "ema": self.ema,
-            "optimizer": self.optimizer,
-            "schedule": self.schedule,
-            "scaler": self.scaler,
-        }
 
 
 class _LossWatch:
@@ -472,28 +333,6 @@ def peak_memory(device: torch.device) -> str:
     unit = 1 if sys.platform == "darwin" else 1024  # bytes of ru_maxrss: macOS counts bytes, Linux and the BSDs KiB
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return f"at most {used / 2**30:.2f} GiB of memory in use by this process"
-
-
-def _encoders(model: nn.Module) -> list[Encoder]:
-    return [module for module in model.modules() if isinstance(module, Encoder)]
-
-
-def checkpoint_activations(model: nn.Module) -> bool:
-    """Compute a network's activations twice instead of keeping them; False where none of its encoders can.
-
-    Batch normalisation then updates its running statistics twice a step, with the same pictures.
-    """
-    able = [_checkpoint(encoder.backbone) for encoder in _encoders(model)]
-    model.checkpoints_activations = any(able)
-    return any(able)
-
-
-def _checkpoint(backbone: nn.Module) -> bool:
-    try:
-        backbone.set_grad_checkpointing(True)
-    except (AttributeError, AssertionError):  # networks of timm that have it not say so in either way
-        return False
-    return True
 
 
 def _set_determinism(deterministic: bool) -> None:

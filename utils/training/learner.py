@@ -1,0 +1,213 @@
+"""One step of training: forward, loss, backward, and the move of the weights."""
+
+from contextlib import nullcontext
+
+import torch
+from timm.layers import convert_sync_batchnorm
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from utils.networks.encoders import Encoder
+from utils.networks.losses import auxiliary_loss, box_loss, cancer_loss
+from utils.networks.models import Outputs
+from utils.runs.config import TrainConfig, TrainingError
+from utils.training.inference import forward
+from utils.training.loading import Batch, split_batch
+from utils.training.mixing import mix
+from utils.training.optimisation import autocast, is_out_of_memory, make_optimizer, make_schedule, pick_precision
+from utils.training.processes import Ranks
+
+EMA_WARMUP_POWER = 2 / 3  # the average forgets its random start early, also in a run of few steps
+
+
+class Learner:
+    """A network and all that moves its weights; called with a batch, it learns from it.
+
+    Parameters
+    ----------
+    config : TrainConfig
+    model : Module
+        From `utils.networks.models.build_model`.
+    ranks : Ranks
+    steps_per_epoch : int
+    auxiliary_sizes : tuple of int
+        Classes of each auxiliary target; empty where none is learned.
+    """
+
+    def __init__(
+        self, config: TrainConfig, model: nn.Module, ranks: Ranks, steps_per_epoch: int, auxiliary_sizes: tuple[int, ...]
+    ):
+        self.config, self.ranks, self.device, self.auxiliary_sizes = config, ranks, ranks.device, auxiliary_sizes
+        self.micro_batch_size = config.micro_batch_size or config.batch_size
+        if ranks.world_size > 1 and self.device.type == "cuda":
+            model = convert_sync_batchnorm(model)  # statistics of the whole step; torch has it for GPUs alone
+        for encoder in encoders_of(model):
+            if encoder.is_trained:
+                encoder.freeze(config.freeze_stages, config.freeze_norms)
+        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.ema = ModelEmaV3(self.model, decay=config.ema_decay, use_warmup=True, warmup_power=EMA_WARMUP_POWER)
+        if config.activation_checkpointing:
+            checkpoint_activations(self.model)
+        self.network = self.model
+        if ranks.world_size > 1:
+            devices = [self.device] if self.device.type == "cuda" else None
+            self.network = DistributedDataParallel(self.model, device_ids=devices)
+        self.optimizer = make_optimizer(self.model, config)
+        self.schedule = make_schedule(self.optimizer, config, steps_per_epoch)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=pick_precision(config, self.device) == torch.float16)
+
+    def __call__(self, batch: Batch, step: int) -> torch.Tensor:
+        """Learn from a batch; returns its mean loss, on the device.
+
+        Parameters
+        ----------
+        batch : dict
+            Of `utils.training.loading`.
+        step : int
+            From the beginning of the training.
+        """
+        loss = self._gradients_that_fit(batch)
+        self._move(step)
+        return loss
+
+    def _gradients(self, batch: Batch) -> torch.Tensor:
+        """Add up the gradients of a batch's parts; returns their mean loss."""
+        parts = split_batch(batch, self.micro_batch_size)
+        total = torch.zeros((), device=self.device)
+        for number, part in enumerate(parts, start=1):
+            # Processes exchange gradients once a step.
+            waits = self.network.no_sync() if self.network is not self.model and number < len(parts) else nullcontext()
+            with waits:
+                loss = self._loss(part) * (len(part["label"]) / len(batch["label"]))
+                self.scaler.scale(loss).backward()
+            total += loss.detach()
+        return total
+
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        targets = {key: batch[key].to(self.device, non_blocking=True) for key in ("label", "auxiliary", "box")}
+        images, share = None, 1.0
+        if self.config.mixup:
+            images, share = mix(batch["images"].to(self.device, non_blocking=True), self.config.mixup)
+        with autocast(self.config, self.device):
+            outputs = forward(self.network, batch, self.device, images)
+        loss = self._total_loss(outputs, targets)
+        if share == 1:
+            return loss
+        partners = {key: value.flip(0) for key, value in targets.items()}
+        return share * loss + (1 - share) * self._total_loss(outputs, partners)
+
+    def _total_loss(self, outputs: Outputs, targets: dict[str, torch.Tensor]) -> torch.Tensor:
+        config = self.config
+        loss = cancer_loss(outputs.logit.float(), targets["label"], config.label_smoothing, config.positive_weight)
+        if outputs.auxiliary is not None:
+            loss = loss + config.auxiliary_weight * auxiliary_loss(
+                outputs.auxiliary, targets["auxiliary"], self.auxiliary_sizes
+            )
+        if outputs.box is not None:
+            loss = loss + config.box_weight * box_loss(outputs.box, targets["box"])
+        return loss
+
+    def _move(self, step: int) -> None:
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
+        if self.config.ema_decay:
+            self.ema.update(self.model, step=step)
+
+    def _gradients_that_fit(self, batch: Batch) -> torch.Tensor:
+        """Compute a step's gradients; where the memory does not suffice, in smaller parts from now on."""
+        before = self.micro_batch_size
+        while True:
+            try:
+                loss = self._gradients(batch)
+                break
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = str(error).splitlines()[0]
+            self._make_room(len(batch["label"]), reason)  # out here, since the error held on to the memory
+        if self.micro_batch_size != before:
+            twice = ", activations computed twice" if self._checkpoints() else ""
+            print(
+                f"The memory did not suffice: {self.micro_batch_size} items at a time from now on{twice}; a step stays"
+                f" {self.config.batch_size} items. micro_batch_size={self.micro_batch_size} starts so at once."
+            )
+        return loss
+
+    def _make_room(self, items: int, reason: str) -> None:
+        size = min(self.micro_batch_size, items)
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if self.ranks.world_size > 1:
+            advice = f"micro_batch_size={size // 2}" if size > 1 else "activation_checkpointing=True, or smaller pictures"
+            raise TrainingError(f"{reason} With several processes it must be said beforehand: {advice}.")
+        if size > 1:
+            self.micro_batch_size = -(-size // 2)
+        elif not self._checkpoints() and checkpoint_activations(self.model):
+            self.micro_batch_size = 1
+        else:
+            raise TrainingError(f"{reason} Even one {self.config.model.item} is too much: choose smaller pictures.")
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The network that is evaluated and kept."""
+        return self.ema.module if self.config.ema_decay else self.model
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the next step."""
+        return self.optimizer.param_groups[-1]["lr"]
+
+    def parts(self) -> dict:
+        """All that a checkpoint keeps, by name."""
+        return {
+            "model": self.model,
+            "ema": self.ema,
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+            "scaler": self.scaler,
+        }
+
+    def memory(self) -> dict:
+        """What was learned about the memory: how many items fit, and whether activations are computed twice."""
+        return {"micro_batch_size": self.micro_batch_size, "checkpoints": self._checkpoints()}
+
+    def restore(self, state: dict) -> None:
+        """Take a checkpoint's `parts` and `memory`."""
+        for name, part in self.parts().items():
+            if state[name]:  # a scaler that was not needed has none
+                part.load_state_dict(state[name])
+        self.micro_batch_size = min(self.micro_batch_size, state["micro_batch_size"])
+        if state["checkpoints"]:
+            checkpoint_activations(self.model)
+
+    def _checkpoints(self) -> bool:
+        return getattr(self.model, "checkpoints_activations", False)
+
+
+def encoders_of(model: nn.Module) -> list[Encoder]:
+    """List the encoders inside a network."""
+    return [module for module in model.modules() if isinstance(module, Encoder)]
+
+
+def checkpoint_activations(model: nn.Module) -> bool:
+    """Compute a network's activations twice instead of keeping them; False where none of its encoders can.
+
+    Batch normalisation then updates its running statistics twice a step, with the same pictures.
+    """
+    able = [_checkpoint(encoder.backbone) for encoder in encoders_of(model)]
+    model.checkpoints_activations = any(able)
+    return any(able)
+
+
+def _checkpoint(backbone: nn.Module) -> bool:
+    try:
+        backbone.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError):  # networks of timm that have it not say so in either way
+        return False
+    return True
