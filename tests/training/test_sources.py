@@ -62,7 +62,7 @@ def first_encoders(monkeypatch):
     found, run = {}, Fitting.run
 
     def remember(self):
-        found[self.fold] = {key: value.clone() for key, value in self.model.encoder.state_dict().items()}
+        found[self.fold] = {key: value.clone() for key, value in self.learner.model.encoder.state_dict().items()}
         run(self)
 
     monkeypatch.setattr(Fitting, "run", remember)
