@@ -6,7 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.helpers import TUNED
+from utils.core.formats import build
 from utils.decision.figures import show_curves, show_reliability, show_threshold
+from utils.decision.threshold import Threshold
 from utils.explore.exploration import density_by_age, views_per_breast
 from utils.explore.figures import show_density, show_views
 
@@ -47,7 +50,7 @@ def test_views_and_densities_of_any_name_are_shown(name):
 
 
 def test_numbers_of_a_logarithmic_axis_are_plain():
-    figure = show_threshold(table(400), {"threshold": 0.5, "pf1_nested": {"value": 0.3, "low": 0.2, "high": 0.4}})
+    figure = show_threshold(table(400), build(Threshold, TUNED))
     figure.savefig(io.BytesIO(), format="png", dpi=30)
     assert {"0.01", "0.1", "1"} <= {text.get_text() for text in figure.axes[1].get_xticklabels()}
     assert not [text for axis in figure.axes for text in axis.get_xticklabels(which="both") if "$" in text.get_text()]

@@ -83,8 +83,8 @@ def _draw_pf1(axis: plt.Axes, curve: pd.DataFrame, x: pd.Series, tuned: Threshol
     axis.fill_between(x, curve.low, curve.high, color="C0", label="95 % band over patients", **BAND)
     axis.axvline(chosen, color="C3", label=label)
     nested = tuned.pf1_nested
-    axis.axhline(nested["value"], color="C2", label=f"nested over folds: {nested['value']:.3f}")
-    axis.axhspan(nested["low"], nested["high"], color="C2", **BAND)
+    axis.axhline(nested.value, color="C2", label=f"nested over folds: {nested.value:.3f}")
+    axis.axhspan(nested.low, nested.high, color="C2", **BAND)
     axis.set_ylim(0, None)
     axis.legend(fontsize=8)
 
