@@ -10,8 +10,8 @@ from tests.helpers import TUNED
 from utils.core.formats import build
 from utils.decision.figures import show_curves, show_reliability, show_threshold
 from utils.decision.threshold import Threshold
-from utils.explore.exploration import density_by_age, views_per_breast
 from utils.explore.figures import show_density, show_views
+from utils.explore.summary import density_by_age, views_per_breast
 
 NAMES = ["plain", "_old", "__x", "a$b$c", "x$\\frac$", "$", "\\$a$", "_$x^{$", "%s{}", "naïve"]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils.explore.exploration import AGE_EDGES, AGE_GROUPS
+from utils.explore.summary import AGE_EDGES, AGE_GROUPS
 from utils.metrics.intervals import Interval, PatientBootstrap, proportion
 from utils.metrics.scores import area_under_roc
 from utils.runs.baseline import image_size_oof, images_per_breast_oof, metadata_oof

@@ -1,4 +1,4 @@
-"""Figures of the data before training; all numbers come from `utils.explore.exploration` and `utils.explore.shortcuts`."""
+"""Figures of the data before training; all numbers come from `utils.explore.summary` and `utils.explore.shortcuts`."""
 
 from itertools import zip_longest
 from pathlib import Path
@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.patches import Rectangle
 
 from utils.explore.examples import Segmentation
-from utils.explore.exploration import UNKNOWN
+from utils.explore.summary import UNKNOWN
 from utils.images.cache import load_picture, picture_path
 from utils.images.figures import finished, in_legend
 
@@ -27,7 +27,7 @@ def show_density(table: pd.DataFrame) -> plt.Figure:
     Parameters
     ----------
     table : DataFrame
-        From `utils.explore.exploration.density_by_age`.
+        From `utils.explore.summary.density_by_age`.
 
     Returns
     -------
@@ -64,7 +64,7 @@ def show_views(table: pd.DataFrame) -> plt.Figure:
     Parameters
     ----------
     table : DataFrame
-        From `utils.explore.exploration.views_per_breast`.
+        From `utils.explore.summary.views_per_breast`.
 
     Returns
     -------
@@ -95,7 +95,7 @@ def show_cancer_by(tables: dict[str, pd.DataFrame]) -> plt.Figure:
     Parameters
     ----------
     tables : dict
-        Name to table, from `utils.explore.exploration.cancer_by`; empty ones are left out.
+        Name to table, from `utils.explore.summary.cancer_by`; empty ones are left out.
 
     Returns
     -------

@@ -8,7 +8,7 @@ import pandas as pd
 from utils.core.parallel import map_items
 from utils.dicom.file import open_dicom
 from utils.explore.examples import with_files
-from utils.explore.exploration import DERIVED, NOMINAL
+from utils.explore.summary import DERIVED, NOMINAL
 from utils.tables.competition import SHARED_COLUMNS, assign_folds, image_paths
 
 N_FOLDS = 5

@@ -4,7 +4,8 @@ import pytest
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
-from utils.explore.exploration import (
+from utils.explore.shortcuts import SMOOTHING, out_of_fold_auc, shortcut_audit
+from utils.explore.summary import (
     cancer_by,
     density_by_age,
     describe_cancer_by,
@@ -12,7 +13,6 @@ from utils.explore.exploration import (
     describe_views,
     views_per_breast,
 )
-from utils.explore.shortcuts import SMOOTHING, out_of_fold_auc, shortcut_audit
 
 OPTIONAL = ["biopsy", "invasive", "BIRADS", "density", "difficult_negative_case"]
 
