@@ -85,6 +85,14 @@ def test_name_that_does_not_exist_is_refused_with_the_nearest(name, nearest):
         read_parameters(run_cells(f"{DECLARED}\n{name} = 3", "import sys"))
 
 
+@pytest.mark.parametrize(("name", "value"), [("num_workers", -2), ("num_workers", 2000), ("seed", -1), ("seed", 2**32)])
+def test_number_out_of_its_range_is_refused(name, value):
+    declared = "num_workers: int = -1  # one a core\nseed: int = 0"
+    assert read_parameters(run_cells(declared)).values["num_workers"] == -1
+    with pytest.raises(ParameterError, match=f"{name} is {value}, but must be from 0 to"):
+        read_parameters(run_cells(declared, f"# Parameters\n{name} = {value}\n"))
+
+
 def test_name_that_is_like_none_is_refused_with_all_names():
     with pytest.raises(ParameterError, match="no parameter xyz .* are hard, epochs, learning_rate, run_dirs"):
         read_parameters(run_cells(DECLARED, "xyz = 3"))

@@ -7,7 +7,7 @@ import pydicom
 import pytest
 
 from tests.external.test_convert import write_dicom
-from tests.helpers import TINY, make_config, parameters_of
+from tests.helpers import TINY, make_config
 from utils.decision.tuning import tune
 from utils.external import folder as external_folder
 from utils.external import headers as external_headers
@@ -15,8 +15,10 @@ from utils.external.convert import main
 from utils.external.folder import code_of, convert_folder, plain_names
 from utils.external.sets import ExternalError
 from utils.images.cache import build_cache
-from utils.kaggle.preflight import preflight
+from utils.images.inputs import Inputs
+from utils.kaggle.preflight_training import preflight_submission, preflight_training
 from utils.phantom.competition import TEST_COLUMNS, TRAIN_COLUMNS
+from utils.runs.execution import Execution
 from utils.submission.deadline import Deadline
 from utils.submission.draft import Draft, write_prior
 from utils.submission.streaming import predict_runs
@@ -341,7 +343,7 @@ def test_command_line_converts_a_folder_or_ends_in_one_line(tmp_path, capsys):
             main(arguments)
 
 
-def test_submit_predicts_a_folder_of_own_files_one_probability_a_breast(tmp_path, images, cache_dir, monkeypatch, capsys):
+def test_submit_predicts_a_folder_of_own_files_one_probability_a_breast(tmp_path, images, cache_dir, monkeypatch):
     """As submit.ipynb does, with neither sample_submission.csv nor train.csv."""
     monkeypatch.setattr("utils.images.cache.working_dir", lambda: tmp_path / "working")
     run = tmp_path / "run"
@@ -351,10 +353,8 @@ def test_submit_predicts_a_folder_of_own_files_one_probability_a_breast(tmp_path
     write_dicom(tmp_path / "source" / "no view", PatientID="P1", ImageLaterality="L")
     rows, _ = converted(tmp_path)
     out, path = tmp_path / "out", tmp_path / "submission.csv"
-    parameters = {"competition_dir": str(out), "run_dirs": str(run), "submission_path": str(path)}
     write_prior(path, out)
-    preflight("submit", parameters_of("submit", **parameters))
-    assert "sample_submission" not in capsys.readouterr().out
+    preflight_submission(Inputs(out, False, TINY, tmp_path / "cache", False), [tmp_path], 0)
     test_images, tuned = read_images(out, "test"), tune([run])
     draft = Draft(path, test_images, out, 0.02)
     predicted, _ = predict_runs([run], test_images, out, None, tuned, 0, Deadline(), draft.update)
@@ -369,5 +369,5 @@ def test_own_labelled_folder_passes_the_checks_of_training_without_a_test_part(t
         write_exam(tmp_path / "source" / str(number), f"P{number}")
     lines = [f"P{number},{side},{int(number < 4 and side == 'L')}" for number in range(12) for side in "LR"]
     converted(tmp_path, labels=write_csv(tmp_path, "patient_id,laterality,cancer", *lines))
-    values = {"image_height": 64, "image_width": 48, "architecture": "cnn", "n_folds": 2, "run_dir": str(tmp_path / "run")}
-    preflight("train", parameters_of("train", competition_dir=str(tmp_path / "out"), **values))
+    inputs = Inputs(tmp_path / "out", False, TINY, tmp_path / "cache", False)
+    preflight_training(inputs, make_config(TINY), Execution(), tmp_path / "run", None, None, 0)

@@ -21,7 +21,6 @@ from utils.training.loading import (
     collate,
     explained,
     make_loader,
-    shared_bytes,
     split_batch,
 )
 
@@ -252,7 +251,3 @@ def test_other_errors_of_a_loader_stay_what_they_are(images, cache_dir, vocabula
 
     with pytest.raises(RuntimeError, match="of the data set"):
         list(batches_of(images, cache_dir, vocabulary, fail))
-
-
-def test_shared_memory_holds_what_is_prefetched_and_the_batch_in_use():
-    assert shared_bytes(10, num_workers=3) == 130 and shared_bytes(10, num_workers=0) == 0

@@ -10,10 +10,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.helpers import TINY, killed_in_second_epoch, make_config, parameters_of
+from tests.helpers import TINY, killed_in_second_epoch, make_config
 from utils.core.environment import write_json
-from utils.kaggle.preflight_job import Job
-from utils.kaggle.preflight_training import check_network, check_start
+from utils.kaggle.preflight_training import check_start
 from utils.networks.models import build_model
 from utils.phantom.competition import read_truth
 from utils.runs.config import TrainingError
@@ -279,22 +278,17 @@ def test_broken_record_of_a_start_is_refused(tmp_path, change):
 # The preflight
 
 
-def told(check, competition, **values):
-    size = {"image_height": TINY.image_height, "image_width": TINY.image_width, "n_folds": 2}
-    values = {"competition_dir": str(competition), "architecture": "cnn"} | size | values
-    return list(check(Job.of("train", parameters_of("train", **values))))
+def start_findings(source, images, run_dir, is_sure=True, **changes):
+    config = replace(make_config(TINY, model={"weights_path": str(source)}), **changes)
+    return [(finding.is_fatal, str(finding)) for finding in check_start(config, images, run_dir, is_sure)]
 
 
-def test_preflight_takes_a_run_that_fits_and_refuses_others(source, competition, cache_dir, tmp_path):
-    new = {"weights_path": str(source), "run_dir": str(tmp_path / "new"), "cache_dir": str(cache_dir)}
-    assert told(check_start, competition, **new) == told(check_network, competition, **new) == []
-    (finding,) = told(check_start, competition, **new, seed=5)
-    assert finding.fatal and "no network there may start fold 0" in str(finding)
-    (finding,) = told(check_start, competition, **new, architecture="test_resnet")
-    assert finding.fatal and "it has no test_resnet" in str(finding)
-    assert told(check_network, competition, **new, architecture="test_resnet") == []
+def test_preflight_takes_a_run_that_fits_and_refuses_others(source, images, tmp_path):
+    assert start_findings(source, images, tmp_path / "new") == []
+    ((is_fatal, problem),) = start_findings(source, images, tmp_path / "new", seed=5)
+    assert is_fatal and "no network there may start fold 0" in problem
 
 
-def test_preflight_only_warns_while_unreadable_images_are_unknown(source, competition, tmp_path):
-    new = {"weights_path": str(source), "run_dir": str(tmp_path / "new"), "cache_dir": str(tmp_path / "none"), "seed": 5}
-    assert [finding.fatal for finding in told(check_start, competition, **new)] == [False]
+def test_preflight_only_warns_while_unreadable_images_are_unknown(source, images, tmp_path):
+    ((is_fatal, _),) = start_findings(source, images, tmp_path / "new", is_sure=False, seed=5)
+    assert not is_fatal

@@ -16,6 +16,12 @@ from dataclasses import dataclass
 from utils.core.environment import KitError
 
 NOTHING = ("none", "null")  # text that means no value, not a file of that name
+RANGES = {  # least and most; a default outside is a code for something
+    "num_workers": (0, 1024),
+    "seed": (0, 2**32 - 1),  # NumPy's
+    "time_budget_hours": (0, 1000),
+    "box_images": (0, 10**6),
+}
 LEAST_LIKENESS = 0.4  # of two names, by difflib: "arch" is named architecture, "lr" nothing
 
 
@@ -48,7 +54,7 @@ def read_parameters(namespace: dict) -> Parameters:
     Raises
     ------
     ParameterError
-        Listing every name that does not exist, with the nearest that does, and every value of another type.
+        Listing every name that does not exist, with the nearest that does, and every value of another type or out of range.
     """
     types, defaults, passed = _read_cells(namespace.get("In", ()))
     if not types:
@@ -61,6 +67,8 @@ def read_parameters(namespace: dict) -> Parameters:
             values[name] = convert(namespace[name])
         except (ValueError, TypeError, OverflowError):
             problems.append(f"{name} is {namespace[name]!r}, but must be {wanted}.")
+    changed = [name for name in RANGES if name in values and values[name] != defaults.get(name)]
+    problems += [_outside(name, values[name]) for name in changed if not RANGES[name][0] <= values[name] <= RANGES[name][1]]
     if problems:
         numbered = [f"{number}. {problem}" for number, problem in enumerate(problems, start=1)]
         raise ParameterError("\n".join([f"Nothing was done. Problems: {len(problems)}.", *numbered]))
@@ -106,6 +114,11 @@ def _unknown(name: str, declared: dict[str, str]) -> str:
     nearest = difflib.get_close_matches(name.lower(), declared, n=1, cutoff=LEAST_LIKENESS)
     names = f"The nearest name is {nearest[0]}." if nearest else f"Its parameters are {', '.join(declared)}."
     return f"There is no parameter {name} in this notebook. {names}"
+
+
+def _outside(name: str, value: float) -> str:
+    least, most = RANGES[name]
+    return f"{name} is {value}, but must be from {least} to {most}."
 
 
 def _to_bool(value: object) -> bool:

@@ -45,6 +45,12 @@ class Inputs:
         print(f"Pictures of {split}: {self.settings.image_height} x {self.settings.image_width} px, cached in {self.cache_dir}")
         return images, build_cache(images, self.competition_dir, split, self.cache_dir, self.settings, num_workers, cluster)
 
+    def extra_images(self, extra_competition_dirs: str) -> pd.DataFrame | None:
+        """Train tables of other sets, as `extra` gives them, before their images are preprocessed."""
+        folders = extra_folders(extra_competition_dirs, self.is_phantom)
+        tables = [read_images(folder, "train").assign(extra_set=folder.name) for folder in folders]
+        return pd.concat(tables, ignore_index=True) if tables else None
+
     def extra(self, extra_competition_dirs: str, num_workers: int) -> pd.DataFrame | None:
         """Images of other sets to train on, after preprocessing those that their caches lack.
 

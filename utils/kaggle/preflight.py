@@ -1,116 +1,77 @@
-"""What will break later, found in seconds before the heavy work: all problems at once, each with its remedy.
+"""What would fail hours later, found in seconds before images are preprocessed.
 
-It runs before a notebook's other imports, and may install what they need: so neither it nor its checks import more than NumPy
-at their top.
+What the notebook's next cells would say within seconds is left to them.
 """
 
-from __future__ import annotations
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
-import shutil
-from collections.abc import Iterator
+from utils.core.parallel import dask_client
+from utils.dicom.file import DicomError, open_dicom
+from utils.images.inputs import Inputs
+from utils.kaggle.findings import Finding, refusals, report
+from utils.kaggle.machine import check_disks, check_memory, describe_machine
+from utils.tables.competition import image_paths, name_files
 
-from utils.core import environment
-from utils.core.environment import KitError, cpu_count, on_kaggle, working_dir
-from utils.core.parameters import Parameters
-from utils.kaggle.preflight_data import check_cache, check_images, check_tables, check_true_boxes
-from utils.kaggle.preflight_job import GIGABYTE, Check, Finding, Job
-from utils.kaggle.preflight_machine import check_device, check_disk, check_hub, check_memory, existing, free_memory, gpus
-from utils.kaggle.preflight_packages import check_packages, check_python
-from utils.kaggle.preflight_runs import check_preprocessing, check_runs, check_threshold, check_weights, check_weights_file
-from utils.kaggle.preflight_training import (
-    check_boxes,
-    check_configuration,
-    check_extra_sets,
-    check_folds,
-    check_network,
-    check_run_folder,
-    check_services,
-    check_shared_memory,
-    check_shares,
-    check_start,
-)
-from utils.kaggle.preflight_values import check_output, check_values
-
-# Packages early: later checks import them.
-MACHINE = (check_python, check_packages, check_values, check_disk, check_output, check_memory)
-DATA = (check_tables, check_images, check_cache)
-TRAINING = (
-    check_configuration,
-    check_shares,
-    check_shared_memory,
-    check_network,
-    check_weights_file,
-    check_start,
-    check_hub,
-    check_services,
-    check_run_folder,
-    check_boxes,
-    check_extra_sets,
-    check_folds,
-)
-CHECKS: dict[str, tuple[Check, ...]] = {
-    "explore": (*MACHINE, *DATA),
-    "preprocess": (*MACHINE, *DATA),
-    "train": (*MACHINE, check_device, *DATA, *TRAINING),
-    "tune_threshold": (*MACHINE, check_runs),
-    "report": (*MACHINE, check_device, check_tables, check_true_boxes, check_runs, check_weights, check_threshold),
-    "submit": (*MACHINE, check_device, *DATA, check_runs, check_weights, check_preprocessing, check_threshold),
-}
+IMAGE_BYTES = 8.3e9 / 54_706 / (1024 * 512)  # of a cached pixel; README, "The cache"
+SAMPLED = 5  # image files that are looked at, spread over the table
 
 
-class PreflightError(KitError):
-    """Everything that would make the notebook fail later, numbered, each with its remedy."""
-
-
-def preflight(notebook: str, parameters: Parameters) -> None:
-    """Check what will break later; print what was found, and warnings with their remedies.
+def preflight_images(inputs: Inputs, splits: list[str], num_workers: int, cluster: str = "") -> None:
+    """Look ahead before images are preprocessed.
 
     Parameters
     ----------
-    notebook : str
-        A key of `CHECKS`.
-    parameters : Parameters
-        Of the notebook, from `utils.core.parameters.read_parameters`.
+    inputs : Inputs
+    splits : list of str
+        Those that will be preprocessed.
+    num_workers : int
+        Processes that decode.
+    cluster : str
+        Address of a Dask scheduler, if one does it.
 
     Raises
     ------
     PreflightError
         Listing all fatal problems, if there are any.
     """
-    job = Job.of(notebook, parameters)
-    # Each once: several checks may meet the same problem.
-    findings = list(dict.fromkeys(finding for check in CHECKS[notebook] for finding in _findings(check, job)))
-    for line in _description(job):  # after the checks, which may have installed what it names
-        print(line)
-    for finding in findings:
-        if not finding.fatal:
-            print(f"Warning: {finding}")
-    fatal = [finding for finding in findings if finding.fatal]
-    if fatal:
-        listed = [f"{number}. {finding}" for number, finding in enumerate(fatal, start=1)]
-        raise PreflightError("\n".join([f"{notebook}.ipynb would fail later. Problems: {len(fatal)}.", *listed]))
+    missing = count_missing(inputs, splits)
+    findings = [*check_disks(room_for(inputs, missing)), *check_memory(num_workers), *check_images(inputs, missing)]
+    if cluster:
+        findings += refusals(lambda: dask_client(cluster).close())
+    report(findings, describe_machine())
 
 
-def _findings(check: Check, job: Job) -> list[Finding]:
-    found = []
+def count_missing(inputs: Inputs, splits: list[str]) -> dict[str, int]:
+    """Count the images of each split that the cache lacks."""
+    cached = {split: sum(1 for _ in (inputs.cache_dir / split).glob("*.png")) for split in splits}
+    return {split: max(0, len(inputs.images(split)) - cached[split]) for split in splits}
+
+
+def room_for(inputs: Inputs, missing: Mapping[str, int]) -> dict[Path, float]:
+    """Reckon how many bytes the cache will take of images that it lacks."""
+    if not any(missing.values()):
+        return {}
+    pixels = inputs.settings.image_height * inputs.settings.image_width
+    return {inputs.cache_dir: sum(missing.values()) * pixels * IMAGE_BYTES}
+
+
+def check_images(inputs: Inputs, missing: Mapping[str, int]) -> Iterator[Finding]:
+    """Some of the image files that the tables name can be read; not if all images are in the cache already."""
+    for split in missing if any(missing.values()) else ():
+        table = inputs.images(split)
+        table = table[name_files(table)]
+        paths = image_paths(table.iloc[:: max(1, len(table) // SAMPLED)][:SAMPLED], inputs.competition_dir, split)
+        bad = {path: problem for path in paths if (problem := _problem_of(path))}
+        for path, problem in list(bad.items())[:1]:
+            found = f"{len(bad)} of {len(paths)} images of {split}.csv that were looked at can't be read: {path} ({problem})."
+            remedy = f"{path.parent.parent} must hold PATIENT/IMAGE.dcm; attach or download what is missing."
+            yield Finding(found, remedy, is_fatal=len(bad) == len(paths))
+
+
+def _problem_of(path: Path) -> str:
     try:
-        for finding in check(job):
-            found.append(finding)  # what it found before it broke counts
-    except KitError as error:  # as the notebook would end
-        found.append(Finding(str(error), ""))
-    except Exception as error:  # a check must not be what breaks the notebook
-        problem = f"{check.__name__} could not be made ({type(error).__name__}: {error})."
-        found.append(Finding(problem, "none, unless the notebook fails too: then begin here.", fatal=False))
-    return found
-
-
-def _description(job: Job) -> Iterator[str]:
-    yield f"{job.notebook}.ipynb, " + ", ".join(f"{name} {version}" for name, version in environment.versions().items())
-    folder, memory = working_dir(), free_memory()
-    free = "" if memory is None else f"{memory / GIGABYTE:.1f} GB of memory and "
-    disk = shutil.disk_usage(existing(folder)).free / GIGABYTE
-    device = gpus() if check_device in CHECKS[job.notebook] else "no GPU needed"
-    yield f"{cpu_count()} CPU cores, {device}; free: {free}{disk:.1f} GB of disk in {folder}"
-    if on_kaggle():
-        inputs = [path for depth in ("*", "competitions/*", "datasets/*/*") for path in environment.KAGGLE_INPUT.glob(depth)]
-        yield f"Mounted: {', '.join(str(path) for path in sorted(inputs)) or 'nothing'}"
+        with open_dicom(path):
+            return ""
+    except DicomError as error:
+        return error.reason

@@ -90,13 +90,7 @@ def train_run(
         If a column of metadata is a label, or a fold would start from weights that its patients trained.
     """
     run_dir = Path(run_dir).resolve()
-    check_boxes(config, images, boxes, extra)
-    check_shares(config, execution)
-    if config.model.reads_metadata:
-        check_features(images, ("age", "implant", *CATEGORIES))
-    if extra is not None:
-        check_apart(images, extra)
-    images = assign_folds(images, config.n_folds, config.seed, config.fold_by)
+    images = check_training(config, images, execution, boxes, extra)
     starts = find_starts(config, images, run_dir)
     data_hash = hash_data(images, cache_dir, boxes, extra)
     with changing(run_dir):
@@ -123,6 +117,45 @@ def train_run(
         if config.fits_head:
             collect_folds(run_dir, PROBE_FILE)
         return collect_folds(run_dir, "oof.csv")
+
+
+def check_training(
+    config: TrainConfig,
+    images: pd.DataFrame,
+    execution: Execution,
+    boxes: pd.DataFrame | None = None,
+    extra: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """Refuse data that a configuration can't be trained on; the images need not be cached yet.
+
+    Parameters
+    ----------
+    config, images, execution, boxes, extra
+        As of `train_run`.
+
+    Returns
+    -------
+    DataFrame
+        ``images`` with the column ``fold``.
+
+    Raises
+    ------
+    KitError
+        As `train_run` does of the data.
+    """
+    check_boxes(config, images, boxes, extra)
+    check_shares(config, execution)
+    if config.model.reads_metadata:
+        check_features(images, ("age", "implant", *CATEGORIES))
+    if extra is not None:
+        check_apart(images, extra)
+    images = assign_folds(images, config.n_folds, config.seed, config.fold_by)
+    for fold in config.folds or range(config.n_folds):
+        inside = images[images.fold != fold]
+        check_classes(inside, fold)
+        if config.patch_epochs:
+            check_patches(pd.concat([inside, extra]), boxes, fold)
+    return images
 
 
 def _tell(run_dir: Path, trained: Sequence[int], found: Sequence[int], seconds: float) -> None:

@@ -164,11 +164,6 @@ def collate_shared(items: list[dict]) -> Batch | Unshared:
         return Unshared(str(error).splitlines()[0])
 
 
-def shared_bytes(batch_bytes: float, num_workers: int) -> float:
-    """Most shared memory that a loader takes: what its processes have prefetched, and the batch in use."""
-    return batch_bytes * (num_workers * PREFETCHED + 1) if num_workers else 0.0
-
-
 def free_shared_memory() -> int | None:
     """Bytes of shared memory that are free; None where the system does not say."""
     return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else None

@@ -1,4 +1,4 @@
-"""Preflight of Python and its packages; what Kaggle's image lacks is installed from attached wheels."""
+"""Python and its packages, before anything else is imported; what Kaggle's image lacks is installed from attached wheels."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 
 from utils.core import environment
-from utils.core.environment import is_from_kit, on_kaggle
-from utils.kaggle.preflight_job import Finding, Job, mounted
+from utils.core.environment import KitError, is_from_kit, on_kaggle, walk_small_folders
 
-# Modules that notebooks import, and their packages; tests/test_preflight.py follows the imports and holds this against them.
+# Modules that notebooks import, and their packages; tests/kaggle/test_packages.py follows the imports and holds this to them.
 READING = {
     "numpy": "numpy",
     "pandas": "pandas",
@@ -43,32 +43,52 @@ NEEDED = {
 OPTIONAL = {
     "submit": {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"},  # faster on a CPU
 }
+MOUNT_DEPTH = 4
 
 
-def check_python(job: Job) -> Iterator[Finding]:
-    """Python is one of those that pyproject.toml allows."""
+class PackageError(KitError):
+    """Python or packages that the notebook can't run with; the message says what to install."""
+
+
+def install_missing(notebook: str) -> None:
+    """Install what a notebook needs and this machine lacks from attached wheels, and refuse to go on without it.
+
+    Parameters
+    ----------
+    notebook : str
+        A key of `NEEDED`.
+
+    Raises
+    ------
+    PackageError
+        If Python is too old, or a package is missing or too old and no attached wheel helps.
+    """
+    _check_python()
+    needed, optional = NEEDED[notebook], OPTIONAL.get(notebook, {})
+    _install_from_wheels(list(_lacking(needed | optional)))
+    if lacking := _lacking(optional):
+        print(f"Warning: {', '.join(lacking.values())}. {_remedy(lacking)}")
+    if lacking := _lacking(needed):
+        raise PackageError(f"{', '.join(lacking.values())}. {_remedy(lacking)}")
+    print(f"{notebook}.ipynb, " + ", ".join(f"{name} {version}" for name, version in environment.versions().items()))
+
+
+def _check_python() -> None:
     from packaging.specifiers import SpecifierSet
 
     wanted = re.search(r'^requires-python\s*=\s*"(.+)"', _project_file("pyproject.toml"), re.MULTILINE)
     if wanted and not SpecifierSet(wanted[1]).contains(platform.python_version(), prereleases=True):
-        problem = f"Python is {platform.python_version()}, but must be {wanted[1]}."
-        remedy = "take the newest environment in the notebook's settings" if on_kaggle() else "make venv PYTHON=python3.12"
-        yield Finding(problem, f"{remedy}.")
+        choose = "Take the newest environment in the notebook's settings." if on_kaggle() else "make venv PYTHON=python3.12"
+        raise PackageError(f"Python is {platform.python_version()}, but must be {wanted[1]}. {choose}")
 
 
-def check_packages(job: Job) -> Iterator[Finding]:
-    """What the notebook imports is installed and new enough; what is not is first installed from attached wheels."""
-    needed, optional = NEEDED[job.notebook], OPTIONAL.get(job.notebook, {})
-    _install_from_wheels(list(_lacking(needed | optional)))
-    for modules, fatal in ((needed, True), (optional, False)):
-        lacking = _lacking(modules)
-        if lacking:
-            attach = "attach the dataset of wheels that 'make kaggle' makes, or switch the internet on and run "
-            install = " ".join(f"'{requirement}'" for requirement in lacking)
-            yield Finding(f"{', '.join(lacking.values())}.", f"{attach if on_kaggle() else ''}%pip install {install}", fatal)
+def _remedy(lacking: Mapping[str, str]) -> str:
+    attach = "Attach the dataset of wheels that 'make kaggle' makes, or switch the internet on and run: " if on_kaggle() else ""
+    quoted = " ".join(f"'{requirement}'" for requirement in lacking)
+    return f"{attach}%pip install {quoted}"
 
 
-def _lacking(modules: dict[str, str]) -> dict[str, str]:
+def _lacking(modules: Mapping[str, str]) -> dict[str, str]:
     """Requirements that are not met, each with what is wrong."""
     from packaging.specifiers import SpecifierSet
 
@@ -115,3 +135,14 @@ def _missing_dependencies(requirement: str) -> Iterator[str]:
 def _project_file(name: str) -> str:
     path = environment.PROJECT / name
     return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def mounted(ending: str) -> list[Path]:
+    """List folders of Kaggle's input that hold a file with such a name."""
+    found = []
+    for folder, names, files in walk_small_folders(environment.KAGGLE_INPUT):
+        if any(name.endswith(ending) for name in files):
+            found.append(folder)
+        if len(folder.relative_to(environment.KAGGLE_INPUT).parts) >= MOUNT_DEPTH:
+            names.clear()
+    return found

@@ -1,0 +1,65 @@
+"""Which GPUs there are, and whether they compute."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from utils.core.environment import on_kaggle, try_gpu
+from utils.kaggle.findings import GIGABYTE, Finding
+
+GPU_DRIVER = Path("/dev/nvidiactl")
+CHOOSE_T4 = "choose the accelerator 'GPU T4 x2' in the notebook's settings"
+
+
+def check_gpus(is_training: bool) -> Iterator[Finding]:
+    """The GPUs compute: ``torch.cuda.is_available()`` says True on those that the installed torch no longer supports too.
+
+    Parameters
+    ----------
+    is_training : bool
+        Of real images: on a CPU it would take weeks, where a prediction is only slow.
+    """
+    if not torch.cuda.is_available():
+        yield from _without_gpu(is_training)
+        return
+    kinds = {torch.cuda.get_device_capability(number): number for number in range(torch.cuda.device_count())}
+    for (major, minor), number in kinds.items():  # one of each kind, since to try one takes some of its memory
+        try:
+            try_gpu(f"cuda:{number}")
+        except RuntimeError as error:
+            name, built = torch.cuda.get_device_name(number), ", ".join(torch.cuda.get_arch_list())
+            problem = f"{name} (sm_{major}{minor}) does not work with torch {torch.__version__}, which is built for {built}:"
+            hide = "end what else uses it, install a torch that is built for it, or hide it: CUDA_VISIBLE_DEVICES=''"
+            reason = str(error).splitlines()[0]
+            yield Finding(f"{problem} {reason}.", f"{CHOOSE_T4 if on_kaggle() else hide}.", is_fatal=is_training)
+
+
+def _without_gpu(is_training: bool) -> Iterator[Finding]:
+    if GPU_DRIVER.exists():
+        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+        problem = f"There is an NVIDIA GPU, but torch {torch.__version__}, {built}, can't use it."
+        yield Finding(problem, "install a torch for the CUDA version that nvidia-smi shows.", is_fatal=False)
+    elif on_kaggle() and is_training:
+        # README, "Speed": on two cores resnet50 learns from 0.8 images of 512 x 512 a second.
+        problem = "There is no GPU: on a CPU, four folds of resnet50 on the competition's images take weeks."
+        yield Finding(problem, f"{CHOOSE_T4}.", is_fatal=False)
+
+
+def check_processes(num_processes: int) -> Iterator[Finding]:
+    """There is a GPU for each process that shares a step."""
+    count = torch.cuda.device_count()
+    if torch.cuda.is_available() and num_processes > count:
+        problem = f"num_processes is {num_processes}, but there are {count} GPUs: one process each."
+        yield Finding(problem, f"set num_processes to {count}.")
+
+
+def describe_gpus() -> str:
+    """Say which GPUs torch sees."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    found = [torch.cuda.get_device_properties(number) for number in range(count)]
+    named = " and ".join(f"{one.name} with {one.total_memory / GIGABYTE:.1f} GB" for one in found)
+    if named:
+        return f"{named}{', all used' if count > 1 else ''}"
+    has_mps = torch.backends.mps.is_available()
+    return f"{'this Mac has a GPU (MPS), which the kit does not use' if has_mps else 'no GPU'}: the CPU computes"

@@ -1,0 +1,138 @@
+"""What this machine has: memory, disks and a network; and what of it would not do."""
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import tempfile
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from utils.core.environment import cpu_count, on_kaggle, working_dir
+from utils.kaggle.findings import GIGABYTE, Finding
+
+LEAST_DISK = GIGABYTE // 10  # tables, figures, logs
+# Bytes, measured: pandas, OpenCV, torch and timm; and a process that decodes RSNA's largest frame in full.
+OWN_MEMORY, WORKER_MEMORY = 1.0e9, 0.5e9
+HUB = "https://huggingface.co"
+HUB_SECONDS = 2.0
+# Version 2 and 1 of control groups: where they are mounted, limit, usage, and what of the usage is only cached.
+GROUPS = {
+    "": ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    "memory": ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+
+
+def describe_machine(device: str = "") -> str:
+    """Say what this machine has, in one line; ``device`` is what is said of its GPUs."""
+    folder, memory = working_dir(), free_memory()
+    free = "" if memory is None else f"{memory / GIGABYTE:.1f} GB of memory and "
+    disk = shutil.disk_usage(_existing(folder)).free / GIGABYTE
+    return f"{cpu_count()} CPU cores{device and ', '}{device}; free: {free}{disk:.1f} GB of disk in {folder}"
+
+
+def check_disks(written: Mapping[Path, float], is_kept: bool = True) -> Iterator[Finding]:
+    """Every folder that will be written into takes files, and its disk has room for them.
+
+    Parameters
+    ----------
+    written : mapping of Path to float
+        About how many bytes go into which folder.
+    is_kept : bool
+        False where files are deleted as soon as they have served, so that too little room is no more than a warning.
+    """
+    disks = defaultdict(list)
+    for folder in written:
+        try:
+            with tempfile.TemporaryFile(dir=_existing(folder)):
+                disks[_existing(folder).stat().st_dev].append(folder)
+        except OSError as error:
+            yield Finding(f"{folder} can't be written ({error.strerror}).", "name a folder that can, or mend its permissions.")
+    for folders in disks.values():
+        needed = sum(written[folder] for folder in folders) + LEAST_DISK
+        free = shutil.disk_usage(_existing(folders[0])).free
+        if free < needed:
+            problem = f"{folders[0]} has {free / GIGABYTE:.2f} GB free, and about {needed / GIGABYTE:.2f} GB will be written."
+            is_fatal = is_kept and free < max(needed / 2, LEAST_DISK)  # the need is an estimate
+            yield Finding(problem, "free some room there, name another folder, or take smaller images.", is_fatal)
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def check_memory(num_workers: int) -> Iterator[Finding]:
+    """Enough memory is free for this process and for those that decode next to it."""
+    needed, free = OWN_MEMORY + num_workers * WORKER_MEMORY, free_memory()
+    if free is not None and free < needed:
+        beside = f", with {num_workers} processes that decode" if num_workers else ""
+        problem = f"{free / GIGABYTE:.1f} GB of memory are free, and {needed / GIGABYTE:.1f} GB may be needed{beside}."
+        fewer = ", or give fewer num_workers" if num_workers else ""
+        yield Finding(problem, f"end other programs{fewer}.", is_fatal=False)
+
+
+def free_memory(root: Path = Path("/")) -> int | None:
+    """Bytes of memory that this process may still take: of the machine, and of its control groups, version 1 or 2.
+
+    Parameters
+    ----------
+    root : Path
+        Under which ``proc`` and ``sys`` lie.
+
+    Returns
+    -------
+    int or None
+        None where the system does not say.
+    """
+    available = re.search(r"^MemAvailable:\s+(\d+) kB", _text(root / "proc/meminfo"), re.MULTILINE)
+    if not available:
+        return None
+    lines = [line.split(":", 2) for line in _text(root / "proc/self/cgroup").splitlines()]
+    groups = [free for _, kind, path in lines if kind in GROUPS for free in _free_in_groups(root, kind, path)]
+    return min([int(available[1]) * 1024, *groups])
+
+
+def _free_in_groups(root: Path, kind: str, path: str) -> Iterator[int]:
+    mount, limit, usage, cached = root / GROUPS[kind][0], *GROUPS[kind][1:]
+    own = mount / path.lstrip("/")
+    for group in (folder for folder in (own, *own.parents) if folder.is_relative_to(mount)):  # a container sees its own as root
+        most, used = _text(group / limit).strip(), _text(group / usage).strip()
+        if most.isdigit() and used.isdigit():  # not "max"
+            reclaimable = re.search(rf"^{cached} (\d+)", _text(group / "memory.stat"), re.MULTILINE)
+            yield int(most) - int(used) + (int(reclaimable[1]) if reclaimable else 0)
+
+
+def _text(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return path.read_text(encoding="utf-8")
+    return ""
+
+
+def check_hub() -> Iterator[Finding]:
+    """The hub of pretrained weights answers: without it timm tries for a minute, after all of the preprocessing."""
+    host = urlsplit(os.environ.get("HF_ENDPOINT", HUB)).hostname
+    if not getproxies().get("https") and not _answers(host):
+        from huggingface_hub.constants import HF_HUB_CACHE  # late: seconds
+
+        is_downloaded = any(Path(HF_HUB_CACHE).glob("models--timm--*"))  # perhaps these very weights
+        remedy = "switch the internet on in the notebook's settings" if on_kaggle() else "see to the network"
+        problem = f"pretrained asks {host}, which does not answer."
+        yield Finding(problem, f"{remedy}, or give a local file, weights_path, instead.", is_fatal=not is_downloaded)
+
+
+def _answers(host: str) -> bool:
+    """Whether a host takes connections; in a thread, since looking up a name heeds no time limit."""
+    answered = threading.Event()
+
+    def connect() -> None:
+        with contextlib.suppress(OSError), socket.create_connection((host, 443), HUB_SECONDS):
+            answered.set()
+
+    threading.Thread(target=connect, daemon=True).start()
+    return answered.wait(HUB_SECONDS)
