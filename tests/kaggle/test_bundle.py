@@ -14,6 +14,7 @@ from utils.core.environment import PROJECT, is_from_kit, read_json, write_json
 from utils.kaggle import bundle, bundle_checks
 from utils.kaggle.bundle import LIMITS, BundleError, check_bundle, name_weights, write_bundle
 from utils.kaggle.bundle_checks import slug_of
+from utils.kaggle.notebooks import NOTEBOOKS
 
 USER = "some-reader"
 
@@ -132,7 +133,7 @@ def project(tmp_path, monkeypatch):
     }
     code |= {"source": ["import utils.core.environment"], "execution_count": 7}
     content = {"cells": [code], "metadata": {"kernelspec": {"name": "python3"}, "widgets": {"state": "patient 123"}}}
-    for name in bundle.NOTEBOOKS:
+    for name in NOTEBOOKS:
         write_json(folder / "notebooks" / f"{name}.ipynb", content)
     for name in ("requirements.txt", "pyproject.toml", "LICENSE"):
         (folder / name).write_text((PROJECT / name).read_text())

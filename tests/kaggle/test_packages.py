@@ -14,7 +14,8 @@ import pytest
 from utils.core import environment
 from utils.core.environment import write_json
 from utils.kaggle import packages
-from utils.kaggle.packages import NEEDED, OPTIONAL, PackageError, install_missing
+from utils.kaggle.notebooks import NOTEBOOKS, Notebook
+from utils.kaggle.packages import PackageError, install_missing
 from utils.runs.code import imports_of, module_files
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,10 +46,12 @@ def test_nothing_is_imported_that_may_be_missing():
     code = "import sys, utils.kaggle.packages; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     assert "utils" in loaded
-    assert not set(loaded) & ({module for needed in NEEDED.values() for module in needed} - {"numpy"} | {"packaging"})
+    assert not set(loaded) & (
+        {module for notebook in NOTEBOOKS.values() for module in notebook.needs} - {"numpy"} | {"packaging"}
+    )
 
 
-@pytest.mark.parametrize("notebook", NEEDED)
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_packages_are_those_that_the_notebook_imports(notebook):
     cells = json.loads((ROOT / "notebooks" / f"{notebook}.ipynb").read_text())["cells"]
     todo = set(imports_of("\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")))
@@ -60,14 +63,15 @@ def test_packages_are_those_that_the_notebook_imports(notebook):
     packages = {name.partition(".")[0] for name in reached} - sys.stdlib_module_names - {"utils"}
     asked_for = {"distributed", "packaging", "tensorboard"}  # cluster; install_missing; tensorboard
     brought = {"IPython", "torchvision", "huggingface_hub"}  # by the notebook itself, and by timm
-    device = {"torch"} - NEEDED[notebook].keys()  # of environment, where a device is asked for
+    device = {"torch"} - NOTEBOOKS[notebook].needs.keys()  # of environment, where a device is asked for
     exporting = {"onnx", "onnxscript"}  # torch.onnx imports them
-    wanted = NEEDED[notebook].keys() | OPTIONAL.get(notebook, {}).keys()
+    wanted = NOTEBOOKS[notebook].needs.keys() | NOTEBOOKS[notebook].optional.keys()
     assert packages - asked_for - brought - device - exporting == wanted - exporting
 
 
 def test_missing_and_old_packages_are_told_together_with_what_to_install(monkeypatch, home):
-    monkeypatch.setitem(NEEDED, "train", {"nowhere_to_be_found": "nowhere", "numpy": "numpy", "cv2": "opencv-of-conda"})
+    needs = {"nowhere_to_be_found": "nowhere", "numpy": "numpy", "cv2": "opencv-of-conda"}
+    monkeypatch.setitem(NOTEBOOKS, "train", Notebook("train", "", needs))
     (home / "requirements.txt").write_text("# tables\nnowhere>=1.2  # why\nnumpy>=99\nopencv-of-conda>=99\n")
     with pytest.raises(PackageError) as caught:
         install_missing("train")
@@ -76,7 +80,7 @@ def test_missing_and_old_packages_are_told_together_with_what_to_install(monkeyp
 
 
 def test_package_that_the_notebook_can_do_without_is_a_warning(monkeypatch, capsys):
-    monkeypatch.setitem(OPTIONAL, "report", {"nowhere_to_be_found": "nowhere"})
+    monkeypatch.setitem(NOTEBOOKS, "report", Notebook("report", "", {}, {"nowhere_to_be_found": "nowhere"}))
     install_missing("report")
     assert capsys.readouterr().out.startswith(
         "Warning: nowhere is not installed. %pip install 'nowhere'\nreport.ipynb, python 3"
@@ -109,8 +113,8 @@ def test_missing_packages_are_installed_from_attached_wheels(kaggle, home, tmp_p
     write_json(wheels / "kit.json", {"name": "mammography-kit"})
     monkeypatch.setenv("PIP_TARGET", str(tmp_path / "site"))  # not into the environment of the tests
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    monkeypatch.setitem(NEEDED, "submit", {"preflight_toy": "preflight_toy", "preflight_lost": "preflight_lost"})
-    monkeypatch.setitem(OPTIONAL, "submit", {})
+    needed = {"preflight_toy": "preflight_toy", "preflight_lost": "preflight_lost"}
+    monkeypatch.setitem(NOTEBOOKS, "submit", Notebook("submit", "", needed))
     (home / "requirements.txt").write_text("preflight_toy>=2\n")
     with pytest.raises(PackageError, match="preflight_lost is not installed. Attach the dataset of wheels"):
         install_missing("submit")

@@ -41,6 +41,7 @@ from utils.kaggle.bundle_checks import (
     slug_of,
     threshold_problems,
 )
+from utils.kaggle.notebooks import NOTEBOOKS
 from utils.kaggle.wheels import download_wheels, imported_by_notebooks
 from utils.runs.code import module_files
 from utils.runs.oof import find_runs
@@ -48,15 +49,6 @@ from utils.runs.oof import find_runs
 __all__ = ["LIMITS", "BundleError", "Part", "check_bundle", "check_sources", "find_parts", "write_bundle"]
 MARKER = "bundle.json"  # only a folder that holds it is replaced
 PUSHED = "pushed.json"  # versions of the kernels that were pushed from a bundle, by id
-NOTEBOOKS = ("explore", "preprocess", "train", "tune_threshold", "report", "submit")
-ON_GPU = ("train", "report", "submit")
-WITH_RUNS = ("tune_threshold", "report", "submit")
-SOURCES = {"train": ("preprocess",)}  # kernels whose output a kernel takes
-SOURCES_WITHOUT_RUNS = SOURCES | {
-    "tune_threshold": ("train",),
-    "report": ("preprocess", "train", "tune_threshold"),
-    "submit": ("train", "tune_threshold"),
-}
 
 
 class BundleError(KitError):
@@ -281,7 +273,8 @@ def _write_kernels(bundle: Path, username: str) -> None:
 def _kernel_metadata(name: str, username: str, datasets: dict[str, str]) -> dict:
     weights = [dataset for part, dataset in datasets.items() if part.startswith("weights-")]
     sources = [dataset for part, dataset in datasets.items() if not part.startswith("weights-")]
-    before = (SOURCES if weights else SOURCES_WITHOUT_RUNS).get(name, ())
+    notebook = NOTEBOOKS[name]
+    before = notebook.takes if weights else notebook.takes + notebook.takes_for_runs
     return {
         "id": f"{username}/{_kernel_slug(name)}",
         "title": _kernel_title(name),
@@ -289,11 +282,11 @@ def _kernel_metadata(name: str, username: str, datasets: dict[str, str]) -> dict
         "language": "python",
         "kernel_type": "notebook",
         "is_private": True,
-        "enable_gpu": name in ON_GPU,
+        "enable_gpu": notebook.is_on_gpu,
         "enable_tpu": False,
         "enable_internet": False,
-        "machine_shape": T4_TWICE if name in ON_GPU else "",
-        "dataset_sources": sources + (weights if name in WITH_RUNS else []),
+        "machine_shape": T4_TWICE if notebook.is_on_gpu else "",
+        "dataset_sources": sources + (weights if notebook.reads_runs else []),
         "competition_sources": [COMPETITION],
         "kernel_sources": [f"{username}/{_kernel_slug(source)}" for source in before],
         "model_sources": [],

@@ -45,11 +45,10 @@ from utils.kaggle.client import (
     wait_for_kernel,
 )
 from utils.kaggle.credentials import RedactedStream, find_username, redact
+from utils.kaggle.notebooks import NOTEBOOKS
 
 KAGGLE_PYTHON = "3.12"
 SCORE_HOURS = 14
-FOLLOWS = {"explore": "preprocess", "preprocess": "train", "train": "tune_threshold"}
-FOLLOWS |= dict.fromkeys(("tune-threshold", "report"), "submit")
 HELP_WIDTH = 100
 
 
@@ -164,10 +163,11 @@ def run_wait(given: argparse.Namespace) -> None:
 
 
 def _next_after(kernel: str) -> str:
-    name = kernel.partition("/mammography-kit-")[2]
+    name = kernel.partition("/mammography-kit-")[2].replace("-", "_")
     if name == "submit":
         return "python -m utils.kaggle submit"
-    return f"push the notebook that follows: python -m utils.kaggle push {FOLLOWS.get(name, 'NAME')}"
+    following = NOTEBOOKS[name].next if name in NOTEBOOKS else "NAME"
+    return f"push the notebook that follows: python -m utils.kaggle push {following}"
 
 
 def run_submit(given: argparse.Namespace) -> None:

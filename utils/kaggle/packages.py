@@ -15,34 +15,8 @@ from pathlib import Path
 
 from utils.core import environment
 from utils.core.environment import KitError, is_from_kit, on_kaggle, walk_small_folders
+from utils.kaggle.notebooks import NOTEBOOKS
 
-# Modules that notebooks import, and their packages; tests/kaggle/test_packages.py follows the imports and holds this to them.
-READING = {
-    "numpy": "numpy",
-    "pandas": "pandas",
-    "sklearn": "scikit-learn",
-    "scipy": "scipy",
-    "matplotlib": "matplotlib",
-    "tqdm": "tqdm",
-    "joblib": "joblib",
-    "filelock": "filelock",
-    "pebble": "pebble",  # DICOMs are decoded in processes that may die
-    "pydicom": "pydicom",
-    "imagecodecs": "imagecodecs",
-    "cv2": "opencv-python-headless",
-}
-LEARNING = READING | {"torch": "torch", "timm": "timm", "safetensors": "safetensors", "albumentations": "albumentations"}
-NEEDED = {
-    "explore": READING,
-    "preprocess": READING,
-    "train": LEARNING,
-    "tune_threshold": LEARNING,
-    "report": LEARNING,
-    "submit": LEARNING,
-}
-OPTIONAL = {
-    "submit": {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"},  # faster on a CPU
-}
 MOUNT_DEPTH = 4
 
 
@@ -56,7 +30,7 @@ def install_missing(notebook: str) -> None:
     Parameters
     ----------
     notebook : str
-        A key of `NEEDED`.
+        Its name.
 
     Raises
     ------
@@ -64,8 +38,8 @@ def install_missing(notebook: str) -> None:
         If Python is too old, or a package is missing or too old and no attached wheel helps.
     """
     _check_python()
-    needed, optional = NEEDED[notebook], OPTIONAL.get(notebook, {})
-    _install_from_wheels(list(_lacking(needed | optional)))
+    needed, optional = NOTEBOOKS[notebook].needs, NOTEBOOKS[notebook].optional
+    _install_from_wheels(list(_lacking({**needed, **optional})))
     if lacking := _lacking(optional):
         print(f"Warning: {', '.join(lacking.values())}. {_remedy(lacking)}")
     if lacking := _lacking(needed):
