@@ -26,7 +26,7 @@ from torch import nn
 from benchmarks.loops import VIEWS, make_table, seconds
 from benchmarks.training import describe_machine
 from utils.core.environment import pick_device, seed_everything, write_json
-from utils.images.cache import CacheSettings
+from utils.images.settings import CacheSettings
 from utils.networks.encoders import Encoder
 from utils.networks.models import Outputs, build_model
 from utils.runs.config import ModelConfig, TrainConfig

@@ -31,7 +31,8 @@ def run_pydicom(folder: Path, out: Path, shape: tuple[int, int], workers: int, c
 
 def run_kit(folder: Path, out: Path, shape: tuple[int, int], workers: int, count: int) -> None:
     """Let the kit make its cache."""
-    from utils.images.cache import CacheSettings, build_cache
+    from utils.images.cache import build_cache
+    from utils.images.settings import CacheSettings
     from utils.tables.competition import read_images
 
     settings = CacheSettings(image_height=shape[0], image_width=shape[1])

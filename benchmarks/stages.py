@@ -16,8 +16,8 @@ from utils.dicom import file as dicom
 from utils.dicom import jpeg2000
 from utils.dicom.file import DECODERS, open_dicom
 from utils.images import cache, preprocessing
-from utils.images.cache import CacheSettings
 from utils.images.preprocessing import make_plan
+from utils.images.settings import CacheSettings
 
 DISTINCT = 4  # pictures of a kind
 REPEATS = 5

@@ -10,7 +10,7 @@ import pytest
 
 from utils.core.environment import write_json
 from utils.core.parameters import Parameters, read_parameters
-from utils.images.cache import CacheSettings
+from utils.images.settings import CacheSettings
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 TINY = CacheSettings(image_height=64, image_width=48)

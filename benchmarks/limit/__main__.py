@@ -25,7 +25,8 @@ from matplotlib.figure import Figure
 from benchmarks.limit.observer import efficiency, share_of_possible
 from benchmarks.limit.phantom import fit_observer, per_breast, score_images
 from utils.decision.tuning import tune
-from utils.images.cache import CacheSettings, build_cache
+from utils.images.cache import build_cache
+from utils.images.settings import CacheSettings
 from utils.metrics.intervals import Interval, PatientBootstrap
 from utils.phantom.competition import make_competition, read_truth
 from utils.runs.config import ModelConfig, TrainConfig

@@ -22,9 +22,11 @@ from scipy.special import logsumexp
 from benchmarks.limit.observer import ObserverError, matched_filter
 from benchmarks.limit.statistics import blurred, mean_signals, patch_side, read_tissue, tissue_spectrum, without_trend
 from utils.core.environment import read_json
-from utils.images.boxes import CORNERS, largest_boxes, to_picture
-from utils.images.cache import CacheSettings, read_manifest
+from utils.images.boxes import largest_boxes, to_picture
+from utils.images.cache import read_manifest
+from utils.images.settings import CacheSettings
 from utils.phantom.competition import PARAMETERS_FILE, is_phantom_competition, read_truth
+from utils.tables.boxes import CORNERS
 
 OBSERVERS = ("known_place", "unknown_place")
 NEAR_SHARE = 0.33  # of the side: deviation of the surroundings in which the filter's local variance is measured

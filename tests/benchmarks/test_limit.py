@@ -21,7 +21,8 @@ from benchmarks.limit.observer import (
 from benchmarks.limit.phantom import OBSERVERS, fit_observer, per_breast, place_ratios, score_images
 from benchmarks.limit.statistics import mean_signals, patch_side, tissue_spectrum
 from utils.core.environment import KitError
-from utils.images.cache import CacheSettings, build_cache
+from utils.images.cache import build_cache
+from utils.images.settings import CacheSettings
 from utils.metrics.intervals import PatientBootstrap
 from utils.phantom.competition import make_competition, read_truth
 from utils.phantom.pictures import power_law_texture

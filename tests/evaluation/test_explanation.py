@@ -19,13 +19,15 @@ from utils.evaluation.explanation import (
 )
 from utils.evaluation.figures import draw_overlay, read_original, show_explanations
 from utils.evaluation.pointing import strongest_place
-from utils.images.boxes import CORNERS, read_boxes, to_source
+from utils.images.boxes import to_source
 from utils.images.breast import find_breast
-from utils.images.cache import CacheSettings, read_manifest
+from utils.images.cache import read_manifest
+from utils.images.settings import CacheSettings
 from utils.networks.models import build_model
 from utils.phantom.competition import BOXES_FILE
 from utils.runs.config import TrainingError
 from utils.runs.run import Run
+from utils.tables.boxes import CORNERS, read_boxes
 from utils.tables.competition import image_paths
 from utils.tables.vocabulary import Vocabulary
 from utils.training.dataset import ImageDataset

@@ -11,10 +11,11 @@ from utils.evaluation.localisation import FOUND, MISSED, draw_boxed_images
 from utils.evaluation.marks import OWN as RUN
 from utils.evaluation.marks import marks_table
 from utils.evaluation.pointing import OWN, RANDOM, pointing_table, strongest_place
-from utils.images.boxes import CORNERS, CROP, read_boxes
+from utils.images.boxes import CROP
 from utils.images.cache import read_manifest
 from utils.phantom.competition import BOXES_FILE
 from utils.runs.config import TrainingError
+from utils.tables.boxes import CORNERS, read_boxes
 from utils.training.folds import train_run
 
 

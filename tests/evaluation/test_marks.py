@@ -17,7 +17,8 @@ from utils.evaluation.marks import (
     median_sizes,
 )
 from utils.evaluation.pointing import Landmarks
-from utils.images.boxes import CORNERS, localisation
+from utils.images.boxes import localisation
+from utils.tables.boxes import CORNERS
 
 SIZE = {0: np.array([0.2, 0.2]), 1: np.array([0.4, 0.4])}
 

@@ -18,13 +18,14 @@ from utils.evaluation import material as material_module
 from utils.evaluation.explanation import ExplanationError
 from utils.evaluation.material import SUSPICIOUS_AUC, gather
 from utils.evaluation.subgroups import VERDICT
-from utils.images.boxes import CROP, read_boxes
+from utils.images.boxes import CROP
 from utils.images.cache import read_manifest
 from utils.metrics.intervals import Interval
 from utils.phantom.competition import BOXES_FILE
 from utils.runs.config import ModelError
 from utils.runs.oof import PredictionError, oof_of_runs
 from utils.runs.tables import OOF_COLUMNS
+from utils.tables.boxes import read_boxes
 from utils.tables.competition import assign_folds
 from utils.training.folds import train_run
 

@@ -19,9 +19,10 @@ from utils.evaluation.pointing import (
     read_landmarks,
     strongest_place,
 )
-from utils.images.boxes import CORNERS, read_boxes, to_picture
+from utils.images.boxes import to_picture
 from utils.images.cache import read_manifest
 from utils.phantom.competition import BOXES_FILE
+from utils.tables.boxes import CORNERS, read_boxes
 
 UPPER_RIGHT = {"image_id": "a", "x_min": 0.5, "y_min": 0.0, "x_max": 1.0, "y_max": 0.5}
 IN_IT, BESIDE_IT = (0.75, 0.25), (0.25, 0.75)

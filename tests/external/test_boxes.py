@@ -11,9 +11,10 @@ import safetensors.torch
 from tests.external.test_convert import make_cbis, make_inbreast, make_mias, make_vindr, picture, write_dicom
 from tests.helpers import TINY, make_config
 from utils.external.convert import convert
-from utils.images.boxes import CORNERS, read_boxes, to_picture
+from utils.images.boxes import to_picture
 from utils.images.cache import build_cache, load_picture
 from utils.images.inputs import Inputs, describe_boxes
+from utils.tables.boxes import CORNERS, read_boxes
 from utils.tables.competition import read_images
 from utils.training import folds as training
 from utils.training.folds import train_run

@@ -16,13 +16,14 @@ from utils.core.environment import KitError, read_json
 from utils.dicom.file import read_dicom, read_stored
 from utils.external.convert import convert, main
 from utils.external.sets import ExternalError
-from utils.images.boxes import CORNERS, read_boxes, to_picture
+from utils.images.boxes import to_picture
 from utils.images.cache import build_cache, load_picture, read_manifest
 from utils.images.inputs import Inputs, describe_boxes
 from utils.phantom.competition import TRAIN_COLUMNS
 from utils.runs.config import TrainingError
 from utils.runs.run import Run
 from utils.runs.summary import box_summary
+from utils.tables.boxes import CORNERS, read_boxes
 from utils.tables.competition import image_paths, read_images
 from utils.training import folds as training
 from utils.training.dataset import ImageDataset

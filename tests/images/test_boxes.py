@@ -4,12 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from utils.images.boxes import COLUMNS, CORNERS, largest_boxes, localisation, overlap, read_boxes, to_picture, to_source
-from utils.images.cache import CacheSettings, read_manifest
+from utils.images.boxes import largest_boxes, localisation, overlap, to_picture, to_source
+from utils.images.cache import read_manifest
 from utils.images.preprocessing import preprocess
+from utils.images.settings import CacheSettings
 from utils.phantom.competition import TRUTH_FOLDER
 from utils.phantom.dicom import MACHINES, write_dicom
 from utils.phantom.pictures import Breast, draw_image
+from utils.tables.boxes import COLUMNS, CORNERS, read_boxes
 from utils.tables.competition import TableError
 
 SHAPE = (300, 240)

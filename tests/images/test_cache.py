@@ -15,8 +15,6 @@ from utils.core.parallel import StopRunError
 from utils.dicom.file import DicomFile, read_dicom
 from utils.images import cache
 from utils.images.cache import (
-    CacheError,
-    CacheSettings,
     attached_cache_dir,
     build_cache,
     default_cache_dir,
@@ -27,6 +25,7 @@ from utils.images.cache import (
 )
 from utils.images.manifest import MANIFEST_COLUMNS, read_rows
 from utils.images.preprocessing import preprocess
+from utils.images.settings import CacheError, CacheSettings
 from utils.tables.competition import image_paths
 
 PROJECT = Path(__file__).resolve().parents[2]

@@ -12,7 +12,8 @@ import pytest
 from utils.core.environment import KitError
 from utils.core.parallel import map_items
 from utils.images import cache
-from utils.images.cache import CacheSettings, build_cache
+from utils.images.cache import build_cache
+from utils.images.settings import CacheSettings
 from utils.tables.competition import image_paths
 
 dask = pytest.importorskip("dask")

@@ -2,8 +2,8 @@ import pytest
 
 from utils.core.environment import KitError
 from utils.images import inputs
-from utils.images.cache import CacheSettings
 from utils.images.inputs import Inputs, few_patients, open_inputs, site_of_breasts
+from utils.images.settings import CacheSettings
 from utils.tables.competition import breasts
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import TINY
-from utils.images.cache import CacheSettings
 from utils.images.inputs import Inputs
+from utils.images.settings import CacheSettings
 from utils.kaggle import machine
 from utils.kaggle.findings import Finding, PreflightError, refusals, report
 from utils.kaggle.preflight import IMAGE_BYTES, check_images, count_missing, preflight_images, room_for

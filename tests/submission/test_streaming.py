@@ -17,7 +17,8 @@ from tests.helpers import TINY, make_config
 from utils.core.environment import write_json
 from utils.decision.calibration import Calibration
 from utils.decision.tuning import tune
-from utils.images.cache import CacheSettings, build_cache
+from utils.images.cache import build_cache
+from utils.images.settings import CacheSettings
 from utils.metrics.scores import sigmoid
 from utils.runs.oof import aggregate
 from utils.runs.run import Run

@@ -3,9 +3,9 @@ import pandas as pd
 import pytest
 import torch
 
-from utils.images.boxes import COLUMNS, CORNERS
 from utils.images.cache import load_picture
 from utils.networks.auxiliary import auxiliary_targets
+from utils.tables.boxes import COLUMNS, CORNERS
 from utils.tables.vocabulary import METADATA, Vocabulary
 from utils.training.augment import Augment
 from utils.training.dataset import BreastDataset, ImageDataset

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils.images.cache import CacheSettings
+from utils.images.settings import CacheSettings
 from utils.networks.models import build_model
 from utils.runs.config import ModelConfig, TrainConfig
 from utils.tables.vocabulary import Vocabulary

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from utils.images.boxes import COLUMNS
 from utils.images.cache import picture_path
+from utils.tables.boxes import COLUMNS
 from utils.tables.vocabulary import Vocabulary
 from utils.training.augment import Augment
 from utils.training.patches import LEAST_TISSUE, MOST_OF_BOX, PatchDataset, choose_background, cut_patch

@@ -11,11 +11,11 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from tests.helpers import make_config
-from utils.images.boxes import read_boxes
 from utils.networks.encoders import build_encoder
 from utils.phantom.competition import TRUTH_FOLDER
 from utils.runs.summary import oof_summary
 from utils.runs.tables import read_oof
+from utils.tables.boxes import read_boxes
 from utils.tables.competition import assign_folds
 from utils.tables.vocabulary import Vocabulary
 from utils.training.folds import load_fold, make_dataset, train_run

@@ -20,8 +20,9 @@ from torch.utils.data import Subset
 
 from utils.core.environment import KitError
 from utils.images.boxes import CROP
-from utils.images.cache import CacheSettings, read_manifest
+from utils.images.cache import read_manifest
 from utils.images.resample import fitted_size
+from utils.images.settings import CacheSettings
 from utils.metrics.scores import decide
 from utils.networks.encoders import CNN_CHANNELS, Encoder, PlainCnn, build_encoder
 from utils.runs.config import TrainConfig

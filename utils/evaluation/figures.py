@@ -13,8 +13,9 @@ from matplotlib.patches import Rectangle
 from utils.dicom.file import open_dicom
 from utils.evaluation.explanation import to_source_map
 from utils.evaluation.pointing import strongest_place
-from utils.images.cache import CacheSettings, read_manifest
+from utils.images.cache import read_manifest
 from utils.images.figures import finished
+from utils.images.settings import CacheSettings
 from utils.tables.competition import image_paths
 
 TALLEST = 600  # px of a shown image
@@ -52,7 +53,7 @@ def show_explanations(
     settings : CacheSettings
         Of the cache.
     boxes : DataFrame, optional
-        From `utils.images.boxes.read_boxes`: true findings, which are outlined. A column ``predicted`` tells a run's own boxes,
+        From `utils.tables.boxes.read_boxes`: true findings, which are outlined. A column ``predicted`` tells a run's own boxes,
         which are dashed.
     split : {"train", "test"}
 

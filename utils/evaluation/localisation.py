@@ -164,7 +164,7 @@ def draw_boxed_images(
         Rows of the train table whose pictures are in the cache.
     cache_dir : Path
     boxes : DataFrame
-        From `utils.images.boxes.read_boxes`.
+        From `utils.tables.boxes.read_boxes`.
     most : int
         Images that are drawn, at most: the same ones for the same seed, in whatever order the boxes are.
     seed : int

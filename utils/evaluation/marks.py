@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 
 from utils.evaluation.pointing import Landmarks, by_image, inside
-from utils.images.boxes import CORNERS, overlap
+from utils.images.boxes import overlap
 from utils.metrics.intervals import Interval, PatientBootstrap
+from utils.tables.boxes import CORNERS
 
 OWN = "the run"
 OTHERS = "the run, for another patient"

@@ -7,10 +7,10 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from utils.images.boxes import CORNERS
 from utils.images.breast import breast_mask
 from utils.images.cache import load_picture
 from utils.metrics.intervals import PatientBootstrap
+from utils.tables.boxes import CORNERS
 
 BLUR_SHARE = 0.02  # of a picture's height: "bright" means a spot about as large as a small lesion
 TIED = 1 - 1e-5  # of a map's maximum: interpolation leaves equal neighbours apart by a rounding error

@@ -13,9 +13,9 @@ import pandas as pd
 from utils.core.parallel import map_items
 from utils.dicom.file import DicomFile, open_dicom
 from utils.images.breast import Crop, breast_mask
-from utils.images.cache import CacheSettings
 from utils.images.preprocessing import finish, make_plan
 from utils.images.resample import low_pass
+from utils.images.settings import CacheSettings
 from utils.tables.competition import image_paths
 
 SHOWN_SIDE = 512  # px of the longer side of an original, at most

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from utils.core.environment import read_picture
 from utils.dicom.file import DicomError, open_dicom, read_stored
 from utils.external.sets import cbis_findings, find, mias_lines, read_set_table
-from utils.images.boxes import CORNERS
+from utils.tables.boxes import CORNERS
 
 COLUMNS = ["image", *CORNERS, "label"]
 POINT = re.compile(r"\(\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*\)")

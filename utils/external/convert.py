@@ -21,9 +21,9 @@ from utils.core.environment import KitError, link_or_copy, read_picture, resolve
 from utils.external import folder
 from utils.external.boxes import BOXES, clip_boxes
 from utils.external.sets import LOSSLESS, SETS, UNKNOWN, ExternalError
-from utils.images.boxes import BOXES_FILE
-from utils.images.boxes import COLUMNS as BOX_COLUMNS
 from utils.phantom.competition import TRAIN_COLUMNS
+from utils.tables.boxes import BOXES_FILE
+from utils.tables.boxes import COLUMNS as BOX_COLUMNS
 from utils.tables.competition import image_paths
 
 CONVERTED = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}  # what mirrors of DICOM sets hold

@@ -1,55 +1,14 @@
 """Boxes around findings: read, carried from the stored picture to the cached one and back, and compared."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
-from utils.images.cache import CacheSettings
 from utils.images.resample import fitted_size
-from utils.tables.competition import TableError, read_table
+from utils.images.settings import CacheSettings
+from utils.tables.boxes import CORNERS
 
-CORNERS = ["x_min", "y_min", "x_max", "y_max"]
-COLUMNS = ["image_id", *CORNERS, "label"]
-BOXES_FILE = "boxes.csv"  # of a competition folder
 CROP = ["crop_top", "crop_left", "crop_bottom", "crop_right"]
 LEAST_SEEN = 0.5  # share of a box that must lie in the cached picture
-
-
-def read_boxes(path: str | Path) -> pd.DataFrame:
-    """Read and check a table of boxes: image_id, x_min, y_min, x_max, y_max, label.
-
-    Parameters
-    ----------
-    path : path
-        A CSV. Corners are pixels of the stored picture, half-open; an image may have several boxes.
-
-    Returns
-    -------
-    DataFrame
-        image_id and label as str, corners as float.
-
-    Raises
-    ------
-    TableError
-        If the file can't be read, a column is missing, a corner is not a number, or a box is empty.
-    """
-    try:
-        boxes = read_table(path)
-    except TableError as error:
-        raise TableError(f"{error} boxes_path must name a CSV with {', '.join(COLUMNS)}.") from error
-    missing = [column for column in COLUMNS if column not in boxes]
-    if missing:
-        raise TableError(f"{path} lacks the column(s) {', '.join(missing)}; it has {', '.join(boxes.columns)}.")
-    for column in CORNERS:
-        boxes[column] = pd.to_numeric(boxes[column], errors="coerce").astype(float)
-    whole = np.isfinite(boxes[CORNERS]).all(axis=1) & boxes.image_id.notna() & boxes.label.notna()
-    bad = boxes[~(whole & (boxes.x_max > boxes.x_min) & (boxes.y_max > boxes.y_min))]
-    if len(bad):
-        raise TableError(
-            f"{path}, line {bad.index[0]}: a box needs an image_id, a label, and numbers with x_min < x_max and y_min < y_max."
-        )
-    return boxes[COLUMNS].reset_index(drop=True)
 
 
 def to_picture(boxes: pd.DataFrame, manifest: pd.DataFrame, settings: CacheSettings, cut: bool = True) -> pd.DataFrame:

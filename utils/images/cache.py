@@ -6,10 +6,9 @@ A cache folder holds ``settings.json``, and for each split ``{split}/{image_id}.
 import contextlib
 import errno
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from filelock import FileLock, Timeout
 
 from utils.core.environment import (
     KAGGLE_INPUT,
-    KitError,
     read_json,
     read_picture,
     remove_leftovers,
@@ -29,69 +27,17 @@ from utils.core.environment import (
     write_csv,
     write_json,
 )
-from utils.core.formats import check, check_types
 from utils.core.parallel import Outcome, StopRunError, map_items
 from utils.images.manifest import appending, on_one_line, read_rows, without_picture
 from utils.images.preprocessing import preprocess
+from utils.images.settings import CacheError, CacheSettings
 from utils.tables.competition import image_paths, name_files, read_images
 
 # Loads in two thirds of the default filter's time and is no larger (benchmarks.cache_format); OpenCV before 4.11 has no choice.
 PNG_OPTIONS = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP] if hasattr(cv2, "IMWRITE_PNG_FILTER") else []
 SHOWN_ERRORS = 5
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-LARGEST_SIDE = 2**14  # pixels: three times the longer side of the largest mammograms
 READ_AHEAD = 2**19  # bytes: most pictures of 512 x 512 need fewer
-
-
-class CacheError(KitError):
-    """A cache folder that can't be used as asked; the message says what to do."""
-
-
-@dataclass(frozen=True)
-class CacheSettings:
-    """All that decides a cached pixel, train or test.
-
-    Parameters
-    ----------
-    image_height, image_width : int
-        Size of a cached picture in pixels.
-    margin : float
-        Kept around the breast, as a share of the original's longer side.
-    exact : bool
-        Decode every picture at full resolution, as `utils.images.preprocessing.preprocess` explains.
-    version : int
-        Raised by whoever changes what preprocessing does to a pixel.
-
-    Raises
-    ------
-    CacheError
-        If a value is of another type or out of its range.
-    """
-
-    image_height: int = 1024
-    image_width: int = 512
-    margin: float = 0.03
-    exact: bool = False
-    version: int = 2
-
-    def __post_init__(self):
-        """Check types and ranges: they may come from a notebook, or from the config.json of somebody else."""
-        check_types(self, CacheError)
-        for name in ("image_height", "image_width"):
-            value = getattr(self, name)
-            check(1 <= value <= LARGEST_SIDE, name, value, f"from 1 to {LARGEST_SIDE}", CacheError)
-        check(0 <= self.margin < 1, "margin", self.margin, "from 0 to below 1", CacheError)
-        check(self.version >= 1, "version", self.version, "1 or more", CacheError)
-
-    @property
-    def arguments(self) -> tuple[int, int, float, bool]:
-        """What `utils.images.preprocessing.preprocess` takes after the path."""
-        return self.image_height, self.image_width, self.margin, self.exact
-
-    @property
-    def hash(self) -> str:
-        """12 hexadecimal digits that change with any setting."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def default_cache_dir(competition_dir: str | Path, settings: CacheSettings) -> Path:

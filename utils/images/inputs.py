@@ -6,10 +6,12 @@ from pathlib import Path
 import pandas as pd
 
 from utils.core.environment import KitError, competition_folder, find_competition, resolve, working_dir
-from utils.images.boxes import BOXES_FILE, box_counts, read_boxes
-from utils.images.cache import CacheSettings, attached_cache_dir, build_cache, default_cache_dir
+from utils.images.boxes import box_counts
+from utils.images.cache import attached_cache_dir, build_cache, default_cache_dir
+from utils.images.settings import CacheSettings
 from utils.phantom.competition import BOXES_FILE as PHANTOM_BOXES
 from utils.phantom.competition import is_phantom_competition, make_competition
+from utils.tables.boxes import BOXES_FILE, read_boxes
 from utils.tables.competition import breasts, read_images
 
 REAL_SIZE = (1024, 512)
@@ -98,7 +100,7 @@ class Inputs:
         Returns
         -------
         DataFrame or None
-            As from `utils.images.boxes.read_boxes`; None where there are none.
+            As from `utils.tables.boxes.read_boxes`; None where there are none.
         """
         own = self.competition_dir / (PHANTOM_BOXES if self.is_phantom else BOXES_FILE)
         first = resolve(boxes_path) if boxes_path else own

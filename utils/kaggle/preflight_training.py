@@ -21,7 +21,7 @@ from utils.runs.config import TrainConfig
 from utils.runs.execution import Execution
 from utils.runs.folder import check_same_config, check_same_patients
 from utils.tables.competition import assign_folds
-from utils.training.folds import check_training
+from utils.training.checks import check_training
 from utils.training.sources import find_starts
 from utils.training.trial import try_networks
 

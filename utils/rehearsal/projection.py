@@ -17,7 +17,8 @@ import torch
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1
 
 from utils.core.environment import cpu_count
-from utils.images.cache import CacheSettings, build_cache, picture_path
+from utils.images.cache import build_cache, picture_path
+from utils.images.settings import CacheSettings
 from utils.phantom.dicom import Machine, write_dicom
 from utils.phantom.pictures import Breast, draw_image
 from utils.tables.competition import image_paths

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 
 from utils.core.environment import KitError
 from utils.core.formats import build, check, check_types, is_number, is_whole
-from utils.images.cache import LARGEST_SIDE, CacheSettings
+from utils.images.settings import LARGEST_SIDE, CacheSettings
 from utils.tables.competition import FOLD_BY
 
 LEVELS = ("image", "breast")

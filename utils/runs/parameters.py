@@ -5,7 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from utils.core.environment import cpu_count, resolve, runs_dir
-from utils.images.cache import CacheSettings
+from utils.images.settings import CacheSettings
 from utils.runs.config import ModelConfig, TrainConfig
 from utils.runs.execution import Execution, as_numbers
 

@@ -52,7 +52,7 @@ def box_summary(run_dir: Path, boxes: pd.DataFrame) -> pd.DataFrame:
     run_dir : Path
         Of a run with a box head.
     boxes : DataFrame
-        From `utils.images.boxes.read_boxes`.
+        From `utils.tables.boxes.read_boxes`.
 
     Returns
     -------

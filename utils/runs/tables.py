@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from utils.core.formats import FormatError, naming
-from utils.images.boxes import BOXES_FILE, CORNERS
 from utils.metrics.scores import sigmoid
 from utils.runs.config import MOST_FOLDS, TrainingError
+from utils.tables.boxes import BOXES_FILE, CORNERS
 
 OOF_COLUMNS = ["prediction_id", "patient_id", "laterality", "image_id", "fold", "cancer", "logit", "probability"]
 FOLD_COLUMNS = ["patient_id", "fold"]

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from utils.core.environment import KitError, versions, write_csv, write_json
+from utils.runs.run import Run
 from utils.tables.competition import read_images, read_sample_submission
 
 PRIOR = 492 / 23_826  # share of positive breasts in the competition's training set
@@ -318,6 +319,4 @@ def validate_submission(submission: pd.DataFrame, sample: pd.DataFrame) -> None:
 
 def training_prevalence(run_dirs: Sequence[Path]) -> float:
     """Share of positive breasts in the runs' training tables: the best guess for a breast that can't be read."""
-    from utils.runs.run import Run  # late: it takes OpenCV along, and the prior is written before the wheels are there
-
     return float(np.mean([Run(run).notes.prevalence for run in run_dirs]))

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from utils.core.parallel import prefetched
-from utils.images.cache import CacheSettings
+from utils.images.settings import CacheSettings
 from utils.metrics.scores import sigmoid
 from utils.runs.config import TrainConfig
 from utils.runs.oof import aggregate

@@ -15,7 +15,8 @@ from tqdm import tqdm
 from utils.core.environment import on_kaggle, pick_devices
 from utils.core.parallel import prefetched
 from utils.decision.threshold import Threshold
-from utils.images.cache import CacheSettings, build_cache, default_cache_dir, picture_path, summarise
+from utils.images.cache import build_cache, default_cache_dir, picture_path, summarise
+from utils.images.settings import CacheSettings
 from utils.phantom.competition import is_phantom_competition
 from utils.submission.deadline import Deadline, Pace, Plan
 from utils.submission.draft import warning_only

@@ -15,7 +15,7 @@ from torch import nn
 
 from utils.core.environment import remove_leftovers, write_csv
 from utils.core.formats import naming
-from utils.images.boxes import CORNERS, to_picture, to_source
+from utils.images.boxes import to_picture, to_source
 from utils.images.cache import read_manifest
 from utils.metrics.scores import sigmoid
 from utils.networks.auxiliary import SIZES
@@ -23,21 +23,19 @@ from utils.networks.encoders import takes_any_size
 from utils.runs.config import ModelConfig, TrainConfig, TrainingError
 from utils.runs.execution import Execution
 from utils.runs.folder import claim_run, collect_folds, hash_data
-from utils.runs.leaks import check_features
 from utils.runs.lock import changing, training
 from utils.runs.starts import Start
 from utils.runs.tables import OOF_COLUMNS, PROBE_FILE, REMEDY, read_history_table
-from utils.tables.competition import assign_folds
-from utils.tables.vocabulary import CATEGORIES, Vocabulary
+from utils.tables.boxes import CORNERS
+from utils.tables.vocabulary import Vocabulary
 from utils.training.augment import Augment
+from utils.training.checks import NO_BOX, check_classes, check_patches, check_training
 from utils.training.dataset import BreastDataset, ImageDataset
 from utils.training.fitting import Fitting
 from utils.training.fold_weights import build_empty, check_tensors, read_vocabulary
 from utils.training.patches import PatchDataset
 from utils.training.processes import Ranks, joined, run_tasks, trainers_at_once
 from utils.training.sources import describe_start, find_starts
-
-NO_BOX = "No box lies in any of the images: is boxes_path the file of this competition, or of a set in extra_competition_dirs?"
 
 
 def train_run(
@@ -66,7 +64,7 @@ def train_run(
     is_phantom : bool
         Noted in the run's configuration, so that no phantom model ever predicts real images.
     boxes : DataFrame, optional
-        From `utils.images.boxes.read_boxes`; for ``box_weight`` and ``patch_epochs``. They may lie in the images of ``extra``
+        From `utils.tables.boxes.read_boxes`; for ``box_weight`` and ``patch_epochs``. They may lie in the images of ``extra``
         alone.
     extra : DataFrame, optional
         Images of other sets, from `utils.images.inputs.Inputs.extra`. They are in the training part of every fold, and nowhere
@@ -117,45 +115,6 @@ def train_run(
         if config.fits_head:
             collect_folds(run_dir, PROBE_FILE)
         return collect_folds(run_dir, "oof.csv")
-
-
-def check_training(
-    config: TrainConfig,
-    images: pd.DataFrame,
-    execution: Execution,
-    boxes: pd.DataFrame | None = None,
-    extra: pd.DataFrame | None = None,
-) -> pd.DataFrame:
-    """Refuse data that a configuration can't be trained on; the images need not be cached yet.
-
-    Parameters
-    ----------
-    config, images, execution, boxes, extra
-        As of `train_run`.
-
-    Returns
-    -------
-    DataFrame
-        ``images`` with the column ``fold``.
-
-    Raises
-    ------
-    KitError
-        As `train_run` does of the data.
-    """
-    check_boxes(config, images, boxes, extra)
-    check_shares(config, execution)
-    if config.model.reads_metadata:
-        check_features(images, ("age", "implant", *CATEGORIES))
-    if extra is not None:
-        check_apart(images, extra)
-    images = assign_folds(images, config.n_folds, config.seed, config.fold_by)
-    for fold in config.folds or range(config.n_folds):
-        inside = images[images.fold != fold]
-        check_classes(inside, fold)
-        if config.patch_epochs:
-            check_patches(pd.concat([inside, extra]), boxes, fold)
-    return images
 
 
 def _tell(run_dir: Path, trained: Sequence[int], found: Sequence[int], seconds: float) -> None:
@@ -261,19 +220,6 @@ def _alone(ranks: Ranks, fold_dir: Path) -> Iterator[Ranks]:
         yield replace(ranks, lock=lock)
 
 
-def check_boxes(
-    config: TrainConfig, images: pd.DataFrame, boxes: pd.DataFrame | None, extra: pd.DataFrame | None = None
-) -> None:
-    """Refuse a configuration that needs boxes where there are none, or none of these images."""
-    if boxes is None and (config.box_weight or config.patch_epochs):
-        raise TrainingError(
-            "box_weight and patch_epochs need boxes: give boxes_path, or other sets that hold a boxes.csv (utils.external"
-            " writes it) in extra_competition_dirs."
-        )
-    if boxes is not None and not boxes.image_id.isin(pd.concat([images, extra]).image_id).any():
-        raise TrainingError(NO_BOX)
-
-
 def _boxes_in_pictures(boxes: pd.DataFrame, cache_dirs: list[str | Path], config: TrainConfig) -> pd.DataFrame:
     """Carry boxes to the pictures of the caches of all sets."""
     settings = config.preprocessing
@@ -282,62 +228,6 @@ def _boxes_in_pictures(boxes: pd.DataFrame, cache_dirs: list[str | Path], config
     if not len(placed):
         raise TrainingError(NO_BOX)
     return placed
-
-
-def check_shares(config: TrainConfig, execution: Execution) -> None:
-    """Refuse a batch that the processes of a fold can't share evenly."""
-    if config.batch_size % execution.world_size:
-        raise TrainingError(f"batch_size is {config.batch_size}, which {execution.world_size} processes can't share evenly.")
-
-
-def check_apart(images: pd.DataFrame, extra: pd.DataFrame) -> None:
-    """Refuse extra images of patients that a fold may hold out, and those that come twice."""
-    shared = extra.patient_id[extra.patient_id.isin(images.patient_id)]
-    if len(shared):
-        raise TrainingError(
-            f"extra_competition_dirs: patient {shared.iloc[0]} is in the competition too, and would train the model that"
-            " predicts it. Give other sets, converted by utils.external.convert."
-        )
-    repeated = extra.image_id[extra.image_id.duplicated() | extra.image_id.isin(images.image_id)]
-    if len(repeated):
-        raise TrainingError(f"extra_competition_dirs: image {repeated.iloc[0]} comes twice. Name each set once.")
-
-
-def check_classes(inside: pd.DataFrame, fold: int) -> None:
-    """Refuse a fold that leaves one class to learn from.
-
-    Parameters
-    ----------
-    inside : DataFrame
-        Images of the other folds.
-    fold : int
-
-    Raises
-    ------
-    TrainingError
-        If all training images are of one class.
-    """
-    if inside.cancer.nunique() < 2:
-        found = "cancer" if inside.cancer.any() else "no cancer"
-        raise TrainingError(
-            f"Fold {fold}: all {len(inside)} images of the other folds show {found}: there is nothing to tell apart. Use"
-            " fewer folds, or more patients."
-        )
-
-
-def check_patches(inside: pd.DataFrame, boxes: pd.DataFrame, fold: int) -> None:
-    """Refuse a fold whose training images have no boxes to cut patches around.
-
-    Raises
-    ------
-    TrainingError
-        If no training image has a box.
-    """
-    if not inside.image_id.isin(boxes.image_id).any():
-        raise TrainingError(
-            f"Fold {fold}: patches need boxes, and none of the {len(inside)} images of the other folds has one. Add a set that"
-            " has boxes to extra_competition_dirs, or set patch_epochs to 0."
-        )
 
 
 def patch_model(config: TrainConfig) -> ModelConfig:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from utils.images.boxes import CORNERS
+from utils.tables.boxes import CORNERS
 from utils.tables.vocabulary import Vocabulary
 from utils.training.augment import Augment
 from utils.training.dataset import NO_BOX, ImageDataset

@@ -1,0 +1,61 @@
+"""All that decides a cached pixel, as an object with a hash."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+from utils.core.environment import KitError
+from utils.core.formats import check, check_types
+
+LARGEST_SIDE = 2**14  # pixels: three times the longer side of the largest mammograms
+
+
+class CacheError(KitError):
+    """A cache folder that can't be used as asked; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """All that decides a cached pixel, train or test.
+
+    Parameters
+    ----------
+    image_height, image_width : int
+        Size of a cached picture in pixels.
+    margin : float
+        Kept around the breast, as a share of the original's longer side.
+    exact : bool
+        Decode every picture at full resolution, as `utils.images.preprocessing.preprocess` explains.
+    version : int
+        Raised by whoever changes what preprocessing does to a pixel.
+
+    Raises
+    ------
+    CacheError
+        If a value is of another type or out of its range.
+    """
+
+    image_height: int = 1024
+    image_width: int = 512
+    margin: float = 0.03
+    exact: bool = False
+    version: int = 2
+
+    def __post_init__(self):
+        """Check types and ranges: they may come from a notebook, or from the config.json of somebody else."""
+        check_types(self, CacheError)
+        for name in ("image_height", "image_width"):
+            value = getattr(self, name)
+            check(1 <= value <= LARGEST_SIDE, name, value, f"from 1 to {LARGEST_SIDE}", CacheError)
+        check(0 <= self.margin < 1, "margin", self.margin, "from 0 to below 1", CacheError)
+        check(self.version >= 1, "version", self.version, "1 or more", CacheError)
+
+    @property
+    def arguments(self) -> tuple[int, int, float, bool]:
+        """What `utils.images.preprocessing.preprocess` takes after the path."""
+        return self.image_height, self.image_width, self.margin, self.exact
+
+    @property
+    def hash(self) -> str:
+        """12 hexadecimal digits that change with any setting."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
