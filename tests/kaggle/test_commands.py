@@ -389,7 +389,7 @@ def test_token_that_kaggle_does_not_take_is_told_though_a_key_is_there_too(serve
             monkeypatch.setenv("KAGGLE_USERNAME", USERNAME)
             monkeypatch.setenv("KAGGLE_KEY", KEY)
         status, printed = run("scores")
-        assert status == 1 and "does not take KAGGLE_API_TOKEN: make a new token" in printed
+        assert status == 1 and "does not take the token of KAGGLE_API_TOKEN: make a new one" in printed
 
 
 def test_key_works_as_well_as_a_token(server, monkeypatch):
@@ -482,7 +482,7 @@ def test_bundle_without_credentials_needs_a_username_and_without_runs_is_for_tra
     monkeypatch.setattr(kaggle, "working_dir", lambda: tmp_path)
     monkeypatch.delenv("KAGGLE_API_TOKEN")
     status, printed = run("bundle", "--out", tmp_path / "out")
-    assert status == 1 and "No Kaggle credentials" in printed and 'make kaggle BUNDLE="--username YOU"' in printed
+    assert status == 1 and "No username is found" in printed and 'make kaggle BUNDLE="--username YOU"' in printed
     status, printed = run("bundle", "--out", tmp_path / "out", "--username", USERNAME)
     last = f"Next: python -m utils.kaggle push code preprocess --bundle {tmp_path / 'out'}\n"
     assert status == 0 and printed.endswith(f"No run in the bundle: it is for training on Kaggle. {last}")

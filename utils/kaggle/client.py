@@ -11,7 +11,7 @@ from typing import Any
 from utils.core.environment import COMPETITION, KitError, versions
 from utils.kaggle import ledger
 from utils.kaggle.bundle import Part
-from utils.kaggle.credentials import SETTINGS_PAGE, find_credentials, redact
+from utils.kaggle.credentials import SETTINGS_PAGE, check_files, describe_lack, redact
 
 PAGE = f"https://www.kaggle.com/competitions/{COMPETITION}"
 ACCEPT_RULES = f"accept the competition's rules with this account, at {PAGE}/rules"
@@ -51,17 +51,13 @@ def connect() -> Any:
     Raises
     ------
     KaggleError
-        If the client is not installed, or Kaggle does not take the credentials.
+        If the client is not installed, or there are no credentials that Kaggle takes.
     CredentialsError
-        From `utils.kaggle.credentials.find_credentials`.
+        From `utils.kaggle.credentials.check_files`.
     """
-    credentials = find_credentials()
-    print(f"Kaggle's client will use {credentials.source}.")
+    check_files()
     with calling("logging in", NOT_YOURS):
         api = _log_in()
-        # With a token that Kaggle refuses, the client logs in otherwise, but still sends the token.
-        if ("key" if credentials.kind == "key" else "token") not in api.config_values:
-            raise KaggleError(f"Kaggle does not take {credentials.source}: make a new token at {SETTINGS_PAGE}.")
     _fail_with_uploads(api)
     return api
 
@@ -72,12 +68,22 @@ def _log_in() -> Any:
             from kaggle.api.kaggle_api_extended import KaggleApi
         except ImportError as error:
             raise KaggleError(f"The official client can't be imported ({error}): pip install 'kaggle>=2.2.4'.") from None
-        api = KaggleApi()
+        from kagglesdk import get_access_token_from_env
+
+        api, (token, source) = KaggleApi(), get_access_token_from_env()
         try:
             api.authenticate()
         except SystemExit:  # it found nothing that Kaggle takes
-            api.config_values = {}
+            raise KaggleError(_not_taken(source) if token else describe_lack()) from None
+    how = str(api.config_values.get("auth_method", ""))
+    if token and how != "ACCESS_TOKEN":  # it logged in otherwise, but still sends the token
+        raise KaggleError(_not_taken(source))
+    print(f"Kaggle's client has logged in as {api.config_values.get('username')} ({how or 'unknown way'}).")
     return api
+
+
+def _not_taken(source: str) -> str:
+    return f"Kaggle does not take the token of {source}: make a new one at {SETTINGS_PAGE}."
 
 
 def _fail_with_uploads(api: Any) -> None:
@@ -125,11 +131,10 @@ def _remedy(error: BaseException, forbidden: str) -> tuple[type[KaggleError], st
     responses = (getattr(cause, "response", None) for cause in (error, error.__context__))
     status = next((response.status_code for response in responses if response is not None), 0)
     known = {
+        401: f"Kaggle does not take the credentials: check username and key, or make a new token at {SETTINGS_PAGE}",
         403: forbidden,
         404: "Kaggle does not know it: check the name, and whether it was pushed",
     }
-    if status == 401:
-        return KaggleError, _remedy_of_credentials()
     if status == 429:
         return (
             UnansweredError,
@@ -138,12 +143,6 @@ def _remedy(error: BaseException, forbidden: str) -> tuple[type[KaggleError], st
     if status >= 500 or isinstance(error, (ConnectionError, Timeout)):
         return UnansweredError, "Kaggle does not answer: check the network and https://www.kaggle.com, and try again"
     return KaggleError, known.get(status, "mend what Kaggle or its client says above, and try again")
-
-
-def _remedy_of_credentials() -> str:
-    if find_credentials().kind == "key":
-        return f"Kaggle does not take the credentials: check username and key, or make a new token at {SETTINGS_PAGE}"
-    return f"Kaggle does not take the credentials: make a new token at {SETTINGS_PAGE}"
 
 
 def poll(ask: Callable[[], str], is_done: Callable[[str], bool], what: str, hours: float) -> str:
