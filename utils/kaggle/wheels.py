@@ -1,7 +1,7 @@
 """The wheels that Kaggle's image lacks, so that a notebook without internet can install them.
 
-They are installed with ``--no-deps`` beside what the image has, and replace none of it: where a package's newest release needs
-other versions than the image's, an older release is taken.
+They are installed with ``--no-deps`` next to what the image has, and replace none of it: where a package's newest release needs
+other versions than the image's, pip takes an older release.
 """
 
 import re
@@ -10,14 +10,12 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from email.parser import HeaderParser
 from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
-from packaging.specifiers import SpecifierSet
-from packaging.utils import canonicalize_name, parse_wheel_filename
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from utils.core.environment import KitError, read_json
@@ -76,16 +74,7 @@ KAGGLE_IMAGE = {
 IMPORT_NAMES = {"scikit-learn": "sklearn", "opencv-python-headless": "cv2", "pyyaml": "yaml"}  # where it is not the package's
 NEWEST_GLIBC = 35  # 2.35, of Ubuntu 22.04, on which the image stands
 PLATFORMS = ("manylinux2014_x86_64", *(f"manylinux_2_{minor}_x86_64" for minor in range(17, NEWEST_GLIBC + 1)))
-LINUX = {
-    "os_name": "posix",
-    "sys_platform": "linux",
-    "platform_system": "Linux",
-    "platform_machine": "x86_64",
-    "implementation_name": "cpython",
-    "platform_python_implementation": "CPython",
-    "extra": "",
-}
-MAX_RELEASES = 30  # of one package that are tried, newest first
+STUB = "+image"  # local version of the empty wheels that stand for what the image has
 
 
 class WheelError(KitError):
@@ -156,9 +145,11 @@ def _has(image: Mapping[str, str], need: Requirement) -> bool:
 def download_wheels(
     folder: Path, requirements: Path, python_version: str = "3.12", image: Mapping[str, str] = KAGGLE_IMAGE
 ) -> list[Path]:
-    """Download what the image lacks, with all that this needs and the image lacks too.
+    """Download what the image lacks, with all that this needs and the image lacks too, as pip resolves it.
 
-    It calls pip, which keeps to the user's configuration (index, ``PIP_…`` variables).
+    Empty wheels stand for what the image has, so that pip neither replaces it nor looks at what it needs. pip keeps to the
+    user's configuration (index, ``PIP_…`` variables). Of needs that depend on the version of Python, it takes those of the one
+    that runs it.
 
     Parameters
     ----------
@@ -181,10 +172,45 @@ def download_wheels(
     WheelError
         If pip finds no wheel, or none that goes with the image; or ``folder`` holds something else than wheels.
     """
-    wanted = [Requirement(line) for line in missing_requirements(requirements, image)]
-    with _whole_or_absent(folder) as temporary:
-        _download_all(wanted, temporary, python_version, image)
+    wanted = missing_requirements(requirements, image)
+    with _whole_or_absent(folder) as whole, tempfile.TemporaryDirectory() as stubs:
+        if wanted:
+            constraints = _write_stubs(Path(stubs), image)
+            _pip_download(wanted, whole, constraints, python_version)
+        for stub in whole.glob(f"*{STUB}-*.whl"):
+            stub.unlink()
     return sorted(folder.glob("*.whl"))
+
+
+def _write_stubs(folder: Path, image: Mapping[str, str]) -> Path:
+    """Write an empty wheel for each package of the image; returns the file of constraints that pins them."""
+    lines = []
+    for name, version in image.items():
+        stem, version = canonicalize_name(name).replace("-", "_"), Version(version).public + STUB
+        with zipfile.ZipFile(folder / f"{stem}-{version}-py3-none-any.whl", "w") as wheel:
+            wheel.writestr(f"{stem}-{version}.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+            wheel.writestr(f"{stem}-{version}.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+            wheel.writestr(f"{stem}-{version}.dist-info/RECORD", "")
+        lines.append(f"{name}=={version}\n")
+    path = folder / "constraints.txt"
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+def _pip_download(wanted: Sequence[str], folder: Path, constraints: Path, python_version: str) -> None:
+    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--dest", str(folder)]
+    command += ["--only-binary", ":all:", "--python-version", python_version, "--implementation", "cp"]
+    command += [part for platform in PLATFORMS for part in ("--platform", platform)]
+    command += ["--constraint", str(constraints), "--find-links", str(constraints.parent)]
+    done = subprocess.run([*command, *wanted], capture_output=True, encoding="utf-8", errors="replace")
+    if done.returncode:
+        conflict = done.stdout.partition("The conflict is caused by:")[2].partition("To fix this")[0]
+        said = " ".join((conflict or done.stderr).split())
+        raise WheelError(
+            f"pip found no wheels of {', '.join(wanted)} for Python {python_version} that go with Kaggle's image: {said}. See"
+            " that pip reaches its index (pip config list). Where a release needs other versions than the image's (+image), ask"
+            " for an older one in requirements.txt, or correct KAGGLE_IMAGE if the image has changed."
+        )
 
 
 @contextmanager
@@ -199,84 +225,3 @@ def _whole_or_absent(folder: Path) -> Iterator[Path]:
         if folder.exists():
             shutil.rmtree(folder)
         whole.rename(folder)
-
-
-def _download_all(wanted: list[Requirement], folder: Path, python_version: str, image: Mapping[str, str]) -> None:
-    had: dict[str, str] = {}
-    while wanted:
-        need = wanted.pop(0)
-        name = canonicalize_name(need.name)
-        _refuse_replacing(need, image, "requirements.txt")
-        if name not in had:
-            wheel = _fetch(need, folder, python_version, image)
-            had[name] = str(parse_wheel_filename(wheel.name)[1])
-            wanted += [other for other in needs_of(wheel, python_version) if not _has(image, other)]
-        elif not _has(had, need):
-            raise WheelError(f"{need} is needed, but {name} {had[name]} was taken for another: add {need} to requirements.txt.")
-
-
-def _refuse_replacing(need: Requirement, image: Mapping[str, str], source: str) -> None:
-    name = canonicalize_name(need.name)
-    if name in image and not _has(image, need):
-        raise WheelError(
-            f"{source} needs {need}, but Kaggle's image has {name} {image[name]}, which wheels must not replace:"
-            f" ask for an older release in requirements.txt, or correct KAGGLE_IMAGE if the image has changed."
-        )
-
-
-def _fetch(need: Requirement, folder: Path, python_version: str, image: Mapping[str, str]) -> Path:
-    """Download the newest release that goes with the image."""
-    clash = None
-    for _ in range(MAX_RELEASES):
-        try:
-            wheel = _pip_download(need, folder, python_version)
-        except WheelError as error:
-            raise clash or error from None
-        try:
-            for other in needs_of(wheel, python_version):
-                _refuse_replacing(other, image, wheel.name)
-        except WheelError as error:
-            clash = clash or error  # the newest release's, which is the one that is wanted
-            need = _older_than(need, parse_wheel_filename(wheel.name)[1])
-            wheel.unlink()
-        else:
-            return wheel
-    raise clash
-
-
-def _older_than(need: Requirement, version: Version) -> Requirement:
-    older = Requirement(str(need))
-    older.specifier &= SpecifierSet(f"<{version.public}")
-    return older
-
-
-def _pip_download(need: Requirement, folder: Path, python_version: str) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--only-binary", ":all:", "--python-version", python_version, "--implementation", "cp"]
-    command += [part for platform in PLATFORMS for part in ("--platform", platform)]
-    before = set(folder.iterdir())
-    done = subprocess.run(
-        [*command, "--dest", str(folder), f"{need.name}{need.specifier}"],
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-    )
-    new = sorted(set(folder.iterdir()) - before)
-    if done.returncode or len(new) != 1:
-        said = done.stderr.strip().splitlines() or ["pip said nothing"]
-        raise WheelError(
-            f"PyPI was not reached, or has no such wheel: {need} for Python {python_version} ({said[-1]}). See that pip reaches"
-            f" its index (pip config list), and that there is a wheel for that Python; else ask for another release in"
-            f" requirements.txt."
-        )
-    return new[0]
-
-
-def needs_of(wheel: Path, python_version: str) -> list[Requirement]:
-    """Read what a wheel needs on Linux at this Python, extras aside, from its METADATA."""
-    environment = LINUX | {"python_version": python_version, "python_full_version": f"{python_version}.0"}
-    with zipfile.ZipFile(wheel) as archive:
-        name = next(name for name in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", name))
-        lines = HeaderParser().parsestr(archive.read(name).decode()).get_all("Requires-Dist", [])
-    needs = [_parse(line, wheel) for line in lines]
-    return [need for need in needs if need.marker is None or need.marker.evaluate(environment)]
