@@ -1,6 +1,8 @@
 """A report's runs, threshold and data belong together, and its reader is warned of traps."""
 
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +13,13 @@ from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
 from tests.helpers import TINY, make_config, write_run
-from utils.core.environment import write_json
+from utils.core.environment import PROJECT, write_json
 from utils.decision import tuning
 from utils.decision.tuning import tune
-from utils.evaluation import material as material_module
+from utils.evaluation import pictures
 from utils.evaluation.explanation import ExplanationError
 from utils.evaluation.material import SUSPICIOUS_AUC, gather
+from utils.evaluation.pictures import explanations, say_what_has_no_maps, trained_rows
 from utils.evaluation.subgroups import VERDICT
 from utils.images.boxes import CROP
 from utils.images.cache import read_manifest
@@ -51,7 +54,7 @@ def run(tmp_path, images):
 
 @pytest.fixture
 def where(run, competition, cache_dir):
-    return {"run_dirs": str(run), "competition_dir": str(competition), "cache_dir": str(cache_dir)}
+    return {"runs": [run], "competition_dir": str(competition), "cache_dir": str(cache_dir)}
 
 
 def tables_alone(folder, images, competition):
@@ -108,8 +111,8 @@ def test_one_image_keeps_the_aggregation_choice_and_weights_of_threshold_json(wh
     other = make_run(tmp_path / "b", images, seed=1)
     path = tmp_path / "threshold.json"
     tune([run, other], "max", choice="maximum", weights=[0.9, 0.1]).save(path)
-    runs = f"{other},{run}"  # in another order than they were tuned in
-    tuned = gather(**where | {"run_dirs": runs, "threshold_path": str(path)}, one_image=True).tuned
+    runs = [other, run]  # in another order than they were tuned in
+    tuned = gather(**where | {"runs": runs, "threshold_path": str(path)}, one_image=True).tuned
     assert (tuned.aggregation, tuned.choice, tuned.one_image) == ("max", "maximum", True)
     assert dict(zip(tuned.runs, tuned.weights, strict=True)) == {str(run): 0.9, str(other): 0.1}
 
@@ -171,7 +174,7 @@ def test_headline_says_what_threshold_json_does(where):
 
 def test_run_without_its_pictures_has_no_training_rows(where, run, tmp_path):
     material = gather(**where | {"cache_dir": str(tmp_path / "empty")})
-    assert not material.has_pictures(run) and material.trained_rows() == {}
+    assert not material.has_pictures(run) and trained_rows(material) == {}
     assert material.manifest_of(run).empty
 
 
@@ -193,14 +196,14 @@ def test_picture_that_is_gone_costs_its_image_and_a_breast_without_any_the_pictu
 
 
 def test_explanations_that_cant_be_had_are_a_sentence(where, tmp_path, monkeypatch):
-    [(without, _)] = gather(**where | {"cache_dir": str(tmp_path / "empty")}).explanations("a")
+    [(without, _)] = explanations(gather(**where | {"cache_dir": str(tmp_path / "empty")}), "a")
     assert without == "a: the cache lacks its pictures; give the cache_dir that it was trained on."
 
     def refuse(*_):
         raise ExplanationError("Swin gives tokens")
 
-    monkeypatch.setattr(material_module, "explain_run", refuse)
-    assert gather(**where).explanations("a") == [("a: Swin gives tokens", "")]
+    monkeypatch.setattr(pictures, "explain_run", refuse)
+    assert explanations(gather(**where), "a") == [("a: Swin gives tokens", "")]
 
 
 @pytest.fixture
@@ -211,13 +214,13 @@ def real(competition, images, cache_dir, tmp_path):
     boxes[boxes.image_id.isin(images.image_id)].to_csv(folder / "boxes.csv", index=False)
     config = make_config(TINY, epochs=1, box_weight=1.0, model={"box_head": True})
     train_run(config, images, cache_dir, tmp_path / "run", boxes=boxes)
-    return {"run_dirs": str(tmp_path / "run"), "competition_dir": str(folder), "cache_dir": str(cache_dir)}
+    return {"runs": [tmp_path / "run"], "competition_dir": str(folder), "cache_dir": str(cache_dir)}
 
 
 def test_maps_and_predicted_boxes_are_measured_wherever_the_competition_has_boxes(real, images):
     boxes = read_boxes(Path(real["competition_dir"]) / "boxes.csv")
     count = boxes.image_id.nunique()
-    (surest, _), (pointing, said), (examples, _), (marks, _) = gather(**real).explanations("run", box_images=10)
+    (surest, _), (pointing, said), (examples, _), (marks, _) = explanations(gather(**real), "run", box_images=10)
     assert f"Images with boxes: {count} of {len(images)}; measured on 10 drawn at random." in said
     assert pointing.loc["Grad-CAM", "images"] == 10 and isinstance(pointing.iloc[0, 1], Interval)
     assert "brightest spot" in pointing.index and isinstance(marks.loc["the run", "hit rate [95 %]"], Interval)
@@ -232,7 +235,7 @@ def test_boxes_of_images_with_and_without_cancer_are_told_apart(real, images, tm
     crops = crops[crops.image_id.isin(images.image_id[images.cancer == 0])].head(3)
     benign = crops.rename(columns=dict(zip(CROP, ["y_min", "x_min", "y_max", "x_max"], strict=True))).assign(label="benign")
     pd.concat([boxes, benign[boxes.columns]]).to_csv(tmp_path / "b.csv", index=False)
-    found = gather(**real, boxes_path=str(tmp_path / "b.csv")).explanations("run")
+    found = explanations(gather(**real, boxes_path=str(tmp_path / "b.csv")), "run")
     tables = {said: item for item, said in found if isinstance(item, pd.DataFrame)}
     (everywhere,) = (table for said, table in tables.items() if said.endswith("measured on all.") and "lies in" in said)
     (cancer,) = (table for said, table in tables.items() if said.endswith("of images with cancer alone."))
@@ -240,12 +243,12 @@ def test_boxes_of_images_with_and_without_cancer_are_told_apart(real, images, tm
 
 
 def test_run_and_competition_without_boxes_are_shown_without_figures_of_them(real, tmp_path):
-    assert [type(item) for item, _ in gather(**real).explanations("run", box_images=0)] == [Figure]
+    assert [type(item) for item, _ in explanations(gather(**real), "run", box_images=0)] == [Figure]
     (tmp_path / "run" / "boxes.csv").unlink()
-    *shown, (lost, _) = gather(**real).explanations("run")
+    *shown, (lost, _) = explanations(gather(**real), "run")
     assert len(shown) == 3 and "boxes.csv is missing" in lost
     (Path(real["competition_dir"]) / "boxes.csv").unlink()
-    assert [type(item) for item, _ in gather(**real).explanations("run")] == [Figure]
+    assert [type(item) for item, _ in explanations(gather(**real), "run")] == [Figure]
 
 
 @pytest.mark.parametrize("error", [ExplanationError, ModelError])  # no maps; a network that this version of timm lacks
@@ -253,6 +256,11 @@ def test_network_that_has_no_maps_is_named_before_the_report_begins(where, monke
     def refuse(_):
         raise error("LevitDistilled gives no maps: explain another network.")
 
-    monkeypatch.setattr(material_module, "check_network", refuse)
-    gather(**where)
+    monkeypatch.setattr(pictures, "check_network", refuse)
+    say_what_has_no_maps(gather(**where).runs)
     assert "The report will show no maps of a. LevitDistilled gives no maps" in capsys.readouterr().out
+
+
+def test_report_without_maps_needs_no_torch():
+    code = "import sys, utils.evaluation.material, utils.evaluation.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT, timeout=60).returncode == 0

@@ -1,34 +1,23 @@
 """What a report is about: runs, their out-of-fold breasts, the table that they were trained on, and its pictures."""
 
-import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
-from utils.core.environment import KitError, pick_device, resolve
+from utils.core.environment import resolve
 from utils.decision.threshold import Threshold
 from utils.decision.thresholds import CHOICES, nested_decisions, nested_site_decisions
 from utils.decision.tuning import find_threshold, tune
-from utils.evaluation.explanation import ExplanationError, check_network, choose_examples, explain_run
-from utils.evaluation.figures import show_explanations
-from utils.evaluation.localisation import BoxedImages, draw_boxed_images
-from utils.evaluation.marks import marks_table
-from utils.evaluation.pointing import pointing_table
 from utils.evaluation.subgroups import VERDICT, with_traits
-from utils.evaluation.training_rows import predict_training_rows
 from utils.images.cache import default_cache_dir, picture_path, read_manifest
 from utils.images.inputs import Inputs, open_inputs
 from utils.metrics.intervals import PatientBootstrap
-from utils.runs.config import TrainingError
 from utils.runs.oof import PredictionError, name_runs, oof_of_runs
 from utils.runs.run import Run
-from utils.training.example_run import find_or_train_runs
 
-SHOWN_EXAMPLES = 4  # of each kind of decision
-BOX_IMAGES = 200  # with boxes that maps and predicted boxes are measured on, at most
 SUSPICIOUS_AUC = 0.6  # of the number of images; on the real set it is near chance
 
 
@@ -130,15 +119,6 @@ class Material:
         """Rows of a run's cached pictures; empty where there is no cache."""
         return read_manifest(self.cache_of(run), "train", Run(run).config.preprocessing)
 
-    def trained_rows(self) -> dict[str, pd.DataFrame]:
-        """Breasts that trained the runs, predicted again; of runs whose pictures are in the cache."""
-        how = {"aggregation": self.tuned.aggregation, "one_image": self.tuned.one_image}
-        with_pictures = {name: run for name, run in self.runs.items() if self.has_pictures(run)}
-        return {
-            name: predict_training_rows(run, self.readable_images(run), self.cache_of(run), **how)
-            for name, run in with_pictures.items()
-        }
-
     def readable_images(self, run: Path) -> pd.DataFrame:
         """Rows of the train table whose pictures are in a run's cache: what it was trained on."""
         cache, readable = self.cache_of(run), set(self.manifest_of(run).query("error == ''").image_id)
@@ -149,83 +129,9 @@ class Material:
         """Whether the cache holds pictures of all the breasts that the run predicted."""
         return set(self.breasts.prediction_id) <= set(self.readable_images(run).prediction_id)
 
-    def explanations(
-        self, name: str, box_images: int = BOX_IMAGES, seed: int = 0
-    ) -> list[tuple[Figure | pd.DataFrame | str, str]]:
-        """Show what a run rests on, and measure it where true boxes are known.
-
-        Parameters
-        ----------
-        name : str
-            A key of ``runs``.
-        box_images : int
-            Images with boxes that maps and predicted boxes are measured on, at most.
-        seed : int
-            Of the draw of these images, and of the bootstrap.
-
-        Returns
-        -------
-        list of tuple
-            Figures and tables with their captions; a sentence instead where there is no picture, or no map of its network.
-        """
-        run = self.runs[name]
-        if not self.has_pictures(run):
-            return [(f"{name}: the cache lacks its pictures; give the cache_dir that it was trained on.", "")]
-        boxed = self._boxed_images(run, box_images, seed)
-        try:
-            shown = [(self.gallery(name), f"{name}: the surest decisions, right and wrong.")]
-            shown += self.pointing(name, boxed, seed) if boxed else []
-        except ExplanationError as error:
-            shown = [(f"{name}: {error}", "")]
-        return shown + (self.marks(name, boxed, seed) if boxed and boxed.config.box_weight else [])
-
-    def gallery(self, name: str) -> Figure:
-        """Show what a run was surest of, right and wrong, with Grad-CAM on the original images."""
-        run, curve = self.runs[name], self.curves[name]
-        threshold = CHOICES[self.tuned.choice](curve.cancer, curve.probability)
-        return self._show(name, choose_examples(curve, self.readable_images(run), threshold, SHOWN_EXAMPLES))
-
-    def pointing(self, name: str, boxed: BoxedImages, seed: int = 0) -> list[tuple[Figure | pd.DataFrame, str]]:
-        """Play the pointing game: whether Grad-CAM finds the true boxes; of all images, of those with cancer, and examples."""
-        hits = boxed.point()
-        title = f"{name}: how often the strongest place lies in a true box"
-        tables = [(pointing_table(hits, seed), f"{title}. {boxed.description}")]
-        with_cancer = hits[hits.index.isin(self.images.image_id[self.images.cancer == 1])]
-        if 0 < len(with_cancer) < len(hits):
-            tables.append((pointing_table(with_cancer, seed), f"{title}, of images with cancer alone."))
-        examples = boxed.examples(hits, SHOWN_EXAMPLES)
-        probability = self.curves[name].set_index("prediction_id").probability
-        figure = self._show(name, examples.assign(probability=probability.loc[examples.prediction_id].to_numpy()))
-        return [*tables, (figure, f"{name}: images drawn at random whose map points into a true box, and others.")]
-
-    def marks(self, name: str, boxed: BoxedImages, seed: int = 0) -> list[tuple[pd.DataFrame | str, str]]:
-        """Compare the boxes that a run predicted with the true ones; a sentence if they can't be read."""
-        try:
-            table = marks_table(boxed.measure_marks(), seed)
-        except TrainingError as error:
-            return [(f"{name}: {error}", "")]
-        return [(table, f"{name}: one predicted box an image against the true boxes. {boxed.description}")]
-
-    def _boxed_images(self, run: Path, most: int, seed: int) -> BoxedImages | None:
-        if self.boxes is None:
-            return None
-        return draw_boxed_images(run, self.readable_images(run), self.cache_of(run), self.boxes, most, seed)
-
-    def _show(self, name: str, examples: pd.DataFrame) -> Figure:
-        """Show images with their maps, true boxes and predicted ones."""
-        run, images, cache = self.runs[name], self.readable_images(self.runs[name]), self.cache_of(self.runs[name])
-        config = Run(run).config
-        maps = explain_run(run, images, cache, examples.image_id, pick_device())
-        boxes = self.boxes
-        if config.box_weight:
-            with contextlib.suppress(TrainingError):  # which `marks` tells
-                predicted = Run(run).marks().assign(predicted=True)
-                boxes = pd.concat([predicted, *([] if boxes is None else [boxes.assign(predicted=False)])], ignore_index=True)
-        return show_explanations(examples, maps, self.inputs.competition_dir, cache, config.preprocessing, boxes)
-
 
 def gather(
-    run_dirs: str = "",
+    runs: Sequence[Path],
     threshold_path: str = "",
     competition_dir: str = "",
     cache_dir: str = "",
@@ -233,11 +139,13 @@ def gather(
     smoke_test: bool = False,
     boxes_path: str = "",
 ) -> Material:
-    """Find runs, threshold and data, and check that they belong together.
+    """Find threshold and data of runs, and check that they belong together.
 
     Parameters
     ----------
-    run_dirs, threshold_path, competition_dir, cache_dir : str
+    runs : sequence of Path
+        Folders; see `utils.training.example_run.find_or_train_runs`.
+    threshold_path, competition_dir, cache_dir : str
         As the notebooks' parameters; empty to look for them.
     one_image : bool
         Count one random image of each breast.
@@ -252,11 +160,10 @@ def gather(
     Raises
     ------
     PredictionError
-        If there are no runs, or train.csv does not have their breasts with their labels.
+        If train.csv does not have their breasts with their labels.
     utils.tables.competition.TableError
         If the boxes can't be read.
     """
-    runs = find_or_train_runs(run_dirs, smoke_test, competition_dir or "")
     tuned = find_threshold(runs, threshold_path)
     if one_image and not tuned.one_image:
         tuned = tune(runs, tuned.aggregation, choice=tuned.choice, weights=tuned.weights_of(runs), one_image=True)
@@ -264,7 +171,6 @@ def gather(
     inputs = open_inputs(competition_dir, cache_dir, settings.image_height, settings.image_width, smoke_test)
     images, boxes = inputs.images("train"), inputs.boxes(boxes_path)
     named = name_runs(runs)
-    _say_what_has_no_maps(named)
     how = {"aggregation": tuned.aggregation, "one_image": tuned.one_image}
     curves = {name: oof_of_runs([run], **how) for name, run in named.items()}
     breasts = tuned.out_of_fold(runs)
@@ -276,14 +182,6 @@ def gather(
     decisions = nested_site_decisions(*values, breasts.site_id, choose) if by_site else nested_decisions(*values, choose)
     cache = resolve(cache_dir) if cache_dir else None
     return Material(named, inputs, cache, images, tuned, curves, breasts, decisions, boxes)
-
-
-def _say_what_has_no_maps(runs: dict[str, Path]) -> None:
-    for name, run in runs.items():
-        try:
-            check_network(Run(run).config)
-        except KitError as error:  # a network that can't be built here has none either; the report shows the rest
-            print(f"The report will show no maps of {name}. {error}")
 
 
 def _check_same_data(breasts: pd.DataFrame, images: pd.DataFrame, competition_dir: Path) -> None:

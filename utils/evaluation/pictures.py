@@ -1,0 +1,126 @@
+"""What a report says with the networks themselves: maps on the pictures, boxes, and the rows that trained them."""
+
+import contextlib
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from utils.core.environment import KitError, pick_device
+from utils.decision.thresholds import CHOICES
+from utils.evaluation.explanation import ExplanationError, check_network, choose_examples, explain_run
+from utils.evaluation.figures import show_explanations
+from utils.evaluation.localisation import BoxedImages, draw_boxed_images
+from utils.evaluation.marks import marks_table
+from utils.evaluation.material import Material
+from utils.evaluation.pointing import pointing_table
+from utils.evaluation.training_rows import predict_training_rows
+from utils.runs.config import TrainingError
+from utils.runs.run import Run
+
+SHOWN_EXAMPLES = 4  # of each kind of decision
+BOX_IMAGES = 200  # with boxes that maps and predicted boxes are measured on, at most
+
+
+def say_what_has_no_maps(runs: dict[str, Path]) -> None:
+    """Print the names of runs whose networks have no maps, and why."""
+    for name, run in runs.items():
+        try:
+            check_network(Run(run).config)
+        except KitError as error:  # a network that can't be built here has none either; the report shows the rest
+            print(f"The report will show no maps of {name}. {error}")
+
+
+def trained_rows(material: Material) -> dict[str, pd.DataFrame]:
+    """Breasts that trained the runs, predicted again; of runs whose pictures are in the cache."""
+    how = {"aggregation": material.tuned.aggregation, "one_image": material.tuned.one_image}
+    with_pictures = {name: run for name, run in material.runs.items() if material.has_pictures(run)}
+    return {
+        name: predict_training_rows(run, material.readable_images(run), material.cache_of(run), **how)
+        for name, run in with_pictures.items()
+    }
+
+
+def explanations(
+    material: Material, name: str, box_images: int = BOX_IMAGES, seed: int = 0
+) -> list[tuple[Figure | pd.DataFrame | str, str]]:
+    """Show what a run rests on, and measure it where true boxes are known.
+
+    Parameters
+    ----------
+    material : Material
+    name : str
+        A key of ``material.runs``.
+    box_images : int
+        Images with boxes that maps and predicted boxes are measured on, at most.
+    seed : int
+        Of the draw of these images, and of the bootstrap.
+
+    Returns
+    -------
+    list of tuple
+        Figures and tables with their captions; a sentence instead where there is no picture, or no map of its network.
+    """
+    run = material.runs[name]
+    if not material.has_pictures(run):
+        return [(f"{name}: the cache lacks its pictures; give the cache_dir that it was trained on.", "")]
+    boxed = _boxed_images(material, run, box_images, seed)
+    try:
+        shown = [(_gallery(material, name), f"{name}: the surest decisions, right and wrong.")]
+        shown += _pointing(material, name, boxed, seed) if boxed else []
+    except ExplanationError as error:
+        shown = [(f"{name}: {error}", "")]
+    return shown + (_marks(material, name, boxed, seed) if boxed and boxed.config.box_weight else [])
+
+
+def _gallery(material: Material, name: str) -> Figure:
+    """Show what a run was surest of, right and wrong, with Grad-CAM on the original images."""
+    run, curve = material.runs[name], material.curves[name]
+    threshold = CHOICES[material.tuned.choice](curve.cancer, curve.probability)
+    return _show(material, name, choose_examples(curve, material.readable_images(run), threshold, SHOWN_EXAMPLES))
+
+
+def _pointing(material: Material, name: str, boxed: BoxedImages, seed: int = 0) -> list[tuple[Figure | pd.DataFrame, str]]:
+    """Play the pointing game: whether Grad-CAM finds the true boxes; of all images, of those with cancer, and examples."""
+    hits = boxed.point()
+    title = f"{name}: how often the strongest place lies in a true box"
+    tables = [(pointing_table(hits, seed), f"{title}. {boxed.description}")]
+    with_cancer = hits[hits.index.isin(material.images.image_id[material.images.cancer == 1])]
+    if 0 < len(with_cancer) < len(hits):
+        tables.append((pointing_table(with_cancer, seed), f"{title}, of images with cancer alone."))
+    examples = boxed.examples(hits, SHOWN_EXAMPLES)
+    probability = material.curves[name].set_index("prediction_id").probability
+    figure = _show(material, name, examples.assign(probability=probability.loc[examples.prediction_id].to_numpy()))
+    return [*tables, (figure, f"{name}: images drawn at random whose map points into a true box, and others.")]
+
+
+def _marks(material: Material, name: str, boxed: BoxedImages, seed: int = 0) -> list[tuple[pd.DataFrame | str, str]]:
+    """Compare the boxes that a run predicted with the true ones; a sentence if they can't be read."""
+    try:
+        table = marks_table(boxed.measure_marks(), seed)
+    except TrainingError as error:
+        return [(f"{name}: {error}", "")]
+    return [(table, f"{name}: one predicted box an image against the true boxes. {boxed.description}")]
+
+
+def _boxed_images(material: Material, run: Path, most: int, seed: int) -> BoxedImages | None:
+    if material.boxes is None:
+        return None
+    return draw_boxed_images(run, material.readable_images(run), material.cache_of(run), material.boxes, most, seed)
+
+
+def _show(material: Material, name: str, examples: pd.DataFrame) -> Figure:
+    """Show images with their maps, true boxes and predicted ones."""
+    run, images, cache = (
+        material.runs[name],
+        material.readable_images(material.runs[name]),
+        material.cache_of(material.runs[name]),
+    )
+    config = Run(run).config
+    maps = explain_run(run, images, cache, examples.image_id, pick_device())
+    boxes = material.boxes
+    if config.box_weight:
+        with contextlib.suppress(TrainingError):  # which `marks` tells
+            predicted = Run(run).marks().assign(predicted=True)
+            boxes = pd.concat([predicted, *([] if boxes is None else [boxes.assign(predicted=False)])], ignore_index=True)
+    return show_explanations(examples, maps, material.inputs.competition_dir, cache, config.preprocessing, boxes)
