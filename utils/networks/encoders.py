@@ -3,15 +3,15 @@
 Pictures come as uint8 (or float on the same scale, where two are mixed), and are normalised here, on the device.
 """
 
+import contextlib
+import sys
 from collections.abc import Iterator
 from functools import cache
 from itertools import chain
-from types import SimpleNamespace
-from unittest.mock import patch
 
 import timm
 import torch
-from timm.models import group_modules
+from timm.models import adapt_input_conv, group_modules
 from torch import nn
 from torch.utils.checkpoint import checkpoint_sequential
 
@@ -19,6 +19,7 @@ from utils.networks.weights import SHOWN_KEYS, Tensors, find_weights, load_fitti
 from utils.runs.config import ModelError
 
 CNN_CHANNELS = (16, 32, 64, 128, 256)
+RGB = 3  # channels
 USUAL_STRIDE = 32  # pixels to a cell of the last maps
 STRIDES = (1, 2, 4, 8)  # multiples of the stride that an image's sides are rounded to, when a network refuses a size
 POOLINGS = ("", "stages")
@@ -55,7 +56,7 @@ class PlainCnn(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """Which layer each weight is of, as in timm: for learning rates that fall from the last layer to the first."""
+        """Which stage each weight is of, as in timm: for freezing the first ones."""
         return {"stem": r"^blocks\.0", "blocks": [(r"^blocks\.(\d+)", None), (r"^fully_connected", (len(CNN_CHANNELS),))]}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -278,14 +279,7 @@ def _pretrained_cfg(architecture: str) -> dict:
     return known.to_dict() if known else timm.create_model(architecture).pretrained_cfg
 
 
-def _create_timm(
-    name: str,
-    image_height: int,
-    image_width: int,
-    pretrained: bool = False,
-    drop_path: float = 0.0,
-    weights: Tensors | None = None,
-) -> nn.Module:
+def _create_timm(name: str, image_height: int, image_width: int, pretrained: bool = False, drop_path: float = 0.0) -> nn.Module:
     if not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:SHOWN_KEYS])
         raise ModelError(f"{name!r} is neither cnn, rnn nor a network of timm's{f'; did you mean {close}?' if close else '.'}")
@@ -294,10 +288,8 @@ def _create_timm(
         options["drop_path_rate"] = drop_path
     if not takes_any_size(name):  # transformers whose positions are tied to a size
         options["img_size"] = (image_height, image_width)
-    if weights:
-        options["pretrained_cfg_overlay"] = {"state_dict": weights}
     try:
-        return timm.create_model(name, pretrained=pretrained or bool(weights), **options)
+        return timm.create_model(name, pretrained=pretrained, **options)
     except TypeError as error:
         if drop_path and "drop_path_rate" in str(error):
             raise ModelError(f"{name} has no residual branches to leave out: set drop_path to 0.") from error
@@ -307,23 +299,26 @@ def _create_timm(
 def _load_timm(name: str, image_height: int, image_width: int, drop_path: float, path: str) -> nn.Module:
     """Build a network with the weights of a file, as timm's ``pretrained`` does with its own files.
 
-    timm renames old layouts, resizes tables of positions, sums the stem's RGB filters and drops the head. But it keeps random
-    weights where a file lacks some. So timm prepares the weights here, and `load_fitting` loads them.
+    But timm keeps random weights where a file lacks some: `load_fitting` refuses it.
     """
-    wanted = _skeleton(name, image_height, image_width).state_dict()
-    weights = find_weights(read_weights(path), wanted, path)
-    with patch.object(nn.Module, "load_state_dict", autospec=True) as load:
-        load.return_value = SimpleNamespace(missing_keys=[], unexpected_keys=[])
-        try:
-            model = _create_timm(name, image_height, image_width, drop_path=drop_path, weights=weights)
-            prepared = load.call_args.args[1]
-            del model.pretrained_cfg["state_dict"]
-        except ModelError:
-            raise
-        except Exception:  # timm looks for names that weights of another network do not have
-            model, prepared = _create_timm(name, image_height, image_width, drop_path=drop_path), weights
-    load_fitting(model, prepared, path, name)
+    model = _create_timm(name, image_height, image_width, drop_path=drop_path)
+    weights = find_weights(read_weights(path), model.state_dict(), path)
+    load_fitting(model, _as_timm_has_them(model, weights), path, name)
     return model
+
+
+def _as_timm_has_them(model: nn.Module, weights: Tensors) -> Tensors:
+    """Let timm rename old layouts, resize tables of positions, and sum the RGB filters of the stem."""
+    rename = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if rename:
+        with contextlib.suppress(Exception):  # it looks for names that weights of another network do not have
+            weights = rename(dict(weights), model)
+    stems = model.pretrained_cfg.get("first_conv") or ()
+    for stem in (stems,) if isinstance(stems, str) else stems:
+        filters = weights.get(f"{stem}.weight")
+        if filters is not None and filters.ndim == 4 and filters.shape[1] == RGB:
+            weights = {**weights, f"{stem}.weight": adapt_input_conv(1, filters)}
+    return weights
 
 
 def _skeleton(name: str, image_height: int, image_width: int) -> nn.Module:
