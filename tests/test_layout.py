@@ -63,6 +63,23 @@ def test_nothing_before_the_networks_imports_torch():
         assert not {"torch", "torchvision", "timm"} & {name.split(".")[0] for name in imported(path, at_once=True)}, path
 
 
+def test_references_in_docstrings_and_pages_lead_somewhere():
+    files = [*modules(), *(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
+    for path in files:
+        for reference in set(re.findall(r"`utils\.(\w+(?:\.\w+)*)`", path.read_text(encoding="utf-8"))):
+            package, *rest = reference.split(".")
+            module = UTILS / package / f"{rest[0]}.py" if rest else None
+            if rest and not module.is_file():  # of the package itself
+                module, rest = UTILS / package / "__init__.py", ["", *rest]
+            assert (UTILS / package).is_dir(), (path, reference)
+            assert len(rest) < 2 or re.search(rf"\b{rest[1]}\b", module.read_text(encoding="utf-8")), (path, reference)
+
+
+def test_no_file_is_long():
+    for path in modules():
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST_FILE, path
+
+
 def test_windows_can_import_every_module():
     for path in set(modules()) - UNIX_FILES:
         assert not UNIX_MODULES & set(imported(path, at_once=True)), path
