@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
-from utils.core.environment import COMPETITION, PROJECT, KitError, cpu_count, read_json, runs_dir, working_dir, write_json
+from utils.core.environment import COMPETITION, PROJECT, KitError, cpu_count, read_json, runs_dir, working_dir
 from utils.decision.threshold import Threshold
 from utils.decision.tuning import tune
 from utils.images.inputs import open_inputs
@@ -108,7 +108,7 @@ def set_up(options: Options, folder: Path) -> Stage:
     runs = runs or [_train_example(folder / "example")]
     if not threshold:
         threshold = folder / "threshold.json"
-        write_json(threshold, tune(runs))
+        tune(runs).save(threshold)
     print("Bundle ...", flush=True)
     write_bundle(folder / "bundle", USERNAME, runs, threshold, version)
     for dataset in sorted((folder / "bundle" / "datasets").iterdir()):
