@@ -1,4 +1,4 @@
-"""Facts about a fold's weights: what is refused from the header alone, by the preflight and by the reader."""
+"""Facts about a fold's weights: what is refused from the header alone."""
 
 import json
 import pickle
@@ -13,7 +13,7 @@ from utils.core.environment import KitError
 from utils.runs.config import TrainingError
 from utils.tables.vocabulary import Vocabulary
 from utils.training.fitting import plain_state
-from utils.training.fold_weights import build_empty, check_fold
+from utils.training.fold_weights import build_empty
 from utils.training.folds import load_fold
 
 VOCABULARY = Vocabulary(50.0, 10.0, ("CC", "MLO"), ("29", "48"), ("1", "2"))
@@ -28,15 +28,13 @@ def write(folder, state=STATE, vocabulary=None):
 
 
 def refused(folder, message, config=CONFIG):
-    for read in (check_fold, load_fold):
-        with pytest.raises(TrainingError, match=message) as caught:
-            read(config, folder)
-        assert str(caught.value).startswith(str(folder / "weights.safetensors"))
+    with pytest.raises(TrainingError, match=message) as caught:
+        load_fold(config, folder)
+    assert str(caught.value).startswith(str(folder / "weights.safetensors"))
 
 
 def test_weights_that_were_written_are_read(tmp_path):
     write(tmp_path)
-    check_fold(CONFIG, tmp_path)
     model, vocabulary = load_fold(CONFIG, tmp_path)
     assert vocabulary == VOCABULARY
     assert all(torch.equal(value, STATE[name]) for name, value in model.state_dict().items())
@@ -110,4 +108,4 @@ def test_a_file_that_is_cut_or_something_else_is_refused(tmp_path):
 def test_a_network_that_does_not_exist_is_refused_by_its_field(tmp_path):
     write(tmp_path)
     with pytest.raises(KitError, match="config.json: 'resnet_50' is neither cnn, rnn nor a network of timm's"):
-        check_fold(make_config(TINY, "resnet_50"), tmp_path)
+        load_fold(make_config(TINY, "resnet_50"), tmp_path)

@@ -89,10 +89,6 @@ class Run:
         with self._reading_config() as content:
             return build(RunNotes, {name: content[name] for name in NOTES if name in content})
 
-    def check_config(self) -> None:
-        """Refuse a config.json that can't be read as a whole."""
-        _ = self.config, self.notes
-
     @contextlib.contextmanager
     def _reading_config(self) -> Iterator[dict]:
         path = self.folder / "config.json"

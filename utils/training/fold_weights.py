@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 
 import safetensors
@@ -14,7 +13,7 @@ from torch import nn
 
 from utils.core.formats import FormatError, build, check, check_types, naming
 from utils.networks.models import build_model
-from utils.runs.config import ModelConfig, TrainConfig, TrainingError
+from utils.runs.config import ModelConfig, TrainingError
 from utils.runs.tables import REMEDY
 from utils.tables.vocabulary import CATEGORIES, Vocabulary
 
@@ -77,32 +76,9 @@ def check_tensors(path: str | Path, wanted: Mapping[str, torch.Tensor], remedy: 
             raise FormatError(f"{len(wrong)} of its tensors do not fit the network of config.json ({first}).")
 
 
-def check_fold(config: TrainConfig, fold_dir: str | Path) -> None:
-    """Check a fold's weights without reading or making a tensor.
-
-    Raises
-    ------
-    KitError
-        If `read_vocabulary` or `check_tensors` refuses them, or no network can be made of the run's configuration.
-    """
-    path = Path(fold_dir) / "weights.safetensors"
-    vocabulary = read_vocabulary(path)
-    with naming(path.parent.parent / "config.json", TrainingError, REMEDY):
-        wanted = _shapes(config.model, tuple(len(getattr(vocabulary, name)) for name in CATEGORIES))
-    check_tensors(path, wanted)
-
-
 def build_empty(config: ModelConfig, vocabulary: Vocabulary) -> nn.Module:
     """Build a run's network for its own weights: what it started from no longer matters, and need not exist here."""
     return build_model(replace(config, pretrained=False, weights_path=""), vocabulary)
-
-
-@lru_cache(maxsize=16)
-def _shapes(config: ModelConfig, sizes: tuple[int, ...]) -> dict[str, torch.Tensor]:
-    """State dict on ``meta`` of a network whose vocabulary has so many categories."""
-    values = {name: tuple(str(number) for number in range(size)) for name, size in zip(CATEGORIES, sizes, strict=True)}
-    with torch.device("meta"):
-        return build_empty(config, Vocabulary(0.0, 1.0, **values)).state_dict()
 
 
 def _tensor(tensors: dict, name: str) -> str:

@@ -29,7 +29,7 @@ from utils.runs.tables import OOF_COLUMNS, PROBE_FILE, REMEDY, read_history_tabl
 from utils.tables.boxes import CORNERS
 from utils.tables.vocabulary import Vocabulary
 from utils.training.augment import Augment
-from utils.training.checks import NO_BOX, check_classes, check_patches, check_training
+from utils.training.checks import NO_BOX, check_patches, check_training
 from utils.training.dataset import BreastDataset, ImageDataset
 from utils.training.fitting import Fitting
 from utils.training.fold_weights import build_empty, check_tensors, read_vocabulary
@@ -166,7 +166,6 @@ def fit_fold(
         Weights to start from; from `utils.training.sources.find_starts`.
     """
     inside, held_out = images[images.fold != fold], images[images.fold == fold]
-    check_classes(inside, fold)
     if held_out.cancer.nunique() < 2:
         print(
             f"Fold {fold} holds out breasts of one class alone: it has no AUC, and keeps its epoch of lowest loss. Fewer folds"
