@@ -1,6 +1,6 @@
-"""Push-ready folders for Kaggle: the code, the weights and the wheels as datasets, and one kernel a notebook.
+"""Push-ready folders for Kaggle: code, weights and wheels as datasets, and one kernel per notebook.
 
-Nothing here reaches a network but pip, for the wheels.
+Only pip uses the network, for the wheels.
 """
 
 import hashlib
@@ -47,12 +47,12 @@ from utils.runs.code import module_files
 from utils.runs.oof import find_runs
 
 __all__ = ["LIMITS", "BundleError", "Part", "check_bundle", "check_sources", "find_parts", "write_bundle"]
-MARKER = "bundle.json"  # only a folder that holds it is replaced
-PUSHED = "pushed.json"  # versions of the kernels that were pushed from a bundle, by id
+MARKER = "bundle.json"  # only a folder that contains it is replaced
+PUSHED = "pushed.json"  # versions of the kernels pushed from this bundle, by id
 
 
 class BundleError(KitError):
-    """A bundle that can't be written or sent; the message lists all problems, each with its remedy."""
+    """A bundle can't be written or sent; the message lists all problems, each with its remedy."""
 
 
 @dataclass(frozen=True)
@@ -72,34 +72,34 @@ def write_bundle(
     python_version: str = "3.12",
     with_wheels: bool = True,
 ) -> dict[str, Path]:
-    """Write everything that goes to Kaggle into a folder: whole, checked, or not at all.
+    """Write everything that goes to Kaggle into a folder, complete and checked, or not at all.
 
     Parameters
     ----------
     folder : Path
         New, empty, or a former bundle, which is replaced.
     username : str
-        Of the Kaggle account, as in its address.
+        Name of the Kaggle account, as in kaggle.com/USERNAME.
     run_dirs : sequence of Path
-        Trained runs to send; without any, Kaggle's notebooks use what the train notebook makes there.
+        Trained runs to send. Without any, Kaggle's notebooks use the runs that the train notebook makes there.
     threshold_path : Path or None
-        threshold.json that was tuned on these runs.
+        threshold.json tuned on these runs.
     python_version : str
-        Of Kaggle's image, for the wheels.
+        Python version of Kaggle's image, for the wheels.
     with_wheels : bool
-        Download what the image lacks.
+        Download the wheels that the image lacks.
 
     Returns
     -------
     dict of str to Path
-        Folder by name: ``code``, ``weights-RUN``, ``wheels`` (where there are any), and the notebooks.
+        Folder by name: ``code``, ``weights-RUN``, ``wheels`` if the image lacks any, and the notebooks.
 
     Raises
     ------
     BundleError
-        Listing all problems; ``folder`` is as it was.
+        If there are problems; it lists all of them, and ``folder`` is unchanged.
     WheelError
-        If the wheels can't be had.
+        If the wheels are unavailable.
     """
     folder, runs = Path(folder), list(dict.fromkeys(Path(run).resolve() for run in run_dirs))
     check_sources(folder, username, runs, threshold_path)
@@ -123,13 +123,7 @@ def write_bundle(
 
 
 def check_sources(folder: Path, username: str, run_dirs: Sequence[Path], threshold_path: Path | None) -> None:
-    """Check what `write_bundle` is given, as it does; writes nothing.
-
-    Raises
-    ------
-    BundleError
-        Listing all problems.
-    """
+    """Check the arguments of `write_bundle` without writing; raise BundleError listing all problems."""
     _refuse([*_target_problems(Path(folder), username), *_source_problems(run_dirs, threshold_path)])
 
 
@@ -150,7 +144,7 @@ def _target_problems(folder: Path, username: str) -> Iterator[str]:
 
 
 def _edited(folder: Path) -> list[Path]:
-    """Notebooks and metadata that differ from what `write_bundle` wrote; none where an earlier kit wrote it."""
+    """List notebooks and metadata edited since `write_bundle` wrote them; empty if an earlier kit kept no hashes."""
     written = read_json(folder / MARKER).get("hashes", {}) if is_from_kit(folder, MARKER) else {}
     return [folder / name for name, now in _hash_editable(folder).items() if written.get(name, now) != now]
 
@@ -161,7 +155,7 @@ def _hash_editable(folder: Path) -> dict[str, str]:
 
 
 def _added(folder: Path) -> list[str]:
-    """Files that someone put into a bundle; none where an earlier kit wrote it, which kept no list."""
+    """List files that someone added to a bundle; empty if an earlier kit wrote it, which kept no list."""
     written = read_json(folder / MARKER).get("files") if is_from_kit(folder, MARKER) else None
     if written is None:
         return []
@@ -204,10 +198,10 @@ def _write_wheels(datasets: Path, username: str, python_version: str) -> None:
 
 
 def name_weights(runs: Sequence[Path]) -> dict[str, Path]:
-    """Give each run a name that fits into a dataset's title and slug, and that no other run has."""
+    """Give each run a unique name that fits into a dataset's title and slug."""
     names: dict[str, Path] = {}
     for run in runs:
-        base = slug_of(run.name)[:26].strip("-") or "run"  # with "Mammography weights " and a number below the 50 characters
+        base = slug_of(run.name)[:26].strip("-") or "run"  # of 50 characters, "Mammography weights " takes 20; a number gets 4
         numbered = itertools.chain([base], (f"{base}-{number}" for number in itertools.count(2)))
         names[next(name for name in numbered if name not in names)] = run
     return names
@@ -219,7 +213,7 @@ def _provenance() -> dict[str, str]:
 
 
 def _write_code(datasets: Path, username: str) -> None:
-    """Zip the code, the same bytes for the same files; kit.json names version and commit where git can't."""
+    """Zip the code reproducibly; kit.json gives version and commit where git is unavailable."""
     folder, made = datasets / "code", _provenance()
     contents = {path.relative_to(PROJECT).as_posix(): path.read_bytes() for path in _code_files()}
     contents |= {f"notebooks/{name}.ipynb": _notebook(name) for name in NOTEBOOKS}
@@ -233,7 +227,7 @@ def _write_code(datasets: Path, username: str) -> None:
 
 
 def _code_files() -> list[Path]:
-    """List what the notebooks need: the modules that they import, and nothing else that lies next to those."""
+    """List the files that the notebooks need: the modules they reach, and the project's shared files."""
     shared = [PROJECT / name for name in ("requirements.txt", "pyproject.toml", "LICENSE")]
     return module_files(imported_by_notebooks(PROJECT), PROJECT) + shared
 
@@ -244,7 +238,7 @@ def _link_problems() -> list[str]:
 
 
 def _notebook(name: str) -> bytes:
-    """Read a notebook without what a run left in it: outputs, counts, and metadata other than tags and the kernel's name."""
+    """Read a notebook without outputs, execution counts, and metadata other than tags, kernel and language."""
     notebook = read_json(PROJECT / "notebooks" / f"{name}.ipynb")
     notebook["metadata"] = {
         key: notebook["metadata"][key] for key in ("kernelspec", "language_info") if key in notebook["metadata"]
@@ -302,13 +296,7 @@ def _kernel_slug(name: str) -> str:
 
 
 def find_parts(bundle: Path) -> list[Part]:
-    """List the bundle's datasets and then its kernels, as `utils.kaggle.bundle` lays them out.
-
-    Raises
-    ------
-    BundleError
-        If there are none, or their metadata can't be read.
-    """
+    """List the bundle's datasets, then its kernels; raise BundleError if there are none or metadata can't be read."""
     paths = [path for kind in ("dataset", "kernel") for path in sorted(bundle.glob(f"{kind}s/*/{kind}-metadata.json"))]
     if not paths:
         raise BundleError(f"{bundle} holds no bundle: write it with python -m utils.kaggle bundle, or name it with --bundle.")
@@ -319,7 +307,7 @@ def find_parts(bundle: Path) -> list[Part]:
 
 
 def submit_kernel(bundle: Path) -> Part:
-    """The bundle's kernel that makes submission.csv."""
+    """Return the kernel that makes submission.csv; raise BundleError if the bundle has none."""
     for part in find_parts(bundle):
         if (part.kind, part.folder.name) == ("kernel", "submit"):
             return part
@@ -327,23 +315,23 @@ def submit_kernel(bundle: Path) -> Part:
 
 
 def runs_to_send(named: str, threshold: Path) -> list[Path]:
-    """Runs that are named; else those that the threshold was tuned on; else all, which may be none. Nothing is trained."""
+    """Return the named runs; else those that the threshold was tuned on; else all runs, perhaps none."""
     if not named and threshold.is_file():
         return [Path(run) for run in Threshold.load(threshold).runs]
     return find_runs(named)
 
 
 def read_pushed(bundle: Path) -> dict[str, int]:
-    """Versions of the kernels that were pushed from this bundle, by id."""
+    """Return the versions of the kernels pushed from this bundle, by id."""
     return read_json(bundle / PUSHED) if (bundle / PUSHED).is_file() else {}
 
 
 def note_pushed(bundle: Path, kernel: str, version: int) -> None:
-    """Remember the version of a kernel, for `read_pushed`."""
+    """Save the version of a pushed kernel for `read_pushed`."""
     write_json(bundle / PUSHED, read_pushed(bundle) | {kernel: version})
 
 
 def phantom_runs(bundle: Path) -> list[str]:
-    """Names of the bundle's runs that were trained on the phantom."""
+    """List the names of the bundle's runs that were trained on the phantom."""
     configs = sorted(bundle.glob("datasets/weights-*/*/config.json"))
     return [path.parent.name for path in configs if read_json(path).get("phantom")]

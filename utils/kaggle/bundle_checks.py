@@ -1,4 +1,4 @@
-"""What Kaggle and its client take, and whether a bundle keeps to it."""
+"""The limits of Kaggle and its client, and checks of a bundle against them."""
 
 import re
 import unicodedata
@@ -10,21 +10,21 @@ from utils.core.environment import KIT_FILE, KitError, read_json
 from utils.decision.tuning import find_threshold
 from utils.runs.fold_folders import fold_folders, is_smoke_test
 
-LIMITS = {  # least and most; the client is PyPI's kaggle 2.2.4, the page is kaggle.com/docs/datasets as of 2026
+LIMITS = {  # minimum, maximum; client: PyPI's kaggle 2.2.4; page: kaggle.com/docs/datasets as of 2026
     "dataset title": (6, 50),  # characters: the client's dataset_create_new
     "dataset slug": (6, 50),  # the same
     "dataset subtitle": (20, 80),  # the same
     "dataset files": (1, 50),  # at the top level, folders too: the page
-    "dataset bytes": (1, 100 * 10**9),  # the page says 200 GB a dataset and for all private ones; it was 107 GB before
+    "dataset bytes": (1, 100 * 10**9),  # the page gives 200 GB per dataset and for all private ones; formerly 107 GB
     "kernel title": (5, 50),  # the client's kernels_push; above 50 the server answers 500 (Kaggle/kaggle-cli, pull request 179)
     "kernel slug": (5, 50),  # the client's validate_kernel_string
-    "kernel bytes": (1, 10**6),  # of the notebook: 1 MB, Kaggle's editor
-    "output bytes": (0, 20 * 10**9),  # of /kaggle/working
+    "kernel bytes": (1, 10**6),  # the notebook: 1 MB in Kaggle's editor
+    "output bytes": (0, 20 * 10**9),  # /kaggle/working
     "weekly GPU hours": (0, 30),
     "daily submissions": (0, 5),
 }
 DATASET_FILE, KERNEL_FILE = "dataset-metadata.json", "kernel-metadata.json"
-# The client's name for two T4 (kagglesdk, ApiSaveKernelRequest). With an unknown name Kaggle gives a P100, without an error.
+# The client's name for two T4 (kagglesdk, ApiSaveKernelRequest). For an unknown name Kaggle silently gives a P100.
 T4_TWICE = "NvidiaTeslaT4"
 RUN_FILES = ("config.json", "folds.csv", "oof.csv", "history.csv")
 FOLD_FILES = ("weights.safetensors", "oof.csv")
@@ -32,17 +32,7 @@ SECRETS = ("kaggle.json", "access_token", "access_token.txt", ".env")
 
 
 def check_bundle(folder: Path) -> list[str]:
-    """Check a bundle, also one that was edited by hand, against Kaggle's limits and against itself.
-
-    Parameters
-    ----------
-    folder : Path
-
-    Returns
-    -------
-    list of str
-        All problems, each with its remedy; empty where it can be sent.
-    """
+    """Check a bundle against Kaggle's limits and itself; return all problems with their remedies."""
     folder = Path(folder)
     if not (folder / "datasets" / "code").is_dir() or not (folder / "kernels").is_dir():
         return [f"{folder} is no bundle (it needs datasets/code and kernels): write it again."]
@@ -60,13 +50,13 @@ def check_bundle(folder: Path) -> list[str]:
 
 
 def slug_of(title: str) -> str:
-    """Turn a title into the slug that Kaggle makes of it: a-z, 0-9 and single hyphens."""
+    """Return the slug that Kaggle makes of a title: a-z, 0-9 and single hyphens."""
     ascii_only = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9]+", "-", ascii_only).strip("-")
 
 
 def run_problems(run: Path) -> list[str]:
-    """List why a run can not be sent."""
+    """List the reasons why a run can't be sent."""
     files = run_files(run)
     missing = [name for name in files if not (run / name).is_file()]
     problems = [f"{name} is missing: copy it back, or train the run again." for name in missing]
@@ -86,7 +76,7 @@ def _config_problems(run: Path) -> list[str]:
 
 
 def run_files(run: Path) -> list[str]:
-    """What of a run is sent: of finished folds only, and no checkpoint. A fold's history is for the report, and may lack."""
+    """List a run's files to send: finished folds only, no checkpoints; a fold's history is optional."""
     folds = [fold_dir.name for fold_dir in fold_folders(run, "oof.csv")]
     optional = ["extra.csv", *(f"{fold}/{name}" for fold in folds for name in ("history.csv", "start.json"))]
     optional = [name for name in optional if (run / name).is_file()]
@@ -94,7 +84,7 @@ def run_files(run: Path) -> list[str]:
 
 
 def threshold_problems(runs: Sequence[Path], path: Path) -> list[str]:
-    """Say why a threshold.json does not belong to these runs, by their out-of-fold predictions."""
+    """Return the problem if a threshold.json does not belong to these runs' out-of-fold predictions."""
     try:
         find_threshold(runs, str(path))
     except KitError as error:
@@ -108,6 +98,7 @@ def parts(bundle: Path, kind: str) -> list[Path]:
 
 
 def _look(check: Callable[[Path], Iterator[str]], part: Path) -> list[str]:
+    """List a part's problems with its name in front; unreadable metadata is a problem too."""
     where = f"{part.parent.name}/{part.name}"
     problems = []
     try:
@@ -126,7 +117,7 @@ def _outside(limit: str, value: int, of: str) -> list[str]:
 
 
 def files_of(dataset: Path) -> list[Path]:
-    """List the files that a dataset's folder sends, apart from what describes it."""
+    """List the files of a dataset without its metadata."""
     return [path for path in dataset.rglob("*") if path.is_file() and path.name not in (DATASET_FILE, KIT_FILE)]
 
 
@@ -177,7 +168,7 @@ def _weights_problems(weights: Sequence[Path]) -> list[str]:
 
 
 def _reference_problems(datasets: Sequence[Path], kernels: Sequence[Path]) -> list[str]:
-    """Ids that stand twice, and sources of this account that the bundle does not hold."""
+    """List duplicate ids, and sources of this account that are not in the bundle."""
     sent = [read_json(part / DATASET_FILE)["id"] for part in datasets]
     metadata = {part.name: read_json(part / KERNEL_FILE) for part in kernels}
     pushed = [kernel["id"] for kernel in metadata.values()]

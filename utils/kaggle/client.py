@@ -1,4 +1,4 @@
-"""Kaggle's official client: what is sent and asked, with its errors as messages and without its secrets."""
+"""Calls to Kaggle's official client. Its errors become messages with a remedy, and its secrets are redacted."""
 
 import io
 import json
@@ -23,37 +23,25 @@ NO_KERNEL = "check the kernel's name, and that it is yours"
 ENDED = ("complete", "error", "cancel_acknowledged")
 OUTPUTS = r"^(submission\.csv|submissions/[\w.+-]+\.(csv|json))\Z"
 HEADER = "prediction_id,cancer"
-FIRST_DELAY, LONGEST_DELAY = 5.0, 120.0  # seconds between two questions, 1.5 times longer each time
-PATIENCE = 5  # questions without an answer, one after the other, before a wait gives up
-DATASET_HOURS, KERNEL_HOURS = 1, 14  # Kaggle runs a notebook for 12 h at most, and it may queue
+FIRST_DELAY, LONGEST_DELAY = 5.0, 120.0  # seconds between requests; the delay grows by half each time
+PATIENCE = 5  # unanswered requests in a row that a wait tolerates
+DATASET_HOURS, KERNEL_HOURS = 1, 14  # Kaggle stops a notebook after 12 h, and it may queue before
 LOG_LINES = 30
-LISTED = 100  # submissions that one question asks for: the client hands on no more than a page
+LISTED = 100  # entries per request: the client returns one page only
 
 
 class KaggleError(KitError):
-    """What Kaggle refused or could not do; the message says what to do."""
+    """Kaggle refused a request or could not fulfil it; the message names the remedy."""
 
 
 class UnansweredError(KaggleError):
-    """No answer, or "later": a wait asks again."""
+    """Kaggle did not answer, or asked to try later: `poll` asks again."""
 
 
 def connect() -> Any:
-    """Log in with the official client.
+    """Log in and return the ``KaggleApi``; raise KitError if the client or valid, safely kept credentials are missing.
 
-    Importing ``kaggle`` logs in at once, prints what it thinks of the credentials, and makes its folder of settings; so it is
-    imported here alone, and late.
-
-    Returns
-    -------
-    kaggle.api.kaggle_api_extended.KaggleApi
-
-    Raises
-    ------
-    KaggleError
-        If the client is not installed, or there are no credentials that Kaggle takes.
-    CredentialsError
-        From `utils.kaggle.credentials.check_files`.
+    Importing ``kaggle`` logs in, prints advice and creates its settings folder, so the import is here alone, and late.
     """
     check_files()
     with calling("logging in", NOT_YOURS):
@@ -63,7 +51,7 @@ def connect() -> Any:
 
 
 def _log_in() -> Any:
-    with redirect_stdout(io.StringIO()):  # advice on credentials, which ours replaces
+    with redirect_stdout(io.StringIO()):  # the client's advice on credentials; ours replaces it
         try:
             from kaggle.api.kaggle_api_extended import KaggleApi
         except ImportError as error:
@@ -73,10 +61,10 @@ def _log_in() -> Any:
         api, (token, source) = KaggleApi(), get_access_token_from_env()
         try:
             api.authenticate()
-        except SystemExit:  # it found nothing that Kaggle takes
+        except SystemExit:  # it found no credentials that Kaggle accepts
             raise KaggleError(_not_taken(source) if token else describe_lack()) from None
     how = str(api.config_values.get("auth_method", ""))
-    if token and how != "ACCESS_TOKEN":  # it logged in otherwise, but still sends the token
+    if token and how != "ACCESS_TOKEN":  # it logged in another way, but still sends the token
         raise KaggleError(_not_taken(source))
     print(f"Kaggle's client has logged in as {api.config_values.get('username')} ({how or 'unknown way'}).")
     return api
@@ -87,13 +75,13 @@ def _not_taken(source: str) -> str:
 
 
 def _fail_with_uploads(api: Any) -> None:
-    """Let a file that could not be uploaded end the push: some versions of the client make the dataset without it."""
+    """Make a failed upload raise: some versions of the client create the dataset without the file."""
     upload = api._upload_blob
 
     def upload_or_raise(path, quiet, kind, context, *others, **named):
         token = upload(path, quiet, kind, context, *others, **named)
         if token is None:
-            Path(context.get_upload_info_file_path(path)).unlink(missing_ok=True)  # else it resumes what has expired
+            Path(context.get_upload_info_file_path(path)).unlink(missing_ok=True)  # else the client resumes an expired upload
             name = Path(path).name
             raise UnansweredError(f"{name} could not be uploaded: check the network, and push again; finished files are kept.")
         return token
@@ -103,15 +91,7 @@ def _fail_with_uploads(api: Any) -> None:
 
 @contextmanager
 def calling(what: str, forbidden: str) -> Iterator[None]:
-    """Turn whatever the client raises into a `KaggleError` with a remedy and without secrets.
-
-    Parameters
-    ----------
-    what : str
-        What is being done, as in "pushing X".
-    forbidden : str
-        What to do where Kaggle forbids it.
-    """
+    """Turn any error of the client into a `KaggleError` without secrets; ``forbidden`` is the remedy for status 403."""
     try:
         yield
     except KitError:
@@ -120,14 +100,14 @@ def calling(what: str, forbidden: str) -> Iterator[None]:
         said = next(iter(str(error).splitlines()), "") or type(error).__name__
         kind, remedy = _remedy(error, forbidden)
         if remedy == forbidden:
-            said = said.partition(". ")[0]  # the client guesses at length why
+            said = said.partition(". ")[0]  # the client adds long guesses at the reason
         raise kind(redact(f"{what}: {said}\nTo do: {remedy}.")) from None
 
 
 def _remedy(error: BaseException, forbidden: str) -> tuple[type[KaggleError], str]:
     from requests import ConnectionError, Timeout
 
-    # Of some refusals the client makes a ValueError: the response is then that of the error before.
+    # The client turns some refusals into a ValueError; the response is then on the previous error.
     responses = (getattr(cause, "response", None) for cause in (error, error.__context__))
     status = next((response.status_code for response in responses if response is not None), 0)
     known = {
@@ -146,12 +126,9 @@ def _remedy(error: BaseException, forbidden: str) -> tuple[type[KaggleError], st
 
 
 def poll(ask: Callable[[], str], is_done: Callable[[str], bool], what: str, hours: float) -> str:
-    """Ask until a state is final, less and less often, and print each change.
+    """Ask at growing intervals until a state is final, print each change, and return the final state.
 
-    Raises
-    ------
-    KaggleError
-        After ``hours``, or where `PATIENCE` questions in a row got no answer.
+    Raise KaggleError after ``hours``, or when more than `PATIENCE` requests in a row get no answer.
     """
     deadline, delay, shown, unanswered = time.monotonic() + hours * 3600, FIRST_DELAY, "", 0
     while True:
@@ -172,7 +149,7 @@ def poll(ask: Callable[[], str], is_done: Callable[[str], bool], what: str, hour
 
 
 def check_owner(api: Any, parts: Sequence[Part]) -> None:
-    """Refuse parts of another account than the one that is logged in, before anything is uploaded."""
+    """Raise KaggleError, before anything is uploaded, if a part belongs to another account than the one logged in."""
     username = api.config_values.get("username") or ""
     others = sorted({part.id.partition("/")[0] for part in parts if part.id.partition("/")[0].lower() != username.lower()})
     if username and others:
@@ -183,7 +160,7 @@ def check_owner(api: Any, parts: Sequence[Part]) -> None:
 
 
 def push_dataset(api: Any, part: Part) -> None:
-    """Create a private dataset, or its next version if it is there, and wait until kernels can use it."""
+    """Create a private dataset, or its next version if it exists, and wait until kernels can use it."""
     before = _dataset_state(api, part.id)
     size = sum(path.stat().st_size for path in part.folder.rglob("*") if path.is_file())
     print(f"Uploading dataset {part.id} ({size / 1e6:.1f} MB).", flush=True)
@@ -194,7 +171,7 @@ def push_dataset(api: Any, part: Part) -> None:
             result = api.dataset_create_new(str(part.folder), quiet=True, dir_mode="zip")
     if (result.status or "").lower() != "ok":
         raise KaggleError(f"Kaggle refuses dataset {part.id}: {redact(str(result.error))}")
-    # The version must change too: the one before stays ready while the new one is being unpacked.
+    # The state must differ from the one before: the old version stays ready while Kaggle unpacks the new one.
     final = ("ready", "failed", "deleted")
     state = poll(
         lambda: _dataset_state(api, part.id) or "not there yet",
@@ -207,7 +184,7 @@ def push_dataset(api: Any, part: Part) -> None:
 
 
 def _dataset_state(api: Any, name: str) -> str:
-    """Status and version, as in "ready, version 2"; empty where there is no such dataset, for which Kaggle says 403 or 404."""
+    """Return status and version, as in "ready, version 2"; empty if there is no such dataset (status 403 or 404)."""
     from requests import HTTPError
 
     with calling(f"asking for dataset {name}", NOT_YOURS):
@@ -221,18 +198,12 @@ def _dataset_state(api: Any, name: str) -> str:
 
 
 def version_notes() -> str:
-    """Say which kit made a version of a dataset."""
+    """Return the notes of a dataset's version: the kit's commit."""
     return f"kit {versions()['commit']}"
 
 
 def push_kernel(api: Any, part: Part) -> int:
-    """Save a kernel, which starts it, and return its version.
-
-    Raises
-    ------
-    KaggleError
-        If Kaggle refuses it, or saved it without one of its sources.
-    """
+    """Save a kernel, which starts it, and return its version; raise KaggleError if it is refused or loses a source."""
     with calling(f"pushing kernel {part.id}", NOT_YOURS):
         result = api.kernels_push(str(part.folder))
     if result.error:
@@ -253,13 +224,7 @@ def push_kernel(api: Any, part: Part) -> int:
 
 
 def wait_for_kernel(api: Any, kernel: str) -> None:
-    """Wait until a kernel's latest version is complete.
-
-    Raises
-    ------
-    KaggleError
-        If it failed, with the last lines of its log.
-    """
+    """Wait until a kernel's latest version is complete; if it fails, print the end of its log and raise KaggleError."""
     state = poll(lambda: _kernel_state(api, kernel)[0], ENDED.__contains__, f"kernel {kernel}", KERNEL_HOURS)
     if state != "complete":
         print("\n".join(_log_lines(api, kernel)[-LOG_LINES:]))
@@ -267,21 +232,16 @@ def wait_for_kernel(api: Any, kernel: str) -> None:
 
 
 def _kernel_state(api: Any, kernel: str) -> tuple[str, str]:
-    """State of the latest version, and why it failed."""
+    """Return the state of a kernel's latest version, and the reason if it failed."""
     with calling(f"asking for kernel {kernel}", NO_KERNEL):
         answer = api.kernels_status(kernel)
     return answer.status.name.lower(), redact(answer.failure_message or "")
 
 
 def check_ready(api: Any, kernel: str, version: int, is_named: bool) -> None:
-    """Refuse to submit a kernel that runs, has failed, or has a later version than the one meant.
+    """Raise KaggleError unless the kernel is complete and ``version`` is its latest.
 
-    Parameters
-    ----------
-    version : int
-        That is to be submitted.
-    is_named : bool
-        The user named it, and so may mean one that is not the latest.
+    If the user named the version (``is_named``), an older one only causes a warning.
     """
     state, why = _kernel_state(api, kernel)
     if state != "complete":
@@ -290,7 +250,7 @@ def check_ready(api: Any, kernel: str, version: int, is_named: bool) -> None:
         log = f"kaggle kernels logs {kernel}"
         raise KaggleError(f"{kernel} ended as {state}: nothing was submitted. {why}\nTo do: see {log}, and push it again.")
     latest = _latest_version(api, kernel)
-    if latest in (0, version):  # 0: Kaggle does not say
+    if latest in (0, version):  # 0: Kaggle gives no version
         return
     told = f"The latest version of {kernel} is {latest}, not {version}"
     if not is_named:
@@ -310,18 +270,15 @@ def _latest_version(api: Any, kernel: str) -> int:
 def _log_lines(api: Any, kernel: str) -> list[str]:
     with calling(f"fetching the log of {kernel}", NO_KERNEL):
         log = api.kernels_logs(kernel)
-    with suppress(ValueError, TypeError, KeyError):  # Kaggle's form: a JSON list of pieces of text
+    with suppress(ValueError, TypeError, KeyError):  # Kaggle's format: a JSON list of pieces of text
         log = "".join(piece["data"] for piece in json.loads(log))
     return log.splitlines()
 
 
 def fetch_output(api: Any, kernel: str, version: int, folder: Path) -> Path:
-    """Fetch the submission.csv of a kernel's latest version, with its provenance.
+    """Download the latest version's submission.csv and provenance into ``folder``, and return the CSV's path.
 
-    Returns
-    -------
-    Path
-        Of the CSV in ``folder`` beside which the JSON lies, where the kernel wrote one; the last, where several are the same.
+    Prefer the last identical copy in submissions/, since its JSON is in the same folder.
     """
     with calling(f"fetching the output of {kernel}", NO_KERNEL):
         api.kernels_output(kernel, str(folder), file_pattern=OUTPUTS, force=True, page_size=LISTED)
@@ -332,7 +289,7 @@ def fetch_output(api: Any, kernel: str, version: int, folder: Path) -> Path:
 
 
 def check_csv(path: Path, remedy: str) -> None:
-    """Refuse what is no submission, as a page of error in its place, before it costs one of the day's five."""
+    """Raise KaggleError if a file is not a submission (an error page, say), before it costs one of the day's five."""
     if not path.is_file():
         raise KaggleError(f"There is no {path.name}: {remedy}.")
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -342,14 +299,8 @@ def check_csv(path: Path, remedy: str) -> None:
 
 
 def fetch_scores(api: Any) -> dict[str, dict]:
-    """Ask for this account's latest submissions.
-
-    Returns
-    -------
-    dict
-        As `utils.kaggle.ledger.update_scores` takes it.
-    """
-    with calling("asking for scores", ACCEPT_RULES), redirect_stdout(io.StringIO()):  # it prints the next page's token
+    """Return this account's latest submissions, as `utils.kaggle.ledger.update_scores` takes them."""
+    with calling("asking for scores", ACCEPT_RULES), redirect_stdout(io.StringIO()):  # the client prints the next page's token
         return {str(one.ref): _score(one) for one in api.competition_submissions(COMPETITION, page_size=LISTED) or []}
 
 

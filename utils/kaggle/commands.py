@@ -53,7 +53,7 @@ HELP_WIDTH = 100
 
 
 def run_bundle(given: argparse.Namespace) -> None:
-    """``bundle``: write what the others push."""
+    """Run ``bundle``: write the folders that the other commands push."""
     folder, username = resolve(given.out), given.username or find_username()
     threshold = resolve(given.threshold) if given.threshold else working_dir() / "threshold.json"
     runs = [resolve(run) for run in runs_to_send(given.runs, threshold)]
@@ -73,7 +73,7 @@ def run_bundle(given: argparse.Namespace) -> None:
 
 
 def _option(name: str, folder: Path) -> str:
-    """The option for a folder that is not the default, as the next command needs it."""
+    """Return the option that the next command needs for a folder; empty for the default folder."""
     return "" if folder == resolve(OPTIONS[name]["default"]) else f" {name} {shlex.quote(str(folder))}"
 
 
@@ -94,7 +94,7 @@ def _without_runs(bundle: Path) -> str:
 
 
 def run_push(given: argparse.Namespace) -> None:
-    """``push``: datasets first, for kernels need them."""
+    """Run ``push``: datasets first, since kernels need them."""
     bundle = resolve(given.bundle)
     parts = _chosen(bundle, given.names)
     problems = check_bundle(bundle)
@@ -152,7 +152,7 @@ def _kernel(given: argparse.Namespace) -> str:
 
 
 def run_wait(given: argparse.Namespace) -> None:
-    """``wait``: until a kernel is complete."""
+    """Run ``wait``: wait until a kernel is complete."""
     kernel = _kernel(given)
     if given.dry_run:
         _show("kernels", "status", kernel, note="until it is complete; where it fails:")
@@ -171,7 +171,7 @@ def _next_after(kernel: str) -> str:
 
 
 def run_submit(given: argparse.Namespace) -> None:
-    """``submit``: a kernel's output, or a file; and record it."""
+    """Run ``submit``: submit a kernel's output or a file, and record it in the ledger."""
     kernel, version = ("", 0) if given.file else _kernel_version(given)
     message = redact(given.message or (f"{kernel} version {version}" if kernel else Path(given.file).name))
     if given.dry_run:
@@ -242,7 +242,7 @@ def _send(api: Any, path: Path, message: str, kernel: str, version: int) -> str:
 
 
 def run_scores(given: argparse.Namespace) -> None:
-    """``scores``: into the ledger, and beside the CSVs."""
+    """Run ``scores``: write Kaggle's scores into the ledger and into each CSV's provenance."""
     if given.dry_run:
         _show("competitions", "submissions", COMPETITION, "--page-size", str(LISTED))
         return
@@ -259,12 +259,12 @@ def run_scores(given: argparse.Namespace) -> None:
 
 
 def run_ledger(given: argparse.Namespace) -> None:
-    """``ledger``: the table of submissions."""
+    """Run ``ledger``: print the table of submissions."""
     rows = ledger.read_ledger()
     print(ledger.ranked(rows).to_string(index=False) if len(rows) else f"No submission yet in {ledger.ledger_path()}.")
 
 
-# By command: what runs, what it does, costs, how to undo it, and its options.
+# For each command: its function, what it does, what it costs, how to undo it, and its options.
 COMMANDS = {
     "bundle": (
         run_bundle,
@@ -335,7 +335,7 @@ DRY_RUN = {
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line; each command's help says what it does, costs, and how to undo it."""
+    """Make the parser; each command's help says what it does, what it costs and how to undo it."""
     parser = argparse.ArgumentParser(prog="python -m utils.kaggle", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (run, does, costs, undo, options) in COMMANDS.items():
@@ -348,13 +348,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; whatever it prints goes out without secrets.
-
-    Returns
-    -------
-    int
-        Exit status: 0, 1 where something is to be mended, 130 where it was stopped by hand.
-    """
+    """Run one command, redact secrets in its output, and return 0, 1 on a KitError or 130 if the user stops it."""
     given = make_parser().parse_args(arguments)
     with redirect_stdout(RedactedStream(sys.stdout)), redirect_stderr(RedactedStream(sys.stderr)):
         try:

@@ -1,4 +1,4 @@
-"""Whether Kaggle's credentials are kept safe, and text without any of them; the official client finds and uses them."""
+"""Check that Kaggle's credentials are kept safe, and redact them from text. The official client finds and uses them."""
 
 import base64
 import io
@@ -15,35 +15,23 @@ from utils.core.environment import PROJECT, KitError
 
 SETTINGS_PAGE = "https://www.kaggle.com/settings/api"
 PLACEHOLDERS = {"YOUR_KAGGLE_USERNAME", "YOUR_KAGGLE_API_KEY"}  # of kaggle.json.example
-SHORTEST_SECRET = 6  # characters; Kaggle's are 32 and more, and shorter ones would blot out words
+SHORTEST_SECRET = 6  # characters; Kaggle's secrets have at least 32, and redacting shorter ones would blot out words
 SECRET_FIELDS = ("key", "refresh_token", "access_token")
 
 
 class CredentialsError(KitError):
-    """No credentials, or some that are not kept safe; the message says what to do."""
+    """Credentials are missing or not kept safe; the message says what to do."""
 
 
 def check_files() -> None:
-    """Refuse files of credentials that others can read, that git would take, or that hold the example's placeholders.
-
-    Raises
-    ------
-    CredentialsError
-        Listing all problems, each with its remedy.
-    """
+    """Raise CredentialsError if others can read a file, git would add it, or it contains the example's placeholders."""
     problems = [problem for path in _files() for problem in _problems_of(path)]
     if problems:
         raise CredentialsError("\n".join(problems))
 
 
 def find_username() -> str:
-    """Find the username that the credentials hold, which is all that a bundle needs of them.
-
-    Raises
-    ------
-    CredentialsError
-        If they hold none, or `check_files` refuses them.
-    """
+    """Return the credentials' username; raise CredentialsError if there is none or `check_files` refuses them."""
     suffices = 'To write the bundle, your username on Kaggle suffices: make kaggle BUNDLE="--username YOU"'
     try:
         check_files()
@@ -57,7 +45,7 @@ def find_username() -> str:
 
 
 def describe_lack() -> str:
-    """Say that there are no credentials that Kaggle takes, and how to get some."""
+    """Return the text that valid credentials are missing, and how to get some."""
     path, misplaced = config_path(), PROJECT / "kaggle.json"
     text = (
         f"No credentials that Kaggle takes. Make a token at {SETTINGS_PAGE} and save it in {_home('access_token')} (chmod 600),"
@@ -71,14 +59,14 @@ def describe_lack() -> str:
 
 
 def redact(text: str) -> str:
-    """Put ``[secret]`` in place of each of Kaggle's secrets that this machine knows, whichever the client uses."""
+    """Replace each Kaggle secret found on this machine by ``[secret]``, whichever the client uses."""
     for secret in sorted(_secrets(), key=len, reverse=True):
         text = text.replace(secret, "[secret]")
     return text
 
 
 class RedactedStream(io.TextIOBase):
-    """A text stream that passes on what it gets without the secrets."""
+    """A text stream that redacts secrets and passes the rest on."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -92,7 +80,7 @@ class RedactedStream(io.TextIOBase):
 
 
 def config_path() -> Path:
-    """Path of the kaggle.json that the client reads, whether it is there or not."""
+    """Return the path of the kaggle.json that the client reads, whether or not it exists."""
     folder = os.environ.get("KAGGLE_CONFIG_DIR")
     home = _home("")
     if not folder and sys.platform.startswith("linux") and not home.exists():
@@ -101,7 +89,7 @@ def config_path() -> Path:
 
 
 def _files() -> list[Path]:
-    """List the files that may hold credentials, and are there."""
+    """List the existing files that may contain credentials."""
     named = [Path(value) for value in _variables() if _exists(value)]
     usual = [_home(name) for name in ("access_token", "access_token.txt", "credentials.json", "kaggle.json")]
     return [path for path in dict.fromkeys([*named, config_path(), *usual]) if _exists(path)]
@@ -111,7 +99,7 @@ def _problems_of(path: Path) -> Iterator[str]:
     content = _read_object(path)
     if PLACEHOLDERS & {content.get("username"), content.get("key")}:
         yield f"{path} holds the example's placeholder: put your own username and key there, from {SETTINGS_PAGE}."
-    if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:  # Kaggle's own files
+    if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:  # on Kaggle the files are Kaggle's own
         return
     if os.name != "nt" and stat.S_IMODE(path.stat().st_mode) & 0o077:
         yield f"{path} can be read or changed by others on this machine: chmod 600 {path}"
@@ -129,12 +117,12 @@ def _in_reach_of_git(path: Path) -> bool:
 
 
 def _variables() -> set[str]:
-    """Values of the variables that hold secrets, or name files of them."""
+    """Return the environment variables' values that are secrets or paths of files with secrets."""
     return {value for name, value in os.environ.items() if name.startswith("KAGGLE_") and ("TOKEN" in name or "KEY" in name)}
 
 
 def _secrets() -> set[str]:
-    """All secrets, and what a request carries of a key: base64 of it with the username."""
+    """Return all secrets, including base64 of ``username:key``, which requests send."""
     found = {value for value in _variables() if not _exists(value)}
     usernames, keys = {os.environ.get("KAGGLE_USERNAME", "")}, {os.environ.get("KAGGLE_KEY", "")}
     for path in _files():
@@ -154,7 +142,7 @@ def _read(path: Path) -> str:
 
 
 def _read_object(path: Path) -> dict:
-    """Read a JSON object; as the client does, take what is none for an empty one."""
+    """Read a JSON object; return an empty one for anything else, as the client does."""
     try:
         content = json.loads(_read(path))
     except ValueError:

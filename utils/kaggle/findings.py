@@ -1,4 +1,4 @@
-"""What a preflight finds: a problem, and what to do about it."""
+"""Findings of a preflight: a problem and its remedy."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,54 +9,39 @@ GIGABYTE = 10**9
 
 
 class PreflightError(KitError):
-    """Everything that would make the notebook fail later, numbered, each with its remedy."""
+    """The problems that would make the notebook fail later, numbered, each with its remedy."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What would go wrong.
-
-    Parameters
-    ----------
-    problem : str
-    remedy : str
-        Empty where ``problem`` is the message of an error that says it.
-    is_fatal : bool
-        Whether the notebook would fail, or its hours be wasted; else it is a warning.
-    """
+    """One problem and its remedy."""
 
     problem: str
-    remedy: str = ""
-    is_fatal: bool = True
+    remedy: str = ""  # empty if ``problem`` is an error message that names it
+    is_fatal: bool = True  # the notebook would fail or waste hours; else this is a warning
 
     def __str__(self) -> str:
         return f"{self.problem} Remedy: {self.remedy}" if self.remedy else self.problem
 
 
 def refusals(step: Callable[[], object]) -> Iterator[Finding]:
-    """Take a step that comes later in earnest: whatever it raises would end the notebook then."""
+    """Try a later step now, and yield its error: it would end the notebook then."""
     try:
         step()
     except KitError as error:
         yield Finding(str(error))
-    except Exception as error:  # by torch or timm, which refuse in many ways
+    except Exception as error:  # torch and timm raise many types
         problem = f"This would end with {type(error).__name__}: {error}."
         yield Finding(problem, "change the architecture, the image size or the weights_path that it is about.")
 
 
 def report(findings: Sequence[Finding], machine: str) -> None:
-    """Print what this machine has and what was found.
-
-    Raises
-    ------
-    PreflightError
-        Listing all fatal problems, if there are any.
-    """
+    """Print the machine's description and the warnings; raise PreflightError listing all fatal problems, if any."""
     print(machine)
     if on_kaggle():
         inputs = [path for depth in ("*", "competitions/*", "datasets/*/*") for path in KAGGLE_INPUT.glob(depth)]
         print(f"Mounted: {', '.join(str(path) for path in sorted(inputs)) or 'nothing'}")
-    findings = list(dict.fromkeys(findings))  # each once: several checks may meet the same problem
+    findings = list(dict.fromkeys(findings))  # several checks may find the same problem
     for finding in findings:
         if not finding.is_fatal:
             print(f"Warning: {finding}")

@@ -1,4 +1,4 @@
-"""Which GPUs there are, and whether they compute."""
+"""Preflight of the GPUs: which exist, and whether they compute."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,18 +13,15 @@ CHOOSE_T4 = "choose the accelerator 'GPU T4 x2' in the notebook's settings"
 
 
 def check_gpus(is_training: bool) -> Iterator[Finding]:
-    """The GPUs compute: ``torch.cuda.is_available()`` says True on those that the installed torch no longer supports too.
+    """Check that each kind of GPU computes: ``torch.cuda.is_available()`` is True for unsupported ones too.
 
-    Parameters
-    ----------
-    is_training : bool
-        Of real images: on a CPU it would take weeks, where a prediction is only slow.
+    ``is_training`` means on real images: on a CPU that takes weeks, whereas prediction is only slow.
     """
     if not torch.cuda.is_available():
         yield from _without_gpu(is_training)
         return
     kinds = {torch.cuda.get_device_capability(number): number for number in range(torch.cuda.device_count())}
-    for (major, minor), number in kinds.items():  # one of each kind, since to try one takes some of its memory
+    for (major, minor), number in kinds.items():  # one of each kind, since a trial takes some GPU memory
         try:
             try_gpu(f"cuda:{number}")
         except RuntimeError as error:
@@ -41,13 +38,13 @@ def _without_gpu(is_training: bool) -> Iterator[Finding]:
         problem = f"There is an NVIDIA GPU, but torch {torch.__version__}, {built}, can't use it."
         yield Finding(problem, "install a torch for the CUDA version that nvidia-smi shows.", is_fatal=False)
     elif on_kaggle() and is_training:
-        # README, "Speed": on two cores resnet50 learns from 0.8 images of 512 x 512 a second.
+        # README, "Speed": on two cores resnet50 trains on 0.8 images of 512 x 512 per second.
         problem = "There is no GPU: on a CPU, four folds of resnet50 on the competition's images take weeks."
         yield Finding(problem, f"{CHOOSE_T4}.", is_fatal=False)
 
 
 def check_processes(num_processes: int) -> Iterator[Finding]:
-    """There is a GPU for each process that shares a step."""
+    """Check that each training process has a GPU of its own."""
     count = torch.cuda.device_count()
     if torch.cuda.is_available() and num_processes > count:
         problem = f"num_processes is {num_processes}, but there are {count} GPUs: one process each."
@@ -55,7 +52,7 @@ def check_processes(num_processes: int) -> Iterator[Finding]:
 
 
 def describe_gpus() -> str:
-    """Say which GPUs torch sees."""
+    """Return the names and memory of the GPUs that torch sees, as text."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     found = [torch.cuda.get_device_properties(number) for number in range(count)]
     named = " and ".join(f"{one.name} with {one.total_memory / GIGABYTE:.1f} GB" for one in found)

@@ -1,7 +1,4 @@
-"""submissions/ledger.csv: what was sent to Kaggle, what it was worth out of fold, and what it scored.
-
-CSV, since each submission is one row of plain values, which any spreadsheet opens.
-"""
+"""submissions/ledger.csv: one row per submission, with its out-of-fold pF1 and Kaggle's scores."""
 
 import hashlib
 import itertools
@@ -24,22 +21,13 @@ LOCK_SECONDS = 30
 
 
 class LedgerError(KitError):
-    """A ledger that can't be read or written; the message says what to do."""
+    """The ledger can't be read or written; the message says what to do."""
 
 
 def read_ledger() -> pd.DataFrame:
-    """Read the ledger.
+    """Read the ledger, one row per submission in the order sent; raise LedgerError if the file is not a ledger.
 
-    Returns
-    -------
-    DataFrame
-        One row per submission in the order sent, of `COLUMNS`; `NUMBERS` are floats, NaN where unknown, the others text.
-        ``time`` is UTC, ``file`` the name of the CSV in the folder of submissions.
-
-    Raises
-    ------
-    LedgerError
-        If the file is not a ledger.
+    `NUMBERS` are floats, NaN if unknown; the other `COLUMNS` are text. ``time`` is UTC, ``file`` is a name only.
     """
     path = ledger_path()
     if not path.is_file():
@@ -54,23 +42,9 @@ def read_ledger() -> pd.DataFrame:
 
 
 def record(csv_path: Path, message: str, ref: str = "", kernel: str = "", version: str = "") -> pd.Series:
-    """Add a row for a submission that was just sent.
+    """Add and return the row of a submission just sent; ``csv_path`` is from `keep`, ``ref`` is Kaggle's number.
 
-    Parameters
-    ----------
-    csv_path : Path
-        From `keep`: in the folder of submissions; what the JSON beside it says goes into the row.
-    message : str
-        As sent.
-    ref : str
-        Kaggle's number of the submission.
-    kernel, version : str
-        ``owner/slug`` and version of the notebook that was submitted; empty for a file.
-
-    Returns
-    -------
-    Series
-        The row.
+    ``kernel`` (``owner/slug``) and ``version`` are empty for a file. The CSV's provenance gives runs and nested pF1.
     """
     provenance = read_provenance(csv_path)
     nested = provenance.get("tuned", {}).get("pf1_nested") or {}
@@ -92,17 +66,9 @@ def record(csv_path: Path, message: str, ref: str = "", kernel: str = "", versio
 
 
 def update_scores(submissions: Mapping[str, Mapping]) -> pd.DataFrame:
-    """Write what Kaggle says of submissions into the ledger, and into the provenance beside each CSV.
+    """Write Kaggle's scores into the ledger and into each CSV's provenance, and return the ledger.
 
-    Parameters
-    ----------
-    submissions : mapping
-        By ref: ``status`` (text), ``public_score`` and ``private_score`` (float, NaN where Kaggle shows none yet).
-
-    Returns
-    -------
-    DataFrame
-        The ledger.
+    ``submissions`` gives for each ref ``status``, ``public_score`` and ``private_score`` (NaN until Kaggle shows them).
     """
     with _changing() as rows:
         scored = [row for row in rows if row["ref"] in submissions]
@@ -114,9 +80,9 @@ def update_scores(submissions: Mapping[str, Mapping]) -> pd.DataFrame:
 
 
 def find_earlier(csv_path: Path, kernel: str = "", version: str = "") -> str:
-    """Say when this very submission was already sent, and its score; empty where it was not.
+    """Describe the last time that the same submission was sent, with its score; empty if it was not.
 
-    A notebook is known by its version too: its CSV for the few patients that one may see is often the same for other models.
+    The notebook's version counts too: different models often give the same CSV for the few visible patients.
     """
     ledger = read_ledger()
     same = ledger[(ledger.sha256 == hash_file(csv_path)) & (ledger.kernel == kernel) & (ledger.version == version)]
@@ -128,12 +94,9 @@ def find_earlier(csv_path: Path, kernel: str = "", version: str = "") -> str:
 
 
 def keep(csv_path: Path) -> Path:
-    """Put a CSV and the JSON of provenance beside it into the folder of submissions, unless they are there.
+    """Copy a CSV and its JSON into the submissions folder, unless they are there, and return the CSV's new path.
 
-    Returns
-    -------
-    Path
-        Of the CSV there, with the moment and a number in its name where other contents have the name.
+    If a different file has the name already, put the time, and if needed a number, in front of it.
     """
     moment = time.strftime("%Y%m%d-%H%M%S")
     numbered = (f"{moment}_{number}-{csv_path.name}" for number in itertools.count(2))
@@ -148,9 +111,9 @@ def keep(csv_path: Path) -> Path:
 
 
 def find_named(csv_path: Path) -> Path:
-    """Find the copy in the folder of submissions that has its provenance beside it; the CSV itself, where there is none.
+    """Return the identical CSV in the submissions folder that has provenance, or ``csv_path`` if there is none.
 
-    The notebook writes ``submission.csv``, and a named copy with a JSON there.
+    The notebook writes ``submission.csv``, and a named copy with a JSON into that folder.
     """
     if csv_path.with_suffix(".json").is_file():
         return csv_path
@@ -159,13 +122,7 @@ def find_named(csv_path: Path) -> Path:
 
 
 def read_provenance(csv_path: Path) -> dict:
-    """Read the JSON beside a submission; empty where there is none.
-
-    Raises
-    ------
-    LedgerError
-        If it is not a JSON object.
-    """
+    """Read a submission's JSON of provenance, empty if there is none; raise LedgerError if it is not a JSON object."""
     path = csv_path.with_suffix(".json")
     try:
         found = read_json(path) if path.is_file() else {}
@@ -177,13 +134,7 @@ def read_provenance(csv_path: Path) -> dict:
 
 
 def ranked(ledger: pd.DataFrame) -> pd.DataFrame:
-    """Show the ledger, best private score first, then best public score.
-
-    Returns
-    -------
-    DataFrame
-        Text: time, runs, nested pF1 [95 %], public, private, status, kernel or file, message.
-    """
+    """Return the ledger as text columns for display, best private score first, then best public score."""
     best = ledger.sort_values(["private_score", "public_score"], ascending=False, na_position="last")
     nested = [str(Interval(*bounds)) for bounds in best[NUMBERS[:3]].to_numpy(float)]
     kernels = (best.kernel + " v" + best.version).where(best.kernel != "", best.file)
@@ -193,7 +144,7 @@ def ranked(ledger: pd.DataFrame) -> pd.DataFrame:
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal text."""
+    """Return the SHA-256 of a file as hexadecimal text."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -202,13 +153,13 @@ def _score(value: float) -> str:
 
 
 def ledger_path() -> Path:
-    """Path of the ledger, whether it is there or not."""
+    """Return the ledger's path, whether or not it exists."""
     return submissions_dir() / "ledger.csv"
 
 
 @contextmanager
 def _changing() -> Iterator[list[dict]]:
-    """Give the ledger's rows to change, alone: another process that sends at the same time loses none."""
+    """Yield the ledger's rows for changes, then write them back; a lock keeps the rows of other processes."""
     folder = submissions_dir()
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".ledger.lock", timeout=LOCK_SECONDS)
@@ -216,7 +167,7 @@ def _changing() -> Iterator[list[dict]]:
         lock.acquire()
     except Timeout:
         raise LedgerError(f"Another process has held {lock.lock_file} for {LOCK_SECONDS} s: end it, and try again.") from None
-    except (OSError, NotImplementedError) as error:  # older versions of filelock raise the second where there are no locks
+    except (OSError, NotImplementedError) as error:  # older versions of filelock raise the latter if locks are unavailable
         raise LedgerError(f"{lock.lock_file} can't be locked ({error}). If it is a link or a folder, delete it.") from error
     try:
         rows = read_ledger().to_dict("records")
@@ -227,7 +178,7 @@ def _changing() -> Iterator[list[dict]]:
 
 
 def _write_scores(file: str, rows: list[dict]) -> None:
-    csv_path = submissions_dir() / Path(file).name  # the ledger may have been edited: a name, no path
+    csv_path = submissions_dir() / Path(file).name  # name only: the ledger may have been edited
     provenance = read_provenance(csv_path)
     if provenance:
         scores = pd.DataFrame(rows)[["ref", "time", "status", "public_score", "private_score"]]

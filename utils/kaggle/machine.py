@@ -1,4 +1,4 @@
-"""What this machine has: memory, disks and a network; and what of it would not do."""
+"""Preflight of the machine: memory, disks and the network."""
 
 import contextlib
 import os
@@ -17,11 +17,11 @@ from utils.core.environment import cpu_count, on_kaggle, working_dir
 from utils.kaggle.findings import GIGABYTE, Finding
 
 LEAST_DISK = GIGABYTE // 10  # tables, figures, logs
-# Bytes, measured: pandas, OpenCV, torch and timm; and a process that decodes RSNA's largest frame in full.
+# Measured bytes of a process with pandas, OpenCV, torch and timm, and of one that decodes RSNA's largest frame in full.
 OWN_MEMORY, WORKER_MEMORY = 1.0e9, 0.5e9
 HUB = "https://huggingface.co"
 HUB_SECONDS = 2.0
-# Version 2 and 1 of control groups: where they are mounted, limit, usage, and what of the usage is only cached.
+# Control groups, version 2 then 1: mount point, limit file, usage file, and memory.stat's key for reclaimable cache.
 GROUPS = {
     "": ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
     "memory": ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -29,7 +29,7 @@ GROUPS = {
 
 
 def describe_machine(device: str = "") -> str:
-    """Say what this machine has, in one line; ``device`` is what is said of its GPUs."""
+    """Describe this machine in one line; ``device`` is the text about its GPUs."""
     folder, memory = working_dir(), free_memory()
     free = "" if memory is None else f"{memory / GIGABYTE:.1f} GB of memory and "
     disk = shutil.disk_usage(_existing(folder)).free / GIGABYTE
@@ -37,14 +37,9 @@ def describe_machine(device: str = "") -> str:
 
 
 def check_disks(written: Mapping[Path, float], is_kept: bool = True) -> Iterator[Finding]:
-    """Every folder that will be written into takes files, and its disk has room for them.
+    """Check that each folder is writable and its disk has space for about the bytes given in ``written``.
 
-    Parameters
-    ----------
-    written : mapping of Path to float
-        About how many bytes go into which folder.
-    is_kept : bool
-        False where files are deleted as soon as they have served, so that too little room is no more than a warning.
+    ``is_kept=False`` makes lack of space a warning only, since the files are deleted as soon as they are used.
     """
     disks = defaultdict(list)
     for folder in written:
@@ -58,17 +53,17 @@ def check_disks(written: Mapping[Path, float], is_kept: bool = True) -> Iterator
         free = shutil.disk_usage(_existing(folders[0])).free
         if free < needed:
             problem = f"{folders[0]} has {free / GIGABYTE:.2f} GB free, and about {needed / GIGABYTE:.2f} GB will be written."
-            is_fatal = is_kept and free < max(needed / 2, LEAST_DISK)  # the need is an estimate
+            is_fatal = is_kept and free < max(needed / 2, LEAST_DISK)  # needed is an estimate
             yield Finding(problem, "free some room there, name another folder, or take smaller images.", is_fatal)
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists."""
+    """Return the folder, or its nearest parent that exists."""
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def check_memory(num_workers: int) -> Iterator[Finding]:
-    """Enough memory is free for this process and for those that decode next to it."""
+    """Check that enough memory is free for this process and its ``num_workers`` decoders."""
     needed, free = OWN_MEMORY + num_workers * WORKER_MEMORY, free_memory()
     if free is not None and free < needed:
         beside = f", with {num_workers} processes that decode" if num_workers else ""
@@ -78,17 +73,9 @@ def check_memory(num_workers: int) -> Iterator[Finding]:
 
 
 def free_memory(root: Path = Path("/")) -> int | None:
-    """Bytes of memory that this process may still take: of the machine, and of its control groups, version 1 or 2.
+    """Return the bytes of memory that the machine and this process's control groups leave free; None if unknown.
 
-    Parameters
-    ----------
-    root : Path
-        Under which ``proc`` and ``sys`` lie.
-
-    Returns
-    -------
-    int or None
-        None where the system does not say.
+    ``root`` contains ``proc`` and ``sys``.
     """
     available = re.search(r"^MemAvailable:\s+(\d+) kB", _text(root / "proc/meminfo"), re.MULTILINE)
     if not available:
@@ -103,7 +90,7 @@ def _free_in_groups(root: Path, kind: str, path: str) -> Iterator[int]:
     own = mount / path.lstrip("/")
     for group in (folder for folder in (own, *own.parents) if folder.is_relative_to(mount)):  # a container sees its own as root
         most, used = _text(group / limit).strip(), _text(group / usage).strip()
-        if most.isdigit() and used.isdigit():  # not "max"
+        if most.isdigit() and used.isdigit():  # "max" means no limit
             reclaimable = re.search(rf"^{cached} (\d+)", _text(group / "memory.stat"), re.MULTILINE)
             yield int(most) - int(used) + (int(reclaimable[1]) if reclaimable else 0)
 
@@ -115,19 +102,19 @@ def _text(path: Path) -> str:
 
 
 def check_hub() -> Iterator[Finding]:
-    """The hub of pretrained weights answers: without it timm tries for a minute, after all of the preprocessing."""
+    """Check that the hub of pretrained weights answers: else timm retries for a minute, after all preprocessing."""
     host = urlsplit(os.environ.get("HF_ENDPOINT", HUB)).hostname
     if not getproxies().get("https") and not _answers(host):
-        from huggingface_hub.constants import HF_HUB_CACHE  # late: seconds
+        from huggingface_hub.constants import HF_HUB_CACHE  # late: the import takes seconds
 
-        is_downloaded = any(Path(HF_HUB_CACHE).glob("models--timm--*"))  # perhaps these very weights
+        is_downloaded = any(Path(HF_HUB_CACHE).glob("models--timm--*"))  # perhaps these weights
         remedy = "switch the internet on in the notebook's settings" if on_kaggle() else "see to the network"
         problem = f"pretrained asks {host}, which does not answer."
         yield Finding(problem, f"{remedy}, or give a local file, weights_path, instead.", is_fatal=not is_downloaded)
 
 
 def _answers(host: str) -> bool:
-    """Whether a host takes connections; in a thread, since looking up a name heeds no time limit."""
+    """Return whether a host accepts connections; in a thread, since a name look-up ignores the time limit."""
     answered = threading.Event()
 
     def connect() -> None:

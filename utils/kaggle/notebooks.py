@@ -1,11 +1,11 @@
-"""The facts about the notebooks that are told of nowhere else: their order, what they import, and what their kernels take."""
+"""The notebooks' order, the packages they import, and the inputs of their kernels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-# Modules that are imported, and their packages; tests/kaggle/test_packages.py follows the imports and holds this to them.
+# Package of each imported module; tests/kaggle/test_packages.py compares this with the imports.
 READING = {
     "numpy": "numpy",
     "pandas": "pandas",
@@ -15,7 +15,7 @@ READING = {
     "tqdm": "tqdm",
     "joblib": "joblib",
     "filelock": "filelock",
-    "pebble": "pebble",  # DICOMs are decoded in processes that may die
+    "pebble": "pebble",  # decodes DICOMs in processes that may die
     "pydicom": "pydicom",
     "imagecodecs": "imagecodecs",
     "cv2": "opencv-python-headless",
@@ -26,32 +26,16 @@ EXPORTING = {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxrun
 
 @dataclass(frozen=True)
 class Notebook:
-    """A notebook and its kernel on Kaggle.
-
-    Parameters
-    ----------
-    name : str
-    next : str
-        The notebook that follows; empty after the last one.
-    needs, optional : mapping of str to str
-        Package by the module that is imported; without the optional ones it is slower.
-    is_on_gpu : bool
-    takes : tuple of str
-        Notebooks whose kernels' output it takes, whatever is in the bundle.
-    takes_for_runs : tuple of str
-        Further ones where no run is in the bundle, so that they are trained on Kaggle.
-    reads_runs : bool
-        Whether it takes the runs that are in the bundle.
-    """
+    """A notebook and its kernel on Kaggle."""
 
     name: str
-    next: str
-    needs: Mapping[str, str]
-    optional: Mapping[str, str] = field(default_factory=dict)
+    next: str  # the notebook that follows; empty after the last one
+    needs: Mapping[str, str]  # package of each imported module
+    optional: Mapping[str, str] = field(default_factory=dict)  # the same; without them it is slower
     is_on_gpu: bool = False
-    takes: tuple[str, ...] = ()
-    takes_for_runs: tuple[str, ...] = ()
-    reads_runs: bool = False
+    takes: tuple[str, ...] = ()  # notebooks whose kernels' output it always takes
+    takes_for_runs: tuple[str, ...] = ()  # further ones if the bundle has no run, so that runs are trained on Kaggle
+    reads_runs: bool = False  # takes the bundle's runs
 
 
 NOTEBOOKS = {

@@ -1,4 +1,4 @@
-"""Python and its packages, before anything else is imported; what Kaggle's image lacks is installed from attached wheels."""
+"""Check Python and its packages before anything else is imported, and install missing ones from attached wheels."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ MOUNT_DEPTH = 4
 
 
 class PackageError(KitError):
-    """Python or packages that the notebook can't run with; the message says what to install."""
+    """Python or a package is missing or too old; the message says what to install."""
 
 
 def install_missing(notebook: str) -> None:
-    """Install what a notebook needs and this machine lacks from attached wheels, and refuse to go on without it.
+    """Install a notebook's missing packages from attached wheels, and print the versions in use.
 
     Parameters
     ----------
     notebook : str
-        Its name.
+        A key of `NOTEBOOKS`, such as "train".
 
     Raises
     ------
     PackageError
-        If Python is too old, or a package is missing or too old and no attached wheel helps.
+        If Python's version does not fit pyproject.toml, or a package is missing or too old and no attached wheel helps.
     """
     _check_python()
     needed, optional = NOTEBOOKS[notebook].needs, NOTEBOOKS[notebook].optional
@@ -63,7 +63,7 @@ def _remedy(lacking: Mapping[str, str]) -> str:
 
 
 def _lacking(modules: Mapping[str, str]) -> dict[str, str]:
-    """Requirements that are not met, each with what is wrong."""
+    """Return the unmet requirements, each with its problem; ``modules`` gives the package of each module."""
     from packaging.specifiers import SpecifierSet
 
     bounds = dict(re.findall(r"^([\w.-]+)\s*(>=[^\s#;]+)", _project_file("requirements.txt"), re.MULTILINE))
@@ -73,7 +73,7 @@ def _lacking(modules: Mapping[str, str]) -> dict[str, str]:
         if importlib.util.find_spec(module) is None:
             lacking[f"{name}{bound}"] = f"{name} is not installed"
             continue
-        with contextlib.suppress(metadata.PackageNotFoundError):  # another build of it, such as opencv-python
+        with contextlib.suppress(metadata.PackageNotFoundError):  # another build of the package, such as opencv-python
             version = metadata.version(name)
             if not SpecifierSet(bound).contains(version, prereleases=True):
                 lacking[f"{name}{bound}"] = f"{name} is {version}, but must be {bound}"
@@ -81,12 +81,12 @@ def _lacking(modules: Mapping[str, str]) -> dict[str, str]:
 
 
 def _install_from_wheels(requirements: Sequence[str]) -> None:
-    """Install from the kit's own dataset, with missing dependencies alone: Kaggle's image must stay as it is."""
+    """Install from the kit's own dataset, with missing dependencies only: Kaggle's image must not change."""
     folders = [folder for folder in mounted(".whl") if is_from_kit(folder)] if requirements else []
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index", "--no-deps"]
     command += [f"--find-links={folder}" for folder in folders]
     todo = list(requirements) if folders else []
-    for requirement in todo:  # one by one: one without a wheel would keep the others away
+    for requirement in todo:  # one by one: a missing wheel would block the others
         done = subprocess.run([*command, requirement], capture_output=True, encoding="utf-8", errors="replace")
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         print(f"{requirement}: " + (f"not installed from wheels ({reason})" if done.returncode else "installed from wheels"))
@@ -112,7 +112,7 @@ def _project_file(name: str) -> str:
 
 
 def mounted(ending: str) -> list[Path]:
-    """List folders of Kaggle's input that hold a file with such a name."""
+    """List the folders of Kaggle's input that contain a file whose name ends with ``ending``."""
     found = []
     for folder, names, files in walk_small_folders(environment.KAGGLE_INPUT):
         if any(name.endswith(ending) for name in files):

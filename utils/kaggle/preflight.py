@@ -1,6 +1,6 @@
-"""What would fail hours later, found in seconds before images are preprocessed.
+"""Preflight of preprocessing: find in seconds what would fail hours later.
 
-What the notebook's next cells would say within seconds is left to them.
+It leaves out whatever the notebook's next cells report within seconds.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,27 +13,26 @@ from utils.kaggle.findings import Finding, refusals, report
 from utils.kaggle.machine import check_disks, check_memory, describe_machine
 from utils.tables.competition import image_paths, name_files
 
-IMAGE_BYTES = 8.3e9 / 54_706 / (1024 * 512)  # of a cached pixel; README, "The cache"
-SAMPLED = 5  # image files that are looked at, spread over the table
+IMAGE_BYTES = 8.3e9 / 54_706 / (1024 * 512)  # per cached pixel; README, "The cache"
+SAMPLED = 5  # image files to open, spread over the table
 
 
 def preflight_images(inputs: Inputs, splits: list[str], num_workers: int, cluster: str = "") -> None:
-    """Look ahead before images are preprocessed.
+    """Check what preprocessing needs, and print warnings.
 
     Parameters
     ----------
-    inputs : Inputs
     splits : list of str
-        Those that will be preprocessed.
+        Splits that will be preprocessed.
     num_workers : int
-        Processes that decode.
+        Number of decoding processes.
     cluster : str
-        Address of a Dask scheduler, if one does it.
+        Address of a Dask scheduler; empty without one.
 
     Raises
     ------
     PreflightError
-        Listing all fatal problems, if there are any.
+        If a problem is fatal; it lists all fatal problems.
     """
     missing = count_missing(inputs, splits)
     findings = [*check_disks(room_for(inputs, missing)), *check_memory(num_workers), *check_images(inputs, missing)]
@@ -49,7 +48,7 @@ def count_missing(inputs: Inputs, splits: list[str]) -> dict[str, int]:
 
 
 def room_for(inputs: Inputs, missing: Mapping[str, int]) -> dict[Path, float]:
-    """Reckon how many bytes the cache will take of images that it lacks."""
+    """Estimate the bytes that the missing images will add to the cache, by folder."""
     if not any(missing.values()):
         return {}
     pixels = inputs.settings.image_height * inputs.settings.image_width
@@ -57,7 +56,7 @@ def room_for(inputs: Inputs, missing: Mapping[str, int]) -> dict[Path, float]:
 
 
 def check_images(inputs: Inputs, missing: Mapping[str, int]) -> Iterator[Finding]:
-    """Some of the image files that the tables name can be read; not if all images are in the cache already."""
+    """Check that a sample of the tables' image files can be read, unless the cache is complete."""
     for split in missing if any(missing.values()) else ():
         table = inputs.images(split)
         table = table[name_files(table)]

@@ -1,4 +1,4 @@
-"""What would fail hours later, found in seconds before a training or a submission, each problem with its remedy."""
+"""Preflight of a training or a submission: find in seconds what would fail hours later."""
 
 import contextlib
 import importlib.util
@@ -25,7 +25,7 @@ from utils.training.checks import check_training
 from utils.training.sources import find_starts
 from utils.training.trial import try_networks
 
-RUN_BYTES = 2 * GIGABYTE  # four folds of resnet50, 0.1 GB each, and the checkpoints of two while they are replaced
+RUN_BYTES = 2 * GIGABYTE  # four folds of resnet50 with 0.1 GB each, and the checkpoints of two folds while they are replaced
 
 
 def preflight_training(
@@ -37,25 +37,23 @@ def preflight_training(
     extra: pd.DataFrame | None,
     num_workers: int,
 ) -> None:
-    """Look ahead before a training and its preprocessing.
+    """Check what a training and its preprocessing need, and print warnings.
 
     Parameters
     ----------
-    inputs : Inputs
-    config : TrainConfig
-    execution : Execution
-    run_dir : Path
+    inputs, config, execution, run_dir
+        As for the training itself.
     boxes : DataFrame or None
-        From `Inputs.boxes`, if they are used.
+        From `Inputs.boxes`; None if boxes are not used.
     extra : DataFrame or None
         From `Inputs.extra_images`.
     num_workers : int
-        Processes that decode.
+        Number of decoding processes.
 
     Raises
     ------
     PreflightError
-        As `utils.kaggle.preflight.preflight_images`.
+        If a problem is fatal; it lists all fatal problems.
     """
     missing, images = count_missing(inputs, ["train"]), inputs.images("train")
     is_real = not (inputs.is_phantom or inputs.smoke_test)
@@ -75,38 +73,31 @@ def preflight_training(
 
 
 def check_start(config: TrainConfig, images: pd.DataFrame, run_dir: Path, is_sure: bool) -> Iterator[Finding]:
-    """Where weights_path is a run, none of its networks has seen the patients whom a fold holds out.
+    """If weights_path is a run, check that none of its networks has seen a patient of the held-out fold.
 
-    Parameters
-    ----------
-    config : TrainConfig
-    images : DataFrame
-    run_dir : Path
-    is_sure : bool
-        Whether all images are known to be readable: without some of them, the folds may be others.
+    ``is_sure`` means that all images are known to be readable. Otherwise the folds may differ, and findings only warn.
     """
     if config.model.weights_path:
-        with contextlib.suppress(KitError):  # which check_training tells
+        with contextlib.suppress(KitError):  # check_training reports it
             images = assign_folds(images, config.n_folds, config.seed, config.fold_by)
             for finding in refusals(lambda: find_starts(config, images, run_dir)):
                 yield replace(finding, is_fatal=is_sure)
 
 
 def preflight_submission(inputs: Inputs, folders: Sequence[Path], num_workers: int) -> None:
-    """Look ahead before test images are preprocessed and predicted.
+    """Check what preprocessing and predicting test images need, and print warnings.
 
     Parameters
     ----------
-    inputs : Inputs
     folders : sequence of Path
-        That will be written into.
+        Folders that will be written to.
     num_workers : int
-        Processes that decode.
+        Number of decoding processes.
 
     Raises
     ------
     PreflightError
-        As `utils.kaggle.preflight.preflight_images`.
+        If a problem is fatal; it lists all fatal problems.
     """
     findings = [*check_disks(dict.fromkeys(folders, 0.0), is_kept=False), *check_memory(num_workers)]
     findings += [*check_gpus(is_training=False), *check_images(inputs, {"test": 1})]
@@ -114,7 +105,7 @@ def preflight_submission(inputs: Inputs, folders: Sequence[Path], num_workers: i
 
 
 def _waiting_gpu(inputs: Inputs, missing: Mapping[str, int]) -> Iterator[Finding]:
-    """On Kaggle, no GPU waits for hours of preprocessing."""
+    """Warn on Kaggle if a GPU would wait for hours of preprocessing."""
     if on_kaggle() and missing["train"]:
         attached = next((folder for folder in mounted("settings.json") if _hash_of(folder) == inputs.settings.hash), None)
         make = "run preprocess.ipynb in a notebook without a GPU, attach its output, and give its folder as cache_dir."
@@ -128,7 +119,7 @@ def _hash_of(cache_dir: Path) -> str:
 
 
 def _check_services(execution: Execution) -> Iterator[Finding]:
-    """What is asked for besides is there: the Dask cluster, TensorBoard, a compiler."""
+    """Check the optional services that are requested: the Dask cluster, TensorBoard and a compiler."""
     if execution.cluster:
         yield from refusals(lambda: dask_client(execution.cluster).close())
     if execution.tensorboard and not importlib.util.find_spec("tensorboard"):

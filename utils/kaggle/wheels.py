@@ -1,7 +1,7 @@
 """The wheels that Kaggle's image lacks, so that a notebook without internet can install them.
 
-They are installed with ``--no-deps`` next to what the image has, and replace none of it: where a package's newest release needs
-other versions than the image's, pip takes an older release.
+A notebook installs them with ``--no-deps``; they replace no package of the image. If a package's newest release needs
+versions that the image does not have, pip picks an older release.
 """
 
 import re
@@ -21,12 +21,12 @@ from packaging.version import Version
 from utils.core.environment import KitError, read_json
 from utils.runs.code import imports_of, reached_modules
 
-# What Kaggle's image has of what matters here, put together on 2026-11-22, since no page lists it all. Names from
-# Kaggle/docker-python, kaggle_requirements.txt (commit 01d659b, 2025), and from the Colab image that it stands on,
-# googlecolab/backend-info, pip-freeze.gpu.txt (commit 03a8903, June 2026, Python 3.12), with that freeze's versions. torch and
-# torchvision as in Kaggle's v170 of June 2026. Lower where Kaggle pinned in 2025: scikit-learn, matplotlib, and numpy, which
-# those two hold below 2 (v170 is said to have 2.0.2). A newer image meets what these meet, upper bounds aside.
-# It lacks imagecodecs, pebble and onnxruntime.
+# Packages of Kaggle's image that matter here, compiled on 2026-11-22, since no page lists them all.
+# Names: Kaggle/docker-python, kaggle_requirements.txt (commit 01d659b, 2025), and the Colab image below it,
+# googlecolab/backend-info, pip-freeze.gpu.txt (commit 03a8903, June 2026, Python 3.12).
+# Versions: that freeze's; torch and torchvision as in Kaggle's v170 of June 2026. Three are lower: scikit-learn and
+# matplotlib, which Kaggle pinned in 2025, and numpy, which these two keep below 2 (v170 is said to have 2.0.2).
+# A newer image meets every lower bound that these versions meet. The image lacks imagecodecs, pebble and onnxruntime.
 KAGGLE_IMAGE = {
     "albucore": "0.0.24",
     "albumentations": "2.0.8",
@@ -71,38 +71,21 @@ KAGGLE_IMAGE = {
     "tqdm": "4.67.3",
     "typing-extensions": "4.15.0",
 }
-IMPORT_NAMES = {"scikit-learn": "sklearn", "opencv-python-headless": "cv2", "pyyaml": "yaml"}  # where it is not the package's
-NEWEST_GLIBC = 35  # 2.35, of Ubuntu 22.04, on which the image stands
+IMPORT_NAMES = {"scikit-learn": "sklearn", "opencv-python-headless": "cv2", "pyyaml": "yaml"}  # if they differ
+NEWEST_GLIBC = 35  # 2.35, of Ubuntu 22.04, the image's base
 PLATFORMS = ("manylinux2014_x86_64", *(f"manylinux_2_{minor}_x86_64" for minor in range(17, NEWEST_GLIBC + 1)))
-STUB = "+image"  # local version of the empty wheels that stand for what the image has
+STUB = "+image"  # local version of the empty wheels that stand for the image's packages
 
 
 class WheelError(KitError):
-    """Wheels that can't be had, or would not go with Kaggle's image; the message says what to change."""
+    """Wheels are unavailable or do not fit Kaggle's image; the message says what to change."""
 
 
 def missing_requirements(requirements: Path, image: Mapping[str, str] = KAGGLE_IMAGE) -> list[str]:
-    """List the requirements that the notebooks need on Kaggle and that the image does not meet.
+    """List the lines of requirements.txt that the notebooks need and ``image`` (version by package) does not meet.
 
-    Needed is what the notebooks and the modules of ``utils`` that they reach import, at the top or late. So development tools,
-    the tests' second decoders and what prepares Kaggle's work at home drop out without a second list that could grow old.
-
-    Parameters
-    ----------
-    requirements : Path
-        requirements.txt, with the folders ``notebooks`` and ``utils`` beside it.
-    image : mapping of str to str
-        Version by package.
-
-    Returns
-    -------
-    list of str
-        Lines of ``requirements``, without comments.
-
-    Raises
-    ------
-    WheelError
-        If a line can't be read.
+    The notebooks need what they import, directly or through ``utils``. Development tools and the tests' second decoders
+    drop out without a second list. Raise WheelError if a line can't be parsed.
     """
     imported = {name.partition(".")[0] for name in imported_by_notebooks(requirements.parent)}
     wanted = [_parse(line, requirements) for line in _lines(requirements)]
@@ -122,7 +105,7 @@ def _parse(line: str, source: Path) -> Requirement:
 
 
 def imported_by_notebooks(project: Path) -> set[str]:
-    """Return the dotted names of all that the notebooks import, and of what those of ``utils`` import in turn."""
+    """Return the dotted names of all modules that the notebooks import, directly or through ``utils``."""
     names = {name for path in project.glob("notebooks/*.ipynb") for name in imports_of(_code_of(path))}
     return reached_modules(names, project)
 
@@ -145,32 +128,11 @@ def _has(image: Mapping[str, str], need: Requirement) -> bool:
 def download_wheels(
     folder: Path, requirements: Path, python_version: str = "3.12", image: Mapping[str, str] = KAGGLE_IMAGE
 ) -> list[Path]:
-    """Download what the image lacks, with all that this needs and the image lacks too, as pip resolves it.
+    """Download the wheels that the image lacks, with dependencies, and return them; raise WheelError if none fits.
 
-    Empty wheels stand for what the image has, so that pip neither replaces it nor looks at what it needs. pip keeps to the
-    user's configuration (index, ``PIP_…`` variables). Of needs that depend on the version of Python, it takes those of the one
-    that runs it.
-
-    Parameters
-    ----------
-    folder : Path
-        Gets the wheels, all or none; a former folder of wheels is replaced.
-    requirements : Path
-        See `missing_requirements`.
-    python_version : str
-        Of Kaggle's image.
-    image : mapping of str to str
-        Version by package.
-
-    Returns
-    -------
-    list of Path
-        The wheels, sorted; empty where the image lacks nothing.
-
-    Raises
-    ------
-    WheelError
-        If pip finds no wheel, or none that goes with the image; or ``folder`` holds something else than wheels.
+    Empty wheels stand for the image's packages, so pip neither replaces them nor resolves their dependencies.
+    pip uses the user's configuration (index, ``PIP_…`` variables), and evaluates Python markers for its own interpreter.
+    ``folder`` is replaced if it contains only wheels.
     """
     wanted = missing_requirements(requirements, image)
     with _whole_or_absent(folder) as whole, tempfile.TemporaryDirectory() as stubs:
@@ -183,7 +145,7 @@ def download_wheels(
 
 
 def _write_stubs(folder: Path, image: Mapping[str, str]) -> Path:
-    """Write an empty wheel for each package of the image; returns the file of constraints that pins them."""
+    """Write an empty wheel for each package of the image, and return a constraints file that pins them."""
     lines = []
     for name, version in image.items():
         stem, version = canonicalize_name(name).replace("-", "_"), Version(version).public + STUB
@@ -215,6 +177,7 @@ def _pip_download(wanted: Sequence[str], folder: Path, constraints: Path, python
 
 @contextmanager
 def _whole_or_absent(folder: Path) -> Iterator[Path]:
+    """Yield a folder that replaces ``folder`` on success; raise WheelError if the old one contains more than wheels."""
     if folder.exists() and (not folder.is_dir() or any(path.suffix != ".whl" for path in folder.iterdir())):
         raise WheelError(f"{folder} holds something else than wheels: name another folder, or empty it.")
     folder.parent.mkdir(parents=True, exist_ok=True)
