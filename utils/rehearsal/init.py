@@ -1,7 +1,7 @@
-"""The first process of a copy of Kaggle's world: it lays out the folders, proves them, runs one command and watches it.
+"""The first process of a copy of Kaggle's world: lay out the folders, test the isolation, run one command and watch it.
 
-`utils.rehearsal.world` starts this file by its path, in namespaces of its own, with a JSON file of what is wanted. It imports
-nothing of the kit, whose folder it hides.
+`utils.rehearsal.world` starts this file by its path, in its own namespaces, with a JSON order. This file imports
+nothing from the kit, since it hides the kit's folder.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from pathlib import Path
 import psutil
 
 INPUT, WORKING = "/kaggle/input", "/kaggle/working"
-RESULTS = ("submission.csv", "probabilities.csv", "submissions")  # of the working folder; the rest ends with the world
-OWN_FOLDERS = ("kaggle", "proc", "tmp")  # of the root: made anew instead of taken from the host
+RESULTS = ("submission.csv", "probabilities.csv", "submissions")  # kept from the working folder; the rest ends with the world
+OWN_FOLDERS = ("kaggle", "proc", "tmp")  # top-level folders that the world makes itself
 SAMPLE_S = 0.25
-NOWHERE = ("192.0.2.1", 80)  # TEST-NET-1, which nobody has (RFC 5737)
+NOWHERE = ("192.0.2.1", 80)  # TEST-NET-1, which is never assigned (RFC 5737)
 CONNECT_S = 2.0
-TIMED_OUT = 124  # exit status, as timeout(1) has it
-# <sys/mount.h>, and mount_setattr(2), which C libraries lack; its number is the same on all machines (Linux 5.12)
+TIMED_OUT = 124  # exit status, as of timeout(1)
+# <sys/mount.h> and mount_setattr(2), which C libraries lack; its number is the same on all machines (Linux 5.12)
 MS_RDONLY, MS_BIND, MS_REC = 1, 4096, 16384
 AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY, SYS_MOUNT_SETATTR = -100, 0x8000, 1, 442
 # <linux/sockios.h>, <linux/if.h>
@@ -40,7 +40,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main() -> int:
-    """Build the world that the JSON file asks for, run its command there, and write what was seen."""
+    """Build the world that the JSON order describes, run its command, and write world.json."""
     wanted = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     results = Path(wanted["results"])
     if wanted["root"]:
@@ -59,7 +59,7 @@ def main() -> int:
 
 
 def build(wanted: dict) -> None:
-    """Make the host's folders read-only under a new root, add Kaggle's, and enter it."""
+    """Show the host's folders read-only under a new root, add Kaggle's folders, and enter it."""
     root = Path(wanted["root"])
     mount("tmpfs", root, "tmpfs", data="mode=755")
     for entry in Path("/").iterdir():
@@ -74,20 +74,20 @@ def build(wanted: dict) -> None:
     bind(Path(wanted["input"]), inside(root, INPUT))
     make_read_only(inside(root, INPUT))
     for place in wanted["shown"]:
-        if not inside(root, place).exists():  # under /tmp, which is a new one
+        if not inside(root, place).exists():  # under /tmp, which is new
             bind(Path(place), made(inside(root, place)))
             make_read_only(inside(root, place))
     for place in wanted["writable"]:
         bind(Path(place), made(inside(root, place)))
     for place in wanted["hidden"]:
-        if inside(root, place).exists():  # under /tmp it is hidden by the new one
+        if inside(root, place).exists():  # the new /tmp already hides what is under /tmp
             mount("tmpfs", inside(root, place), "tmpfs", MS_RDONLY)
     raise_loopback()
     os.chroot(root)
 
 
 def show(entry: Path, root: Path) -> None:
-    """Put one folder of the host's root into the new one, or a link to one."""
+    """Show one entry of the host's root, a folder or a link, in the new root."""
     target = root / entry.name
     if entry.is_symlink():
         target.symlink_to(entry.readlink())
@@ -96,42 +96,42 @@ def show(entry: Path, root: Path) -> None:
 
 
 def inside(root: Path, place: str) -> Path:
-    """Path of a place of the new root, seen from the old one."""
+    """Return the path of a place in the new root, as seen from the old root."""
     return root / place.lstrip("/")
 
 
 def made(folder: Path) -> Path:
-    """Make a folder, if it is not there."""
+    """Make a folder unless it exists, and return it."""
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def mount(source: str, target: Path, kind: str, flags: int = 0, data: str = "") -> None:
-    """Mount something."""
+    """Mount a file system; raise OSError if that fails."""
     check(libc.mount(source.encode(), str(target).encode(), kind.encode(), flags, data.encode()), f"mount {kind} on {target}")
 
 
 def bind(source: Path, target: Path) -> None:
-    """Show a folder, and what is mounted under it, at a second place."""
+    """Show a folder, and all mounts under it, at a second place."""
     mount(str(source), target, "none", MS_BIND | MS_REC)
 
 
 def make_read_only(target: Path) -> None:
-    """Make a mount, and those under it, read-only."""
+    """Make a mount and all mounts under it read-only."""
     attributes = struct.pack("=QQQQ", MOUNT_ATTR_RDONLY, 0, 0, 0)
     arguments = (AT_FDCWD, str(target).encode(), AT_RECURSIVE, attributes, len(attributes))
     check(libc.syscall(SYS_MOUNT_SETATTR, *arguments), f"make {target} read-only")
 
 
 def check(status: int, what: str) -> None:
-    """Raise what errno says."""
+    """Raise OSError with errno if a status is not 0."""
     if status:
         number = ctypes.get_errno()
         raise OSError(number, f"{os.strerror(number)}: {what}")
 
 
 def raise_loopback() -> None:
-    """Bring lo up: a notebook's kernel talks over it."""
+    """Bring the loopback interface up, since a notebook's kernel uses it."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", IFF_UP))
 
@@ -141,7 +141,7 @@ def raise_loopback() -> None:
 
 
 def prove(host_port: int) -> dict[str, str]:
-    """Try what must not work; the text says how it failed and is empty where it worked."""
+    """Try what must fail, and return each error's name; empty if the action worked."""
     return {
         "the host's own server": connect_error(("127.0.0.1", host_port)),
         "an address outside": connect_error(NOWHERE),
@@ -150,7 +150,7 @@ def prove(host_port: int) -> dict[str, str]:
 
 
 def connect_error(address: tuple[str, int]) -> str:
-    """Name of the error of a connection that fails at once; a silent address outside shows no network that is off."""
+    """Return the error of a connection that fails at once; empty on a time-out, which does not prove isolation."""
     try:
         socket.create_connection(address, timeout=CONNECT_S).close()
     except TimeoutError:
@@ -161,7 +161,7 @@ def connect_error(address: tuple[str, int]) -> str:
 
 
 def write_error(folder: Path) -> str:
-    """Name of the error of making a file."""
+    """Return the error's name when making a file; empty if it works."""
     try:
         with open(folder / ".written", "x", encoding="utf-8"):
             pass
@@ -176,7 +176,7 @@ def write_error(folder: Path) -> str:
 
 
 def watch(wanted: dict) -> dict:
-    """Run the command and sample memory and disk; return its exit status, seconds and peaks in bytes."""
+    """Run the command, sample memory and disk, and return exit status, seconds and peaks in bytes."""
     peaks = {"memory": 0, "working": 0, "tmp": 0}
     start = time.monotonic()
     process = subprocess.Popen(wanted["command"], env=wanted["environment"])
@@ -194,15 +194,15 @@ def watch(wanted: dict) -> dict:
 
 
 def end(processes: list[psutil.Process]) -> None:
-    """Kill processes, as Kaggle does when the time is over."""
+    """Kill processes, as Kaggle does at the time limit."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
 
 
 def sample_until(ended: threading.Event, peaks: dict[str, int], isolated: bool) -> None:
-    """Raise the peaks to what is seen, again and again."""
-    places = {"working": WORKING, "tmp": "/tmp"} if isolated else {}  # the host's own disks hold other things too
+    """Update the peaks until ``ended`` is set."""
+    places = {"working": WORKING, "tmp": "/tmp"} if isolated else {}  # the host's disks contain other data too
     while not ended.wait(SAMPLE_S):
         seen = {"memory": sum(memory(process) for process in psutil.Process().children(recursive=True))}
         seen |= {name: shutil.disk_usage(place).used for name, place in places.items()}
@@ -210,7 +210,7 @@ def sample_until(ended: threading.Event, peaks: dict[str, int], isolated: bool) 
 
 
 def memory(process: psutil.Process) -> int:
-    """Bytes of a process, shared ones divided by those who share them; 0 if it has just ended."""
+    """Return a process's bytes, shared ones divided by their users; 0 if it has just ended."""
     with contextlib.suppress(psutil.Error):
         full = process.memory_full_info()
         return getattr(full, "pss", full.uss)
@@ -218,7 +218,7 @@ def memory(process: psutil.Process) -> int:
 
 
 def copy_results(working: Path, results: Path) -> None:
-    """Save what the world leaves behind."""
+    """Copy the results out of the world."""
     for name in RESULTS:
         source = working / name
         if source.is_dir():

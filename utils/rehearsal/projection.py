@@ -1,4 +1,4 @@
-"""From a few images to the hidden test: how long it would take, stage by stage."""
+"""Project the time of the hidden test, stage by stage, from a few images."""
 
 from __future__ import annotations
 
@@ -23,43 +23,32 @@ from utils.phantom.dicom import Machine, write_dicom
 from utils.phantom.pictures import Breast, draw_image
 from utils.tables.competition import image_paths
 
-HIDDEN_PATIENTS, HIDDEN_IMAGES = 8_000, 37_000  # of the competition's data page and forum: about so many
+HIDDEN_PATIENTS, HIDDEN_IMAGES = 8_000, 37_000  # approximate, from the competition's data page and forum
 LIMIT_HOURS = 9.0
-STAGES = ("decode", "predict")  # whose time grows with the images; all else is counted once
-# Sizes of RSNA's original files and how they are stored, with a breast that fills them as theirs do; with this noise, a share
-# of the brightest tissue, JPEG 2000 takes about as many bits per pixel as in the real ones (see benchmarks/files.py).
+STAGES = ("decode", "predict")  # their time grows with the images; all else counts once
+# Sizes and encodings of RSNA's original files. BREASTS fill the frame as theirs do. NOISE, a share of the brightest
+# tissue, gives JPEG 2000 about as many bits per pixel as in the real files (see benchmarks/files.py).
 FULL_SIZED = {
     (2776, 2082): Machine(49, 1, JPEG2000Lossless, "MONOCHROME2", 12, ((2048, 4096),), "LINEAR", boxed=True),
     (5355, 4915): Machine(29, 2, JPEG2000Lossless, "MONOCHROME1", 16, ((1800, 1090), (2020, 1090)), "SIGMOID", boxed=True),
 }
 BREASTS = {49: Breast("B", 0.44, 0.31, 0.5, wobble=0.5), 29: Breast("B", 0.37, 0.22, 0.5, wobble=0.5)}
 NOISE = 0.019
-DRAWN_ROWS = 694  # of the picture that is then enlarged
-COPIES = 8  # of each full-sized file
-UNSTEADY = 6  # pictures that are written before the rate is taken
-CORES = 2  # of the processes that measure preprocessing alone
+DRAWN_ROWS = 694  # rows of the drawing that is then enlarged
+COPIES = 8  # number of each full-sized file
+UNSTEADY = 6  # cached images before the rate is measured
+CORES = 2  # processes that measure preprocessing alone
 REAL_SETTINGS = CacheSettings(image_height=1024, image_width=512)
 
 
 @dataclass(frozen=True)
 class Projection:
-    """Seconds that a hidden test of ``images`` would take.
-
-    Parameters
-    ----------
-    images : int
-    once : float
-        What does not grow with the images.
-    by_stage : dict of str to float
-        Seconds of each stage for all images.
-    overlaps : bool
-        Whether the stages run side by side, the one on the CPU and the other on a GPU.
-    """
+    """The projected seconds of a hidden test."""
 
     images: int
-    once: float
-    by_stage: dict[str, float]
-    overlaps: bool
+    once: float  # seconds that do not grow with the images
+    by_stage: dict[str, float]  # seconds of each stage for all images
+    overlaps: bool  # the stages run in parallel, one on the CPU and the other on a GPU
 
     @property
     def total(self) -> float:
@@ -68,64 +57,37 @@ class Projection:
 
 
 def project(stages: Mapping, measured: int, overlaps: bool, images: int = HIDDEN_IMAGES) -> Projection:
-    """Project what was measured on a few images to many.
+    """Project the seconds measured on ``measured`` images to the hidden test's ``images``.
 
-    Starting processes and the first batch count as if they came again with every ``measured`` images, so few of them give
-    too long a time, never too short a one.
-
-    Parameters
-    ----------
-    stages : mapping
-        As in a submission's provenance: ``seconds`` of start, decode, predict and total. Where decode and predict are both
-        absent, the total is taken to grow with the images.
-    measured : int
-        Images of the test that the stages worked through, in whatever many sizes.
-    overlaps : bool
-        Whether decode and predict run side by side.
-    images : int
-        Of the hidden test.
-
-    Returns
-    -------
-    Projection
+    ``stages`` is from a submission's provenance: ``seconds`` of start, decode, predict and total. Without decode and predict,
+    scale the total. Few measured images overestimate the time: process start-up and the first batch are scaled too.
     """
     seconds = {name: stage["seconds"] for name, stage in stages.items()}
     growing = {name: seconds[name] for name in STAGES if name in seconds}
     if not growing:
         return Projection(images, 0.0, {"total": seconds["total"] / measured * images}, overlaps)
     start = seconds.get("start", 0.0)
-    rest = max(0.0, seconds.get("total", 0.0) - start - sum(growing.values()))  # below 0 where stages overlapped
+    rest = max(0.0, seconds.get("total", 0.0) - start - sum(growing.values()))  # below 0 if stages overlapped
     return Projection(images, start + rest, {name: spent / measured * images for name, spent in growing.items()}, overlaps)
 
 
 def decode_seconds(seconds: float, sizes: int, cores: int) -> float:
-    """Scale what `project_preprocessing` measured to this machine's cores, and to runs whose pictures have several sizes."""
+    """Scale `project_preprocessing`'s seconds to this machine's cores and to the runs' number of image sizes."""
     return seconds * sizes * min(CORES, cores) / cores
 
 
 def with_decode(projection: Projection, seconds: float) -> Projection:
-    """Let decoding take ``seconds``, if that is longer than what was projected; where it was not measured apart, all stays."""
+    """Raise the projected decoding to at least ``seconds``; change nothing if decoding was not measured."""
     stages = projection.by_stage
     longer = {"decode": max(stages["decode"], seconds)} if "decode" in stages else {}
     return replace(projection, by_stage=stages | longer)
 
 
 def project_preprocessing(folder: Path, images: int = HIDDEN_IMAGES) -> float:
-    """Preprocess files of the real sizes to 1024 x 512 in two processes, and project the time to the hidden test.
+    """Preprocess files of the real sizes to 1024 x 512 in two processes, and return the seconds for the hidden test.
 
-    The files are drawn: two sizes and two codecs, as many of each. They lie in the page cache, as Kaggle's do not.
-
-    Parameters
-    ----------
-    folder : Path
-        Gets the files and their pictures; absent or empty.
-    images : int
-        Of the hidden test.
-
-    Returns
-    -------
-    float
-        Seconds.
+    The files are drawn into ``folder`` (absent or empty), equally many of two sizes and two codecs. Unlike
+    Kaggle's, they are in the page cache.
     """
     table = write_full_sized(folder)
     manifest = build_cache(table, folder, "test", folder / "cache", REAL_SETTINGS, CORES, quiet=True)
@@ -135,7 +97,7 @@ def project_preprocessing(folder: Path, images: int = HIDDEN_IMAGES) -> float:
 
 
 def write_full_sized(folder: Path) -> pd.DataFrame:
-    """Write test images of the real files' sizes and codecs, and return their rows, the kinds in turn."""
+    """Write test images with the real files' sizes and codecs in turn, and return their table."""
     kinds = [(shape, codec) for shape in FULL_SIZED for codec in (JPEG2000Lossless, JPEGLosslessSV1)]
     rows = pd.DataFrame([{"patient_id": str(copy), "image_id": f"{copy}{kind}"} for copy in range(COPIES) for kind in range(4)])
     paths = image_paths(rows, folder, "test")
@@ -149,7 +111,7 @@ def write_full_sized(folder: Path) -> pd.DataFrame:
 
 
 def _write_full_sized(kind: tuple[tuple[int, int], str], path: Path) -> None:
-    """Draw a small picture, enlarge it, and add noise, which decides how long it takes to decode."""
+    """Draw a small image, enlarge it, and add noise, which determines the decoding time."""
     (height, width), codec = kind
     machine = replace(FULL_SIZED[height, width], transfer_syntax=codec)
     rng = np.random.default_rng(height)
@@ -161,7 +123,7 @@ def _write_full_sized(kind: tuple[tuple[int, int], str], path: Path) -> None:
 
 
 def describe_hardware() -> dict[str, str | int]:
-    """Say what a measurement was made on: cores that may be used, their load by all programs, the processor, and the GPUs."""
+    """Return the usable cores, the load of all programs, the processor and the GPUs, to report with a measurement."""
     names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     load = f"{os.getloadavg()[0]:.1f}"
     return {"cores": cpu_count(), "load": load, "cpu": _cpu_name(), "gpus": ", ".join(names) or "none"}

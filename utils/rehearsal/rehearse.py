@@ -1,6 +1,6 @@
-"""Rehearse a submission: submit.ipynb in a copy of Kaggle's world, on a phantom hidden test, from the bundle's datasets alone.
+"""Rehearse a submission: run submit.ipynb on a phantom hidden test in a copy of Kaggle's world.
 
-``python -m utils.rehearsal`` prints a report and ends with an error if anything would go wrong on Kaggle.
+``python -m utils.rehearsal`` prints a report and exits with an error if anything would fail on Kaggle.
 """
 
 from __future__ import annotations
@@ -40,26 +40,14 @@ GIGABYTE, MEGABYTE = 10**9, 10**6
 
 
 def rehearse(options: Options) -> dict:
-    """Run submit.ipynb as Kaggle would, and say what came of it.
+    """Run submit.ipynb as Kaggle would, and return and save the report of `describe`.
 
-    Returns
-    -------
-    dict
-        As in rehearsal.json: problems (list of str, empty if all went well), finished (bool), hours (projected: by stage, total
-        and limit), seconds_per_image (by stage, of the phantom's files), decode_hours (by kind of file, the phantom's and those
-        of the real sizes; ``hours`` has the longer), preprocessing_hours (alone, in two processes, files of the real sizes;
-        None if not measured), picture_sizes (of the runs), peaks (bytes), unpredicted (prediction_ids that got the prior),
-        unreadable (those that should), proofs, hardware, images, patients, isolated.
-
-    Raises
-    ------
-    KitError
-        If it can't even begin (no namespaces, no wheels, runs that are not finished); a former report stays.
+    Raise KitError if it can't begin (no namespaces, no wheels, unfinished runs); a former report then stays.
     """
     if options.isolated:
         isolation()  # before minutes of preparation
     options.out.mkdir(parents=True, exist_ok=True)
-    # Not in /tmp, which may be small, and is a new one in the world.
+    # Not in /tmp, which may be small, and which the world replaces.
     with tempfile.TemporaryDirectory(dir=options.out, prefix=".world-") as scratch:
         stage = set_up(options, Path(scratch))
         for name in SAVED:
@@ -77,15 +65,15 @@ def rehearse(options: Options) -> dict:
 
 
 def papermill_command(stage: Stage) -> list[str]:
-    """The command line that executes the notebook with the world's Python."""
+    """Return the command that executes the notebook with the world's Python."""
     notebooks = [str(stage.results / name) for name in ("asked.ipynb", "submit.ipynb")]
     papermill = [str(stage.python.executable), "-m", "papermill", "--kernel", "python3"]
-    quiet = ["--no-progress-bar", "--log-output", "--log-level", "WARNING"]  # the executed notebook has it all
+    quiet = ["--no-progress-bar", "--log-output", "--log-level", "WARNING"]  # the executed notebook contains all output
     return [*papermill, *quiet, *stage.parameters, *notebooks]
 
 
 def list_files(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of change of everything in a folder."""
+    """Return size and modification time of everything in a folder, by relative path."""
     paths = {str(path.relative_to(folder)): path.stat() for path in sorted(folder.rglob("*"))}
     return {name: (found.st_size, found.st_mtime_ns) for name, found in paths.items()}
 
@@ -95,7 +83,10 @@ def list_files(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def describe(options: Options, stage: Stage, seen: dict, full_sized: float | None = None) -> dict:
-    """Hold what the world left behind against what it should be; ``full_sized`` is from `project_preprocessing`, in seconds."""
+    """Compare the results with what they should be, and return rehearsal.json's content.
+
+    ``full_sized`` is from `project_preprocessing`, in seconds.
+    """
     provenance = _read_provenance(stage.results)
     images = stage.hidden.images
     stages = provenance.get("stages") or {"total": {"seconds": seen["seconds"]}}
@@ -106,21 +97,21 @@ def describe(options: Options, stage: Stage, seen: dict, full_sized: float | Non
     projection = with_decode(small, real)
     problems = [*_world_problems(options, stage, seen), *_submission_problems(stage, provenance)]
     hours = _hours(projection.by_stage | {"total": projection.total})
-    if provenance and hours["total"] > LIMIT_HOURS:  # of a notebook that came to its end
+    if provenance and hours["total"] > LIMIT_HOURS:  # only a finished notebook has provenance
         problems.append(f"It would take {hours['total']:.1f} hours, more than Kaggle's {LIMIT_HOURS:g}, on hardware as this.")
     return {
-        "problems": problems,
+        "problems": problems,  # empty if all went well
         "finished": bool(provenance),
-        "hours": hours | {"limit": LIMIT_HOURS},
+        "hours": hours | {"limit": LIMIT_HOURS},  # projected, by stage and in total
         "once_seconds": projection.once,
-        "seconds_per_image": seconds,
+        "seconds_per_image": seconds,  # by stage, on the phantom's files
         "seconds": seen["seconds"],
-        "decode_hours": _hours({PHANTOM_FILES: small.by_stage.get("decode"), REAL_FILES: real}),
-        "preprocessing_hours": full_sized / 3600 if full_sized else None,
+        "decode_hours": _hours({PHANTOM_FILES: small.by_stage.get("decode"), REAL_FILES: real}),  # "hours" has the longer
+        "preprocessing_hours": full_sized / 3600 if full_sized else None,  # two processes, files of the real sizes
         "picture_sizes": sizes,
-        "peaks": seen["peaks"],
-        "unpredicted": provenance.get("unpredicted", []),
-        "unreadable": list(stage.hidden.unreadable),
+        "peaks": seen["peaks"],  # bytes
+        "unpredicted": provenance.get("unpredicted", []),  # prediction_ids that got the prior
+        "unreadable": list(stage.hidden.unreadable),  # those that should get it
         "proofs": seen["proofs"],
         "isolated": options.isolated,
         "hardware": hardware,
@@ -131,7 +122,7 @@ def describe(options: Options, stage: Stage, seen: dict, full_sized: float | Non
 
 
 def _hours(seconds: dict[str, float | None]) -> dict[str, float]:
-    """Seconds as hours, without what was not measured."""
+    """Convert seconds to hours, and drop what was not measured."""
     return {name: spent / 3600 for name, spent in seconds.items() if spent}
 
 
@@ -157,7 +148,7 @@ def _world_problems(options: Options, stage: Stage, seen: dict) -> Iterator[str]
 
 
 def _read_facts(notebook: Path) -> dict:
-    """What the last cell printed; empty where the notebook did not come so far, which its exit status tells."""
+    """Read the facts that the last cell printed; empty if the notebook did not reach it (see exit_status)."""
     if not notebook.is_file():
         return {}
     outputs = nbformat.read(notebook, as_version=4).cells[-1].get("outputs", [])
@@ -196,7 +187,7 @@ def _preprocess_full_sized(stage: Stage) -> float:
 
 
 def text_of(report: dict) -> str:
-    """The report as lines for a terminal."""
+    """Return the report as text for a terminal."""
     peaks, hardware = report["peaks"], report["hardware"]
     lines = [
         f"Measured on {report['images']} images of {report['patients']} patients with {hardware['cores']} cores of"
@@ -271,12 +262,12 @@ def _options() -> Options:
     parser.add_argument("--no-full-size", dest="full_sized", action="store_false", help="leave preprocessing alone out")
     given = vars(parser.parse_args())
     runs = tuple(Path(run) for run in given["runs"].split(",") if run)
-    python = Path.cwd() / given["python"]  # not resolved: a virtual environment's is a link out of it
+    python = Path.cwd() / given["python"]  # not resolved: a virtual environment's Python is a link out of it
     return Options(**given | {"runs": runs, "python": python, "out": given["out"].resolve()})
 
 
 def main() -> int:
-    """Rehearse from the command line; 1 if anything would go wrong on Kaggle, 2 if it can't be tried."""
+    """Rehearse from the command line; return 0, 1 if anything would fail on Kaggle, or 2 if it can't begin."""
     try:
         options = _options()
         report = rehearse(options)

@@ -1,4 +1,4 @@
-"""What a rehearsal needs: a hidden test, the datasets where Kaggle mounts them, and a Python that lacks what Kaggle's lacks."""
+"""Set up a rehearsal: a hidden test, datasets where Kaggle mounts them, and a Python with only Kaggle's packages."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from utils.training.folds import train_run
 
 DEMO = PROJECT / "outputs" / "demo"
 OUT = PROJECT / "outputs" / "rehearsal"
-USERNAME = "rehearsal"  # of no account: nothing is sent
+USERNAME = "rehearsal"  # not an account: nothing is sent
 FACTS = "Rehearsal: "
-# The one cell that the rehearsal adds, at the notebook's end: whose code and whose Python it was.
+# The only cell that the rehearsal adds, at the notebook's end: it prints where the code and the Python came from.
 FACTS_CELL = f"""import json
 import utils
 
@@ -42,48 +42,28 @@ EXAMPLE_SIZE = (64, 48)
 
 
 class RehearsalError(KitError):
-    """A rehearsal that can't begin; the message says what to name."""
+    """A rehearsal can't begin; the message says what to name."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is rehearsed.
+    """The options of a rehearsal."""
 
-    Parameters
-    ----------
-    patients, height, seed : int
-        Of the phantom hidden test: its patients, and nominal rows of an image in pixels.
-    runs : tuple of Path
-        Empty chooses: see `choose_runs`.
-    threshold : Path, optional
-        threshold.json of these runs.
-    python : Path
-        An interpreter that has the packages of Kaggle's image.
-    out : Path
-        Gets the report, the executed notebook and submission.csv.
-    time_budget_hours : float
-        As the notebook's; 0 leaves it to the notebook.
-    isolated : bool
-        False goes without namespaces, where a system does not allow them.
-    full_sized : bool
-        Measure preprocessing alone on files of the real sizes too.
-    """
-
-    patients: int = 12
-    height: int = 256
+    patients: int = 12  # of the phantom hidden test
+    height: int = 256  # nominal rows of its images in pixels
     seed: int = 0
-    runs: tuple[Path, ...] = ()
-    threshold: Path | None = None
-    python: Path = Path(sys.executable)
-    out: Path = OUT
-    time_budget_hours: float = 0.0
-    isolated: bool = True
-    full_sized: bool = True
+    runs: tuple[Path, ...] = ()  # if empty, `choose_runs` chooses
+    threshold: Path | None = None  # threshold.json of these runs
+    python: Path = Path(sys.executable)  # an interpreter with the packages of Kaggle's image
+    out: Path = OUT  # receives the report, the executed notebook and submission.csv
+    time_budget_hours: float = 0.0  # 0 keeps the notebook's default
+    isolated: bool = True  # False uses no namespaces, for systems that do not allow them
+    full_sized: bool = True  # also measure preprocessing alone on files of the real sizes
 
 
 @dataclass
 class Stage:
-    """What is set up for one rehearsal; ``folder`` is thrown away at its end."""
+    """The files and Python of one rehearsal; ``folder`` is deleted at its end."""
 
     folder: Path
     hidden: HiddenTest
@@ -101,7 +81,7 @@ class Stage:
 
 
 def set_up(options: Options, folder: Path) -> Stage:
-    """Lay out what Kaggle would mount, and a Python that lacks what Kaggle's does."""
+    """Lay out what Kaggle would mount, and make a Python without the packages that Kaggle's lacks."""
     version = python_version(options.python)
     runs, threshold = choose_runs(options)
     hidden = make_hidden_test(folder / "input" / COMPETITION, options.patients, options.height, options.seed)
@@ -126,22 +106,10 @@ def set_up(options: Options, folder: Path) -> Stage:
 
 
 def choose_runs(options: Options) -> tuple[list[Path], Path | None]:
-    """Choose what is rehearsed, and say so.
+    """Choose the runs (perhaps none) and their threshold.json (None: still to be tuned), and print them.
 
-    Runs that are named; else those that the named threshold.json was tuned on; else those of the working folder's, as
-    ``make kaggle`` takes them; else all real ones; else the demo's.
-
-    Returns
-    -------
-    list of Path
-        Empty where there is none.
-    Path or None
-        Their threshold.json; None where it is to be tuned.
-
-    Raises
-    ------
-    KitError
-        If what is named is not there.
+    Take the first that exist: the named runs; those of the named threshold.json; those of the working folder's
+    threshold.json, as ``make kaggle`` does; all real ones; the demo's. Raise KitError if named files are missing.
     """
     if options.threshold and not options.threshold.is_file():
         raise RehearsalError(f"--threshold {options.threshold} does not exist: name a threshold.json, or leave it out.")
@@ -156,7 +124,7 @@ def choose_runs(options: Options) -> tuple[list[Path], Path | None]:
 
 
 def _found_runs() -> Iterator[tuple[list[Path], Path | None, str]]:
-    """Runs, their threshold.json and whose they are, best first."""
+    """Yield runs, their threshold.json and a text on their origin, in order of preference."""
     own, demo = working_dir() / "threshold.json", DEMO / "threshold.json"
     yield _still_there(own), own, "those that it was tuned on"
     yield find_runs(), None, f"all under {runs_dir()}"
@@ -165,24 +133,18 @@ def _found_runs() -> Iterator[tuple[list[Path], Path | None, str]]:
 
 
 def _still_there(threshold: Path) -> list[Path]:
-    """Runs of a threshold.json, if there is one, and all of them are where they were."""
+    """Return a threshold.json's runs; empty if the file or any of the runs is missing."""
     runs = runs_of(threshold) if threshold.is_file() else []
     return runs if all((run / "oof.csv").is_file() for run in runs) else []
 
 
 def runs_of(threshold: Path) -> list[Path]:
-    """Runs that a threshold.json was tuned on.
-
-    Raises
-    ------
-    PredictionError
-        If the file is none.
-    """
+    """Return the runs that a threshold.json was tuned on; raise PredictionError if the file is invalid."""
     return [Path(run) for run in Threshold.load(threshold).runs]
 
 
 def picture_sizes(runs: Sequence[Path]) -> list[str]:
-    """Sizes of the pictures that runs read, as in "1024 x 512", each once."""
+    """Return the distinct sizes of the cached images that runs read, as in "1024 x 512"."""
     settings = [read_json(run / "config.json")["preprocessing"] for run in runs]
     return sorted({f"{one['image_height']} x {one['image_width']}" for one in settings})
 
@@ -198,7 +160,7 @@ def _train_example(folder: Path) -> Path:
 
 
 def mount_dataset(dataset: Path, input_dir: Path) -> None:
-    """Put a dataset where Kaggle mounts it, under its slug, zip archives unpacked into folders of their names."""
+    """Copy a dataset to where Kaggle mounts it, under its slug, with each zip unpacked into a folder of its name."""
     slug = read_json(dataset / "dataset-metadata.json")["id"].split("/")[1]
     shutil.copytree(dataset, input_dir / slug, ignore=shutil.ignore_patterns("dataset-metadata.json", "*.zip"))
     for path in dataset.glob("*.zip"):
@@ -207,7 +169,7 @@ def mount_dataset(dataset: Path, input_dir: Path) -> None:
 
 
 def lacking_packages(wheels: Sequence[str]) -> set[str]:
-    """Names of what Kaggle's image lacks: what requirements.txt names and the image does not have, and the bundle's wheels."""
+    """Return the packages that Kaggle's image lacks: those of requirements.txt not in the image, and the wheels'."""
     required = re.findall(
         r"^[A-Za-z0-9][A-Za-z0-9._-]*", (PROJECT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE
     )
@@ -226,7 +188,7 @@ def _write_notebook(source: Path, target: Path) -> None:
 
 
 def _go_without_isolation(stage: Stage) -> None:
-    """Name the folders that Kaggle would have at fixed places; the code lies in the working folder, where it is found first."""
+    """Pass the folders that Kaggle has at fixed places as parameters, and copy the code to the working folder."""
     code = next(stage.input.glob("*/*/utils/core/environment.py")).parents[2]
     working = stage.results / "working"
     shutil.copytree(code, working)

@@ -1,7 +1,7 @@
-"""A copy of Kaggle's world on this machine: its folders, its limits, no network, and a Python that lacks what Kaggle's lacks.
+"""A copy of Kaggle's world: its folders, its limits, no network, and a Python without the packages that Kaggle's lacks.
 
-Linux namespaces make it, without containers and, where the system allows user namespaces, without being root. It keeps a
-notebook from what Kaggle would keep it from; it is no wall against programs that mean harm.
+It uses Linux namespaces: no containers and, if the system allows user namespaces, no root. It restricts a notebook as
+Kaggle does, but it is not a security boundary against malicious programs.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from utils.core.environment import KAGGLE_WORKING, PROJECT, KitError, read_json
 INIT = Path(__file__).with_name("init.py")
 TIMED_OUT = 124  # exit status of `utils.rehearsal.init`
 NAMESPACES = ("--mount", "--net", "--pid", "--fork", "--kill-child")
-ALONE = ("--user", "--map-root-user")  # what an ordinary user needs besides
+ALONE = ("--user", "--map-root-user")  # what an ordinary user also needs
 WORKING_BYTES = 20 * 2**30  # Kaggle's limit for /kaggle/working, 20 GB
-KEPT = ("LANG", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")  # of the environment
+KEPT = ("LANG", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")  # environment variables that the world inherits
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 KAGGLE_VARIABLES = {"KAGGLE_KERNEL_RUN_TYPE": "Batch", "KAGGLE_IS_COMPETITION_RERUN": "1"}  # as in a scored run
-# What a Python says of itself: its version, its own folders, and where its packages are.
+# A program that prints a Python's version, prefixes and package folders.
 DESCRIBE = """
 import json, sys
 packages = [path for path in sys.path if path.endswith("-packages")]
 version = "%d.%d" % sys.version_info[:2]
 print(json.dumps({"version": version, "packages": packages, "prefixes": [sys.prefix, sys.base_prefix]}))
 """
-# Entries of site-packages that belong to some packages and to no other.
+# A program that prints the entries of site-packages that only the named packages own.
 LIST_ENTRIES = """
 import json, re, sys
 from importlib.metadata import distributions
@@ -48,26 +48,16 @@ print(json.dumps(sorted(owned - kept)))
 
 
 class WorldError(KitError):
-    """A world that can't be made on this machine; the message says what is missing."""
+    """The world can't be made on this machine; the message says what is missing."""
 
 
 @dataclass(frozen=True)
 class KagglePython:
-    """A throw-away Python.
+    """A throw-away virtual environment."""
 
-    Parameters
-    ----------
-    folder : Path
-        Of the virtual environment, to which the world may write.
-    version : str
-        As in "3.12".
-    shown : tuple of str
-        Folders that it needs to see.
-    """
-
-    folder: Path
-    version: str
-    shown: tuple[str, ...]
+    folder: Path  # writable in the world
+    version: str  # as in "3.12"
+    shown: tuple[str, ...]  # folders that it needs to read
 
     @property
     def executable(self) -> Path:
@@ -76,31 +66,20 @@ class KagglePython:
 
 @dataclass(frozen=True)
 class World:
-    """What a copy of Kaggle's world is made of.
+    """The settings of a copy of Kaggle's world.
 
-    Parameters
-    ----------
-    input : Path
-        Seen as ``/kaggle/input``, read-only.
-    results : Path
-        Gets submission.csv, probabilities.csv, submissions/ and world.json; absent or empty.
-    python : KagglePython, optional
-        First in PATH, and writable.
-    isolated : bool
-        False runs commands here, in the folder ``working`` of the results, with this machine's folders and network in reach.
-    working_bytes : int
-        Size of ``/kaggle/working``, which lies in memory here, as does ``/tmp``.
+    If not ``isolated``, commands run in the folder ``working``, with this machine's folders and network in reach.
     """
 
-    input: Path
-    results: Path
-    python: KagglePython | None = None
+    input: Path  # read-only as /kaggle/input
+    results: Path  # receives submission.csv, probabilities.csv, submissions/ and world.json; absent or empty before
+    python: KagglePython | None = None  # first in PATH, and writable
     isolated: bool = True
-    working_bytes: int = WORKING_BYTES
+    working_bytes: int = WORKING_BYTES  # size of /kaggle/working, which is in memory here, as is /tmp
 
     @property
     def working(self) -> Path:
-        """The working folder, where the world is not isolated."""
+        """The working folder if the world is not isolated."""
         return self.results / "working"
 
 
@@ -109,32 +88,14 @@ class World:
 
 
 def python_version(python: Path) -> str:
-    """Version of an interpreter, as in "3.12"."""
+    """Return the version of an interpreter, as in "3.12"."""
     return _ask(python, DESCRIBE)["version"]
 
 
 def make_kaggle_python(python: Path, folder: Path, lacking: Collection[str]) -> KagglePython:
-    """Make a virtual environment of links to the packages of another, without some of them.
+    """Make a virtual environment of links to all packages of ``python`` but ``lacking``; raise WorldError on failure.
 
-    Nothing is copied, and packages that are installed into it leave the other one as it is.
-
-    Parameters
-    ----------
-    python : Path
-        The interpreter whose packages are shown.
-    folder : Path
-        Of the new environment; absent.
-    lacking : collection of str
-        Names of packages, as in requirements.txt, that the new one shall not have.
-
-    Returns
-    -------
-    KagglePython
-
-    Raises
-    ------
-    WorldError
-        If ``python`` does not run, or can't make a virtual environment.
+    It copies nothing, and packages installed into it do not change the original.
     """
     about = _ask(python, DESCRIBE)
     left_out = set(_ask(python, LIST_ENTRIES, *(name.lower().replace("_", "-") for name in lacking)))
@@ -144,7 +105,7 @@ def make_kaggle_python(python: Path, folder: Path, lacking: Collection[str]) -> 
         for entry in Path(packages).iterdir():
             if entry.name not in left_out | {"__pycache__"} and not (site / entry.name).exists():
                 (site / entry.name).symlink_to(entry)
-    if not (site / "pip").exists():  # of an environment that was made without; Kaggle's has it
+    if not (site / "pip").exists():  # the original has no pip; Kaggle's does
         _run_python(folder / "bin" / "python", "-m", "ensurepip")
     return KagglePython(folder, about["version"], (*about["prefixes"], *about["packages"]))
 
@@ -180,18 +141,7 @@ def _clean_environment() -> dict[str, str]:
 
 
 def isolation(namespaces: Sequence[str] = NAMESPACES) -> list[str]:
-    """Find the command that starts a program in namespaces of its own.
-
-    Returns
-    -------
-    list of str
-        Begin of a command line.
-
-    Raises
-    ------
-    WorldError
-        If this machine has or allows none; the message says why.
-    """
+    """Return the command prefix that starts a program in its own namespaces; raise WorldError if none are allowed."""
     tool = shutil.which("unshare")
     if not tool:
         raise WorldError("There is no unshare here (Linux, package util-linux): folders and network can't be isolated.")
@@ -210,39 +160,23 @@ def isolation(namespaces: Sequence[str] = NAMESPACES) -> list[str]:
 
 
 def run_in_world(world: World, command: Sequence[str], timeout: float | None = None) -> dict:
-    """Run a command in a copy of Kaggle's world, and save what it leaves in ``/kaggle/working``.
+    """Run a command in a copy of Kaggle's world, save its results, and return the content of world.json.
 
-    Everything of this machine is seen there, but read-only; ``/kaggle/input``, ``/kaggle/working`` and ``/tmp`` are Kaggle's,
-    and the folder ``utils`` of this project is hidden.
+    The world shows this machine's folders read-only, hides this project's ``utils``, and has its own ``/kaggle/input``,
+    ``/kaggle/working`` and ``/tmp``. The command is killed after ``timeout`` seconds. Raise WorldError if setup fails.
 
-    Parameters
-    ----------
-    world : World
-    command : sequence of str
-        Started in the working folder.
-    timeout : float, optional
-        Seconds, after which the command is killed; what it has left by then is saved.
-
-    Returns
-    -------
-    dict
-        exit_status (`TIMED_OUT` if it was killed); seconds; peaks (bytes: memory; working and tmp where isolated, else 0);
-        proofs (by thing that must not work: the error that it ended with, empty if it worked; none without isolation).
-
-    Raises
-    ------
-    WorldError
-        If namespaces are not allowed, or the world can't be built.
+    world.json contains exit_status (`TIMED_OUT` if killed), seconds, peaks (bytes: memory; working and tmp, 0 without
+    isolation) and proofs (the error of each forbidden action, empty if it worked; none without isolation).
     """
     start = isolation() if world.isolated else []
     (world.results if world.isolated else world.working).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="world-") as scratch, socket.create_server(("127.0.0.1", 0)) as server:
         address = server.getsockname()
-        socket.create_connection(address).close()  # from here it must work, from the world it must not
+        socket.create_connection(address).close()  # works from here, must fail from the world
         wanted = _wanted(world, command, Path(scratch)) | {"host_port": address[1], "timeout": timeout}
         order = Path(scratch) / "wanted.json"
         order.write_text(json.dumps(wanted), encoding="utf-8")
-        subprocess.run([*start, sys.executable, "-P", str(INIT), str(order)])  # -P: its folder holds the kit's modules
+        subprocess.run([*start, sys.executable, "-P", str(INIT), str(order)])  # -P: keep the kit's modules off sys.path
     report = world.results / "world.json"
     if not report.is_file():
         raise WorldError("The world could not be built: what is printed above says why.")
@@ -250,7 +184,7 @@ def run_in_world(world: World, command: Sequence[str], timeout: float | None = N
 
 
 def _wanted(world: World, command: Sequence[str], scratch: Path) -> dict:
-    """What `utils.rehearsal.init` reads."""
+    """Return the order that `utils.rehearsal.init` reads."""
     python = world.python
     root = scratch / "root"
     root.mkdir()
@@ -263,7 +197,7 @@ def _wanted(world: World, command: Sequence[str], scratch: Path) -> dict:
         "results": str(world.results),
         "input": str(world.input),
         "working_bytes": world.working_bytes,
-        "shown": [*shown, *(str(Path(place).resolve()) for place in shown)],  # a link is of no use without what it leads to
+        "shown": [*shown, *(str(Path(place).resolve()) for place in shown)],  # a link needs its target
         "writable": [str(world.results), *([str(python.folder)] if python else [])],
         "hidden": [str(PROJECT / "utils")],
     }
