@@ -59,8 +59,8 @@ class Projection:
 def project(stages: Mapping, measured: int, overlaps: bool, images: int = HIDDEN_IMAGES) -> Projection:
     """Project the seconds measured on ``measured`` images to the hidden test's ``images``.
 
-    ``stages`` is from a submission's provenance: ``seconds`` of start, decode, predict and total. Without decode and predict,
-    scale the total. Few measured images overestimate the time: process start-up and the first batch are scaled too.
+    ``stages`` is from a submission's provenance: ``seconds`` of start, decode, predict and total. Without decode and
+    predict, scale the total. Few images overestimate the time: process start-up and the first batch are scaled too.
     """
     seconds = {name: stage["seconds"] for name, stage in stages.items()}
     growing = {name: seconds[name] for name in STAGES if name in seconds}
