@@ -1,4 +1,4 @@
-"""The probabilistic F1 and its kin, and intervals from a bootstrap over patients."""
+"""Scores such as the probabilistic F1, and intervals from a bootstrap over patients."""
 
 from utils.metrics.scores import probabilistic_f1
 

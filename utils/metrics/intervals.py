@@ -1,7 +1,7 @@
-"""95 % intervals: from a bootstrap over patients, and of proportions; and the words for a difference.
+"""95 % intervals from a bootstrap over patients, Wilson intervals of proportions, and verdicts on differences.
 
-A patient's breasts are not independent, so patients are drawn, and all their rows with them. Every statistic sees the same
-draws, so that the difference of two of them is paired.
+A patient's breasts are not independent, so the bootstrap draws patients, each with all their rows. All statistics of one
+`PatientBootstrap` see the same draws, so the difference of two statistics is paired.
 """
 
 from collections.abc import Iterator
@@ -16,12 +16,12 @@ from utils.metrics.scores import area_under_roc, average_precision, probabilisti
 
 N_DRAWS = 2000
 LEVEL = 0.95
-CHUNK = 4_000_000  # resampled values held in memory at a time
+CHUNK = 4_000_000  # resampled values in memory at a time
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and its interval, of 95 % unless said otherwise."""
+    """An estimate with its interval, of 95 % unless another level was asked for."""
 
     value: float
     low: float
@@ -34,28 +34,28 @@ class Interval:
 
     @property
     def signed(self) -> str:
-        """The same as text, with signs: for differences."""
+        """Return "+value [+low, +high]", for differences."""
         if np.isnan(self.value):
             return "undefined"
         return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
     @property
     def verdict(self) -> str:
-        """What a difference to something else shows: better, worse, or nothing that these data can show."""
+        """Return what a difference shows: better, worse, or nothing that these data can show."""
         if self.low > 0:
             return "better"
         return "worse" if self.high < 0 else "no difference that this data can show"
 
 
 def proportion(successes: int, n: int) -> Interval:
-    """Share of successes with Wilson's interval, which holds for few events too.
+    """Return the share of successes with its 95 % Wilson interval, which holds for few events too.
 
-    It takes the rows as independent; a patient's two breasts nearly are, where one is positive at most.
+    It assumes independent rows. A patient's two breasts are nearly independent if at most one is positive.
 
     Returns
     -------
     Interval
-        NaN where ``n`` is 0.
+        NaN if ``n`` is 0.
 
     References
     ----------
@@ -68,19 +68,15 @@ def proportion(successes: int, n: int) -> Interval:
 
 
 class PatientBootstrap:
-    """Draws of patients with replacement, and statistics of the rows that come with them.
+    """Draw patients with replacement, and compute statistics of all their rows.
+
+    Methods named ``*_draws`` return an array of shape (n_draws,), with NaN where the statistic is undefined. Intervals
+    ignore those draws.
 
     Parameters
     ----------
     patients : array-like of shape (n,)
-        The patient of each row.
-    n_draws : int
-    seed : int
-
-    Notes
-    -----
-    ``*_draws`` methods return an array of shape (n_draws,). Draws in which the statistic is undefined hold NaN, and do not
-    count.
+        Patient of each row.
     """
 
     def __init__(self, patients: np.ndarray, n_draws: int = N_DRAWS, seed: int = 0):
@@ -88,40 +84,40 @@ class PatientBootstrap:
         self._counts = _draw(len(names), n_draws, seed)
 
     def interval(self, value: float, draws: np.ndarray, level: float = LEVEL) -> Interval:
-        """Percentiles of the draws around a value."""
+        """Return ``value`` with the percentiles of its finite draws."""
         draws = draws[np.isfinite(draws)]
         tail = 50 * (1 - level)
         low, high = np.percentile(draws, (tail, 100 - tail)) if len(draws) else (np.nan, np.nan)
         return Interval(float(value), float(low), float(high))
 
     def auc(self, labels: np.ndarray, probabilities: np.ndarray) -> Interval:
-        """Area under the ROC curve."""
+        """Return the area under the ROC curve."""
         return self.interval(area_under_roc(labels, probabilities), self.auc_draws(labels, probabilities))
 
     def average_precision(self, labels: np.ndarray, probabilities: np.ndarray) -> Interval:
-        """Area under the precision-recall curve, as a sum of steps."""
+        """Return the area under the precision-recall curve, as a sum of steps."""
         value = average_precision(labels, probabilities)
         return self.interval(value, self.average_precision_draws(labels, probabilities))
 
     def pf1(self, labels: np.ndarray, probabilities: np.ndarray) -> Interval:
-        """pF1 of probabilities, or of hard decisions; a draw without positives counts as 0, as the metric says."""
+        """Return the pF1 of probabilities or hard decisions. A draw without positives counts as 0, as in the metric."""
         return self.interval(probabilistic_f1(labels, probabilities), self.pf1_draws(labels, probabilities))
 
     def auc_difference(self, labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> Interval:
-        """AUC of the first predictions minus that of the second, paired."""
+        """Return the AUC of the first predictions minus that of the second, paired."""
         value = area_under_roc(labels, first) - area_under_roc(labels, second)
         return self.interval(value, self.auc_draws(labels, first) - self.auc_draws(labels, second))
 
     def pf1_difference(self, labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> Interval:
-        """pF1 of the first decisions minus that of the second, paired."""
+        """Return the pF1 of the first decisions minus that of the second, paired."""
         value = probabilistic_f1(labels, first) - probabilistic_f1(labels, second)
         return self.interval(value, self.pf1_draws(labels, first) - self.pf1_draws(labels, second))
 
     def ratio(self, top: np.ndarray, bottom: np.ndarray) -> Interval:
-        """Sum of one column over the sum of another.
+        """Return the sum of ``top`` divided by the sum of ``bottom``.
 
-        With ones as ``bottom`` it is a mean. A difference of two ratios with one ``bottom`` is paired: pass the difference as
-        ``top``.
+        With ones as ``bottom`` it is a mean. For the paired difference of two ratios with the same ``bottom``, pass the
+        difference as ``top``.
         """
         top, bottom = np.asarray(top, dtype=float), np.asarray(bottom, dtype=float)
         value = top.sum() / bottom.sum() if bottom.sum() else np.nan
@@ -129,10 +125,9 @@ class PatientBootstrap:
             return self.interval(value, np.divide(*self.sums(top, bottom).T))
 
     def share(self, hits: np.ndarray, trials: np.ndarray) -> Interval:
-        """Share of hits in trials, both counts of each row.
+        """Return the share of hits in trials, both counted per row.
 
-        If all trials are hits, or none is, every draw says the same: the interval is then Wilson's, of as many trials as
-        there are patients.
+        If all trials or none are hits, all draws give the same value. The interval is then Wilson's, with one trial per patient.
         """
         found = self.ratio(hits, trials)
         if found.value not in (0, 1):
@@ -141,14 +136,14 @@ class PatientBootstrap:
         return proportion(patients * int(found.value), patients)
 
     def pf1_draws(self, labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-        """pF1 in each draw."""
+        """Return the pF1 of each draw."""
         labels = np.asarray(labels, dtype=float)
         probabilities = np.clip(np.asarray(probabilities, dtype=float), 0, 1)
         positives, predicted, hits = self.sums(labels, probabilities, labels * probabilities).T
         return 2 * hits / np.maximum(positives + predicted, np.finfo(float).tiny)
 
     def auc_draws(self, labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-        """AUC in each draw."""
+        """Return the AUC of each draw."""
         labels, order, first, last = _ranked(labels, probabilities)
         positive = np.flatnonzero(labels)
         parts = []
@@ -161,7 +156,7 @@ class PatientBootstrap:
         return np.concatenate(parts)
 
     def average_precision_draws(self, labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-        """Average precision in each draw."""
+        """Return the average precision of each draw."""
         labels, order, _, last = _ranked(labels, probabilities)
         positive = np.flatnonzero(labels)
         parts = []
@@ -185,8 +180,6 @@ class PatientBootstrap:
         Parameters
         ----------
         bins : ndarray of shape (n,), int in [0, n_bins)
-            Each row's bin.
-        n_bins : int
         values : ndarray of shape (n,)
 
         Returns
@@ -198,20 +191,21 @@ class PatientBootstrap:
         return np.concatenate([(by_patient @ counts.T).T for counts in self._chunks()])
 
     def _weights(self, order: np.ndarray) -> Iterator[np.ndarray]:
-        """How often each row was drawn, rows in ``order``, for some draws at a time: shape (draws, n), uint8."""
+        """Yield how often each row was drawn, rows in ``order``, some draws at a time: shape (draws, n), uint8."""
         codes = self._codes[order]
         size = max(1, CHUNK // max(len(codes), 1))
         for start in range(0, len(self._counts), size):
             yield self._counts[start : start + size].take(codes, axis=1)
 
     def _chunks(self) -> Iterator[np.ndarray]:
+        """Yield how often each patient was drawn, some draws at a time: shape (draws, patients), float."""
         size = max(1, CHUNK // max(self._counts.shape[1], 1))
         for start in range(0, len(self._counts), size):
             yield self._counts[start : start + size].astype(float)
 
 
 def _draw(n: int, n_draws: int, seed: int) -> np.ndarray:
-    """How often each of n patients comes in each draw of n: shape (n_draws, n), uint8."""
+    """Count how often each of n patients is in each draw of n: shape (n_draws, n), uint8."""
     generator = np.random.default_rng(seed)
     size = max(1, CHUNK // max(n, 1))
     parts = []
@@ -223,15 +217,7 @@ def _draw(n: int, n_draws: int, seed: int) -> np.ndarray:
 
 
 def _ranked(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Sort rows from the highest probability down.
-
-    Returns
-    -------
-    labels : ndarray of shape (n,), bool, sorted
-    order : ndarray of shape (n,)
-    first, last : ndarray of shape (n,)
-        Where each row's group of equal probabilities begins, and where the next one does.
-    """
+    """Return labels (bool) and row numbers by falling probability, and the start and end of each row's group of ties."""
     labels, probabilities = np.asarray(labels).astype(bool), np.asarray(probabilities, dtype=float)
     order = np.argsort(-probabilities, kind="stable")
     ranked = -probabilities[order]
@@ -239,7 +225,7 @@ def _ranked(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, 
 
 
 def _cumulated(weights: np.ndarray) -> np.ndarray:
-    """Sums of the columns before each, and of all: shape (draws, n + 1)."""
+    """Return cumulative sums along the columns, starting at 0: shape (draws, n + 1)."""
     sums = np.zeros((weights.shape[0], weights.shape[1] + 1), dtype=np.int32)
     np.cumsum(weights, axis=1, out=sums[:, 1:])
     return sums
