@@ -1,1 +1,1 @@
-"""What to look at before training."""
+"""Tables and figures of the data before training."""

@@ -1,4 +1,4 @@
-"""A handful of images to look at, wherever a competition's folder has them: chosen by label or by machine, and segmented."""
+"""Pick a few images by label or machine among those whose files exist, and segment them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from utils.images.resample import low_pass
 from utils.images.settings import CacheSettings
 from utils.tables.competition import image_paths
 
-SHOWN_SIDE = 512  # px of the longer side of an original, at most
-TRIED = 50  # images of a kind whose files are looked for
+SHOWN_SIDE = 512  # px; limit of the longer side of an original
+TRIED = 50  # images of a kind whose files are looked for, at most
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """An original picture, what was found in it, and what became of it.
+    """An original image, its breast mask and crop, and the cached image made from it.
 
-    ``picture`` is float32 (height, width) in [0, 1], shrunk; ``shape`` is the original's, on which ``crop`` lies; ``mask`` is
-    bool, on a scale of its own; ``cached`` is uint8.
+    ``picture`` is the shrunken original, float32 (height, width) in [0, 1]. ``crop`` is in pixels of the original, whose
+    height and width are ``shape``. ``mask`` is bool and has its own scale. ``cached`` is uint8.
     """
 
     title: str
@@ -39,27 +39,26 @@ class Segmentation:
 
 
 def with_files(images: pd.DataFrame, competition_dir: str | Path, split: str = "train") -> pd.DataFrame:
-    """Keep the images of those patients who have a folder: one listing instead of a look for every file."""
+    """Keep the images of patients that have a folder: one listing instead of a look-up per file."""
     folder = Path(competition_dir) / f"{split}_images"
     present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     return images[images.patient_id.isin(present)]
 
 
 def pick_by_label(images: pd.DataFrame, competition_dir: str | Path, count: int = 3) -> pd.DataFrame:
-    """Pick images with invasive, non-invasive and no cancer, of different patients, whose files are there.
+    """Pick images with invasive, non-invasive and no cancer, of different patients, whose files exist.
 
     Parameters
     ----------
     images : DataFrame
-        A train table from `utils.tables.read_images`; without the column invasive, all cancer is one kind.
-    competition_dir : path
+        Train table from `utils.tables.read_images`. Without the column invasive, all cancer is one kind.
     count : int
-        Of each kind.
+        Images of each kind.
 
     Returns
     -------
     DataFrame
-        Rows of ``images`` with the column ``example``, kind by kind; MLO views where there are enough. May be empty.
+        Rows of ``images`` with the column ``example``, kind by kind. MLO views are preferred. May be empty.
     """
     invasive = images.invasive if "invasive" in images else pd.Series(np.nan, index=images.index)
     kinds = {
@@ -78,7 +77,7 @@ def pick_by_label(images: pd.DataFrame, competition_dir: str | Path, count: int 
 
 
 def pick_by_machine(images: pd.DataFrame, competition_dir: str | Path, count: int = 4) -> pd.DataFrame:
-    """Pick one image of each of the ``count`` most common machines, whose files are there."""
+    """Pick one image whose file exists from each of the ``count`` most common machines."""
     present = with_files(images, competition_dir).sample(frac=1, random_state=0)
     machines = present.machine_id.value_counts().index
     picked = [_first_with_file(present[present.machine_id == machine], competition_dir, 1) for machine in machines]
@@ -86,6 +85,7 @@ def pick_by_machine(images: pd.DataFrame, competition_dir: str | Path, count: in
 
 
 def _first_with_file(images: pd.DataFrame, competition_dir: str | Path, count: int) -> pd.DataFrame:
+    """Return the first ``count`` images of different patients whose files exist; look for at most `TRIED` files."""
     tried = images.drop_duplicates("patient_id").head(TRIED)
     paths = image_paths(tried, competition_dir, "train")
     found = islice((place for place, path in enumerate(paths) if path.is_file()), count)
@@ -95,22 +95,21 @@ def _first_with_file(images: pd.DataFrame, competition_dir: str | Path, count: i
 def segment_images(
     images: pd.DataFrame, competition_dir: str | Path, settings: CacheSettings, num_workers: int = 0
 ) -> list[Segmentation]:
-    """Segment training images straight from their files, and say which can't be read.
+    """Segment training images straight from their files, and print which are unreadable.
 
     Parameters
     ----------
     images : DataFrame
         A few rows, as from `pick_by_machine`.
-    competition_dir : path
     settings : CacheSettings
-        Of the pictures that models see.
+        Settings of the cached images.
     num_workers : int
-        Number of processes; 0 works in this one.
+        Number of processes; 0 runs in this process.
 
     Returns
     -------
     list of Segmentation
-        In the order of ``images``, without those that can't be read.
+        In the order of ``images``, without unreadable ones.
     """
     titles = [f"machine {row.machine_id}, {row.laterality} {row.view}" for row in images.itertuples()]
     jobs = list(zip(titles, image_paths(images, competition_dir, "train"), strict=True))
@@ -122,6 +121,7 @@ def segment_images(
 
 
 def _segment(job: tuple[str, Path], settings: CacheSettings) -> Segmentation:
+    """Segment and preprocess one file; ``job`` is its title and path."""
     title, path = job
     with open_dicom(path) as file:
         plan = make_plan(file, *settings.arguments)
@@ -131,6 +131,7 @@ def _segment(job: tuple[str, Path], settings: CacheSettings) -> Segmentation:
 
 
 def _shrink(file: DicomFile) -> np.ndarray:
+    """Return the grey values of an original, halved until no side exceeds `SHOWN_SIDE`."""
     halvings = 0
     while max(file.shape) > SHOWN_SIDE << halvings:
         halvings += 1

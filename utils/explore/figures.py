@@ -13,7 +13,7 @@ from utils.explore.summary import UNKNOWN
 from utils.images.cache import load_picture, picture_path
 from utils.images.figures import finished, in_legend
 
-# Okabe and Ito's colours, which all kinds of colour vision tell apart.
+# Okabe and Ito's colours, which are distinct in every kind of colour vision.
 BLUE, SKY, ORANGE, RED, GREY = "#0072B2", "#56B4E9", "#E69F00", "#D55E00", "0.6"
 VERDICTS = {"leak": RED, "shortcut": ORANGE, "unclear": GREY, "harmless": BLUE}
 SHOWN_VIEWS = 10
@@ -22,16 +22,12 @@ SHOWN_VALUES = 12
 
 
 def show_density(table: pd.DataFrame) -> plt.Figure:
-    """Show the share of each breast density per age group, and how many breasts that are.
+    """Show the share of each breast density per age group, and the number of breasts.
 
     Parameters
     ----------
     table : DataFrame
         From `utils.explore.summary.density_by_age`.
-
-    Returns
-    -------
-    Figure
     """
     known = table.drop(columns=UNKNOWN, errors="ignore").drop(index=UNKNOWN, errors="ignore")
     known = known[known.sum(axis=1) > 0]
@@ -48,6 +44,7 @@ def show_density(table: pd.DataFrame) -> plt.Figure:
 
 
 def _stack(axis: plt.Axes, table: pd.DataFrame) -> None:
+    """Draw a stacked bar per age group, with a colour per density."""
     places, bottom = np.arange(len(table)), np.zeros(len(table))
     colours = plt.get_cmap("cividis_r")(np.linspace(0.05, 0.95, table.shape[1]))
     for colour, (density, values) in zip(colours, table.items(), strict=True):
@@ -59,16 +56,12 @@ def _stack(axis: plt.Axes, table: pd.DataFrame) -> None:
 
 
 def show_views(table: pd.DataFrame) -> plt.Figure:
-    """Show how many breasts have which combination of views.
+    """Show how many breasts have each combination of views.
 
     Parameters
     ----------
     table : DataFrame
         From `utils.explore.summary.views_per_breast`.
-
-    Returns
-    -------
-    Figure
     """
     shown = table.head(SHOWN_VIEWS)[::-1]
     figure, axis = plt.subplots(figsize=(8, 1.1 + 0.32 * len(shown)), layout="constrained")
@@ -90,16 +83,12 @@ def show_views(table: pd.DataFrame) -> plt.Figure:
 
 
 def show_cancer_by(tables: dict[str, pd.DataFrame]) -> plt.Figure:
-    """Show the share of breasts with cancer per machine, site or the like, with 95 % intervals.
+    """Show the share of breasts with cancer per machine, site or similar, with 95 % intervals.
 
     Parameters
     ----------
     tables : dict
         Name to table, from `utils.explore.summary.cancer_by`; empty ones are left out.
-
-    Returns
-    -------
-    Figure
     """
     shown = {name: table.head(SHOWN_VALUES)[::-1] for name, table in tables.items() if len(table)}
     if not shown:
@@ -114,6 +103,7 @@ def show_cancer_by(tables: dict[str, pd.DataFrame]) -> plt.Figure:
 
 
 def _draw_rates(axis: plt.Axes, table: pd.DataFrame) -> None:
+    """Draw the rate of cancer with its interval for each value, and the overall rate as a line."""
     rates, places = table[["rate", "low", "high"]] * 100, np.arange(len(table))
     groups = {
         "with positive breasts": (table.positives > 0, BLUE, "o"),
@@ -135,22 +125,18 @@ def _draw_rates(axis: plt.Axes, table: pd.DataFrame) -> None:
 
 
 def _right_end(rates: pd.DataFrame) -> float:
-    """Let tiny groups' intervals, which reach far to the right, run out of the picture."""
+    """Return the right limit of the axis in %; very wide intervals of tiny groups are cut off."""
     widest = np.nanmax([rates.rate.max() * 2.5, rates.high.median() * 1.5, 1.0])
     return float(min(widest, np.nanmax([rates.high.max() * 1.05, 1.0])))
 
 
 def show_audit(table: pd.DataFrame) -> plt.Figure:
-    """Show how well each column alone tells the label, coloured by verdict.
+    """Show how well each column alone predicts the label, coloured by verdict.
 
     Parameters
     ----------
     table : DataFrame
         From `utils.explore.shortcuts.shortcut_audit`.
-
-    Returns
-    -------
-    Figure
     """
     shown = table[table.auc.notna()][::-1]
     if shown.empty:
@@ -173,18 +159,13 @@ def show_audit(table: pd.DataFrame) -> plt.Figure:
 
 
 def show_examples(examples: pd.DataFrame, cache_dir: str | Path, split: str = "train") -> plt.Figure:
-    """Show cached pictures of each kind side by side.
+    """Show cached images of each kind side by side.
 
     Parameters
     ----------
     examples : DataFrame
-        From `utils.explore.examples.pick_by_label`; pictures that the cache lacks are left out.
-    cache_dir : path
+        From `utils.explore.examples.pick_by_label`; images that the cache lacks are left out.
     split : {"train", "test"}
-
-    Returns
-    -------
-    Figure
     """
     present = examples[[picture_path(cache_dir, split, image_id).is_file() for image_id in examples.image_id]]
     if present.empty:
@@ -207,6 +188,7 @@ def show_examples(examples: pd.DataFrame, cache_dir: str | Path, split: str = "t
 
 
 def _title(row) -> str:
+    """Return an image's laterality and view, and its patient's age and density if known."""
     age = "" if np.isnan(row.age) else f"{row.age:.0f} years"
     density = getattr(row, "density", None)
     second = [age, f"density {density}" if isinstance(density, str) else ""]
@@ -214,16 +196,12 @@ def _title(row) -> str:
 
 
 def show_segmentation(segmentations: list[Segmentation]) -> plt.Figure:
-    """Show originals with the breast's outline and the crop's box, and under each the picture that models see.
+    """Show originals with the breast's outline and the crop, and the cached image below each.
 
     Parameters
     ----------
     segmentations : list
         From `utils.explore.examples.segment_images`.
-
-    Returns
-    -------
-    Figure
     """
     if not segmentations:
         return _empty("There is no picture to show.")
@@ -242,10 +220,11 @@ def show_segmentation(segmentations: list[Segmentation]) -> plt.Figure:
 
 
 def _draw_original(axis: plt.Axes, segmentation: Segmentation) -> None:
+    """Draw an original with the outline of its mask and its crop, in pixels of the original."""
     height, width = segmentation.shape
     axis.imshow(segmentation.picture, cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0))
     if segmentation.mask.any():
-        # A rim of zeros closes the outline where the breast reaches the picture's edge.
+        # A rim of zeros closes the outline where the breast reaches the image's edge.
         mask = np.pad(segmentation.mask, 1)
         rows, columns = ((np.arange(n) - 0.5) * side / (n - 2) for n, side in zip(mask.shape, (height, width), strict=True))
         axis.contour(columns.clip(0, width), rows.clip(0, height), mask, levels=[0.5], colors=ORANGE, linewidths=1.2)
@@ -258,11 +237,12 @@ def _draw_original(axis: plt.Axes, segmentation: Segmentation) -> None:
 
 
 def _size(shape: tuple[int, int]) -> str:
+    """Return a shape as "height x width px"."""
     return f"{shape[0]} x {shape[1]} px"
 
 
 def _legend_below(figure: plt.Figure) -> None:
-    """One legend for all axes, where it can hide nothing."""
+    """Add one legend for all axes below them, where it covers nothing."""
     entries = {}
     for axis in figure.axes:
         handles, labels = axis.get_legend_handles_labels()
@@ -271,10 +251,12 @@ def _legend_below(figure: plt.Figure) -> None:
 
 
 def _plain(axis: plt.Axes) -> None:
+    """Remove the upper and right edges of the frame."""
     axis.spines[["top", "right"]].set_visible(False)
 
 
 def _empty(sentence: str) -> plt.Figure:
+    """Return a figure that shows only a sentence."""
     figure, axis = plt.subplots(figsize=(6, 0.6))  # a notebook does not show a figure without axes
     axis.axis("off")
     axis.text(0, 0.5, sentence, va="center")

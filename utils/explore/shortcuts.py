@@ -1,4 +1,4 @@
-"""What tells the label without any tissue: each column alone, held against chance and against test.csv."""
+"""How well each column alone predicts the label, without any tissue: compared with chance and with test.csv."""
 
 from pathlib import Path
 
@@ -12,19 +12,19 @@ from utils.explore.summary import DERIVED, NOMINAL
 from utils.tables.competition import SHARED_COLUMNS, assign_folds, image_paths
 
 N_FOLDS = 5
-MAX_CATEGORIES = 20  # a number with more values than this is cut into bins
+MAX_CATEGORIES = 20  # a numeric column with more values is cut into bins
 MAX_BINS = 20
 POSITIVES_PER_BIN = 10
-SMOOTHING = 10  # breasts at the overall share of positives that are added to each category
-CHANCE_SPREADS = 2.5  # standard deviations above 0.5 that chance may reach: one column in 160
-N_SHUFFLES = 50  # of the labels, to measure that deviation
-LEAST_AUC = 0.55  # a lower AUC is no danger, however sure
-VAGUE_CHANCE = 0.65  # where chance may reach this, a low AUC proves nothing
-TELLING_AUC = 0.9  # no single column reaches this by honest means
+SMOOTHING = 10  # breasts with the overall share of positives that are added to each category
+CHANCE_SPREADS = 2.5  # standard deviations above 0.5; chance exceeds them in one column of 160
+N_SHUFFLES = 50  # shuffles of the labels that measure the standard deviation
+LEAST_AUC = 0.55  # a lower AUC is harmless, however certain
+VAGUE_CHANCE = 0.65  # if chance may reach this, a low AUC proves nothing
+TELLING_AUC = 0.9  # no single column reaches this honestly
 HEADERS_PER_LABEL = 500
 IMAGES_PER_BREAST = "images_per_breast"
 
-# Columns that RSNA's radiologists and pathologists filled in after the picture had been taken.
+# Columns that RSNA's radiologists and pathologists filled in after the image was taken.
 LATE = {
     "biopsy": "known only after the diagnosis",
     "invasive": "known only after the diagnosis",
@@ -40,28 +40,28 @@ REASONS = RISK | MAKING | ORDER
 def shortcut_audit(
     images: pd.DataFrame, test: pd.DataFrame | None = None, headers: pd.DataFrame | None = None, seed: int = 0
 ) -> pd.DataFrame:
-    """Measure how well each column alone tells the label of breasts whose patients it has not seen.
+    """Measure how well each column alone predicts the label of breasts of unseen patients.
 
-    A column's values become categories (a number of many values is cut into bins, missing is a category), and a breast's
-    probability is its category's share of positives in the other folds.
+    A column's values become categories: a numeric column with many values is cut into bins, and missing is a category.
+    A breast's probability is its category's share of positives in the other folds.
 
     Parameters
     ----------
     images : DataFrame
-        A train table from `utils.tables.read_images`.
+        Train table from `utils.tables.read_images`.
     test : DataFrame, optional
-        Without one, test.csv is taken to have the competition's usual columns.
+        By default, test.csv is assumed to have the competition's usual columns.
     headers : DataFrame, optional
         From `read_headers`; its columns are judged on its breasts.
     seed : int
-        Of the folds.
+        Seed of the folds.
 
     Returns
     -------
     DataFrame
-        One row per column, the most telling first: auc (mean over folds; NaN where a label is missing altogether), chance (what
-        a column that knows nothing may reach), in_test, new_in_test (share of test's breasts with a value that train lacks;
-        NaN for bins), verdict (its first word is leak, shortcut, harmless or unclear).
+        One row per column, highest AUC first: auc (mean over folds; NaN if no fold has both labels), chance (AUC that an
+        uninformative column may reach), in_test, new_in_test (share of test's breasts with a value that train lacks; NaN
+        for bins), verdict (its first word is leak, shortcut, harmless or unclear).
     """
     folded = _breasts_with_folds(images, seed)
     traits = _traits(images)
@@ -75,7 +75,7 @@ def shortcut_audit(
 
 
 def _breasts_with_folds(images: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Columns cancer and fold by prediction_id; one fold alone where there is one patient."""
+    """Return cancer and fold by prediction_id; a single fold if there is one patient."""
     breasts = images.drop_duplicates("prediction_id")[["prediction_id", "patient_id", "site_id", "cancer"]]
     n_folds = min(N_FOLDS, breasts.patient_id.nunique())
     breasts = assign_folds(breasts, n_folds, seed) if n_folds > 1 else breasts.assign(fold=0)
@@ -83,9 +83,9 @@ def _breasts_with_folds(images: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 def _traits(images: pd.DataFrame) -> pd.DataFrame:
-    """One row per breast: of each column the set of its images' values, or the number of an image drawn at random.
+    """Return one row per breast with each column's set of values, or its number from one image drawn at random.
 
-    A mean or the first of sorted numbers would tell how many there are.
+    A mean or the first of sorted numbers would reveal how many images there are.
     """
     images = images.sample(frac=1, random_state=0)
     by_breast = images.groupby("prediction_id", sort=False)
@@ -95,6 +95,7 @@ def _traits(images: pd.DataFrame) -> pd.DataFrame:
 
 
 def _per_breast(images: pd.DataFrame, column: str) -> pd.Series:
+    """Return a column by prediction_id: one image's number, or all distinct values as text joined by "+"."""
     values = images[column]
     numbers = pd.to_numeric(values, errors="coerce")
     if column not in NOMINAL and numbers.notna().sum() == values.notna().sum():
@@ -106,6 +107,7 @@ def _per_breast(images: pd.DataFrame, column: str) -> pd.Series:
 
 
 def _audit(folded: pd.DataFrame, values: pd.Series, test_traits: pd.DataFrame | None) -> dict:
+    """Return a column's AUC, what chance may reach, whether test.csv has it, and its share of values new in test."""
     column, values = values.name, values.reindex(folded.index)
     binned = _is_binned(values)
     categories = _bins(values, folded.cancer.sum()) if binned else values
@@ -122,49 +124,42 @@ def _audit(folded: pd.DataFrame, values: pd.Series, test_traits: pd.DataFrame | 
 
 
 def _is_binned(values: pd.Series) -> bool:
+    """True if a column is numeric and has too many values for categories."""
     return pd.api.types.is_numeric_dtype(values) and values.name not in NOMINAL and values.nunique() > MAX_CATEGORIES
 
 
 def _bins(values: pd.Series, positives: int) -> pd.Series:
+    """Cut numbers into bins of equal counts: one bin per `POSITIVES_PER_BIN` positives, at least 2, at most `MAX_BINS`."""
     count = int(np.clip(positives // POSITIVES_PER_BIN, 2, MAX_BINS))
     return pd.qcut(values, count, labels=False, duplicates="drop")
 
 
 def out_of_fold_auc(categories: pd.Series, cancer: pd.Series, fold: pd.Series) -> float:
-    """AUC of each category's share of positives in the other folds.
+    """Return the AUC of each category's share of positives in the other folds; missing values are a category.
 
-    Parameters
-    ----------
-    categories : Series of shape (n,)
-        Missing values are a category of their own.
-    cancer : Series of shape (n,), 0 or 1
-    fold : Series of shape (n,), int
-
-    Returns
-    -------
-    float
-        Mean over the folds, weighted by their pairs of a positive and a negative: the folds' shares differ, so pooling them
-        would put a column that knows nothing below 0.5. NaN where no fold has both labels.
+    It is the mean over the folds, weighted by their pairs of a positive and a negative. The folds' shares differ, so pooling
+    them would put an uninformative column below 0.5. NaN if no fold has both labels.
     """
     cells, shape = _cells(categories, fold)
     return _mean_auc(cells, shape, np.asarray(cancer))
 
 
 def _highest_by_chance(categories: pd.Series, cancer: pd.Series, fold: pd.Series) -> float:
-    """AUC that such a column may reach without any knowledge, from shuffled labels: more categories spread wider."""
+    """Return the AUC that these categories may reach on shuffled labels; more categories spread wider."""
     (cells, shape), generator = _cells(categories, fold), np.random.default_rng(0)
     aucs = [_mean_auc(cells, shape, generator.permutation(cancer)) for _ in range(N_SHUFFLES)]
     return float(min(1.0, 0.5 + CHANCE_SPREADS * np.sqrt(np.mean(np.square(np.array(aucs) - 0.5)))))
 
 
 def _cells(categories: pd.Series, fold: pd.Series) -> tuple[np.ndarray, tuple[int, int]]:
-    """Number each row by its fold and category, and give how many there are of both; missing is a category."""
+    """Number each row by fold and category (missing is one), and return the numbers of folds and categories."""
     codes, rows = pd.factorize(categories)[0] + 1, np.unique(fold, return_inverse=True)[1]
     shape = int(rows.max()) + 1, int(codes.max()) + 1
     return rows * shape[1] + codes, shape
 
 
 def _mean_auc(cells: np.ndarray, shape: tuple[int, int], cancer: np.ndarray) -> float:
+    """Return the AUC averaged over folds, weighted by their pairs; NaN without pairs or with a single fold."""
     counts, positives = (np.bincount(cells, weights, np.prod(shape)).reshape(shape) for weights in (None, cancer))
     shares = _shares_of_others(counts, positives)  # each of shape (folds, categories)
     pairs = positives.sum(axis=1) * (counts - positives).sum(axis=1)
@@ -175,14 +170,14 @@ def _mean_auc(cells: np.ndarray, shape: tuple[int, int], cancer: np.ndarray) -> 
 
 
 def _shares_of_others(counts: np.ndarray, positives: np.ndarray) -> np.ndarray:
-    """Share of positives of each category in the other folds, drawn towards their overall share."""
+    """Return each category's share of positives in the other folds, shrunk towards their overall share."""
     counts, positives = counts.sum(axis=0) - counts, positives.sum(axis=0) - positives
     overall = positives.sum(axis=1, keepdims=True) / np.maximum(1, counts.sum(axis=1, keepdims=True))
     return (positives + SMOOTHING * overall) / (counts + SMOOTHING)
 
 
 def _category_auc(shares: np.ndarray, positives: np.ndarray, negatives: np.ndarray) -> float:
-    """AUC of rows that are counted by category; 0 where there is no pair to compare."""
+    """Return the AUC of rows counted by category; 0 if there is no pair to compare."""
     rank = np.unique(shares, return_inverse=True)[1]
     positives, negatives = np.bincount(rank, positives), np.bincount(rank, negatives)
     below = np.cumsum(negatives) - negatives
@@ -190,6 +185,7 @@ def _category_auc(shares: np.ndarray, positives: np.ndarray, negatives: np.ndarr
 
 
 def _verdict(row) -> str:
+    """Judge one column of the audit, and give the reason."""
     where = "" if row.in_test else "not in test.csv"
     if row.Index in LATE:
         return "leak: " + ", ".join(filter(None, (where, LATE[row.Index])))
@@ -207,22 +203,21 @@ def _verdict(row) -> str:
 def read_headers(
     images: pd.DataFrame, competition_dir: str | Path, per_label: int = HEADERS_PER_LABEL, num_workers: int = 1
 ) -> pd.DataFrame:
-    """Read DICOM headers, one of each breast, of equally many breasts with and without cancer: AUC needs no more.
+    """Read one DICOM header per breast, from up to ``per_label`` breasts of each label: the AUC needs no more.
 
     Parameters
     ----------
     images : DataFrame
-        A train table from `utils.tables.read_images`.
-    competition_dir : path
+        Train table from `utils.tables.read_images`.
     per_label : int
-        Breasts of each label at most, drawn with a fixed seed.
+        Limit of breasts of each label, drawn with a fixed seed.
     num_workers : int
-        Number of processes, whose memory is limited: a header of a few MB may claim any. 0 works in this one.
+        Number of processes. Their memory is limited, as a header of a few MB may claim any amount. 0 runs in this process.
 
     Returns
     -------
     DataFrame
-        By prediction_id: stored_height and stored_width (px), codec, photometric, bits_stored. Empty where no file can be read.
+        By prediction_id: stored_height and stored_width (px), codec, photometric, bits_stored. Empty if no file is readable.
     """
     breasts = with_files(images, competition_dir).sample(frac=1, random_state=0).drop_duplicates("prediction_id")
     chosen = breasts.groupby("cancer").head(per_label)
@@ -233,6 +228,7 @@ def read_headers(
 
 
 def _read_header(path: Path) -> dict:
+    """Return a file's stored size (px), codec, photometric interpretation and bits stored."""
     with open_dicom(path) as file:
         return {
             "stored_height": file.shape[0],

@@ -1,4 +1,4 @@
-"""The data before training, as tables: columns, density by age, views, cancer by machine or site. Units are breasts."""
+"""Tables of the data before training: columns, density by age, views, cancer by machine or site. They count breasts."""
 
 from collections import Counter
 
@@ -7,19 +7,19 @@ import pandas as pd
 
 from utils.metrics.intervals import proportion
 
-AGE_EDGES = (0, 40, 50, 60, 70, 80, np.inf)  # years, each from the first to below the next
+AGE_EDGES = (0, 40, 50, 60, 70, 80, np.inf)  # years; each group includes its lower edge only
 AGE_GROUPS = ("39 and under", "40 to 49", "50 to 59", "60 to 69", "70 to 79", "80 and over")
 UNKNOWN = "unknown"
-SCREENING_VIEWS = ("CC", "MLO")  # named first
+SCREENING_VIEWS = ("CC", "MLO")  # named before the others
 SHOWN_VALUES = 3
-LISTED_NUMBERS = 6  # a number with more values than this is shown by its range
-COMMON_SHARE = 0.01  # where not even the most common text is as common as this, none is worth showing
+LISTED_NUMBERS = 6  # a numeric column with more values is shown by its range
+COMMON_SHARE = 0.01  # if the most common text is rarer, none is shown
 NOMINAL = ("site_id", "machine_id", "laterality", "view")  # their numbers have no order
-DERIVED = ("prediction_id", "fold")  # columns that the kit adds to train.csv's own
+DERIVED = ("prediction_id", "fold")  # columns that the kit adds to those of train.csv
 
 
 def describe_columns(images: pd.DataFrame, test: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Describe each column of train.csv, and say whether test.csv has it.
+    """Describe each column of train.csv, and whether test.csv has it.
 
     Parameters
     ----------
@@ -29,8 +29,8 @@ def describe_columns(images: pd.DataFrame, test: pd.DataFrame | None = None) -> 
     Returns
     -------
     DataFrame
-        One row per column: type, missing (rows), missing_share, unique, values (most common ones or the range); with ``test``
-        also in_test and test_missing_share (NaN where test.csv lacks the column).
+        One row per column: type, missing (rows), missing_share, unique, values (the most common ones or the range). With
+        ``test`` also in_test and test_missing_share (NaN if test.csv lacks the column).
     """
     columns = [column for column in images if column not in DERIVED]
     table = pd.DataFrame({column: _describe(images[column]) for column in columns}).T
@@ -41,6 +41,7 @@ def describe_columns(images: pd.DataFrame, test: pd.DataFrame | None = None) -> 
 
 
 def _describe(values: pd.Series) -> dict:
+    """Describe one column: a row of `describe_columns`."""
     return {
         "type": str(values.dtype),
         "missing": int(values.isna().sum()),
@@ -51,6 +52,7 @@ def _describe(values: pd.Series) -> dict:
 
 
 def _shown_values(values: pd.Series) -> str:
+    """Return a column's most common values with their shares, or its range, as text."""
     if values.empty:
         return "none"
     if values.is_unique and len(values) > SHOWN_VALUES:
@@ -65,6 +67,7 @@ def _shown_values(values: pd.Series) -> str:
 
 
 def _as_text(value: object) -> str:
+    """Return a value as text, floats without trailing zeros."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -74,13 +77,12 @@ def density_by_age(images: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     images : DataFrame
-        From `utils.tables.read_images`; a table without densities counts all breasts as unknown.
+        From `utils.tables.read_images`. Without densities, all breasts count as unknown.
 
     Returns
     -------
     DataFrame of int
-        One row per age group that occurs, one column per density that occurs; a last row and column "unknown" where values
-        are missing.
+        One row per age group and one column per density that occurs. Missing values are in a last row and column "unknown".
     """
     breasts = images.drop_duplicates("prediction_id")
     ages = pd.cut(breasts.age, AGE_EDGES, right=False, labels=AGE_GROUPS).astype(object).fillna(UNKNOWN)
@@ -92,7 +94,7 @@ def density_by_age(images: pd.DataFrame) -> pd.DataFrame:
 
 
 def views_per_breast(images: pd.DataFrame) -> pd.DataFrame:
-    """Count breasts by the views that were taken of them.
+    """Count breasts by their combination of views.
 
     Parameters
     ----------
@@ -102,8 +104,8 @@ def views_per_breast(images: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row per combination, as "CC + 2 MLO", the most common first: images (of such a breast), breasts, share, duplicate (a
-        view comes more than once), one_view (no second kind of view), and positives where the table has labels.
+        One row per combination, such as "CC + 2 MLO", the most common first: images (of such a breast), breasts, share,
+        duplicate (a view occurs more than once), one_view (only one kind of view), and positives if the table has labels.
     """
     views = images.view.fillna(UNKNOWN)
     breasts = views.sort_values().groupby(images.prediction_id, sort=False).agg("|".join).to_frame("views")
@@ -126,12 +128,13 @@ def views_per_breast(images: pd.DataFrame) -> pd.DataFrame:
 
 
 def _name_views(count: Counter) -> str:
+    """Return counted views as text such as "CC + 2 MLO"."""
     views = sorted(count, key=lambda view: (view not in SCREENING_VIEWS, view))
     return " + ".join(view if count[view] == 1 else f"{count[view]} {view}" for view in views)
 
 
 def describe_views(views: pd.DataFrame) -> str:
-    """Say in a line how many breasts have a duplicate view, and how many have one kind of view only.
+    """Return one line: how many breasts have a duplicate view, and how many have only one kind of view.
 
     Parameters
     ----------
@@ -146,23 +149,23 @@ def describe_views(views: pd.DataFrame) -> str:
 
 
 def cancer_by(images: pd.DataFrame, column: str, test: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Count breasts with cancer for each value of a column, as a machine or a site.
+    """Count breasts with cancer for each value of a column, such as the machine or site.
 
     Parameters
     ----------
     images : DataFrame
-        A train table from `utils.tables.read_images`.
+        Train table from `utils.tables.read_images`.
     column : str
-        A breast counts once for each value that its images have; missing values count as "unknown".
+        A breast counts once for each value that its images have. Missing values count as "unknown".
     test : DataFrame, optional
         Adds the values that only test.csv has.
 
     Returns
     -------
     DataFrame
-        One row per value, the most common first: breasts, positives, rate, low and high (95 % Wilson interval), with ``test``
-        test_breasts, and note, which calls out values without positives and those that train.csv lacks. Empty where the table
-        has no such column.
+        One row per value, the most common first: breasts, positives, rate, low and high (95 % Wilson interval), with
+        ``test`` test_breasts, and note, which names values without positives and those that train.csv lacks. Empty if
+        the table lacks the column.
     """
     counts = _breasts_by(images, column)
     table = pd.DataFrame({"breasts": counts.size(), "positives": counts.cancer.sum()})
@@ -170,7 +173,7 @@ def cancer_by(images: pd.DataFrame, column: str, test: pd.DataFrame | None = Non
         test_breasts = _breasts_by(test, column).size()
         table = table.reindex(table.index.union(test_breasts.index, sort=False), fill_value=0)
         table["test_breasts"] = test_breasts.reindex(table.index, fill_value=0)
-    with np.errstate(invalid="ignore"):  # 0 of 0 where only test.csv has a value
+    with np.errstate(invalid="ignore"):  # 0 / 0 if only test.csv has a value
         table.insert(2, "rate", table.positives / table.breasts)
     intervals = [proportion(row.positives, row.breasts) for row in table.itertuples()]
     table.insert(3, "low", [interval.low for interval in intervals])
@@ -181,7 +184,7 @@ def cancer_by(images: pd.DataFrame, column: str, test: pd.DataFrame | None = Non
 
 
 def _breasts_by(images: pd.DataFrame, column: str):
-    """Group breasts by the values of a column; without one there is nothing to group."""
+    """Group breasts by the values of a column; without that column there are no groups."""
     if column not in images:
         images = images.head(0).assign(**{column: pd.Series(dtype=object)})
     pairs = images.drop_duplicates(["prediction_id", column])
@@ -189,6 +192,7 @@ def _breasts_by(images: pd.DataFrame, column: str):
 
 
 def _note(breasts: int, positives: int, overall: float) -> str:
+    """Return a note on a value without positives or without training breasts; else ""."""
     if not breasts:
         return "only in test.csv"
     if positives:
@@ -197,7 +201,7 @@ def _note(breasts: int, positives: int, overall: float) -> str:
 
 
 def describe_cancer_by(table: pd.DataFrame) -> str:
-    """Say which machines or sites have no positive breast, and which train.csv lacks.
+    """Return text that names the machines or sites without positive breasts, and those that train.csv lacks.
 
     Parameters
     ----------
