@@ -1,7 +1,7 @@
 """95 % intervals from a bootstrap over patients, Wilson intervals of proportions, and verdicts on differences.
 
-A patient's breasts are not independent, so the bootstrap draws patients, each with all their rows. All statistics of one
-`PatientBootstrap` see the same draws, so the difference of two statistics is paired.
+A patient's breasts are not independent, so the bootstrap draws patients, each with all their rows. All statistics of
+one `PatientBootstrap` see the same draws, so the difference of two statistics is paired.
 """
 
 from collections.abc import Iterator
@@ -127,7 +127,7 @@ class PatientBootstrap:
     def share(self, hits: np.ndarray, trials: np.ndarray) -> Interval:
         """Return the share of hits in trials, both counted per row.
 
-        If all trials or none are hits, all draws give the same value. The interval is then Wilson's, with one trial per patient.
+        If all or no trials are hits, all draws are equal. The interval is then Wilson's for one trial per patient.
         """
         found = self.ratio(hits, trials)
         if found.value not in (0, 1):
@@ -217,7 +217,7 @@ def _draw(n: int, n_draws: int, seed: int) -> np.ndarray:
 
 
 def _ranked(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return labels (bool) and row numbers by falling probability, and the start and end of each row's group of ties."""
+    """Return labels (bool) and row numbers by falling probability, and start and end of each row's group of ties."""
     labels, probabilities = np.asarray(labels).astype(bool), np.asarray(probabilities, dtype=float)
     order = np.argsort(-probabilities, kind="stable")
     ranked = -probabilities[order]

@@ -55,7 +55,7 @@ def best_threshold(labels: np.ndarray, probabilities: np.ndarray) -> tuple[float
     Returns
     -------
     threshold : float
-        Half-way between the last probability taken and the first one left out. If several are equally good, the highest.
+        Half-way between the last probability taken and the first one left out; the highest of equally good ones.
     pf1 : float
         pF1 on the same data, which is too optimistic for new data.
     """
