@@ -26,8 +26,8 @@ TRIED = 50  # images of a kind whose files are looked for, at most
 class Segmentation:
     """An original image, its breast mask and crop, and the cached image made from it.
 
-    ``picture`` is the shrunken original, float32 (height, width) in [0, 1]. ``crop`` is in pixels of the original, whose
-    height and width are ``shape``. ``mask`` is bool and has its own scale. ``cached`` is uint8.
+    ``picture`` is the shrunken original, float32 (height, width) in [0, 1]. ``crop`` is in pixels of the original,
+    whose height and width are ``shape``. ``mask`` is bool and has its own scale. ``cached`` is uint8.
     """
 
     title: str

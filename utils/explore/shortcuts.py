@@ -59,9 +59,9 @@ def shortcut_audit(
     Returns
     -------
     DataFrame
-        One row per column, highest AUC first: auc (mean over folds; NaN if no fold has both labels), chance (AUC that an
-        uninformative column may reach), in_test, new_in_test (share of test's breasts with a value that train lacks; NaN
-        for bins), verdict (its first word is leak, shortcut, harmless or unclear).
+        One row per column, highest AUC first: auc (mean over folds; NaN if no fold has both labels), chance (AUC that
+        an uninformative column may reach), in_test, new_in_test (share of test's breasts with a value that train lacks;
+        NaN for bins), verdict (its first word is leak, shortcut, harmless or unclear).
     """
     folded = _breasts_with_folds(images, seed)
     traits = _traits(images)
@@ -129,7 +129,7 @@ def _is_binned(values: pd.Series) -> bool:
 
 
 def _bins(values: pd.Series, positives: int) -> pd.Series:
-    """Cut numbers into bins of equal counts: one bin per `POSITIVES_PER_BIN` positives, at least 2, at most `MAX_BINS`."""
+    """Cut numbers into 2 to `MAX_BINS` bins of equal counts, one bin per `POSITIVES_PER_BIN` positives."""
     count = int(np.clip(positives // POSITIVES_PER_BIN, 2, MAX_BINS))
     return pd.qcut(values, count, labels=False, duplicates="drop")
 
@@ -137,8 +137,8 @@ def _bins(values: pd.Series, positives: int) -> pd.Series:
 def out_of_fold_auc(categories: pd.Series, cancer: pd.Series, fold: pd.Series) -> float:
     """Return the AUC of each category's share of positives in the other folds; missing values are a category.
 
-    It is the mean over the folds, weighted by their pairs of a positive and a negative. The folds' shares differ, so pooling
-    them would put an uninformative column below 0.5. NaN if no fold has both labels.
+    It is the mean over the folds, weighted by their pairs of a positive and a negative. The folds' shares differ, so
+    pooling them would put an uninformative column below 0.5. NaN if no fold has both labels.
     """
     cells, shape = _cells(categories, fold)
     return _mean_auc(cells, shape, np.asarray(cancer))
@@ -212,12 +212,13 @@ def read_headers(
     per_label : int
         Limit of breasts of each label, drawn with a fixed seed.
     num_workers : int
-        Number of processes. Their memory is limited, as a header of a few MB may claim any amount. 0 runs in this process.
+        Number of processes; their memory is limited, as a header of a few MB may claim any amount. 0 runs in this one.
 
     Returns
     -------
     DataFrame
-        By prediction_id: stored_height and stored_width (px), codec, photometric, bits_stored. Empty if no file is readable.
+        By prediction_id: stored_height, stored_width (px), codec, photometric, bits_stored. Empty if no file is
+        readable.
     """
     breasts = with_files(images, competition_dir).sample(frac=1, random_state=0).drop_duplicates("prediction_id")
     chosen = breasts.groupby("cancer").head(per_label)

@@ -29,8 +29,8 @@ def describe_columns(images: pd.DataFrame, test: pd.DataFrame | None = None) -> 
     Returns
     -------
     DataFrame
-        One row per column: type, missing (rows), missing_share, unique, values (the most common ones or the range). With
-        ``test`` also in_test and test_missing_share (NaN if test.csv lacks the column).
+        One row per column: type, missing (rows), missing_share, unique, values (the most common ones or the range).
+        With ``test`` also in_test and test_missing_share (NaN if test.csv lacks the column).
     """
     columns = [column for column in images if column not in DERIVED]
     table = pd.DataFrame({column: _describe(images[column]) for column in columns}).T
@@ -82,7 +82,7 @@ def density_by_age(images: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame of int
-        One row per age group and one column per density that occurs. Missing values are in a last row and column "unknown".
+        One row per age group and column per density that occurs; missing values are in a last row and column "unknown".
     """
     breasts = images.drop_duplicates("prediction_id")
     ages = pd.cut(breasts.age, AGE_EDGES, right=False, labels=AGE_GROUPS).astype(object).fillna(UNKNOWN)
@@ -105,7 +105,7 @@ def views_per_breast(images: pd.DataFrame) -> pd.DataFrame:
     -------
     DataFrame
         One row per combination, such as "CC + 2 MLO", the most common first: images (of such a breast), breasts, share,
-        duplicate (a view occurs more than once), one_view (only one kind of view), and positives if the table has labels.
+        duplicate (a view occurs more than once), one_view (only one kind of view), positives (if the table has labels).
     """
     views = images.view.fillna(UNKNOWN)
     breasts = views.sort_values().groupby(images.prediction_id, sort=False).agg("|".join).to_frame("views")
