@@ -1,1 +1,1 @@
-"""What runs are worth; report.html."""
+"""What runs are worth, with intervals, and report.html."""

@@ -17,29 +17,14 @@ from utils.tables.competition import read_images
 
 
 def demo_table(run_dirs: list[Path], submission_path: Path, competition_dir: Path) -> pd.DataFrame:
-    """Sum up the runs and the submission.
-
-    Parameters
-    ----------
-    run_dirs : list of Path
-        One per architecture.
-    submission_path : Path
-        Of submission.csv, made of all runs; probabilities.csv lies beside it.
-    competition_dir : Path
-        The phantom, whose hidden test labels are read here and nowhere else.
-
-    Returns
-    -------
-    DataFrame
-        Indexed by architecture, with a last row for the average that was submitted.
-    """
+    """Return AUC, pF1 and seconds by architecture; the last row is the submitted average, with hidden test scores."""
     rows = {run.name: _row(tune([run]), _seconds(run)) for run in run_dirs}
     rows["average"] = _row(tune(run_dirs), sum(_seconds(run) for run in run_dirs)) | _test_row(submission_path, competition_dir)
     return pd.DataFrame(rows).T.fillna("").rename_axis("architecture")
 
 
 def draw_overview(run_dirs: list[Path], tuned: Threshold, cache_dir: Path, competition_dir: Path, path: Path) -> None:
-    """Draw pictures, ROC and pF1 curves of the demo into one PNG."""
+    """Draw the demo's images, ROC curves and pF1 curves into one PNG."""
     curves = {run.name: oof_of_runs([run]) for run in run_dirs}
     average = tuned.out_of_fold(run_dirs)
     images = read_images(competition_dir, "train")
@@ -47,6 +32,7 @@ def draw_overview(run_dirs: list[Path], tuned: Threshold, cache_dir: Path, compe
 
 
 def _row(tuned: Threshold, seconds: float) -> dict[str, str]:
+    """Return the scores of a tuned threshold as text."""
     return {
         "AUC [95 %]": str(tuned.auc),
         "pF1 tuned": f"{tuned.pf1:.3f}",
@@ -56,6 +42,7 @@ def _row(tuned: Threshold, seconds: float) -> dict[str, str]:
 
 
 def _test_row(submission_path: Path, competition_dir: Path) -> dict[str, str]:
+    """Score submission.csv, and probabilities.csv in the same folder, on the phantom's hidden test labels."""
     _, labels = read_truth(competition_dir)
     ids = {"prediction_id": str}
     table = labels.merge(pd.read_csv(submission_path, dtype=ids), on="prediction_id", suffixes=("", "_decided"))
@@ -65,10 +52,12 @@ def _test_row(submission_path: Path, competition_dir: Path) -> dict[str, str]:
 
 
 def _seconds(run_dir: Path) -> float:
+    """Return a run's training time in seconds."""
     return float(read_history_table(run_dir / "history.csv").seconds.sum())
 
 
 def _main() -> None:
+    """Print the demo's table and where its outputs are, and draw its overview."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("demo_dir", type=Path, help="where make demo has put everything")
     demo_dir = parser.parse_args().demo_dir

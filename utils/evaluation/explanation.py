@@ -1,8 +1,8 @@
-"""Which parts of an image a network's logit rests on: Grad-CAM, and its way back to the stored picture.
+"""Grad-CAM maps of the image parts that a network's logit rests on, and their way back to the stored image.
 
-A map is a float32 array (image_height, image_width) in [0, 1] that lies on the cached picture; 1 is the image's strongest part,
-so two images' maps do not compare. A map of zeros says that nothing in the image speaks for cancer.
-`utils.evaluation.pointing` puts maps to the test where true boxes are known.
+A map is float32 of shape (image_height, image_width) in [0, 1], on the cached image. 1 is the strongest part of that
+image, so maps of different images are not comparable. A map of zeros means that nothing in the image speaks for cancer.
+`utils.evaluation.pointing` tests maps on images with true boxes.
 """
 
 from collections.abc import Iterable, Iterator
@@ -35,12 +35,12 @@ from utils.training.loading import Batch, make_loader
 Maps = dict[str, np.ndarray]  # by image_id
 
 KINDS = ("true positive", "false positive", "miss", "true negative")
-FINER = 1  # on the phantom at 160 x 96 the pointing game finds 0.85 of the boxes' images with 1, 0.40 with 0, 0.15 with 2
+FINER = 1  # share of hits in the pointing game on the phantom at 160 x 96: 0.85 with 1, 0.40 with 0, 0.15 with 2
 SHOWN_IMAGES = 3
 
 
 class ExplanationError(KitError):
-    """Images or a network that can't be explained; the message says what to do."""
+    """Images or a network that cannot be explained; the message says what to do."""
 
 
 def explain_run(
@@ -53,31 +53,9 @@ def explain_run(
 ) -> Maps:
     """Explain a run's out-of-fold predictions: each image by the network that never saw its patient.
 
-    Parameters
-    ----------
-    run_dir : path
-    images : DataFrame
-        The run's training table, whole: a breast is explained with all the images that it was predicted from.
-    cache_dir : path
-        The one that the run was trained on.
-    image_ids : iterable of str, optional
-        What to explain; by default everything.
-    device : device, optional
-        The CPU by default.
-    finer : int
-        As in `explain`.
-
-    Returns
-    -------
-    dict
-        Map of each image. Where ``max_views`` limits a breast's images, those that were not drawn have none.
-
-    Raises
-    ------
-    ExplanationError
-        If an image is not in the table or the cache, or its patient was not in the run.
-    utils.runs.config.TrainingError
-        If the run, or a fold that is needed, is not finished.
+    ``images`` is the complete training table, as a breast is explained with all images that it was predicted from. An
+    image that ``max_views`` left out has no map. Raise ExplanationError if an image is not in the table, the cache or
+    the run, and `utils.runs.config.TrainingError` if the run or a needed fold is unfinished.
     """
     config = Run(run_dir).config
     wanted = set(images.image_id if image_ids is None else image_ids)
@@ -86,7 +64,7 @@ def explain_run(
     maps = {}
     for fold in sorted(images.fold[images.image_id.isin(wanted)].unique().astype(int)):
         model, vocabulary = load_fold(config, Path(run_dir) / f"fold{fold}")
-        # The whole fold, as it was predicted: what is drawn of a breast depends on its number.
+        # The complete fold, so that each breast has all the images that it was predicted from.
         dataset = make_dataset(config, images[images.fold == fold], cache_dir, "train", vocabulary)
         device = device or torch.device("cpu")
         maps |= explain(model.to(device), dataset, config, device, wanted, finer)
@@ -101,50 +79,24 @@ def explain(
     image_ids: Iterable[str] | None = None,
     finer: int = FINER,
 ) -> Maps:
-    """Explain the logit of each item by Grad-CAM on late maps of its encoders.
+    """Explain the logit of each item by Grad-CAM on late maps of its encoders (Selvaraju et al., ICCV 2017).
 
-    An encoder's map is the sum of its feature maps, each weighted by the logit's mean gradient. Times the number of its cells,
-    it is in units of the logit, spread over the picture. So where a network has several encoders (``rnn``), their maps are
-    resized to the picture and added, and each counts for as much as it moves the logit. What speaks against cancer is then
-    set to zero. With ``test_time_flip`` the mirrored picture's map is added likewise.
+    An encoder's map is the sum of its feature maps, each weighted by the logit's mean gradient. Times its number of
+    cells, it is in units of the logit. Maps of several encoders (``rnn``) are resized to the image and added, so each
+    counts as much as it moves the logit. Evidence against cancer is then set to zero. ``test_time_flip`` adds the
+    mirrored image's map.
 
-    Parameters
-    ----------
-    model : Module
-        From `utils.networks.models.build_model` or `utils.training.folds.load_fold`, on ``device``.
-    dataset : ImageDataset
-        From `utils.training.folds.make_dataset`, without augmentation.
-    config : TrainConfig
-    device : device
-    image_ids : iterable of str, optional
-        Only items with one of these images are explained, but with all their images.
-    finer : int
-        How many times finer than an encoder's last maps, by factors of two: 0 takes the last maps, as the paper does, whose
-        cells of mostly 32 x 32 pixels are larger than a small lesion; 1 those before the last halving. In ViT all cells have
-        the same size.
+    Cells are ``2 ** finer`` times smaller than those of the last maps. 0 takes the last maps, as the paper does, but
+    their cells of mostly 32 x 32 pixels are larger than a small lesion. In a ViT all cells have the same size.
 
-    Returns
-    -------
-    dict
-        Map of each image of those items.
-
-    Raises
-    ------
-    ExplanationError
-        If an encoder gives neither maps nor tokens, or has none so fine.
-
-    Notes
-    -----
-    In float32 whatever the configuration says, since gradients vanish in half precision. It takes a training step's memory.
-
-    References
-    ----------
-    Selvaraju et al., Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization, ICCV 2017.
+    Items with one of ``image_ids`` are explained with all their images. Raise ExplanationError if an encoder has no
+    maps or tokens, or none so fine. It runs in float32, as gradients vanish in half precision, and needs a training
+    step's memory.
     """
     model.eval()
     for module in model.modules():
         if isinstance(module, nn.RNNBase):
-            module.train()  # cuDNN has no gradient of recurrent cells in eval mode; without dropout the two modes are the same
+            module.train()  # cuDNN has no gradient of recurrent cells in eval mode; without dropout the modes agree
     maps = {}
     items = _items_with(dataset, image_ids)
     for batch in make_loader(Subset(dataset, items), config.micro_batch_size or config.batch_size):
@@ -155,13 +107,7 @@ def explain(
 
 
 def check_network(config: TrainConfig, finer: int = FINER) -> None:
-    """Check that a configuration's network can be explained, by its shapes alone: within a second, without weights.
-
-    Raises
-    ------
-    ExplanationError
-        As `explain` does.
-    """
+    """Check by shapes alone that a network can be explained, within a second; raise ExplanationError if not."""
     names = config.model.encoders if config.model.architecture == "rnn" else (config.model.architecture,)
     size = config.model.image_height, config.model.image_width
     with torch.device("meta"):
@@ -169,7 +115,7 @@ def check_network(config: TrainConfig, finer: int = FINER) -> None:
         for name in names:
             try:
                 encoder = build_encoder(name, *size).eval()
-            except RuntimeError:  # it computes while it is built, and is not built a second time for this
+            except RuntimeError:  # its constructor computes with values, which meta tensors lack
                 continue
             layer = _layer(encoder, finer)
             with _kept_outputs({encoder: layer}) as outputs:
@@ -178,19 +124,9 @@ def check_network(config: TrainConfig, finer: int = FINER) -> None:
 
 
 def to_source_map(heat: np.ndarray, row: pd.Series, settings: CacheSettings) -> np.ndarray:
-    """Carry a map from the cached picture back to the stored one, as `utils.images.boxes.to_source` does boxes.
+    """Map heat from the cached image to the stored one, as `utils.images.boxes.to_source` does boxes.
 
-    Parameters
-    ----------
-    heat : ndarray of shape (image_height, image_width), float32
-    row : Series
-        The image's row of the manifest.
-    settings : CacheSettings
-
-    Returns
-    -------
-    ndarray of shape (source_height, source_width), float32
-        Zero outside the crop.
+    ``row`` is the image's row of the manifest. Return float32 (source_height, source_width), zero outside the crop.
     """
     top, left, bottom, right = (int(float(row[name])) for name in CROP)
     height, width = fitted_size((bottom - top, right - left), settings.image_height, settings.image_width)
@@ -204,22 +140,9 @@ def to_source_map(heat: np.ndarray, row: pd.Series, settings: CacheSettings) -> 
 
 
 def choose_examples(breasts: pd.DataFrame, images: pd.DataFrame, threshold: float, count: int = 4) -> pd.DataFrame:
-    """Choose images worth a look: of each kind of right and wrong decision those that the run was surest of.
+    """Choose the ``count`` surest breasts of each kind of decision, each by its first image, CC before MLO.
 
-    Parameters
-    ----------
-    breasts : DataFrame
-        One row per breast with prediction_id, cancer and probability, as from `utils.runs.oof.oof_of_runs`.
-    images : DataFrame
-        The training table.
-    threshold : float
-    count : int
-        Breasts of each kind; each is shown by its first image, CC before MLO.
-
-    Returns
-    -------
-    DataFrame
-        Rows of ``images``, kind by kind in the order of `KINDS`, with the columns kind and probability.
+    Return rows of ``images`` with the columns kind and probability, in the order of `KINDS`.
     """
     decided = decide(breasts.probability, threshold) == 1
     kinds = np.select([decided & (breasts.cancer == 1), decided, breasts.cancer == 1], KINDS[:3], KINDS[3])
@@ -235,7 +158,7 @@ def choose_examples(breasts: pd.DataFrame, images: pd.DataFrame, threshold: floa
 
 
 def _heats(model: nn.Module, batch: Batch, config: TrainConfig, device: torch.device, finer: int) -> np.ndarray:
-    """Maps of a batch's pictures: (N, H, W), float32 in [0, 1]."""
+    """Return the maps of a batch's images: (N, H, W), float32 in [0, 1]."""
     images = batch["images"].to(device)
     evidence = _evidence(model, batch, images, finer)
     if config.test_time_flip:
@@ -249,23 +172,23 @@ class _Layer(NamedTuple):
     """A layer whose output is explained."""
 
     module: nn.Module
-    stride: int  # pixels to a cell's side
-    channels: int  # 0 where they are not known
+    stride: int  # side of a cell, px
+    channels: int  # 0 if unknown
 
 
 def _evidence(model: nn.Module, batch: Batch, images: torch.Tensor, finer: int) -> torch.Tensor:
-    """What each part of a picture adds to its item's logit, by Grad-CAM of all encoders: (N, H, W)."""
-    images = images.float().requires_grad_()  # so that there is a way back from the logit where an encoder's weights are frozen
+    """Return what each part of an image adds to its item's logit, by Grad-CAM of all encoders: (N, H, W)."""
+    images = images.float().requires_grad_()  # so that gradients exist even if an encoder's weights are frozen
     layers = {encoder: _layer(encoder, finer) for encoder in model.modules() if isinstance(encoder, Encoder)}
     with _kept_outputs(layers) as outputs:
-        logit = forward(model, batch, images.device, images).logit  # items do not depend on each other, so one pass serves all
+        logit = forward(model, batch, images.device, images).logit  # items are independent, so one pass serves all
     evidence = torch.zeros(len(images), 1, *images.shape[2:], device=images.device)
     for encoder, layer in layers.items():
         maps = _as_maps(outputs.get(encoder), encoder, layer, images)  # (N, C, h, w)
         (gradient,) = torch.autograd.grad(logit.sum(), outputs[encoder], retain_graph=True)
         gradient = _as_maps(gradient, encoder, layer, images)
         if outputs[encoder].ndim == 3 and not gradient.any():
-            _refuse(encoder)  # a class token alone is pooled, and holds no place
+            _refuse(encoder)  # only the class token is pooled, and it has no place in the image
         cam = (gradient.mean(dim=(2, 3), keepdim=True) * maps.detach()).sum(dim=1, keepdim=True)  # (N, 1, h, w)
         cells = cam.shape[2] * cam.shape[3]
         evidence += nn.functional.interpolate(cam * cells, tuple(images.shape[2:]), mode="bilinear")
@@ -274,7 +197,7 @@ def _evidence(model: nn.Module, batch: Batch, images: torch.Tensor, finer: int) 
 
 @contextmanager
 def _kept_outputs(layers: dict[Encoder, _Layer]) -> Iterator[dict[Encoder, torch.Tensor]]:
-    """Keep what the explained layers give while their networks run."""
+    """Keep the outputs of the explained layers while their networks run."""
     outputs: dict[Encoder, torch.Tensor] = {}
     with ExitStack() as hooks:
         for encoder, layer in layers.items():
@@ -283,7 +206,7 @@ def _kept_outputs(layers: dict[Encoder, _Layer]) -> Iterator[dict[Encoder, torch
 
 
 def _keep(outputs: dict, encoder: Encoder, module: nn.Module, inputs: tuple, output: object) -> torch.Tensor | None:
-    """Keep what a layer gives; the network continues with a copy, since later layers may change it in place."""
+    """Keep a layer's output; the network continues with a copy, since later layers may change it in place."""
     if isinstance(output, torch.Tensor):
         outputs[encoder] = output
         return output.clone()
@@ -293,10 +216,10 @@ def _keep(outputs: dict, encoder: Encoder, module: nn.Module, inputs: tuple, out
 
 
 def _layer(encoder: Encoder, finer: int) -> _Layer:
-    """Find the layer of an encoder whose output is explained.
+    """Find the layer whose cells are ``2 ** finer`` times smaller than the last maps'; 0 gives the encoder itself.
 
-    Its cells are ``2 ** finer`` times smaller than those of the last maps; 0 gives the encoder itself. If all layers have
-    cells of one size (ViT), it is the last but one: after the last, the logit may rest on the class token alone.
+    If all layers have cells of one size (ViT), it is the last but one: after the last, the logit may rest on the class
+    token alone.
     """
     layers = _layers(encoder.backbone)
     strides = {layer.stride for layer in layers}
@@ -314,7 +237,7 @@ def _layer(encoder: Encoder, finer: int) -> _Layer:
 
 
 def _layers(backbone: nn.Module) -> list[_Layer]:
-    """List the layers that give maps, from the first to the last."""
+    """List the layers that give maps, from first to last."""
     if isinstance(backbone, PlainCnn):
         numbered = enumerate(zip(backbone.blocks, CNN_CHANNELS, strict=True), start=1)
         return [_Layer(block, 2**number, channels) for number, (block, channels) in numbered]
@@ -324,14 +247,14 @@ def _layers(backbone: nn.Module) -> list[_Layer]:
 
 
 def _as_maps(values: torch.Tensor | None, encoder: Encoder, layer: _Layer, images: torch.Tensor) -> torch.Tensor:
-    """Give a layer's output as maps (N, C, h, w), if it has maps, maps with channels last (Swin), or tokens (ViT)."""
+    """Return a layer's output as maps (N, C, h, w); it may be maps, maps with channels last (Swin), or tokens (ViT)."""
     if values is None:
         _refuse(encoder)
     if values.ndim == 4:
         says_last = getattr(encoder.backbone, "output_fmt", "NCHW") == "NHWC"
         shows_last = values.shape[3] == layer.channels != values.shape[1]
         return values.permute(0, 3, 1, 2) if says_last or shows_last else values  # (N, h, w, C) -> (N, C, h, w)
-    # Only timm's ViTs say how many class and register tokens come before those of the picture, which are in order, row by row.
+    # Only timm's ViTs state how many class and register tokens precede the image's tokens, which follow row by row.
     others = getattr(encoder.backbone, "num_prefix_tokens", None)
     height, width = (side // layer.stride for side in images.shape[2:])
     if values.ndim != 3 or others is None or values.shape[1] - height * width not in (0, others):
@@ -341,6 +264,7 @@ def _as_maps(values: torch.Tensor | None, encoder: Encoder, layer: _Layer, image
 
 
 def _refuse(encoder: Encoder) -> NoReturn:
+    """Raise ExplanationError for a network that Grad-CAM cannot explain."""
     raise ExplanationError(
         f"{type(encoder.backbone).__name__} gives neither maps nor a token for each part of the picture, which Grad-CAM needs:"
         " explain another network, such as maxvit_nano_rw_256."
@@ -348,7 +272,7 @@ def _refuse(encoder: Encoder) -> NoReturn:
 
 
 def _items_with(dataset: ImageDataset, image_ids: Iterable[str] | None) -> list[int]:
-    """Numbers of the items that read one of the images."""
+    """Return the indices of the items that read one of the images."""
     if image_ids is None:
         return list(range(len(dataset)))
     wanted = dataset.images.image_id.isin(set(image_ids)).to_numpy()
@@ -356,11 +280,12 @@ def _items_with(dataset: ImageDataset, image_ids: Iterable[str] | None) -> list[
 
 
 def _folds_of(run_dir: str | Path, images: pd.DataFrame) -> pd.Series:
+    """Return each image's fold in the run."""
     return Run(run_dir).fold_of(images.patient_id)
 
 
 def _check_images(wanted: set[str], images: pd.DataFrame, manifest: pd.DataFrame, cache_dir: str | Path) -> None:
-    """Refuse images that can't be explained out of fold from this cache."""
+    """Raise ExplanationError if an image cannot be explained out of fold from this cache."""
     cached = set(manifest.image_id[manifest.error == ""])
     reasons = {
         "are not in the training table: take them from its column image_id": set(images.image_id),

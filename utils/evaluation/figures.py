@@ -18,13 +18,13 @@ from utils.images.figures import finished
 from utils.images.settings import CacheSettings
 from utils.tables.competition import image_paths
 
-TALLEST = 600  # px of a shown image
-LEAST_SHOWN = 0.5  # of a map's maximum: below it the image is left as it is
+TALLEST = 600  # px; height of a shown image, at most
+LEAST_SHOWN = 0.5  # share of a map's maximum; nothing is drawn below it
 DENSEST = 0.55  # opacity where a map is strongest, so that the tissue still shows through
 DPI = 80
 COLUMN_WIDTH, TITLE_HEIGHT = 2.4, 0.6  # inches
-TALLEST_SHAPE = 1.25  # height over width of the room for a picture
-HEAT = LinearSegmentedColormap.from_list("heat", ["#e69f00", "#ffe34d"])  # orange to yellow: apart from grey to every eye
+TALLEST_SHAPE = 1.25  # height over width of an axis, at most
+HEAT = LinearSegmentedColormap.from_list("heat", ["#e69f00", "#ffe34d"])  # orange to yellow; nobody takes it for grey
 BOX_COLOUR, MARK_COLOUR = "#56b4e9", "#f0a3cc"  # sky blue; pink
 CAPTION = (
     "Orange to yellow: where Grad-CAM is {least:.0%} to 100% of the image's strongest; not comparable between images."
@@ -41,25 +41,9 @@ def show_explanations(
     boxes: pd.DataFrame | None = None,
     split: str = "train",
 ) -> plt.Figure:
-    """Show maps on the original images, a row for each kind of decision.
+    """Show maps on the original images, one row per kind of decision; an image without a map is shown bare.
 
-    Parameters
-    ----------
-    examples : DataFrame
-        From `utils.evaluation.explanation.choose_examples`.
-    maps : dict
-        From `utils.evaluation.explanation.explain_run`; an image without one is shown bare.
-    competition_dir, cache_dir : path
-    settings : CacheSettings
-        Of the cache.
-    boxes : DataFrame, optional
-        From `utils.tables.boxes.read_boxes`: true findings, which are outlined. A column ``predicted`` tells a run's own boxes,
-        which are dashed.
-    split : {"train", "test"}
-
-    Returns
-    -------
-    Figure
+    ``boxes`` are outlined, those with a true ``predicted`` dashed.
     """
     manifest = read_manifest(cache_dir, split, settings).set_index("image_id")
     paths = dict(zip(examples.image_id, image_paths(examples, competition_dir, split), strict=True))
@@ -97,21 +81,11 @@ def draw_overlay(
 ) -> None:
     """Draw an image, the strong parts of its map over it, and its boxes.
 
-    Parameters
-    ----------
-    axis : Axes
-    picture : ndarray of shape (h, w), float32 in [0, 1]
-        From `read_original`: the stored picture, or a smaller copy.
-    stored_shape : tuple
-        Height and width of the stored picture.
-    heat : ndarray of shape (stored height, stored width), float32 in [0, 1], optional
-        From `utils.evaluation.explanation.to_source_map`.
-    boxes : DataFrame, optional
-        Corners in pixels of the stored picture, and ``predicted`` where they are not all true.
+    ``picture`` is from `read_original`. ``heat`` and ``boxes`` are on the stored image, whose size is ``stored_shape``.
     """
     axis.imshow(picture, cmap="gray", vmin=0, vmax=1)
-    axis.autoscale(False)  # a predicted box may reach out of the picture
-    # Pixel i of a shown picture reaches from i - 0.5 to i + 0.5.
+    axis.autoscale(False)  # a predicted box may reach out of the image
+    # Pixel i of a shown image reaches from i - 0.5 to i + 0.5.
     down, across = picture.shape[0] / stored_shape[0], picture.shape[1] / stored_shape[1]
     if heat is not None:
         small = cv2.resize(heat, picture.shape[::-1], interpolation=cv2.INTER_AREA)
@@ -129,18 +103,9 @@ def draw_overlay(
 
 
 def read_original(path: str | Path, tallest: int = TALLEST) -> np.ndarray:
-    """Read an image as a person would see it, in its own orientation, at most so many pixels tall.
+    """Read an image windowed, in its own orientation, at most ``tallest`` pixels tall: (h, w), float32 in [0, 1].
 
-    Of a JPEG 2000 file only the resolution that this needs is decoded.
-
-    Returns
-    -------
-    ndarray of shape (h, w), float32 in [0, 1]
-
-    Raises
-    ------
-    utils.dicom.file.DicomError
-        If the file can't be read.
+    A JPEG 2000 file is decoded only to the resolution that this needs. Raise `utils.dicom.file.DicomError` if it fails.
     """
     with open_dicom(path) as file:
         discard = 0
@@ -153,6 +118,7 @@ def read_original(path: str | Path, tallest: int = TALLEST) -> np.ndarray:
 
 
 def _title(row, heat: np.ndarray | None) -> str:
+    """Return kind, laterality, view, label and probability of an image, and why it shows no map."""
     label = "cancer" if row.cancer else "no cancer"
     empty = "\nno map" if heat is None else "" if heat.any() else "\nnothing speaks for cancer"
     return f"{row.kind}: {row.laterality} {row.view}\n{label}, probability {row.probability:.2f}{empty}"

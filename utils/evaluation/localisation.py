@@ -17,32 +17,16 @@ from utils.images.cache import read_manifest
 from utils.runs.config import TrainConfig
 from utils.runs.run import Run
 
-AT_ONCE = 64  # images whose maps are in memory together
+AT_ONCE = 64  # images whose maps are in memory at the same time
 FOUND, MISSED = "found", "missed"
 
 
 @dataclass(frozen=True)
 class BoxedImages:
-    """Images with true boxes that a run predicted out of fold, of which some are drawn to be measured on.
+    """Images with true boxes that a run predicted out of fold; made by `draw_boxed_images`.
 
-    Make it with `draw_boxed_images`.
-
-    Parameters
-    ----------
-    run_dir : Path
-    config : TrainConfig
-        The run's.
-    cache_dir : Path
-    images : DataFrame
-        Rows of the train table whose pictures are in the cache.
-    manifest : DataFrame
-        The cache's rows.
-    boxes : DataFrame
-        True boxes in shares of the cached pictures' sides, of all images that the run predicted.
-    predicted : list of str
-        Ids of the images that the run predicted.
-    drawn : list of str
-        Ids of the images with boxes that are measured on.
+    ``boxes`` are those of all images that the run predicted, in shares of the cached images' sides. ``predicted`` are
+    the ids of these images. ``drawn`` are the ids of the images with boxes that are measured on.
     """
 
     run_dir: Path
@@ -56,41 +40,30 @@ class BoxedImages:
 
     @property
     def description(self) -> str:
-        """How many images are measured on, and of how many they were drawn."""
+        """Return how many predicted images have boxes, and how many of those are measured on."""
         count = self.boxes.image_id.nunique()
         chosen = "all" if len(self.drawn) == count else f"{len(self.drawn)} drawn at random"
         return f"Images with boxes: {count:,} of {len(self.predicted):,}; measured on {chosen}."
 
     @cached_property
     def patients(self) -> pd.Series:
-        """patient_id by image_id."""
+        """Return patient_id by image_id."""
         return self.images.set_index("image_id").patient_id
 
     @cached_property
     def landmarks(self) -> dict[str, Landmarks]:
-        """Places in the drawn images that need no network."""
+        """Return the places in the drawn images that need no network."""
         return read_landmarks(tqdm(self.drawn, "Reading pictures", unit=" images", mininterval=1), self.cache_dir)
 
     def point(self) -> pd.DataFrame:
-        """Play the pointing game with the maps of the networks that never saw the patients.
-
-        Returns
-        -------
-        DataFrame
-            From `utils.evaluation.pointing.play_pointing_game`, in the order of ``drawn``.
-
-        Raises
-        ------
-        utils.evaluation.explanation.ExplanationError
-            If the network has no maps.
-        """
+        """Play the pointing game with out-of-fold maps, in the order of ``drawn``; raise ExplanationError without maps."""
         places = self._places()
         order = [name for name in self.drawn if name in places]  # max_views may leave images out
         boxes = self.boxes[self.boxes.image_id.isin(order)]
         return play_pointing_game(places, self.landmarks, boxes, self.patients).loc[order]
 
     def _places(self) -> dict[str, Place | None]:
-        """Strongest place of each drawn image's map; images of one fold and breast are explained together."""
+        """Return the strongest place of each drawn image's map; a breast's images are explained together."""
         rows = self.images[self.images.image_id.isin(self.drawn)]
         folds = self._folds.loc[rows.image_id].to_numpy()
         ordered = rows.assign(fold=folds).sort_values(["fold", "prediction_id", "image_id"]).image_id.tolist()
@@ -104,20 +77,9 @@ class BoxedImages:
         return places
 
     def measure_marks(self) -> pd.DataFrame:
-        """Compare the boxes that the run predicted with the true ones.
+        """Compare the boxes that the run predicted with the true ones; raise TrainingError if they are unreadable.
 
-        Of the images without a box the same share is drawn as of those with one, so that false marks are counted as often as
-        they are.
-
-        Returns
-        -------
-        DataFrame
-            From `utils.evaluation.marks.measure_marks`.
-
-        Raises
-        ------
-        utils.runs.config.TrainingError
-            If the run's boxes can't be read.
+        Images without a box are drawn at the same rate as those with one, so false marks count as often as they occur.
         """
         marks = to_picture(Run(self.run_dir).marks(), self.manifest, self.config.preprocessing, cut=False)
         without = marks[marks.image_id.isin(self.predicted) & ~marks.image_id.isin(self.boxes.image_id)]
@@ -128,56 +90,25 @@ class BoxedImages:
         return measure_marks(sampled, boxes, self.landmarks, self.patients, sizes)
 
     def examples(self, hits: pd.DataFrame, count: int) -> pd.DataFrame:
-        """Take the first images whose map points into a true box, and the first ones whose map does not.
-
-        Parameters
-        ----------
-        hits : DataFrame
-            From `point`.
-        count : int
-            Of each kind.
-
-        Returns
-        -------
-        DataFrame
-            Rows of the train table with ``kind``, `FOUND` or `MISSED`.
-        """
+        """Return the first ``count`` images whose map points into a true box, and the first whose map does not."""
         kinds = {FOUND: hits.index[hits[OWN] == 1], MISSED: hits.index[hits[OWN] == 0]}
         rows = self.images.set_index("image_id", drop=False)
         return pd.concat([rows.loc[names[:count]].assign(kind=kind) for kind, names in kinds.items()], ignore_index=True)
 
     @cached_property
     def _folds(self) -> pd.Series:
-        """Fold by image_id."""
+        """Return the fold by image_id."""
         return Run(self.run_dir).fold_of(self.patients)
 
 
 def draw_boxed_images(
     run_dir: Path, images: pd.DataFrame, cache_dir: Path, boxes: pd.DataFrame, most: int, seed: int = 0
 ) -> BoxedImages | None:
-    """Draw images with true boxes that a run is measured on.
+    """Draw up to ``most`` images with true boxes to measure a run on, whatever the order of the boxes.
 
-    Parameters
-    ----------
-    run_dir : Path
-    images : DataFrame
-        Rows of the train table whose pictures are in the cache.
-    cache_dir : Path
-    boxes : DataFrame
-        From `utils.tables.boxes.read_boxes`.
-    most : int
-        Images that are drawn, at most: the same ones for the same seed, in whatever order the boxes are.
-    seed : int
-
-    Returns
-    -------
-    BoxedImages or None
-        None if no image that the run predicted has a box in its picture, or ``most`` is 0.
-
-    Raises
-    ------
-    utils.runs.config.TrainingError, utils.runs.leaks.LeakError
-        If the run's tables can't be read, or its predictions are not out of fold.
+    Return None if no predicted image has a box in its cached image, or ``most`` is 0. Raise
+    `utils.runs.config.TrainingError` if the run's tables are unreadable, and `utils.runs.leaks.LeakError` if its
+    predictions are not out of fold.
     """
     config = Run(run_dir).config
     manifest = read_manifest(cache_dir, "train", config.preprocessing)

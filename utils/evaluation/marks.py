@@ -1,7 +1,6 @@
-"""How well one predicted box an image finds the true ones, next to boxes that need no network.
+"""How well one predicted box per image (a mark) finds the true boxes, next to marks that need no network.
 
-A mark is a predicted box. Marks and true boxes are in shares of the cached picture's sides here, so that a mark can be laid on
-another image.
+Marks and true boxes are in shares of the cached image's sides, so a mark can be placed on another image.
 """
 
 import numpy as np
@@ -30,31 +29,16 @@ def measure_marks(
 ) -> pd.DataFrame:
     """Compare a run's mark on each image, and marks that need no network, with the true boxes.
 
-    Parameters
-    ----------
-    marks : DataFrame
-        image_id, fold and corners, one row an image, with true boxes or without: a run's, out of fold.
-    boxes : DataFrame
-        image_id and corners of all true boxes of these images.
-    landmarks : dict
-        From `utils.evaluation.pointing.read_landmarks`, of the images that have true boxes.
-    patients : Series
-        patient_id by image_id.
-    sizes : dict
-        From `median_sizes`.
-
-    Returns
-    -------
-    DataFrame
-        One row for each image and kind of mark: image_id, patient_id, kind; ``boxes``, the number of true ones; ``overlap``,
-        the intersection over union with the true box that the mark overlaps most; ``hits``, how many true boxes hold its
-        centre; ``false``, 1 if none does. Where a kind stands for several marks of an image, their means.
+    ``marks`` has one out-of-fold row per image, with or without true boxes: image_id, fold and corners. Return one row
+    per image and kind of mark, the mean if a kind has several marks: ``boxes`` is the number of true boxes, ``overlap``
+    the highest IoU with one of them, ``hits`` the number of true boxes around the mark's centre, ``false`` 1 if there
+    is none.
     """
     true, placed = by_image(boxes), marks[CORNERS].to_numpy(dtype=float)
     owners, has_box = patients.loc[marks.image_id].to_numpy(), marks.image_id.isin(list(true)).to_numpy()
     rows = []
     for number, (name, fold) in enumerate(zip(marks.image_id, marks.fold, strict=True)):
-        kinds = dict.fromkeys(KINDS, placed[[number]])  # without a true box every mark is a false one
+        kinds = dict.fromkeys(KINDS, placed[[number]])  # without a true box every mark is false
         if name in true:
             found, size = landmarks[name], sizes[fold]
             kinds[OTHERS] = placed[has_box & (owners != owners[number])]
@@ -67,15 +51,7 @@ def measure_marks(
 
 
 def median_sizes(boxes: pd.DataFrame, folds: pd.Series) -> dict[int, np.ndarray]:
-    """Give, for each fold, the median width and height of the true boxes of the other folds; of all if those have none.
-
-    Parameters
-    ----------
-    boxes : DataFrame
-        image_id and corners.
-    folds : Series
-        fold by image_id.
-    """
+    """Return, by fold, the median width and height of the other folds' true boxes; of all boxes if they have none."""
     sides = boxes[CORNERS[2:]].to_numpy() - boxes[CORNERS[:2]].to_numpy()
     held_out = folds.reindex(boxes.image_id).to_numpy()
     others = {fold: sides[held_out != fold] for fold in folds.unique()}
@@ -83,21 +59,10 @@ def median_sizes(boxes: pd.DataFrame, folds: pd.Series) -> dict[int, np.ndarray]
 
 
 def marks_table(measured: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Set a run's marks next to each kind that needs no network.
+    """Compare a run's marks with each kind that needs no network: an `Interval` each, and the run's minus it as text.
 
-    Parameters
-    ----------
-    measured : DataFrame
-        From `measure_marks`.
-    seed : int
-        Of the bootstrap over patients.
-
-    Returns
-    -------
-    DataFrame
-        One row for each kind of mark. ``mean IoU`` is over images with a box; ``hit rate`` is the share of true boxes that
-        hold the centre of a mark; ``false marks`` are those an image, with a box or without, whose centre lies in none. Each
-        as an `Interval`, with the run's minus it as text.
+    Mean IoU is over images with a box. Hit rate is the share of true boxes around the centre of a mark. False marks are
+    those, per image with or without a box, whose centre is in no true box.
     """
     images = measured.drop_duplicates("image_id").set_index("image_id")
     bootstrap = PatientBootstrap(images.patient_id, seed=seed)
@@ -107,7 +72,7 @@ def marks_table(measured: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     for measure, title in titles.items():
         wide = measured.pivot(index="image_id", columns="kind", values=measure).loc[images.index]
         for kind in KINDS:
-            tried = trials[measure] * wide[kind].notna()  # no other patient's mark may be there
+            tried = trials[measure] * wide[kind].notna()  # there may be no mark of another patient
             value = bootstrap.ratio if measure == "overlap" else bootstrap.share
             rows[kind][f"{title} [95 %]"] = value(wide[kind].fillna(0), tried)
             difference = bootstrap.ratio((wide[OWN] - wide[kind]).fillna(0), tried)
@@ -116,13 +81,13 @@ def marks_table(measured: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
 
 def _around(centres: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Boxes of one size around n points: (n, 4)."""
+    """Return boxes of one size around n points: (n, 4)."""
     centres = np.asarray(centres, dtype=float)
     return np.concatenate([centres - size / 2, centres + size / 2], axis=1)
 
 
 def _compare(marks: np.ndarray, corners: np.ndarray) -> tuple[float, float, float]:
-    """Overlap, hits and false marks of m marks (m, 4) on an image with k true boxes (k, 4): means over the marks."""
+    """Return mean overlap, hits and false marks of m marks (m, 4) on an image with k true boxes (k, 4)."""
     if not len(marks):
         return np.nan, np.nan, np.nan
     if not len(corners):

@@ -1,4 +1,4 @@
-"""What a report is about: runs, their out-of-fold breasts, the table that they were trained on, and its pictures."""
+"""What a report is made from: runs, their out-of-fold breasts, their training table, and its cached images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,21 +18,21 @@ from utils.metrics.intervals import PatientBootstrap
 from utils.runs.oof import PredictionError, name_runs, oof_of_runs
 from utils.runs.run import Run
 
-SUSPICIOUS_AUC = 0.6  # of the number of images; on the real set it is near chance
+SUSPICIOUS_AUC = 0.6  # AUC of the number of images per breast; near chance on the real set
 
 
 @dataclass(frozen=True)
 class Material:
-    """Everything that a report is made from.
+    """Everything that a report is made from; `gather` makes it.
 
     Parameters
     ----------
     runs : dict
         Name to run folder.
     inputs : Inputs
-        Of the first run's pictures.
+        Data and cache of the first run.
     cache_dir : Path or None
-        One for all runs; None for each run's default.
+        Cache of all runs; None for each run's default.
     images : DataFrame
         The train table.
     tuned : Threshold
@@ -40,9 +40,10 @@ class Material:
     curves : dict
         Name to out-of-fold breasts of each run, uncalibrated.
     breasts : DataFrame
-        Of the runs' average: calibrated, with the traits of `utils.evaluation.subgroups.with_traits`.
+        Out-of-fold breasts of the runs' average, calibrated, with the traits of
+        `utils.evaluation.subgroups.with_traits`.
     decisions : ndarray of shape (len(breasts),)
-        Each fold decided with the others' threshold.
+        Each fold decided with the threshold of the other folds.
     boxes : DataFrame or None
         True boxes, from `utils.images.inputs.Inputs.boxes`.
     """
@@ -59,19 +60,25 @@ class Material:
 
     @property
     def title(self) -> str:
-        """The run's name, or that it is an average."""
+        """Return the run's name, or "the average of n runs"."""
         return next(iter(self.runs)) if len(self.runs) == 1 else f"the average of {len(self.runs)} runs"
 
     @property
     def subtitle(self) -> str:
-        """What the report rests on."""
+        """Return one line on what the report rests on."""
         count = f"{len(self.breasts):,} breasts, {self.breasts.cancer.sum():,} with cancer"
         kind = "PHANTOM: synthetic pictures, no patient. " if self.inputs.is_phantom else ""
         how = ", one random image of each breast" if self.tuned.one_image else ""
         return f"{kind}Out-of-fold predictions of {self.title}: {count}{how}. Not a medical device."
 
     def headline(self, sources: pd.DataFrame) -> pd.DataFrame:
-        """The figures that count, as text with intervals; ``sources`` is from `utils.evaluation.subgroups.sources_of_auc`."""
+        """Return the main figures as text with intervals.
+
+        Parameters
+        ----------
+        sources : DataFrame
+            From `utils.evaluation.subgroups.sources_of_auc`.
+        """
         metadata = sources.index[sources.index.str.startswith("metadata")][0]
         precision = PatientBootstrap(self.breasts.patient_id).average_precision(self.breasts.cancer, self.breasts.probability)
         rows = {
@@ -87,13 +94,13 @@ class Material:
 
     @property
     def _worth(self) -> str:
-        """What the nested pF1 is an estimate of."""
+        """Return what the nested pF1 is an estimate of."""
         if any(Run(run).config.keep_epoch == "best_auc" for run in self.runs.values()):
             return "of new patients; a little too good: epochs were chosen on these breasts (keep_epoch best_auc)"
         return "an honest estimate for new patients"
 
     def notes(self, sources: pd.DataFrame) -> list[str]:
-        """What a reader must know before any figure: traps in the data, and what the figures do not show."""
+        """Return what a reader must know before any figure: traps in the data, and what the figures do not show."""
         found = []
         auc = sources.loc["images per breast", "AUC [95 %]"]
         if auc.low > SUSPICIOUS_AUC and not self.tuned.one_image:
@@ -112,21 +119,21 @@ class Material:
         return found
 
     def cache_of(self, run: Path) -> Path:
-        """Cache of a run's pictures."""
+        """Return the cache folder of a run."""
         return self.cache_dir or default_cache_dir(self.inputs.competition_dir, Run(run).config.preprocessing)
 
     def manifest_of(self, run: Path) -> pd.DataFrame:
-        """Rows of a run's cached pictures; empty where there is no cache."""
+        """Return the manifest of a run's cached images; empty if there is no cache."""
         return read_manifest(self.cache_of(run), "train", Run(run).config.preprocessing)
 
     def readable_images(self, run: Path) -> pd.DataFrame:
-        """Rows of the train table whose pictures are in a run's cache: what it was trained on."""
+        """Return the rows of the train table whose images are in a run's cache: what it was trained on."""
         cache, readable = self.cache_of(run), set(self.manifest_of(run).query("error == ''").image_id)
         kept = [name in readable and picture_path(cache, "train", name).is_file() for name in self.images.image_id]
         return self.images[kept]
 
     def has_pictures(self, run: Path) -> bool:
-        """Whether the cache holds pictures of all the breasts that the run predicted."""
+        """True if the cache has images of all the breasts in the report."""
         return set(self.breasts.prediction_id) <= set(self.readable_images(run).prediction_id)
 
 
@@ -139,30 +146,25 @@ def gather(
     smoke_test: bool = False,
     boxes_path: str = "",
 ) -> Material:
-    """Find threshold and data of runs, and check that they belong together.
+    """Find the threshold and data of runs, and check that they belong together.
 
     Parameters
     ----------
     runs : sequence of Path
         Folders; see `utils.training.example_run.find_or_train_runs`.
     threshold_path, competition_dir, cache_dir : str
-        As the notebooks' parameters; empty to look for them.
+        The notebooks' parameters; empty to look for them.
     one_image : bool
         Count one random image of each breast.
-    smoke_test : bool
     boxes_path : str
-        CSV of true boxes; empty for boxes.csv of the competition's folder, where it has one.
-
-    Returns
-    -------
-    Material
+        CSV of true boxes; empty for boxes.csv of the competition's folder, if it has one.
 
     Raises
     ------
     PredictionError
-        If train.csv does not have their breasts with their labels.
+        If train.csv lacks some of the runs' breasts or labels them differently.
     utils.tables.competition.TableError
-        If the boxes can't be read.
+        If the boxes are unreadable.
     """
     tuned = find_threshold(runs, threshold_path)
     if one_image and not tuned.one_image:
@@ -185,6 +187,7 @@ def gather(
 
 
 def _check_same_data(breasts: pd.DataFrame, images: pd.DataFrame, competition_dir: Path) -> None:
+    """Raise PredictionError if train.csv lacks a breast or labels it differently."""
     labels = breasts.prediction_id.map(images.drop_duplicates("prediction_id").set_index("prediction_id").cancer)
     differing = breasts.prediction_id[labels.to_numpy() != breasts.cancer.to_numpy()].tolist()
     if differing:

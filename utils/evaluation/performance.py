@@ -1,4 +1,4 @@
-"""What a run is worth, with intervals: the paper's figures and those of screening."""
+"""What a run is worth, with intervals: the paper's figures and those of screening programmes."""
 
 from pathlib import Path
 
@@ -12,9 +12,9 @@ from utils.runs.run import Run
 
 
 def performance(breasts: pd.DataFrame, decisions: np.ndarray, seed: int = 0) -> dict[str, Interval]:
-    """Compute the paper's figures with 95 % intervals.
+    """Compute accuracy, AUC, precision, recall and F1, as in the paper, with 95 % intervals.
 
-    Shares of breasts have Wilson's interval, the others that of a bootstrap over patients.
+    Shares of breasts have Wilson's interval, AUC and F1 that of a bootstrap over patients.
 
     Parameters
     ----------
@@ -22,12 +22,6 @@ def performance(breasts: pd.DataFrame, decisions: np.ndarray, seed: int = 0) -> 
         Columns patient_id, cancer, probability.
     decisions : array-like of shape (n,)
         0 or 1.
-    seed : int
-
-    Returns
-    -------
-    dict
-        accuracy, AUC, precision, recall, F1.
     """
     labels, decisions = breasts.cancer.to_numpy(), np.asarray(decisions)
     bootstrap = PatientBootstrap(breasts.patient_id, seed=seed)
@@ -44,7 +38,7 @@ def performance(breasts: pd.DataFrame, decisions: np.ndarray, seed: int = 0) -> 
 def paper_table(
     runs: dict[str, Path], held_out: dict[str, pd.DataFrame], trained: dict[str, pd.DataFrame], choice: str = "plateau"
 ) -> pd.DataFrame:
-    """Set up the paper's table: each run on breasts that it had not seen, and on breasts that trained it.
+    """Tabulate each run as the paper does: on held-out breasts, and on breasts that trained it.
 
     Parameters
     ----------
@@ -55,17 +49,18 @@ def paper_table(
     trained : dict
         Name to breasts from `utils.evaluation.training_rows.predict_training_rows`; may lack runs.
     choice : {"plateau", "maximum"}
-        Of the threshold.
+        How to choose the threshold.
 
     Returns
     -------
     DataFrame
-        One row per run and kind of rows. Held-out rows are decided with the other folds' threshold, training rows with the
-        threshold of all held-out ones.
+        One row per run and kind of rows. Held-out rows are decided with the other folds' threshold, training rows with
+        the threshold of all held-out ones.
 
     References
     ----------
-    Gudur et al. 2024 report accuracy, AUC, precision, recall and F1 of CNN, RNN and ResNet50 on train and test, at 256 and 512.
+    Gudur et al. 2024 report accuracy, AUC, precision, recall and F1 of CNN, RNN and ResNet50 on train and test, at 256
+    and 512.
     """
     rows = []
     for name, run in runs.items():
@@ -90,12 +85,11 @@ def screening_figures(breasts: pd.DataFrame, decisions: np.ndarray, seed: int = 
         Columns patient_id, cancer, probability.
     decisions : array-like of shape (n,)
         0 or 1, at the threshold.
-    seed : int
 
     Returns
     -------
     DataFrame
-        Indexed by figure: value with interval, and what it means.
+        Indexed by figure: value with interval, and its meaning.
     """
     labels, decisions = breasts.cancer.to_numpy(), np.asarray(decisions)
     sensitivity_at, specificity_at = _operating_points(breasts, seed)
@@ -114,7 +108,7 @@ def screening_figures(breasts: pd.DataFrame, decisions: np.ndarray, seed: int = 
 
 
 def _operating_points(breasts: pd.DataFrame, seed: int) -> tuple[Interval, Interval]:
-    """Sensitivity at 90 % specificity, and specificity at 90 % sensitivity, on the ROC curve of each draw."""
+    """Return sensitivity at 90 % specificity, and specificity at 90 % sensitivity, on the ROC curve of each draw."""
     labels, probabilities = breasts.cancer.to_numpy(dtype=float), breasts.probability.to_numpy()
     cuts = cut_points(probabilities)
     bins = cut_bins(probabilities, cuts)
@@ -123,19 +117,19 @@ def _operating_points(breasts: pd.DataFrame, seed: int) -> tuple[Interval, Inter
     once = [np.cumsum(np.bincount(bins, column, len(cuts)))[None] for column in (labels, 1 - labels)]
     (true_draws, false_draws), (true, false) = ([_shares(part) for part in parts] for parts in (drawn, once))
     sensitivity = [_highest(y, x, 0.1) for x, y in ((false, true), (false_draws, true_draws))]
-    # Walked from its other end: the share of missed cancers rises with the specificity.
+    # From the curve's other end: the share of missed cancers rises with the specificity.
     specificity = [_highest(1 - x[:, ::-1], 1 - y[:, ::-1], 1 - 0.9) for x, y in ((false, true), (false_draws, true_draws))]
     return tuple(bootstrap.interval(value[0], draws) for value, draws in (sensitivity, specificity))
 
 
 def _shares(sums: np.ndarray) -> np.ndarray:
-    """Cumulated counts as shares of their last, from 0: (draws, n + 1); NaN where there is nothing to share."""
+    """Return cumulative counts as shares of their total, starting at 0: (draws, n + 1); NaN if the total is 0."""
     with np.errstate(invalid="ignore"):
         return np.pad(sums, ((0, 0), (1, 0))) / sums[:, -1:]
 
 
 def _highest(y: np.ndarray, x: np.ndarray, at: float) -> np.ndarray:
-    """Highest ``y`` that each row's rising curve reaches at ``x = at``, straight between its points; NaN where it has none."""
+    """Return the highest ``y`` of each row's rising curve at ``x = at``, linear between points; NaN if it has NaN."""
     found = [np.interp(at, a, b) for a, b in zip(x, y, strict=True)]
     return np.where(np.isfinite(x).all(axis=1) & np.isfinite(y).all(axis=1), found, np.nan)
 

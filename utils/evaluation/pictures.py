@@ -1,4 +1,4 @@
-"""What a report says with the networks themselves: maps on the pictures, boxes, and the rows that trained them."""
+"""Parts of a report that run the networks: maps on images, boxes, and predictions for rows that trained them."""
 
 import contextlib
 from pathlib import Path
@@ -19,20 +19,20 @@ from utils.runs.config import TrainingError
 from utils.runs.run import Run
 
 SHOWN_EXAMPLES = 4  # of each kind of decision
-BOX_IMAGES = 200  # with boxes that maps and predicted boxes are measured on, at most
+BOX_IMAGES = 200  # images with boxes to measure maps and predicted boxes on, at most
 
 
 def say_what_has_no_maps(runs: dict[str, Path]) -> None:
-    """Print the names of runs whose networks have no maps, and why."""
+    """Print which runs have networks without maps, and why."""
     for name, run in runs.items():
         try:
             check_network(Run(run).config)
-        except KitError as error:  # a network that can't be built here has none either; the report shows the rest
+        except KitError as error:  # a network that cannot be built here has no maps either; the report shows the rest
             print(f"The report will show no maps of {name}. {error}")
 
 
 def trained_rows(material: Material) -> dict[str, pd.DataFrame]:
-    """Breasts that trained the runs, predicted again; of runs whose pictures are in the cache."""
+    """Predict again the breasts that trained each run whose images are in the cache."""
     how = {"aggregation": material.tuned.aggregation, "one_image": material.tuned.one_image}
     with_pictures = {name: run for name, run in material.runs.items() if material.has_pictures(run)}
     return {
@@ -44,22 +44,21 @@ def trained_rows(material: Material) -> dict[str, pd.DataFrame]:
 def explanations(
     material: Material, name: str, box_images: int = BOX_IMAGES, seed: int = 0
 ) -> list[tuple[Figure | pd.DataFrame | str, str]]:
-    """Show what a run rests on, and measure it where true boxes are known.
+    """Show what a run rests on, and measure it on true boxes if there are any.
 
     Parameters
     ----------
-    material : Material
     name : str
         A key of ``material.runs``.
     box_images : int
-        Images with boxes that maps and predicted boxes are measured on, at most.
+        Limit of images with boxes to measure maps and predicted boxes on.
     seed : int
-        Of the draw of these images, and of the bootstrap.
+        Seed of the draw of these images, and of the bootstrap.
 
     Returns
     -------
     list of tuple
-        Figures and tables with their captions; a sentence instead where there is no picture, or no map of its network.
+        Figures and tables with their captions; a sentence instead if the cache lacks images, or the network has no map.
     """
     run = material.runs[name]
     if not material.has_pictures(run):
@@ -74,14 +73,14 @@ def explanations(
 
 
 def _gallery(material: Material, name: str) -> Figure:
-    """Show what a run was surest of, right and wrong, with Grad-CAM on the original images."""
+    """Show a run's surest decisions, right and wrong, with Grad-CAM on the original images."""
     run, curve = material.runs[name], material.curves[name]
     threshold = CHOICES[material.tuned.choice](curve.cancer, curve.probability)
     return _show(material, name, choose_examples(curve, material.readable_images(run), threshold, SHOWN_EXAMPLES))
 
 
 def _pointing(material: Material, name: str, boxed: BoxedImages, seed: int = 0) -> list[tuple[Figure | pd.DataFrame, str]]:
-    """Play the pointing game: whether Grad-CAM finds the true boxes; of all images, of those with cancer, and examples."""
+    """Play the pointing game on all drawn images and on those with cancer; return tables, and a figure of examples."""
     hits = boxed.point()
     title = f"{name}: how often the strongest place lies in a true box"
     tables = [(pointing_table(hits, seed), f"{title}. {boxed.description}")]
@@ -95,7 +94,7 @@ def _pointing(material: Material, name: str, boxed: BoxedImages, seed: int = 0) 
 
 
 def _marks(material: Material, name: str, boxed: BoxedImages, seed: int = 0) -> list[tuple[pd.DataFrame | str, str]]:
-    """Compare the boxes that a run predicted with the true ones; a sentence if they can't be read."""
+    """Compare the boxes that a run predicted with the true ones; return a sentence if they are unreadable."""
     try:
         table = marks_table(boxed.measure_marks(), seed)
     except TrainingError as error:
@@ -104,13 +103,14 @@ def _marks(material: Material, name: str, boxed: BoxedImages, seed: int = 0) -> 
 
 
 def _boxed_images(material: Material, run: Path, most: int, seed: int) -> BoxedImages | None:
+    """Draw images with true boxes to measure a run on; None if there are none."""
     if material.boxes is None:
         return None
     return draw_boxed_images(run, material.readable_images(run), material.cache_of(run), material.boxes, most, seed)
 
 
 def _show(material: Material, name: str, examples: pd.DataFrame) -> Figure:
-    """Show images with their maps, true boxes and predicted ones."""
+    """Show images with their maps, true boxes and predicted boxes."""
     run, images, cache = (
         material.runs[name],
         material.readable_images(material.runs[name]),
@@ -120,7 +120,7 @@ def _show(material: Material, name: str, examples: pd.DataFrame) -> Figure:
     maps = explain_run(run, images, cache, examples.image_id, pick_device())
     boxes = material.boxes
     if config.box_weight:
-        with contextlib.suppress(TrainingError):  # which `marks` tells
+        with contextlib.suppress(TrainingError):  # `_marks` shows the error
             predicted = Run(run).marks().assign(predicted=True)
             boxes = pd.concat([predicted, *([] if boxes is None else [boxes.assign(predicted=False)])], ignore_index=True)
     return show_explanations(examples, maps, material.inputs.competition_dir, cache, config.preprocessing, boxes)

@@ -1,4 +1,4 @@
-"""A page that people read: tables and figures of a notebook in one HTML file that needs nothing else."""
+"""A report as one self-contained HTML file, with the tables and figures of a notebook."""
 
 import base64
 import html
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from utils.core.environment import KitError, write_atomic
 from utils.runs.run import Run
 
-LARGEST = 10_000_000  # bytes of a page that can be mailed
+LARGEST = 10_000_000  # bytes; a larger page cannot be mailed
 DPI = 90
 STYLE = """
 :root { --ink: #1c2733; --soft: #5b6773; --line: #d9dfe5; --tint: #f4f6f8; --accent: #0b62a4; }
@@ -41,11 +41,11 @@ td.long { white-space: normal; min-width: 13em; }
   table, figcaption { font-size: .95em; } .picture img { max-width: none; width: 640px; } }
 @media print { nav { display: none; } h2 { break-after: avoid; } figure, .wide { break-inside: avoid; } }
 """
-LONG_TEXT = 30  # characters of a cell that may wrap
+LONG_TEXT = 30  # characters; longer cells may wrap
 
 
 def describe_runs(runs: dict[str, Path]) -> pd.DataFrame:
-    """Say how each run was made: network, picture, folds, epochs, and by which version."""
+    """Return how each run was made: architecture, image size, folds, epochs, versions."""
     rows = {}
     for name, run in runs.items():
         config, notes = Run(run).config, Run(run).notes
@@ -67,45 +67,33 @@ def describe_runs(runs: dict[str, Path]) -> pd.DataFrame:
 
 
 class Page:
-    """Sections of tables, figures and sentences; a notebook shows what it adds.
-
-    Parameters
-    ----------
-    title : str
-    subtitle : str
-    """
+    """A page with sections of tables, figures and sentences."""
 
     def __init__(self, title: str, subtitle: str = ""):
         self.title, self.subtitle = title, subtitle
         self.sections: dict[str, list[str]] = {}
 
     def add(self, section: str, item: pd.DataFrame | Figure | str, caption: str = "") -> pd.DataFrame | Figure | str:
-        """Add a table, a figure or a paragraph to a section.
+        """Add a table, a figure or a paragraph to a section, and return it for the notebook to show.
 
         Parameters
         ----------
         section : str
-            Its heading; sections come in the order of their first item.
-        item : DataFrame, Figure or str
+            Heading. Sections are ordered by their first item.
         caption : str
-            Under a figure or table.
-
-        Returns
-        -------
-        DataFrame, Figure or str
-            ``item``, for the notebook to show.
+            Text under a figure or table.
         """
         self.sections.setdefault(section, []).append(_to_html(item, caption))
         return item
 
     def note(self, section: str, text: str) -> str:
-        """Add a warning that must not be overlooked, and print it."""
+        """Add a warning that must not be overlooked, print it, and return it."""
         self.sections.setdefault(section, []).append(f'<p class="note">{html.escape(text)}</p>')
         print(text)
         return text
 
     def to_html(self) -> str:
-        """Give the whole page, pictures and style inside."""
+        """Return the complete page with its images and style."""
         anchors = {name: f"s{number}" for number, name in enumerate(self.sections)}
         links = "".join(f'<a href="#{anchor}">{html.escape(name)}</a>' for name, anchor in anchors.items())
         parts = (f'<h2 id="{anchors[name]}">{html.escape(name)}</h2>{"".join(items)}' for name, items in self.sections.items())
@@ -118,14 +106,14 @@ class Page:
         )
 
     def write(self, path: str | Path) -> Path:
-        """Write the page, whole or not at all.
+        """Write the complete page or nothing.
 
         Raises
         ------
         KitError
             If it is larger than 10 MB.
         """
-        content = self.to_html().encode(errors="replace")  # a folder's name need not be Unicode
+        content = self.to_html().encode(errors="replace")  # a folder's name may not be valid Unicode
         if len(content) > LARGEST:
             raise KitError(f"The report has {len(content) / 1e6:.1f} MB, more than 10: name fewer run_dirs.")
         with write_atomic(path) as temporary:
@@ -134,6 +122,7 @@ class Page:
 
 
 def _to_html(item: pd.DataFrame | Figure | str, caption: str) -> str:
+    """Return an item and its caption as HTML."""
     if isinstance(item, str):
         return f"<p>{html.escape(item)}</p>"
     if isinstance(item, Figure):
@@ -146,6 +135,7 @@ def _to_html(item: pd.DataFrame | Figure | str, caption: str) -> str:
 
 
 def _picture(figure: Figure, caption: str) -> str:
+    """Return a figure as an embedded PNG."""
     with io.BytesIO() as file:
         figure.savefig(file, format="png", dpi=DPI)
         data = base64.b64encode(file.getvalue()).decode()
@@ -154,6 +144,7 @@ def _picture(figure: Figure, caption: str) -> str:
 
 
 def _table(table: pd.DataFrame) -> str:
+    """Return a table as HTML, with its index unless it only counts the rows."""
     leading = 0 if isinstance(table.index, pd.RangeIndex) else 1
     named = table.reset_index() if leading else table
     head = "".join(f"<th>{html.escape(str(column))}</th>" for column in named.columns)
@@ -165,6 +156,7 @@ def _table(table: pd.DataFrame) -> str:
 
 
 def _cell(value, tag: str) -> str:
+    """Return a value as a cell; None and NaN are empty."""
     text = "" if value is None or value != value else f"{value:.4g}" if isinstance(value, float) else str(value)
     kind = ' class="long"' if tag == "td" and len(text) > LONG_TEXT else ""
     return f"<{tag}{kind}>{html.escape(text)}</{tag}>"

@@ -1,4 +1,4 @@
-"""Where a run is right: by site, machine, age, density, view and kind of cancer; and what its AUC comes from."""
+"""Performance by site, machine, age, density, view and kind of cancer; and what the AUC comes from."""
 
 from pathlib import Path
 
@@ -13,12 +13,12 @@ from utils.runs.oof import aggregate, one_image_per_breast
 from utils.runs.run import Run
 
 SUBGROUPS = ("site_id", "machine_id", "age", "density", "implant")
-VERDICT = "the model is"  # column of what a difference shows
-LEAST_POSITIVES = 10  # of a subgroup that gets an AUC and an F1
+VERDICT = "the model is"  # column with the verdict on a difference
+LEAST_POSITIVES = 10  # a subgroup with fewer positives or negatives gets no AUC and F1
 
 
 def with_traits(breasts: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
-    """Add what train.csv knows of each breast; the age as a band, missing values as "unknown"."""
+    """Add the traits of each breast in train.csv: age as a band, missing values as "unknown"."""
     columns = [name for name in (*SUBGROUPS, "invasive", "difficult_negative_case") if name in images]
     traits = images.drop_duplicates("prediction_id").set_index("prediction_id")[columns]
     traits["age"] = pd.cut(traits.age, AGE_EDGES, right=False, labels=AGE_GROUPS).astype(object)
@@ -26,22 +26,22 @@ def with_traits(breasts: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_subgroup(breasts: pd.DataFrame, decisions: np.ndarray, seed: int = 0) -> pd.DataFrame:
-    """Evaluate subgroups, each by itself: site, machine, age, density, implant; invasive cancers and difficult negatives.
+    """Evaluate each subgroup by itself: site, machine, age, density, implant; invasive cancers and difficult negatives.
 
-    Kinds of cancer are set beside all negatives, kinds of negatives beside all cancers.
+    Each kind of cancer is evaluated with all negatives, each kind of negatives with all cancers.
 
     Parameters
     ----------
     breasts : DataFrame
-        From `with_traits`, the probability calibrated.
+        From `with_traits`, with calibrated probabilities.
     decisions : array-like of shape (n,)
-    seed : int
+        0 or 1.
 
     Returns
     -------
     DataFrame
-        One row per subgroup: breasts, positives, AUC, F1, recall and specificity at the threshold, and the mean predicted
-        beside the observed share of cancer, with intervals. No AUC and F1 under `LEAST_POSITIVES` positives, or negatives.
+        One row per subgroup: breasts, positives; AUC, F1, recall, specificity (at the threshold) and the observed share
+        of cancer, with intervals; mean predicted share. No AUC or F1 under `LEAST_POSITIVES` positives or negatives.
     """
     table = breasts.assign(decision=np.asarray(decisions))
     rows = [_subgroup_row("all", "", table, seed)]
@@ -56,10 +56,12 @@ def by_subgroup(breasts: pd.DataFrame, decisions: np.ndarray, seed: int = 0) -> 
 
 
 def _beside(table: pd.DataFrame, kind: pd.DataFrame, label: int) -> pd.DataFrame:
+    """Return one kind of breasts with all breasts of the other label."""
     return pd.concat([kind, table[table.cancer != label]])
 
 
 def _subgroup_row(column: str, value, table: pd.DataFrame, seed: int) -> dict:
+    """Evaluate one subgroup: a row of `by_subgroup`."""
     positives, negatives = int(table.cancer.sum()), int((table.cancer == 0).sum())
     found = {"AUC": "", "F1": ""}
     if min(positives, negatives) >= LEAST_POSITIVES:
@@ -81,19 +83,17 @@ def _subgroup_row(column: str, value, table: pd.DataFrame, seed: int) -> dict:
 
 
 def by_view(run_dir: Path, images: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """AUC of each view's images by themselves, the mean over a breast's images of that view.
+    """Return the AUC of each view by itself, from the mean over a breast's images of that view.
 
     Parameters
     ----------
-    run_dir : Path
     images : DataFrame
         The train table.
-    seed : int
 
     Returns
     -------
     DataFrame
-        One row per view with enough positives; empty for a run of breasts.
+        One row per view; no AUC under `LEAST_POSITIVES` positives or negatives. Empty for a run of breasts.
     """
     oof = Run(run_dir).oof()
     table = oof.assign(view=oof.image_id.map(images.set_index("image_id").view)).dropna(subset=["view"])
@@ -110,7 +110,7 @@ def by_view(run_dir: Path, images: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 def sources_of_auc(
     breasts: pd.DataFrame, images: pd.DataFrame, manifest: pd.DataFrame, one_image: bool = False, seed: int = 0
 ) -> pd.DataFrame:
-    """Set the model beside what can be told without the pixels, and look at it within each machine.
+    """Compare the model with what predicts cancer without the pixels, and evaluate it within each machine.
 
     Parameters
     ----------
@@ -119,15 +119,14 @@ def sources_of_auc(
     images : DataFrame
         The train table.
     manifest : DataFrame
-        Of the cache.
+        Manifest of the cache.
     one_image : bool
         Count one random image of each breast, as ``breasts`` does.
-    seed : int
 
     Returns
     -------
     DataFrame
-        Indexed by source: AUC as an `Interval`, the model's AUC minus it as text, and what that shows.
+        Indexed by source: AUC as an `Interval`, the model's AUC minus it as text, and the verdict.
     """
     images = images.assign(fold=images.patient_id.map(breasts.drop_duplicates("patient_id").set_index("patient_id").fold))
     images = images[images.prediction_id.isin(breasts.prediction_id)]
@@ -149,19 +148,16 @@ def sources_of_auc(
 
 
 def auc_within(breasts: pd.DataFrame, images: pd.DataFrame, column: str, seed: int = 0) -> Interval:
-    """AUC over the pairs of a positive and a negative of the same machine, or site: what is not told by which one it was.
+    """Return the AUC over pairs of a positive and a negative of the same machine or site, which cannot explain it.
 
-    Returns
-    -------
-    Interval
-        From a bootstrap over each group's patients; NaN where no group has both labels.
+    The bootstrap is over each group's patients. NaN if no group has both labels.
     """
     groups = breasts.prediction_id.map(images.drop_duplicates("prediction_id").set_index("prediction_id")[column])
     values, draws, pairs = [], [], []
     for number, (_, table) in enumerate(breasts.groupby(groups.to_numpy())):
         count = int(table.cancer.sum() * (table.cancer == 0).sum())
         if count:
-            # With one seed, groups of one size would share their draws.
+            # With the same seed, groups of the same size would share their draws.
             bootstrap = PatientBootstrap(table.patient_id, seed=seed + number)
             values.append(area_under_roc(table.cancer, table.probability))
             drawn = bootstrap.auc_draws(table.cancer, table.probability)

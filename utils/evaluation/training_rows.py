@@ -1,4 +1,4 @@
-"""What a model says of patients that trained it: how much it has learnt by heart."""
+"""Predictions for patients that trained the model: how much it has memorised."""
 
 from pathlib import Path
 
@@ -11,29 +11,16 @@ from utils.runs.run import Run
 from utils.training.folds import load_fold, make_dataset
 from utils.training.inference import predict_logits
 
-TRAINING_PATIENTS = 200  # that a model is asked about again
+TRAINING_PATIENTS = 200  # patients to predict again
 
 
 def predict_training_rows(
     run_dir: Path, images: pd.DataFrame, cache_dir: Path, aggregation: str = "mean", one_image: bool = False, seed: int = 0
 ) -> pd.DataFrame:
-    """Ask a run's first model about some patients that trained it: how much it has learnt by heart.
+    """Predict `TRAINING_PATIENTS` patients that trained a run's first model: how much it has memorised.
 
-    Parameters
-    ----------
-    run_dir : Path
-    images : DataFrame
-        The train table.
-    cache_dir : Path
-    aggregation, one_image
-        As in `utils.runs.oof.oof_of_runs`.
-    seed : int
-        Of the draw of `TRAINING_PATIENTS` patients.
-
-    Returns
-    -------
-    DataFrame
-        Columns prediction_id, patient_id, cancer, probability. **No estimate of anything on new patients.**
+    Return prediction_id, patient_id, cancer, probability. **This estimates nothing on new patients.** ``aggregation``
+    and ``one_image`` are as in `utils.runs.oof.oof_of_runs`.
     """
     config, fold_dir = Run(run_dir).config, Run(run_dir).finished_folds()[0]
     folds = Run(run_dir).patients()
