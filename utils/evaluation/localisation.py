@@ -56,7 +56,7 @@ class BoxedImages:
         return read_landmarks(tqdm(self.drawn, "Reading pictures", unit=" images", mininterval=1), self.cache_dir)
 
     def point(self) -> pd.DataFrame:
-        """Play the pointing game with out-of-fold maps, in the order of ``drawn``; raise ExplanationError without maps."""
+        """Play the pointing game with out-of-fold maps, in ``drawn``'s order; raise ExplanationError without maps."""
         places = self._places()
         order = [name for name in self.drawn if name in places]  # max_views may leave images out
         boxes = self.boxes[self.boxes.image_id.isin(order)]
