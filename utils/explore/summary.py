@@ -192,7 +192,7 @@ def _breasts_by(images: pd.DataFrame, column: str):
 
 
 def _note(breasts: int, positives: int, overall: float) -> str:
-    """Return a note on a value without positives or without training breasts; else ""."""
+    """Return a note on a value without positives or without training breasts, else an empty text."""
     if not breasts:
         return "only in test.csv"
     if positives:
