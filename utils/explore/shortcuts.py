@@ -107,7 +107,7 @@ def _per_breast(images: pd.DataFrame, column: str) -> pd.Series:
 
 
 def _audit(folded: pd.DataFrame, values: pd.Series, test_traits: pd.DataFrame | None) -> dict:
-    """Return a column's AUC, what chance may reach, whether test.csv has it, and the share of test breasts with new values."""
+    """Return a column's AUC, what chance may reach, whether test.csv has it, and the share of values new in test."""
     column, values = values.name, values.reindex(folded.index)
     binned = _is_binned(values)
     categories = _bins(values, folded.cancer.sum()) if binned else values
