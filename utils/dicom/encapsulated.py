@@ -1,4 +1,4 @@
-"""The compressed picture inside a DICOM file: its fragments, a JP2 file's boxes, and the codestream, read as far as needed."""
+"""Read a DICOM file's compressed picture only as far as needed: fragments, JP2 boxes and codestream."""
 
 from __future__ import annotations
 
@@ -15,29 +15,15 @@ from utils.dicom import jpeg, jpeg2000
 JPEG2000_CODECS = {"jpeg2000", "htj2k"}
 END_OF_CODESTREAM = b"\xff\xd9"  # EOI in JPEG, EOC in JPEG 2000
 JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  \r\n\x87\n"  # ISO/IEC 15444-1 I.5.1
-MAX_PADDING = 4096  # bytes of zeros behind a codestream
+MAX_PADDING = 4096  # zero bytes after a codestream
 ITEM, SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 UNDEFINED_LENGTH = 2**32 - 1
 
 
 class Codestream:
-    """The compressed picture of a file, read as far as needed.
+    """The compressed picture of a file; raise ValueError, also later, if the data is broken or cut off.
 
-    Parameters
-    ----------
-    file : binary file
-        At the Pixel Data element.
-    codec : {"jpeg2000", "htj2k", "jpeg", "jpeg_lossless", "jpeg_ls"}
-
-    Attributes
-    ----------
-    layout : utils.dicom.jpeg2000.Layout or None
-        None where smaller pictures can't be cut out.
-
-    Raises
-    ------
-    ValueError
-        Here and later, if the data is broken or cut off.
+    ``file`` stands at the Pixel Data element. ``layout`` is None if no smaller picture can be cut out.
     """
 
     def __init__(self, file: BinaryIO, codec: str):
@@ -52,17 +38,17 @@ class Codestream:
             with contextlib.suppress(jpeg2000.NotScalableError):
                 self.layout = jpeg2000.read_layout(self._prefix)
             jpeg2000.check_tile_parts(self._prefix, self._peek, self._length)
-        if self.layout:  # an unfinished copy ends in zeros, whichever resolution is asked for
+        if self.layout:  # an unfinished copy ends in zeros, even if its lower resolutions are complete
             tail = max(self.layout.sod, self._length - MAX_PADDING)
             jpeg2000.check_packets(self._peek(tail, self._length - len(END_OF_CODESTREAM) - tail))
 
     def cut(self, discard: int, shape: tuple[int, int]) -> bytes:
-        """Give the codestream without its ``discard`` highest resolutions, which must be of a picture of ``shape``."""
+        """Return the codestream without its ``discard`` highest resolutions; raise ValueError if not of ``shape``."""
         if discard:
             _check_size((self.layout.height, self.layout.width), shape)
             return jpeg2000.shrink(self._prefix, self.layout, discard)
         whole = self._read_all()
-        # The size is checked before the decoder takes memory for it.
+        # Check the size before the decoder allocates memory for it.
         if self._is_jpeg2000:
             _check_size(jpeg2000.declared_size(whole), shape)
             if self.layout:
@@ -74,21 +60,21 @@ class Codestream:
         return whole
 
     def check_decoded(self, values: np.ndarray) -> None:
-        """Refuse what a decoder made of the complete codestream if that codes another number of pixels."""
+        """Raise ValueError if a JPEG Lossless codestream codes more or fewer pixels than were decoded."""
         if self._scan:
             jpeg.check_decoded(self._prefix.data, self._scan, values)
 
     def _read_all(self) -> bytes:
-        if not isinstance(self._prefix.data, bytes):  # read at once, since joining megabytes takes time
+        if not isinstance(self._prefix.data, bytes):  # one read, since joining megabytes takes time
             self._prefix.data = self._peek(0, self._length)
             self.fragments.finish()
         return self._prefix.data
 
     def _measure(self, boxed: int | None) -> int:
-        """Bytes of the codestream without what pads it, by the lengths that the fragments and a JP2 box tell.
+        """Return the codestream's length in bytes without padding; raise ValueError if its end marker is missing.
 
-        Decoders fill up what is cut off without an error, so its end marker must be there. Fragments are padded with zeros to
-        an even length, and some writers add more.
+        Decoders fill up what is cut off without an error. Fragments are padded with zeros to an even length, and some
+        writers add more zeros.
         """
         length = self.fragments.length - self._start
         if boxed is not None:
@@ -111,12 +97,9 @@ def _check_size(declared: tuple[int, int], shape: tuple[int, int]) -> None:
 
 
 class Fragments:
-    """Read the bytes of the one frame of encapsulated pixel data across its fragments (PS3.5 A.4).
+    """The single frame of encapsulated pixel data, read across its fragments (PS3.5 A.4).
 
-    Attributes
-    ----------
-    length : int
-        Bytes of the frame, by the heads of its fragments.
+    ``length`` is the frame's size in bytes, from the heads of its fragments.
     """
 
     def __init__(self, file: BinaryIO):
@@ -134,11 +117,11 @@ class Fragments:
 
     @property
     def position(self) -> int:
-        """Bytes of the file up to where it has been read."""
+        """Offset in the file up to which it has been read, in bytes."""
         return self._file.tell()
 
     def read(self, size: int) -> bytes:
-        """Give the next ``size`` bytes of the frame, fewer at its end."""
+        """Return the next ``size`` bytes of the frame, or fewer at its end."""
         parts = []
         while size > 0 and (self._left or self._next_fragment()):
             part = self._file.read(min(size, self._left))
@@ -148,7 +131,7 @@ class Fragments:
         return b"".join(parts)
 
     def peek(self, start: int, size: int) -> bytes:
-        """Give ``size`` bytes of the frame from ``start``, fewer at its end; `read` resumes where it was."""
+        """Return ``size`` bytes of the frame from ``start``, or fewer at its end, without moving the position."""
         position, parts = self._file.tell(), []
         for offset, length in self._fragments:
             if size > 0 and start < length:
@@ -160,7 +143,7 @@ class Fragments:
         return b"".join(parts)
 
     def finish(self) -> None:
-        """Stand at the end, as if all had been read."""
+        """Move to the end, as if everything had been read."""
         self._left, self._next = 0, len(self._fragments)
         self._file.seek(self._end)
 
@@ -174,10 +157,10 @@ class Fragments:
         return self._left > 0
 
     def _items(self) -> Iterator[tuple[int, int]]:
-        """Offset and length of each item from here to the end of them, by their heads alone."""
+        """Yield the offset and length of each remaining item, from the heads of the items alone."""
         while True:
             item = self._file.read(8)
-            # Where the sequence's end is cut off the frame may still be whole, which its own end marker tells.
+            # The frame may be complete even if the end of the sequence is cut off: its own end marker shows that.
             if item[:4] == SEQUENCE_END or len(item) < 8:
                 return
             if item[:4] != ITEM:
@@ -191,22 +174,14 @@ class Fragments:
 
 
 def _open_box(prefix: jpeg2000.Prefix) -> tuple[int, int | None]:
-    """Skip a JP2 file's boxes up to its codestream, if there are any (T.800 I.4).
-
-    Returns
-    -------
-    start : int
-        Offset of the codestream.
-    length : int or None
-        Of the codestream, where a box tells it.
-    """
+    """Skip a JP2 file's boxes (T.800 I.4); return the codestream's offset, and its length if a box states it."""
     if prefix.peek(len(JP2_SIGNATURE)) != JP2_SIGNATURE:
         return 0, None
     start = 0
     while True:
         head = bytes(prefix.require(8)[:8])
         length, kind, size = int.from_bytes(head[:4], "big"), head[4:], 8
-        if length == 1:  # a length of 64 bits follows
+        if length == 1:  # a 64-bit length follows
             length, size = int.from_bytes(prefix.require(16)[8:16], "big"), 16
         if kind == b"jp2c":
             prefix.skip(size)

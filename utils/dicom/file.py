@@ -1,4 +1,4 @@
-"""One DICOM file to a picture: its header, as much of its pixel data as is asked for, and its grey values, tissue bright."""
+"""One DICOM file to a picture: its header, as much pixel data as needed, and grey values with bright tissue."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ from utils.dicom.header import DicomError, read_elements, read_header
 from utils.dicom.jpeg import decode_blocks
 from utils.dicom.window import grey_table, read_voi
 
-# A broken file becomes a DicomError; pydicom would print a traceback of its own for it as well.
+# A broken file becomes a DicomError; pydicom would also log a traceback.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
-MAX_PIXELS = 2**27  # a 5355 x 4915 frame, the largest in RSNA's set, has 26 million
+MAX_PIXELS = 2**27  # the largest frame in RSNA's set, 5355 x 4915, has 26 million
 UNCOMPRESSED = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian}
 CODECS = (
     dict.fromkeys(UNCOMPRESSED, "uncompressed")
@@ -56,7 +56,7 @@ CODECS = (
 )
 DECODERS: dict[str, Callable[[bytes], np.ndarray]] = {
     "jpeg2000": partial(imagecodecs.jpeg2k_decode, numthreads=1),
-    # OpenJPEG too: imagecodecs.htj2k_decode (OpenJPH) gives a picture of a cut codestream without an error.
+    # OpenJPEG too: imagecodecs.htj2k_decode (OpenJPH) decodes a truncated codestream without an error.
     "htj2k": partial(imagecodecs.jpeg2k_decode, numthreads=1),
     "jpeg": decode_blocks,
     "jpeg_lossless": imagecodecs.jpeg_decode,
@@ -76,18 +76,18 @@ NEEDED = (
 
 
 def read_dicom(path: str | Path) -> np.ndarray:
-    """Read a mammogram as a person would see it.
+    """Read a mammogram as a viewer displays it.
 
     Parameters
     ----------
-    path : path
-        A single-frame, one-channel DICOM file: JPEG 2000 (also high-throughput), JPEG (baseline, extended, lossless),
+    path : str or Path
+        Single-frame, one-channel DICOM file: JPEG 2000 (also high-throughput), JPEG (baseline, extended, lossless),
         JPEG-LS, RLE or uncompressed.
 
     Returns
     -------
     ndarray of shape (height, width), float32 in [0, 1]
-        Tissue bright, air dark.
+        Tissue is bright, air dark.
 
     Raises
     ------
@@ -103,17 +103,13 @@ def read_dicom(path: str | Path) -> np.ndarray:
 
 
 def read_stored(path: str | Path) -> np.ndarray:
-    """Read the stored values of a single-frame, one-channel DICOM file.
-
-    Parameters
-    ----------
-    path : path
+    """Read the stored values of a file that `read_dicom` can read.
 
     Returns
     -------
     ndarray of shape (height, width), an integer dtype
-        As decoded, before the modality LUT. Of uncompressed and RLE data only the lowest Bits Stored bits count (PS3.5 8.1.1);
-        in JPEG and JPEG 2000 the codestream's own precision does, which in some files exceeds Bits Stored.
+        Before the modality LUT. In uncompressed and RLE data only the lowest Bits Stored bits count (PS3.5 8.1.1). JPEG
+        and JPEG 2000 values have the codestream's own precision, which in some files exceeds Bits Stored.
 
     Raises
     ------
@@ -126,21 +122,17 @@ def read_stored(path: str | Path) -> np.ndarray:
 
 @contextlib.contextmanager
 def open_dicom(path: str | Path) -> Iterator[DicomFile]:
-    """Open a file and read its header; pixel data are read as they are asked for.
-
-    Yields
-    ------
-    DicomFile
+    """Open a file and read its header; pixel data is read on demand.
 
     Raises
     ------
     DicomError
-        If there is no such file, or its header contradicts itself.
+        If the file can't be opened, or its header can't be read or contradicts itself.
     """
     if not Path(path).is_file():
         raise DicomError(path, "it is not a file" if Path(path).exists() else "the file does not exist")
     try:
-        file = open(path, "rb")  # noqa: SIM115 - closed below; only the opening may raise what is caught here
+        file = open(path, "rb")  # noqa: SIM115 - closed below; only errors of opening are caught here
     except OSError as error:
         raise DicomError(path, f"it can't be opened ({error.strerror})") from error
     with file:
@@ -148,7 +140,7 @@ def open_dicom(path: str | Path) -> Iterator[DicomFile]:
 
 
 class DicomFile:
-    """A mammogram's header, and its pixel data at full or at lower resolution.
+    """A mammogram's header, and its pixel data at full or lower resolution.
 
     Attributes
     ----------
@@ -158,7 +150,7 @@ class DicomFile:
         Rows and columns at full resolution.
     codec : {"jpeg2000", "htj2k", "jpeg", "jpeg_lossless", "jpeg_ls", "rle", "uncompressed"}
     flags : tuple of str
-        What is unusual in the header, as `utils.dicom.header.read_header` and `utils.dicom.window.Voi` explain.
+        What is unusual in the header: see `utils.dicom.header.read_header` and `utils.dicom.window.Voi`.
     """
 
     def __init__(self, path: str | Path, file: BinaryIO):
@@ -178,10 +170,10 @@ class DicomFile:
 
     @cached_property
     def levels(self) -> int:
-        """How many times the picture can be halved without decoding it in full.
+        """How often the picture can be halved without decoding it in full.
 
-        0 where the codec has no lower resolutions, where they don't lie one after the other, and where the header has no
-        window: the values are then stretched over the range of the full picture, which only the full picture tells.
+        0 if the codec has no lower resolutions or does not store them one after the other. Also 0 if the header has no
+        window, since grey values then depend on the range of the full picture.
         """
         if self.codec != "jpeg2000" or not self._voi.show:
             return 0
@@ -199,26 +191,27 @@ class DicomFile:
         return os.fstat(self._file.fileno()).st_size
 
     def codestream(self, discard: int = 0) -> bytes:
-        """Compressed picture without its ``discard`` highest resolutions, as the decoder takes it."""
+        """Return the compressed picture without its ``discard`` highest resolutions, ready for the decoder."""
         with self._explained():
             return self._codestream.cut(discard, self.shape)
 
     def stored(self, discard: int = 0) -> np.ndarray:
-        """Stored values of the picture, halved ``discard`` times as JPEG 2000 halves it.
+        """Return the picture's stored values, at full size or at a lower resolution of JPEG 2000.
 
         Parameters
         ----------
         discard : int
-            From 0 to `levels`.
+            How often to halve the picture, from 0 to `levels`.
 
         Returns
         -------
         ndarray of shape (ceil(rows / 2**discard), ceil(columns / 2**discard)), an integer dtype
-            As `read_stored` explains; the same array each time.
+            As from `read_stored`; the same array each time.
 
         Raises
         ------
         DicomError
+            If the pixel data can't be decoded or does not match the header.
         """
         if discard not in self._frames:
             with self._explained():
@@ -226,7 +219,7 @@ class DicomFile:
         return self._frames[discard]
 
     def _checked(self, values: np.ndarray, discard: int) -> np.ndarray:
-        """Check the shape of decoded values, and that nothing of the codestream was left over."""
+        """Check decoded values against header and codestream, and extend their sign; raise DicomError on a mismatch."""
         if values.dtype.itemsize > 2:
             raise DicomError(self.path, f"decoded to {values.dtype.itemsize * 8} bits, more than a mammogram has")
         expected = tuple(-(-side >> discard) for side in self.shape)
@@ -239,7 +232,7 @@ class DicomFile:
         return values
 
     def grey(self, values: np.ndarray) -> np.ndarray:
-        """Turn stored values of this file into grey values.
+        """Convert stored values of this file to grey values.
 
         Parameters
         ----------
@@ -249,7 +242,7 @@ class DicomFile:
         Returns
         -------
         ndarray of the same shape, float32 in [0, 1]
-            Tissue bright.
+            Tissue is bright.
 
         Raises
         ------
@@ -257,7 +250,7 @@ class DicomFile:
             If the modality LUT or the window can't be applied.
         """
         if self._voi.show:
-            lowest, highest = min(int(values.min()), 0), int(values.max())  # unsigned values are then indices as they are
+            lowest, highest = min(int(values.min()), 0), int(values.max())  # unsigned values then index the table directly
         else:
             lowest, highest = self._full_range
         with self._explained("its modality LUT or window can't be applied"):
@@ -285,18 +278,18 @@ class DicomFile:
             yield
         except DicomError:
             raise
-        except Exception as error:  # decoders and broken elements raise what they like; all of it means the same here
+        except Exception as error:  # decoders and broken elements raise anything; here it all means the same
             raise DicomError(self.path, f"{what} ({type(error).__name__}: {error})") from error
 
 
 def _contradiction(header: pydicom.Dataset) -> str:
-    """Say why a header can't describe one decodable mammogram; empty if it can."""
+    """Return why a header can't describe a single decodable mammogram; empty if it can."""
     try:
         syntax = str(header.file_meta.TransferSyntaxUID)
         rows, columns, frames = int(header.Rows), int(header.Columns), int(header.get("NumberOfFrames") or 1)
         samples, photometric = int(header.SamplesPerPixel), header.PhotometricInterpretation
         bits, allocated, signed = int(header.BitsStored), int(header.BitsAllocated), int(header.PixelRepresentation)
-    except Exception as error:  # as above
+    except Exception as error:  # broken elements raise anything
         missing = [name for name in NEEDED if name not in header]
         return f"its header lacks {', '.join(missing)}" if missing else f"a needed header element is broken ({error})"
     checks = {
@@ -330,12 +323,12 @@ def _decode_plain(path: Path, codec: str) -> np.ndarray:
             path, f"{present} bytes of pixel data are too many for {dataset.Rows} rows by {dataset.Columns} columns"
         )
     with warnings.catch_warnings():
-        # pydicom takes pixels that its header has no rows for to be padding, and would cut the picture.
+        # pydicom would take pixels beyond the header's rows for padding, and drop them.
         warnings.filterwarnings("error", ".*padding", UserWarning)
         return pixel_array(dataset)
 
 
 def _extend_sign(stored: np.ndarray, bits: int) -> np.ndarray:
-    """Read the lowest ``bits`` bits as two's complement (PS3.5 8.1.1): the codestream may not carry the sign."""
+    """Read the lowest ``bits`` bits as two's complement (PS3.5 8.1.1): the codestream may lack the sign."""
     unused = 16 - bits
     return np.right_shift(np.left_shift(stored.astype(np.int16), unused), unused)

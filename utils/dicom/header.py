@@ -1,4 +1,4 @@
-"""A DICOM file's header, also of files that lack the preamble or the transfer syntax."""
+"""Read a DICOM header, even without a preamble or transfer syntax."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from pydicom.uid import (
 from utils.core.environment import KitError
 
 PREAMBLE, MAGIC = 128, b"DICM"  # PS3.10, section 7.1
-FIRST_GROUPS = range(0x0002, 0x0029)  # a data set is sorted by tag, and what a picture needs is in group 0028
-# PS3.3 C.7.6.3 and C.7.6.24, as little and as big endian write them
+FIRST_GROUPS = range(0x0002, 0x0029)  # data sets are sorted by tag, and what a picture needs is in group 0028
+# PS3.3 C.7.6.3 and C.7.6.24, in little and big endian
 PIXEL_TAGS = {struct.pack(f"{order}HH", 0x7FE0, element) for order in "<>" for element in (0x0008, 0x0009, 0x0010)}
 UNDEFINED_LENGTH = b"\xff" * 4
 
@@ -40,30 +40,15 @@ class DicomError(KitError):
 def read_header(file: BinaryIO, path: Path) -> tuple[pydicom.Dataset, tuple[str, ...]]:
     """Read all elements before the pixel data, and leave ``file`` there.
 
-    Parameters
-    ----------
-    file : binary file
-        At its start.
-    path : Path
-        Named in errors.
-
-    Returns
-    -------
-    header : Dataset
-        With a transfer syntax, even if the file names none.
-    flags : tuple of str
-        ``syntax_guessed``: the file names no transfer syntax, and the way that its elements are written tells it.
-
-    Raises
-    ------
-    DicomError
-        If the file does not begin like a DICOM file, or has no pixel data.
+    The header always gets a transfer syntax. The flag ``syntax_guessed`` means that the file names none: it was
+    inferred from how the elements are written. Raise DicomError if the file does not begin like DICOM, has no pixel
+    data, or has compressed pixel data without a transfer syntax.
     """
     if not begins_like_dicom(file.read(PREAMBLE + len(MAGIC))):
         raise DicomError(path, "it does not begin like a DICOM file")
     file.seek(0)
     header, guessed = read_elements(file, stop_before_pixels=True)
-    if header.file_meta.TransferSyntaxUID != DeflatedExplicitVRLittleEndian:  # of which pydicom reads an inflated copy
+    if header.file_meta.TransferSyntaxUID != DeflatedExplicitVRLittleEndian:  # pydicom reads an inflated copy of those
         element = file.read(12)
         file.seek(-len(element), os.SEEK_CUR)
         if element[:4] not in PIXEL_TAGS:
@@ -74,8 +59,11 @@ def read_header(file: BinaryIO, path: Path) -> tuple[pydicom.Dataset, tuple[str,
 
 
 def read_elements(source: BinaryIO | Path, stop_before_pixels: bool = False) -> tuple[pydicom.Dataset, bool]:
-    """Read a data set, and tell whether its transfer syntax was guessed: uncompressed, as its elements are written."""
-    dataset = pydicom.dcmread(source, force=True, stop_before_pixels=stop_before_pixels)  # without a preamble too
+    """Return a data set, and whether its transfer syntax was guessed because the file names none.
+
+    The guess is an uncompressed syntax that fits how the elements are written.
+    """
+    dataset = pydicom.dcmread(source, force=True, stop_before_pixels=stop_before_pixels)  # force: the preamble may be missing
     guessed = not dataset.file_meta.get("TransferSyntaxUID")
     if guessed:
         implicit, little_endian = dataset.original_encoding
@@ -85,7 +73,10 @@ def read_elements(source: BinaryIO | Path, stop_before_pixels: bool = False) -> 
 
 
 def begins_like_dicom(head: bytes) -> bool:
-    """Tell whether a file begins with the preamble and its magic, or with an element that may be a data set's first."""
+    """True if a file begins with the preamble and "DICM", or with an element that can be a data set's first.
+
+    ``head`` is the file's first 132 bytes.
+    """
     if head[PREAMBLE:] == MAGIC:
         return True
     if len(head) < PREAMBLE:

@@ -1,9 +1,10 @@
-"""See damage in JPEG and JPEG-LS pictures that decoders fill up without an error.
+"""Detect damage in JPEG and JPEG-LS data that decoders hide.
 
-A decoder that meets lost bytes, a hole of zeros or an early end marker makes a picture all the same. Markers and long runs of
-zeros show it. JPEG Lossless shows more: its picture must use up its scan.
+A decoder that meets lost bytes, a hole of zeros or an early end marker still returns a picture. Markers and long runs
+of zeros reveal the damage. JPEG Lossless reveals more: its picture must use up its scan.
 
-References: ISO/IEC 10918-1 (T.81), Annexes B (markers), C (Huffman codes) and H (lossless); ISO/IEC 14495-1 (T.87), Annex C.
+References: ISO/IEC 10918-1 (T.81), Annexes B (markers), C (Huffman codes) and H (lossless); ISO/IEC 14495-1 (T.87),
+Annex C.
 """
 
 from __future__ import annotations
@@ -21,25 +22,25 @@ BASELINE, EXTENDED, LOSSLESS, JPEG_LS = 0xC0, 0xC1, 0xC3, 0xF7  # the frames who
 FRAMES = {*range(0xC0, 0xD0), JPEG_LS} - {DHT, 0xC8, 0xCC}  # 0xC8 is reserved, 0xCC is DAC
 RESTARTS = range(0xD0, 0xD8)
 RESTART = re.compile(rb"\xff[\xd0-\xd7]")
-# By frame: FF before 00 is a coded byte, in JPEG-LS before anything below 80; FF before FF is a fill byte.
+# By frame: FF is a coded byte before 00 (in JPEG-LS, before anything below 80), and a fill byte before FF.
 MARKERS = dict.fromkeys((BASELINE, EXTENDED, LOSSLESS), re.compile(rb"\xff[^\x00\xff]"))
 MARKERS[JPEG_LS] = re.compile(rb"\xff[\x80-\xfe]")
 END_OF_BLOCK = b"\0"
 
-# A longer run of zeros is a hole, unless zeros code an even surface. Where they do not, the longest run is 2 bytes in the
-# JPEG Lossless of 233 phantom and 55 real mammograms, 4 in the JPEG baseline of 1,592 real films, and 6 in nine real mammograms
-# coded as JPEG-LS. Where they do, a run shows nothing: the same nine, coded as JPEG Lossless, have runs of 244 to 86,142 bytes,
-# since their air has one value.
+# A longer run of zeros is a hole, unless zeros code an even surface. If they do not, the longest run is 2 bytes in the
+# JPEG Lossless of 233 phantom and 55 real mammograms, 4 in the JPEG baseline of 1,592 real films, and 6 in nine real
+# mammograms coded as JPEG-LS. If they do, a run proves nothing: the same nine, coded as JPEG Lossless, have runs of
+# 244 to 86,142 bytes, since their air has one value.
 ZERO_RUN = 32
-COMPARED_DIFFERENCES = 64  # that are not zero: enough not to equal other bits by chance
-SURPLUS_BITS = 15  # behind the last difference: 7 pad a byte, and a writer may add another byte
-MARGIN = 4  # bytes at the ends of a run of zeros, more than the surplus
+COMPARED_DIFFERENCES = 64  # nonzero ones: enough not to match other bits by chance
+SURPLUS_BITS = 15  # after the last difference: 7 pad a byte, and a writer may add another byte
+MARGIN = 4  # bytes at each end of a run of zeros; more than the surplus
 
-# Put behind a JPEG's data, so that the blocks decoded from there on are seen: long codes of large differences.
+# Appended to a JPEG's data: long codes of large differences, which make blocks decoded past the data visible.
 SENTINEL = b"\xfe" * 4
-SURPLUS_BLOCKS = 8  # what the sentinel, padding and a byte or two that a writer may add are decoded to at most
+SURPLUS_BLOCKS = 8  # most blocks that the sentinel, padding and a byte or two added by a writer decode to
 
-PREDICTORS = {  # of JPEG Lossless, from the samples to the left, above, and above to the left (T.81 table H.1)
+PREDICTORS = {  # JPEG Lossless: from the samples to the left, above, and above to the left (T.81 table H.1)
     1: lambda left, above, corner: left,
     2: lambda left, above, corner: above,
     3: lambda left, above, corner: corner,
@@ -52,11 +53,11 @@ PREDICTORS = {  # of JPEG Lossless, from the samples to the left, above, and abo
 
 @dataclass(frozen=True)
 class Scan:
-    """What a JPEG's header says of its first scan.
+    """A JPEG's header up to its first scan.
 
-    ``frame`` is the last byte of the frame header's marker. ``tables`` holds, by class and number, DHT's 16 counts of codes by
-    length and the symbols behind them. ``header`` is the body of SOS. ``rows_at`` and ``start`` are the offsets of the number
-    of rows and of the first coded byte.
+    ``frame`` is the last byte of the frame header's marker. ``tables`` maps class and number to DHT's 16 counts of
+    codes by length, followed by the symbols. ``header`` is the body of SOS. ``rows_at`` and ``start`` are the offsets
+    of the number of rows and of the first coded byte.
     """
 
     frame: int
@@ -72,28 +73,28 @@ class Scan:
 
     @property
     def predictor(self) -> int:
-        """Of JPEG Lossless."""
+        """Number of the JPEG Lossless predictor, a key of `PREDICTORS`."""
         return self.header[3]
 
     @property
     def point_transform(self) -> int:
-        """Bits by which JPEG Lossless shifts values to the right before it codes them."""
+        """Bits by which JPEG Lossless shifts values to the right before coding."""
         return self.header[5] & 0x0F
 
     @property
     def difference_table(self) -> bytes:
-        """Huffman table of the one component's differences, which are DC's in frames of blocks."""
+        """Huffman table of the only component's differences; in frames of blocks, of its DC differences."""
         return self.tables.get(self.header[2] >> 4, b"")
 
     @property
     def units(self) -> int:
-        """Samples of JPEG Lossless or blocks of JPEG: what a restart interval counts, given one component (T.81 A.2)."""
+        """Samples (JPEG Lossless) or blocks (JPEG), which restart intervals count, given one component (T.81 A.2)."""
         side = 1 if self.frame == LOSSLESS else 8
         return -(-self.rows // side) * -(-self.columns // side)
 
     @property
     def zeros_are_even(self) -> bool:
-        """Whether zero bits code an even surface: a table's first symbol has the code of zeros."""
+        """True if zero bits code an even surface: the all-zero codes mean "no difference" and "end of block" here."""
         if self.frame == JPEG_LS or self.difference_table[16:17] != b"\0":
             return False
         ac_table = self.tables.get(0x10 | self.header[2] & 0x0F, b"")
@@ -101,13 +102,7 @@ class Scan:
 
 
 def read_scan(codestream: bytes) -> Scan:
-    """Read a JPEG's or JPEG-LS's header up to its first scan.
-
-    Raises
-    ------
-    ValueError
-        If it has no frame header or no scan.
-    """
+    """Read the header of a JPEG or JPEG-LS; raise ValueError if it has no frame header or no scan."""
     frame, tables, restart_interval, position = (), {}, 0, 2
     while len(codestream) > position + 3 and codestream[position] == 0xFF:
         marker, length = codestream[position + 1], int.from_bytes(codestream[position + 2 : position + 4], "big")
@@ -140,17 +135,13 @@ def _huffman_tables(body: bytes) -> dict[int, bytes]:
 
 
 def check_scan(codestream: bytes, scan: Scan) -> None:
-    """Refuse a scan that has a marker before the end, a hole of zeros, or too few or too many restart markers.
+    """Raise ValueError if a scan has a marker before the end, a hole of zeros, or wrong restart markers.
 
-    Pictures of several scans or components are left to the decoder.
-
-    Raises
-    ------
-    ValueError
+    Other frames, such as progressive ones, and pictures of several components are left to the decoder.
     """
     if scan.components != 1 or scan.frame not in MARKERS:
         return
-    if scan.frame != LOSSLESS:  # there, `check_decoded` sees an early marker, in less time
+    if scan.frame != LOSSLESS:  # in JPEG Lossless, `check_decoded` finds an early marker faster
         _check_end(codestream, scan)
     if not scan.zeros_are_even and codestream.find(bytes(ZERO_RUN), scan.start) >= 0:
         raise ValueError(f"its JPEG data has a hole of {ZERO_RUN} zero bytes or more")
@@ -173,18 +164,10 @@ def _check_restarts(codestream: bytes, scan: Scan) -> None:
 
 
 def decode_blocks(codestream: bytes) -> np.ndarray:
-    """Decode JPEG baseline or extended, and refuse data of fewer or of more blocks than the picture has.
+    """Decode JPEG baseline or extended to uint8 or uint16; raise ValueError if blocks are missing or left over.
 
-    libjpeg adds mid-grey blocks to what is cut off, and ignores what is left over, without an error. So it is asked for more
+    libjpeg adds mid-grey blocks for what is cut off, and ignores what is left over, without an error. So ask for more
     rows than there are: their first block must come from the data's end, and their last ones must be mid-grey.
-
-    Returns
-    -------
-    ndarray of shape (rows, columns), uint8 or uint16
-
-    Raises
-    ------
-    ValueError
     """
     scan = read_scan(codestream)
     if scan.components != 1 or scan.frame not in (BASELINE, EXTENDED):
@@ -196,7 +179,7 @@ def decode_blocks(codestream: bytes) -> np.ndarray:
     values = imagecodecs.jpeg8_decode(taller)
     is_coded = (values[8 * down :] != 1 << scan.precision - 1).reshape(extra, 8, scan.columns).any(axis=1)
     coded = (across * np.arange(extra)[:, None] + np.arange(scan.columns) // 8)[is_coded]
-    # Where a restart is due behind the last block the decoder finds none, and does not look at the sentinel.
+    # If a restart is due after the last block, the decoder finds none and ignores the sentinel.
     restart_due = scan.restart_interval and scan.units % scan.restart_interval == 0
     if not len(coded) and not restart_due or coded.max(initial=0) >= SURPLUS_BLOCKS:
         raise ValueError("its JPEG data codes more or fewer blocks than its picture has")
@@ -204,22 +187,10 @@ def decode_blocks(codestream: bytes) -> np.ndarray:
 
 
 def check_decoded(codestream: bytes, scan: Scan, values: np.ndarray) -> None:
-    """Refuse a JPEG Lossless picture that used more or less than its scan.
+    """Raise ValueError if a JPEG Lossless picture used more or less than its scan.
 
-    Lost and overwritten bytes change the number of differences. A decoder stops at the number that it needs, or adds zeros. So
-    the picture's last differences are coded again here: they must be the scan's last bits.
-
-    Parameters
-    ----------
-    codestream : bytes
-    scan : Scan
-        Of `read_scan`.
-    values : ndarray of shape (rows, columns), unsigned integers
-        As decoded.
-
-    Raises
-    ------
-    ValueError
+    Lost and overwritten bytes change the number of differences, but a decoder stops at the number it needs, or adds
+    zeros. So code the picture's last differences again: they must be the scan's last bits.
     """
     if scan.components != 1 or scan.frame != LOSSLESS or scan.predictor not in PREDICTORS:
         return
@@ -229,7 +200,7 @@ def check_decoded(codestream: bytes, scan: Scan, values: np.ndarray) -> None:
 
 
 def _intervals(codestream: bytes, scan: Scan) -> Iterator[tuple[slice, slice]]:
-    """Coded bytes and rows from one restart to the next; an interval is a number of rows (T.81 H.1.1)."""
+    """Yield coded bytes and rows from one restart to the next; an interval is a number of rows (T.81 H.1.1)."""
     start, row = scan.start, 0
     if scan.restart_interval:
         height = max(1, scan.restart_interval // scan.columns)
@@ -240,7 +211,7 @@ def _intervals(codestream: bytes, scan: Scan) -> Iterator[tuple[slice, slice]]:
 
 
 def _ends_in(codestream: bytes, coded: slice, values: np.ndarray, scan: Scan) -> bool:
-    """Tell whether the last differences of an interval's values are the last bits of its coded bytes."""
+    """True if the last differences of an interval's values are the last bits of its coded bytes."""
     stop = min(len(values), _last_uneven_row(values) + 2)  # all differences below are zero
     first = max(0, stop - 3)
     differences = _differences(values, first, stop, scan)
@@ -251,7 +222,7 @@ def _ends_in(codestream: bytes, coded: slice, values: np.ndarray, scan: Scan) ->
     if len(uneven) == COMPARED_DIFFERENCES:
         differences = differences[uneven[0] :]
     zero, below = _code(np.zeros(1, np.int64), scan.difference_table), (len(values) - stop) * scan.columns
-    # Where zero bits code the rows below, most of these are a run of zero bytes: it is left out on both sides.
+    # If zero bits code the rows below, most of these are a run of zero bytes: leave it out on both sides.
     run = 0 if any(zero) else max(0, len(zero) * below // 8 - 2 * MARGIN)
     bits = _code(differences, scan.difference_table) + (zero * below if not run else bytes(len(zero) * below - 8 * run))
     end = coded.stop
@@ -260,7 +231,7 @@ def _ends_in(codestream: bytes, coded: slice, values: np.ndarray, scan: Scan) ->
     run_at = max(coded.start, end - MARGIN - run)
     if codestream[run_at : run_at + run] != bytes(run):
         return False
-    # At most every second byte is a stuffed one, and half of a pair at the start does no harm.
+    # At most every second byte is stuffed, and half a pair at the start does no harm.
     start = max(coded.start, run_at - (len(bits) + SURPLUS_BITS) // 4 - 4)
     tail = (codestream[start:run_at] + codestream[run_at + run : end]).replace(b"\xff\0", b"\xff")
     tail_bits = np.unpackbits(np.frombuffer(tail, np.uint8)).tobytes()
@@ -268,7 +239,7 @@ def _ends_in(codestream: bytes, coded: slice, values: np.ndarray, scan: Scan) ->
 
 
 def _last_uneven_row(values: np.ndarray, block: int = 64) -> int:
-    """Index of the last row that does not consist of the last sample's value; 0 if there is none."""
+    """Return the index of the last row with a value other than the last sample's; 0 if there is none."""
     for stop in range(len(values), 0, -block):
         start = max(0, stop - block)
         uneven = np.flatnonzero((values[start:stop] != values[-1, -1]).any(axis=1))
@@ -278,7 +249,7 @@ def _last_uneven_row(values: np.ndarray, block: int = 64) -> int:
 
 
 def _differences(values: np.ndarray, first: int, stop: int, scan: Scan) -> np.ndarray:
-    """What is coded of the rows from ``first`` to before ``stop``, modulo 2**16 (T.81 H.1.2.1)."""
+    """Return the coded differences of rows ``first`` to ``stop - 1``, flat, modulo 2**16 (T.81 H.1.2.1)."""
     samples = values[max(0, first - 1) : stop].astype(np.int64) >> scan.point_transform
     above, rows = samples[:-1], samples[1:]
     predicted = PREDICTORS[scan.predictor](rows[:, :-1], above[:, 1:], above[:, :-1])
@@ -290,7 +261,7 @@ def _differences(values: np.ndarray, first: int, stop: int, scan: Scan) -> np.nd
 
 
 def _code(differences: np.ndarray, table: bytes) -> bytes:
-    """Code differences with a Huffman table: a byte of 0 or 1 for each bit (T.81 H.1.2.2)."""
+    """Code differences with a Huffman table; return one byte, 0 or 1, for each bit (T.81 H.1.2.2)."""
     lengths, codes = np.zeros(256, np.int64), np.zeros(256, np.int64)
     symbols, code = iter(table[16:]), 0
     for length, count in enumerate(table[:16], 1):
@@ -298,7 +269,7 @@ def _code(differences: np.ndarray, table: bytes) -> bytes:
             lengths[symbol], codes[symbol], code = length, code, code + 1
         code <<= 1
     category = np.frexp(np.abs(differences))[1]  # the number of bits
-    extra = np.where(category < 16, category, 0)  # of 16 there is only one difference, 32768
+    extra = np.where(category < 16, category, 0)  # category 16 has only one difference, 32768, so no extra bits
     sizes = lengths[category] + extra
     words = codes[category] << extra | np.where(differences < 0, differences - 1, differences) & (1 << extra) - 1
     of_word = np.repeat(np.arange(len(words)), sizes)

@@ -1,9 +1,9 @@
-"""Take a smaller picture out of a JPEG 2000 codestream without decoding the larger one.
+"""Cut a smaller picture out of a JPEG 2000 codestream without decoding the larger one.
 
-A codestream with N decompositions holds the picture at sizes 1, 1/2, … 1/2^N. Where it has one tile, one component, one layer
-and one precinct a resolution, as mammograms do, its packets lie in order of resolution whatever progression it names: the
-smaller picture is a prefix. The prefix with a header that speaks of the smaller picture is a codestream of its own, which every
-decoder reads, and it decodes to exactly what a decoder that discards the higher resolutions would give.
+A codestream with N decompositions contains the picture at sizes 1, 1/2, … 1/2^N. With one tile, one component, one
+layer and one precinct per resolution, as in mammograms, packets are in order of resolution whatever the progression:
+the smaller picture is a prefix. With a header for the smaller picture, that prefix is a complete codestream for any
+decoder. It decodes to exactly what a decoder that discards the higher resolutions returns.
 
 References: ISO/IEC 15444-1 (T.800), Annex A (markers) and B.10 (packet headers).
 """
@@ -17,27 +17,27 @@ from dataclasses import dataclass
 
 SOC, SIZ, COD, QCD, SOT, SOD, EOC = (bytes((0xFF, low)) for low in (0x4F, 0x51, 0x52, 0x5C, 0x90, 0x93, 0xD9))
 COM, TLM, PLM = (bytes((0xFF, low)) for low in (0x64, 0x55, 0x57))
-MANY_SEGMENTS = 0x01 | 0x04  # code-block styles (bypass, termination on each pass) with several lengths a code-block
-MIN_CODE_BLOCK = 4  # log2 of its side: smaller ones would be too many to walk through here
+MANY_SEGMENTS = 0x01 | 0x04  # styles (bypass, termination on each pass) that give a code-block several lengths
+MIN_CODE_BLOCK = 4  # log2 of its side; smaller ones would be too many to walk through
 MAX_BIT_PLANES = 80
 MAX_LENGTH_BITS = 32
-SOT_LENGTH = 12  # with its segment
-# Packets of the simple kind are all but random: the longest run of zeros in nine real mammograms is 10, in 354 phantom ones and
-# in 1,053 real ones of at most 256 px it is 12.
+SOT_LENGTH = 12  # bytes of the marker and its segment
+# A `Layout`'s packets are almost random: the longest run of zeros is 10 in nine real mammograms, and 12 in 354 phantom ones
+# and in 1,053 real ones of at most 256 px.
 ZERO_RUN = 32
 MARKER = re.compile(rb"\xff[\x90-\xff]")
-MAX_PRECINCT = 2**15  # px of a side, where the codestream names no smaller precincts
+MAX_PRECINCT = 2**15  # px of a side, if the codestream names no smaller precincts
 
 
 class NotScalableError(ValueError):
-    """A codestream that this module can't take a smaller picture from: decode it in full."""
+    """A codestream that this module can't cut a smaller picture from: decode it in full."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the main header says of a codestream whose resolutions lie one after the other.
+    """The main header of a codestream whose resolutions are stored one after the other.
 
-    ``sod`` is the offset of the first packet; ``code_block`` the (width, height) of a code-block.
+    ``sod`` is the offset of the first packet; ``code_block`` is the (width, height) of a code-block.
     """
 
     width: int
@@ -51,19 +51,14 @@ class Layout:
     sod: int
 
     def size(self, discard: int) -> tuple[int, int]:
-        """(width, height) after discarding so many resolutions."""
+        """Return (width, height) after discarding ``discard`` resolutions."""
         return _ceil_shift(self.width, discard), _ceil_shift(self.height, discard)
 
 
 class Prefix:
-    """The first bytes of something readable, grown as they are asked for.
+    """The first bytes of a stream, read as they are needed, at least ``chunk`` bytes at once.
 
-    Parameters
-    ----------
-    read : callable
-        Gives the next so many bytes, fewer at the end.
-    chunk : int
-        Least number of bytes read at once.
+    ``read(size)`` returns the next ``size`` bytes, or fewer at the end.
     """
 
     def __init__(self, read: Callable[[int], bytes], chunk: int = 2**15):
@@ -76,7 +71,7 @@ class Prefix:
         return self.data[index]
 
     def peek(self, size: int) -> bytes:
-        """Give the first ``size`` bytes, or as many as there are."""
+        """Return the first ``size`` bytes, or fewer if the stream ends before."""
         if len(self.data) < size:
             self.data += self._read(max(size - len(self.data), self._chunk))
         return bytes(self.data[:size])
@@ -87,7 +82,7 @@ class Prefix:
         del self.data[:size]
 
     def require(self, size: int) -> bytes | bytearray:
-        """Have at least ``size`` bytes, or raise ValueError if there are fewer."""
+        """Return all data read so far, at least ``size`` bytes; raise ValueError if the stream ends before."""
         missing = size - len(self.data)
         if missing > 0:
             self.data += self._read(max(missing, self._chunk))
@@ -97,7 +92,7 @@ class Prefix:
 
 
 def declared_size(codestream: bytes) -> tuple[int, int]:
-    """Read (rows, columns) of the picture from the SIZ segment, which comes first (T.800 A.5.1)."""
+    """Return the picture's (rows, columns) from the SIZ segment, which comes first (T.800 A.5.1)."""
     if codestream[:4] != SOC + SIZ or len(codestream) < 24:
         raise ValueError("its JPEG 2000 codestream does not start with SOC and SIZ")
     right, bottom, left, top = struct.unpack(">IIII", codestream[8:24])
@@ -107,10 +102,8 @@ def declared_size(codestream: bytes) -> tuple[int, int]:
 def read_layout(prefix: Prefix) -> Layout:
     """Read a codestream's main header.
 
-    Raises
-    ------
-    NotScalableError
-        If its resolutions don't lie one after the other, or it uses what this module does not know.
+    Raise NotScalableError if the resolutions are not stored one after the other, or if this module does not know a
+    feature.
     """
     segments = {}
     *main_header, (_, tile_part, end) = _segments(prefix)
@@ -123,7 +116,7 @@ def read_layout(prefix: Prefix) -> Layout:
 
 
 def _segments(prefix: Prefix) -> Iterator[tuple[bytes, bytes, int]]:
-    """Marker, body and end of each segment up to the first tile-part's SOT, which is the last."""
+    """Yield marker, body and end of each segment, up to the first tile-part's SOT, which is the last."""
     marker, end = SOC, 2
     if prefix.require(2)[:2] != SOC:
         raise ValueError("its JPEG 2000 codestream does not start with SOC and SIZ")
@@ -134,30 +127,15 @@ def _segments(prefix: Prefix) -> Iterator[tuple[bytes, bytes, int]]:
 
 
 def check_tile_parts(prefix: Prefix, peek: Callable[[int, int], bytes], length: int) -> None:
-    """Refuse a codestream that lost or gained bytes: its tile-parts tell their lengths, and must end at its end marker.
+    """Raise ValueError if bytes were lost or added: tile-parts state their lengths, and must end at the end marker.
 
-    Parameters
-    ----------
-    prefix : Prefix
-        The codestream.
-    peek : callable
-        Gives the bytes of the codestream from an offset, so many of them.
-    length : int
-        Of the codestream, its end marker included.
-
-    Raises
-    ------
-    ValueError
-
-    References
-    ----------
-    ISO/IEC 15444-1 A.4.2.
+    ``peek(start, size)`` returns bytes of the codestream; ``length`` includes the end marker (ISO/IEC 15444-1 A.4.2).
     """
     *_, (_, _, end) = _segments(prefix)
     start = end - SOT_LENGTH
     while (head := peek(start, SOT_LENGTH))[: len(SOT)] == SOT:
         tile_part = int.from_bytes(head[6:10], "big")
-        if tile_part == 0:  # the last one: it reaches to the end marker, wherever that is
+        if tile_part == 0:  # the last one: it extends to the end marker, wherever that is
             return
         if tile_part < SOT_LENGTH:
             break
@@ -168,11 +146,9 @@ def check_tile_parts(prefix: Prefix, peek: Callable[[int, int], bytes], length: 
 
 
 def check_packets(packets: bytes) -> None:
-    """Refuse packets of the simple kind that hold a marker, or a hole of zeros as interrupted downloads leave it.
+    """Raise ValueError if a `Layout`'s packets have a marker, or a hole of zeros as interrupted downloads leave it.
 
-    References
-    ----------
-    ISO/IEC 15444-1 A.1: no packet has a byte of more than 8F behind FF.
+    In packets, no byte above 8F follows FF (ISO/IEC 15444-1 A.1).
     """
     marker = MARKER.search(packets)
     if marker:
@@ -205,26 +181,9 @@ def _layout(segments: dict[bytes, bytes], tile_part: bytes, sod: int, next_marke
 
 
 def shrink(prefix: Prefix, layout: Layout, discard: int) -> bytes:
-    """Cut out the codestream of the picture with ``discard`` resolutions discarded.
+    """Return the codestream of the picture without its ``discard`` highest resolutions, each of which halves it.
 
-    Parameters
-    ----------
-    prefix : Prefix
-        The codestream; only the bytes up to the last packet needed are read.
-    layout : Layout
-        Of `read_layout`.
-    discard : int
-        From 0 to ``layout.levels``; each halves the picture.
-
-    Returns
-    -------
-    bytes
-        A codestream of ``layout.size(discard)``.
-
-    Raises
-    ------
-    ValueError
-        If the data ends before the last packet needed, or has a hole.
+    Read no further than the last packet needed; raise ValueError if the data ends before or has a hole.
     """
     end = layout.sod
     for resolution in range(layout.levels - discard + 1):
@@ -245,13 +204,13 @@ def shrink(prefix: Prefix, layout: Layout, discard: int) -> bytes:
 
 
 def _qcd_length(qcd: bytes, levels: int) -> int:
-    """Bytes of a QCD segment: a style, then one step for each of the 3 N + 1 sub-bands, or one in all (T.800 A.6.4)."""
+    """Return a QCD segment's length: a style, and one step per sub-band (3 N + 1) or one in all (T.800 A.6.4)."""
     style = qcd[0] & 0x1F if qcd else 0
     return 1 + {0: 3 * levels + 1, 1: 2}.get(style, 2 * (3 * levels + 1))
 
 
 def _code_block_grids(layout: Layout, resolution: int) -> list[tuple[int, int]]:
-    """(columns, rows) of code-blocks in each sub-band of a resolution (T.800 B.5, B.7)."""
+    """Return (columns, rows) of code-blocks in each sub-band of a resolution (T.800 B.5, B.7)."""
     if resolution == 0:
         bands, depth = [(0, 0)], layout.levels
     else:
@@ -265,7 +224,7 @@ def _code_block_grids(layout: Layout, resolution: int) -> list[tuple[int, int]]:
 
 
 def _packet_end(prefix: Prefix, start: int, grids: list[tuple[int, int]]) -> int:
-    """Offset behind the packet that starts at ``start``: its header tells the length of every code-block (T.800 B.10)."""
+    """Return the offset after the packet at ``start``: its header states every code-block's length (T.800 B.10)."""
     bits = _Bits(prefix, start)
     length = 0
     if bits.number(1):
@@ -290,7 +249,7 @@ def _code_block_length(bits: _Bits, empty_planes: _TagTree, leaf: int) -> int:
 
 
 def _coding_passes(bits: _Bits) -> int:
-    """T.800 table B.4."""
+    """Read the number of coding passes (T.800 table B.4)."""
     for width, base in ((1, 1), (1, 2), (2, 3), (5, 6)):
         value = bits.number(width)
         if value < (1 << width) - 1:
@@ -306,7 +265,7 @@ class _Bits:
         self._byte = self._bits = self._left = 0
 
     def number(self, width: int) -> int:
-        """The next ``width`` bits."""
+        """Return the next ``width`` bits as a number."""
         while self._left < width:
             carried = 7 if self._byte == 0xFF else 8
             self._byte = self._prefix[self._position]
@@ -319,12 +278,12 @@ class _Bits:
         return value
 
     def end(self) -> int:
-        """Offset behind the header, which never ends in 0xFF."""
+        """Return the offset after the header, which never ends in 0xFF."""
         return self._position + (self._byte == 0xFF)
 
 
 class _TagTree:
-    """T.800 B.10.2: a quad tree of minima, told bit by bit as far as a question needs."""
+    """A quadtree of minima, read bit by bit only as far as a question needs (T.800 B.10.2)."""
 
     def __init__(self, columns: int, rows: int):
         self._parents: list[int] = []
@@ -333,11 +292,11 @@ class _TagTree:
             self._parents += [above + row // 2 * wide + column // 2 for row in range(rows) for column in range(columns)]
             columns, rows = wide, (rows + 1) // 2
         self._parents.append(-1)
-        self._lowest = [0] * len(self._parents)  # what the value is at least
+        self._lowest = [0] * len(self._parents)  # lower bounds of the values
         self._known = [False] * len(self._parents)
 
     def value(self, leaf: int, limit: int, bits: _Bits) -> int:
-        """The leaf's value, or ``limit`` if it is that or more."""
+        """Return the leaf's value, or ``limit`` if it is at least that."""
         path, node = [], leaf
         while node >= 0 and not self._known[node]:
             path.append(node)

@@ -1,6 +1,6 @@
 """Stored values to grey: modality LUT, VOI LUT or window on the stored scale, then the MONOCHROME1 inversion.
 
-All of it maps one stored value to one grey value, so it is computed once per possible value and applied as a table.
+Each stored value has one grey value, so it is computed once per possible value and applied as a table.
 """
 
 from __future__ import annotations
@@ -20,15 +20,12 @@ IGNORED, RESCALED = "window_ignored", "voi_lut_rescaled"
 
 @dataclass(frozen=True)
 class Voi:
-    """How a header says that values after the modality LUT are shown.
+    """How a header displays values after the modality LUT.
 
-    Parameters
-    ----------
-    show : callable or None
-        Maps values to [0, 1]. None if the header does not say: the values are then stretched over their own range.
-    flags : tuple of str
-        ``window_ignored``: a VOI LUT or window of the header can't be applied, and the next one, or the range, took its place.
-        ``voi_lut_rescaled``: the entries of the VOI LUT do not have the bits that it declares, and its own maximum is white.
+    ``show`` maps values to [0, 1]; None if the header does not define that: stretch the values over their own range.
+    ``flags`` may contain ``window_ignored`` (a VOI LUT or window can't be applied; the next one, or the range, replaces
+    it) and ``voi_lut_rescaled`` (the VOI LUT's entries do not have the bits that it declares; its own maximum is
+    white).
     """
 
     show: Callable[[np.ndarray], np.ndarray] | None
@@ -36,15 +33,15 @@ class Voi:
 
 
 def read_voi(header: pydicom.Dataset) -> Voi:
-    """Choose the first usable VOI LUT of a header, else its first usable window, else none.
+    """Return a header's first usable VOI LUT, else its first usable window, else none.
 
-    A broken window must not cost the image: scanners and exports write widths of 0 where they know none.
+    A broken window must not cost the image: scanners and exports write widths of 0 if they know none.
     """
     flags: tuple[str, ...] = ()
     for make in _choices(header):
         try:
             voi = make()
-        except Exception:  # broken elements raise what they like
+        except Exception:  # broken elements raise anything
             flags = (IGNORED,)
         else:
             return Voi(voi.show, flags + voi.flags)
@@ -52,26 +49,9 @@ def read_voi(header: pydicom.Dataset) -> Voi:
 
 
 def grey_table(dataset: pydicom.Dataset, voi: Voi, lowest: int, highest: int) -> np.ndarray:
-    """Grey value of every stored value from ``lowest`` to ``highest``.
+    """Return the grey values, float32 in [0, 1], tissue bright, of all stored values from ``lowest`` to ``highest``.
 
-    Parameters
-    ----------
-    dataset : Dataset
-        Header with the modality LUT and photometric interpretation.
-    voi : Voi
-        From `read_voi`.
-    lowest, highest : int
-        The picture's smallest and largest stored value.
-
-    Returns
-    -------
-    ndarray of shape (highest - lowest + 1,), float32 in [0, 1]
-        Entry i is the grey value of stored value ``lowest + i``, tissue bright.
-
-    Raises
-    ------
-    ValueError
-        If the modality LUT gives values that are not finite.
+    Raise ValueError if the modality LUT gives values that are not finite.
     """
     values = apply_modality_lut(np.arange(lowest, highest + 1, dtype=np.int32), dataset)
     grey = (voi.show or _stretch)(values)
@@ -83,36 +63,16 @@ def grey_table(dataset: pydicom.Dataset, voi: Voi, lowest: int, highest: int) ->
 
 
 def apply_window(values: np.ndarray, center: float, width: float, function: str = "LINEAR") -> np.ndarray:
-    """Map values to [0, 1] with a DICOM window.
+    """Map values to [0, 1] with a DICOM LINEAR, LINEAR_EXACT or SIGMOID window, before the MONOCHROME1 inversion.
 
-    Apply it before the MONOCHROME1 inversion: ``center`` and ``width`` are given on the stored scale.
-
-    Parameters
-    ----------
-    values : ndarray, any shape and real dtype
-        Values after the modality LUT.
-    center, width : float
-        Window Center (0028,1050) and Window Width (0028,1051), same scale.
-    function : {"LINEAR", "LINEAR_EXACT", "SIGMOID"}
-        VOI LUT Function (0028,1056).
-
-    Returns
-    -------
-    ndarray of the same shape, float64 in [0, 1]
-
-    Raises
-    ------
-    ValueError
-        If the function is unknown, a number is not finite, ``width < 1`` for LINEAR, or ``width <= 0`` for the others.
-
-    References
-    ----------
-    DICOM PS3.3 C.11.2.1.2.1 (LINEAR), C.11.2.1.3.1 (SIGMOID), C.11.2.1.3.2 (LINEAR_EXACT).
+    ``center`` and ``width`` are on the scale of the values, after the modality LUT. Raise ValueError if the function is
+    unknown or can't have that width. DICOM PS3.3 C.11.2.1.2.1 (LINEAR), C.11.2.1.3.1 (SIGMOID), C.11.2.1.3.2
+    (LINEAR_EXACT).
     """
     function = _checked_function(center, width, function)
     values = values.astype(np.float64)
     if function == "SIGMOID":
-        # Far outside the window the exponential overflows to infinity, and the quotient is 0, as it should be.
+        # Far outside the window the exponential overflows to infinity, and the quotient is correctly 0.
         with np.errstate(over="ignore"):
             return 1 / (1 + np.exp(-4 * (values - center) / width))
     if function == "LINEAR":
@@ -134,7 +94,7 @@ def _checked_function(center: float, width: float, function: str) -> str:
 
 
 def _choices(header: pydicom.Dataset) -> Iterator[Callable[[], Voi]]:
-    """What may show the values, in order; each raises if it is broken."""
+    """Yield readers of what may display the values, in order of preference; each raises if its element is broken."""
     for item in header.get("VOILUTSequence") or ():
         yield partial(_voi_of_lut, header, item)
     for center, width in zip_longest(_numbers(header, "WindowCenter"), _numbers(header, "WindowWidth"), fillvalue=np.nan):
@@ -155,7 +115,7 @@ def _voi_of_lut(header: pydicom.Dataset, item: pydicom.Dataset) -> Voi:
     entries, first, bits = (int(number) for number in _words(item.LUTDescriptor, little_endian))
     table = _words(item.LUTData, little_endian)
     entries = entries or 2**16
-    if bits <= 8 and len(table) == -(-entries // 2):  # two entries a word
+    if bits <= 8 and len(table) == -(-entries // 2):  # two entries per word
         table = table.astype("<u2").view(np.uint8)
     if len(table) < entries:
         raise ValueError(f"the VOI LUT has {len(table)} entries, not {entries}")
@@ -164,7 +124,7 @@ def _voi_of_lut(header: pydicom.Dataset, item: pydicom.Dataset) -> Voi:
         raise ValueError("all entries of the VOI LUT are equal")
     if first >= 2**15 and (header.PixelRepresentation == 1 or item["LUTDescriptor"].VR == "SS"):
         first -= 2**16
-    # Some writers declare the bits allocated, and fill fewer; others fill more than they declare.
+    # Some writers declare the allocated bits but use fewer; others use more than they declare.
     declared, highest = 2**bits - 1 if bits <= 16 else 0, int(table.max())
     fits = declared // 2 < highest <= declared
     show = partial(_look_up, table=table / (declared if fits else highest), first=first)
@@ -172,12 +132,12 @@ def _voi_of_lut(header: pydicom.Dataset, item: pydicom.Dataset) -> Voi:
 
 
 def _look_up(values: np.ndarray, table: np.ndarray, first: int) -> np.ndarray:
-    """Take the entries of values; those outside take the first or last one."""
+    """Return the entries of values; those outside the table get its first or last entry."""
     return table[np.clip(np.rint(values).astype(np.int64) - first, 0, len(table) - 1)]
 
 
 def _words(value, little_endian: bool) -> np.ndarray:
-    """Unsigned 16-bit numbers of an element, whether its VR calls them numbers or bytes."""
+    """Return an element's unsigned 16-bit numbers, whether its VR makes them numbers or bytes."""
     if isinstance(value, bytes):
         return np.frombuffer(value + b"\0" * (len(value) % 2), dtype="<u2" if little_endian else ">u2").astype(np.int64)
     return np.atleast_1d(np.asarray(value, dtype=np.int64)) & 0xFFFF
@@ -189,10 +149,10 @@ def _stretch(values: np.ndarray) -> np.ndarray:
 
 
 def _numbers(header: pydicom.Dataset, keyword: str) -> list[float]:
-    """Numbers of a decimal element, NaN for each that is not one; none where it is absent or empty."""
+    """Return a decimal element's numbers, NaN for each that is malformed; empty if it is absent or empty."""
     try:
         value = header.get(keyword)
-    except ValueError:  # one of several is not a number: the bytes still tell the others
+    except ValueError:  # one of several is malformed: the raw bytes still contain the others
         value = header.get_item(keyword).value.decode("ascii", "replace").split("\\")
     if value in (None, ""):
         return []
