@@ -1,4 +1,4 @@
-"""Boxes around the findings of public sets, in pixels of the stored pictures: what each set draws, as boxes.csv has it.
+"""Boxes around the findings of public sets, in the columns of boxes.csv and in pixels of the stored pictures.
 
 - ``vindr``: finding_annotations.csv has boxes; the label is the finding's categories and BI-RADS.
 - ``cbis``: the box of each ROI mask image; malignant or benign, mass or calcification.
@@ -25,22 +25,13 @@ from utils.tables.boxes import CORNERS
 
 COLUMNS = ["image", *CORNERS, "label"]
 POINT = re.compile(r"\(\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*\)")
-WHOLE_SHAPE_RATIO = 0.02  # a mask whose sides are in another ratio than its film's is a crop
+WHOLE_SHAPE_RATIO = 0.02  # a mask with another aspect ratio than its film is a crop
 
 
 def vindr_boxes(source: Path, images: pd.DataFrame) -> pd.DataFrame:
-    """Read VinDr-Mammo's boxes.
+    """Read VinDr-Mammo's boxes of ``images``, as `utils.external.sets` reads them; an image may have several.
 
-    Parameters
-    ----------
-    source : Path
-    images : DataFrame
-        The set's images, as from `utils.external.sets`.
-
-    Returns
-    -------
-    DataFrame
-        Columns `COLUMNS`; corners are pixels of the stored picture, half-open. An image may have several boxes.
+    Columns are `COLUMNS`; corners are half-open, in pixels of the stored picture.
     """
     path = find(source, "finding_annotations.csv")
     corners = ["xmin", "ymin", "xmax", "ymax"]
@@ -55,7 +46,7 @@ def vindr_boxes(source: Path, images: pd.DataFrame) -> pd.DataFrame:
 
 
 def _names(categories: str) -> str:
-    """Findings in a cell such as "['Mass', 'Nipple Retraction']"."""
+    """Return the findings of a cell such as "['Mass', 'Nipple Retraction']", separated by commas."""
     try:
         names = ast.literal_eval(categories)
     except (ValueError, SyntaxError):
@@ -64,10 +55,10 @@ def _names(categories: str) -> str:
 
 
 def cbis_boxes(source: Path, images: pd.DataFrame) -> pd.DataFrame:
-    """Read CBIS-DDSM's boxes from its ROI mask images, as `vindr_boxes`.
+    """Read CBIS-DDSM's boxes from its ROI mask images, in the form of `vindr_boxes`.
 
-    Mask and crop of a finding lie in one folder, and downloads confuse their names: the mask is the one of the film's shape.
-    A mask of another size than its film is scaled to it.
+    A finding's mask and crop share a folder, and downloads confuse their names: the mask is the one with the film's
+    shape. A mask of another size than its film is scaled to it.
     """
     findings = cbis_findings(source)
     films = images.set_index("image").file
@@ -81,7 +72,7 @@ def cbis_boxes(source: Path, images: pd.DataFrame) -> pd.DataFrame:
 
 
 def _box_of_masks(masks: Iterable[Path], film: Path) -> np.ndarray | None:
-    """Box of the first mask that can be read and has the film's shape."""
+    """Return the box of the first mask that can be read and has the film's shape; None if there is none."""
     for path in masks:
         try:
             with open_dicom(film) as file:
@@ -101,7 +92,7 @@ def _box_of_masks(masks: Iterable[Path], film: Path) -> np.ndarray | None:
 
 
 def inbreast_boxes(source: Path, images: pd.DataFrame) -> pd.DataFrame:
-    """Read INbreast's boxes from its outlines, AllXML/IMAGE.xml, as `vindr_boxes`."""
+    """Read INbreast's boxes from its outlines, AllXML/IMAGE.xml, in the form of `vindr_boxes`."""
     table = find(source, "INbreast.csv")
     known = read_set_table(table, ["File Name", "Bi-Rads"], ids=["File Name"]).set_index("File Name")["Bi-Rads"]
     rows = []
@@ -114,7 +105,7 @@ def inbreast_boxes(source: Path, images: pd.DataFrame) -> pd.DataFrame:
 
 
 def _outlines(path: Path) -> Iterable[tuple[str, np.ndarray]]:
-    """Names of an image's outlines, and their points (x, y); none of a file that can't be read."""
+    """Yield the name and the points (x, y) of each of an image's outlines; nothing if the file can't be read."""
     try:
         with open(path, "rb") as file:
             images = plistlib.load(file)["Images"]
@@ -129,7 +120,7 @@ def _outlines(path: Path) -> Iterable[tuple[str, np.ndarray]]:
 
 
 def mias_boxes(source: Path, images: pd.DataFrame) -> pd.DataFrame:
-    """Read mini-MIAS's circles as boxes, as `vindr_boxes`; its y axis points up."""
+    """Read mini-MIAS's circles as boxes, in the form of `vindr_boxes`; its y axis points up."""
     files, rows = images.set_index("image").file, []
     for line in mias_lines(source):
         image, file = f"mdb{line.number}", files.get(f"mdb{line.number}")
@@ -142,21 +133,16 @@ def mias_boxes(source: Path, images: pd.DataFrame) -> pd.DataFrame:
 
 
 def clip_boxes(boxes: pd.DataFrame, files: pd.Series) -> pd.DataFrame:
-    """Cut boxes off at the edges of their pictures; those that then are empty are left out.
+    """Clip boxes (``image_id`` and corners) to their pictures, and drop those that are then empty.
 
-    Parameters
-    ----------
-    boxes : DataFrame
-        ``image_id`` and corners.
-    files : Series
-        DICOM files by image_id.
+    ``files`` maps image_id to DICOM file.
     """
     shapes = {}
     for image_id in boxes.image_id.unique():
         try:
             with open_dicom(files[image_id]) as file:
                 shapes[image_id] = file.shape
-        except DicomError:  # preprocessing tells
+        except DicomError:  # preprocessing reports it
             shapes[image_id] = (np.inf, np.inf)
     height, width = np.array([shapes[image_id] for image_id in boxes.image_id], dtype=float).reshape(-1, 2).T
     clipped = boxes.assign(

@@ -1,9 +1,9 @@
-"""Turn a public set of mammograms into a competition folder of this kit, to train on beside the competition.
+"""Turn a public set of mammograms into a competition folder of this kit, as additional training data.
 
 ``python -m utils.external vindr SOURCE DEST`` writes ``DEST/train.csv``, ``DEST/train_images/PATIENT/IMAGE.dcm``, and
-``DEST/boxes.csv`` where the set has boxes. train.ipynb takes such folders as ``extra_competition_dirs``. `utils.external.sets`
-says what is read of each set, and what counts as cancer; `utils.external.boxes` what its boxes are. ``folder`` takes any folder
-of DICOMs: see `utils.external.folder`.
+``DEST/boxes.csv`` if the set has boxes. train.ipynb takes such folders as ``extra_competition_dirs``.
+`utils.external.sets` defines what is read of each set and what counts as cancer, `utils.external.boxes` the boxes.
+``folder`` takes any folder of DICOMs: see `utils.external.folder`.
 """
 
 import argparse
@@ -26,39 +26,19 @@ from utils.tables.boxes import BOXES_FILE
 from utils.tables.boxes import COLUMNS as BOX_COLUMNS
 from utils.tables.competition import image_paths
 
-CONVERTED = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}  # what mirrors of DICOM sets hold
-MACHINES_OF_SITE = 100  # machine_id is site_id * 100 + number of the model: far from RSNA's, which end at 216
+CONVERTED = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}  # what mirrors of DICOM sets contain
+MACHINES_OF_SITE = 100  # machine_id is site_id * 100 + the model's number: far from RSNA's, which end at 216
 
 
 def convert(
     name: str, source: str | Path, destination: str | Path, copy: bool = False, birads_4: int | None = None
 ) -> pd.DataFrame:
-    """Write a set as a competition folder, and print what is in it and what was left out.
+    """Write a public set as a competition folder, print what is used and left out, and return the rows of train.csv.
 
-    DICOMs are linked; PGM and PNG become uncompressed DICOMs, without loss. Ids begin with the set's name, so that none is met
-    in another set. A second run after a kill begins again and keeps nothing half done: train.csv is written last.
-
-    Parameters
-    ----------
-    name : {"vindr", "cmmd", "cbis", "inbreast", "mias"}
-    source : path
-        Folder of the set as it is distributed.
-    destination : path
-        New folder, outside of ``source``.
-    copy : bool
-        Copy DICOMs instead of linking them: ``source`` may then go.
-    birads_4 : {None, 0, 1}
-        What BI-RADS 4 counts as; None leaves those breasts out.
-
-    Returns
-    -------
-    DataFrame
-        Rows of train.csv; age is NaN, and implant 0, where the set does not tell.
-
-    Raises
-    ------
-    ExternalError
-        If the set or its files are not as expected, no image can be used, or ``destination`` is taken.
+    DICOMs are linked or copied; PGM and PNG become uncompressed DICOMs, without loss. Ids begin with the set's name, so
+    that sets do not share ids. ``birads_4`` is what BI-RADS 4 counts as; None leaves those breasts out. Unknown ages
+    are NaN, unknown implants 0. train.csv is written last, so a killed run starts again. Raise ExternalError if the set
+    or its files are not as expected, no image can be used, or ``destination`` is taken.
     """
     if name not in SETS:
         raise ExternalError(f"The set is {name!r}; choose from {', '.join(SETS)}.")
@@ -89,7 +69,7 @@ def convert(
 
 
 def _mirror(source: Path, name: str) -> str:
-    """Return a sentence if a folder holds pictures that were converted from a set's files, else nothing."""
+    """Return a sentence if a folder contains pictures that were converted from a set's files, else an empty string."""
     found = next((path for path in source.rglob("*") if path.suffix.lower() in CONVERTED), None)
     if found is None:
         return ""
@@ -103,7 +83,7 @@ def _mirror(source: Path, name: str) -> str:
 def _read_boxes(
     name: str, source: Path, images: pd.DataFrame, destination: Path, table: pd.DataFrame
 ) -> tuple[pd.DataFrame, str]:
-    """Return the boxes of the images that are used, as boxes.csv has them, and a line that describes them."""
+    """Return the boxes of the used images in the columns of boxes.csv, and a line that describes them."""
     if name not in BOXES:
         return pd.DataFrame(columns=BOX_COLUMNS), "  no boxes: the set has none"
     try:
@@ -117,7 +97,7 @@ def _read_boxes(
 
 
 def describe(table: pd.DataFrame, left_out: pd.Series, name: str) -> str:
-    """Say what was converted, and how many images were left out, by reason."""
+    """Return a text on what was converted, and how many images were left out for each reason."""
     breasts = table.drop_duplicates(["patient_id", "laterality"])
     lines = [
         f"{name}: {len(table)} images of {table.patient_id.nunique()} patients; {breasts.cancer.sum()} of {len(breasts)}"
@@ -137,7 +117,7 @@ def _check_folders(source: Path, destination: Path) -> None:
 
 
 def _settle(images: pd.DataFrame) -> pd.DataFrame:
-    """Add ``cancer``, the same for all images of a breast, and ``reason``: why an image is left out, empty if it is not."""
+    """Add ``cancer``, one label per breast, and ``reason``: why an image is left out, empty if it is used."""
     label = images.groupby(["patient", "laterality"]).label.transform("max")
     there = [isinstance(file, Path) and file.is_file() for file in images.file]
     reasons = {
@@ -161,7 +141,7 @@ def _as_train_table(images: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def _place(file: Path, target: Path, copy: bool) -> str:
-    """Put an image's file where the kit looks for it; gives the reason where that can't be done."""
+    """Link, copy or convert an image's file to ``target``; return the reason if that fails, else an empty text."""
     if file.suffix.lower() not in LOSSLESS:
         link_or_copy(file, target, copy)
         return ""
@@ -173,7 +153,7 @@ def _place(file: Path, target: Path, copy: bool) -> str:
 
 
 def _write_dicom(path: Path, picture: np.ndarray) -> None:
-    """Write a grey picture, uint8 or uint16, uncompressed; its window shows the values as they are."""
+    """Write a grey picture, uint8 or uint16, uncompressed, with a window that leaves its values as they are."""
     bits = 8 * picture.itemsize
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()

@@ -1,8 +1,8 @@
 """Any folder of DICOMs as a competition folder, from the files' headers alone.
 
-Without labels it is a test part, which submit.ipynb predicts: one probability a breast. With labels it is a training part.
-``files.csv`` in the new folder has a row for each DICOM: its ids in the competition, what its header lacks, and why it was left
-out. It is itself such a table as ``--labels`` takes, so that what is missing can be filled in.
+Without labels it becomes a test part, for which submit.ipynb predicts one probability per breast. With labels it
+becomes a training part. ``files.csv`` in the new folder has a row per DICOM: its ids in the competition, what its
+header lacks, and why it was left out. Fill in what is missing, and pass it as ``--labels``.
 """
 
 import filecmp
@@ -29,10 +29,10 @@ PREFIX = "own"
 FILES_FILE = "files.csv"
 UNKNOWN_SITE = 106  # the public sets have 101 to 105
 UNKNOWN_MACHINE = 10600
-FIRST_CODE, CODES = 10_000_000, 90_000_000  # of institutions and machines that are named: far from RSNA's
+FIRST_CODE, CODES = 10_000_000, 90_000_000  # for named institutions and machines; far from RSNA's
 LONGEST_PLAIN = 64  # characters of a file's or patient's name that an id repeats
-DIGEST = 10  # hexadecimal digits that tell apart what can't name a file
-CONSEQUENCES = {"patient": "; each study counts as a patient of its own", "implant": "; these count as 0"}  # of what lacks
+DIGEST = 10  # hexadecimal digits that distinguish texts that can't name a file
+CONSEQUENCES = {"patient": "; each study counts as a patient of its own", "implant": "; these count as 0"}  # of missing values
 NEXT = {
     "train": "Next: papermill notebooks/train.ipynb outputs/train.ipynb -p competition_dir {}",
     "test": "Next: papermill notebooks/submit.ipynb outputs/submit.ipynb -p competition_dir {}",
@@ -52,34 +52,13 @@ def convert_folder(
     prefix: str = PREFIX,
     any_modality: bool = False,
 ) -> pd.DataFrame:
-    """Write a folder of DICOMs as a competition folder, and print what is in it, what the headers lack and what was left out.
+    """Write a folder of DICOMs as a competition folder, print a summary, and return the rows of train.csv or test.csv.
 
-    Parameters
-    ----------
-    source : path
-        Folder with DICOM files at any depth, under any names; other files are skipped.
-    destination : path
-        New folder, outside of ``source``.
-    labels : path, optional
-        CSV as `utils.external.labels.Labels` reads it. With a column ``cancer``, train.csv and train_images are written; else
-        test.csv and test_images.
-    copy : bool
-        Copy the files instead of linking them: ``source`` may then go.
-    prefix : str
-        Ids begin with it, so that none is met in another set. The same patient of the same prefix has the same id in another
-        folder.
-    any_modality : bool
-        Take images whose Modality or class is not that of a mammogram, such as scanned films.
-
-    Returns
-    -------
-    DataFrame
-        Rows of train.csv or test.csv. What no header and no label tells is empty; implant is then 0.
-
-    Raises
-    ------
-    ExternalError
-        If there is no DICOM, or none that can be used; ``labels`` is not as expected; or ``destination`` is taken.
+    ``labels`` is a CSV as `utils.external.labels.Labels` reads it; with a column ``cancer`` it makes the folder a
+    training part. Ids begin with ``prefix``; the same patient has the same id in all folders of one prefix.
+    ``any_modality`` takes images whose Modality or class is not a mammogram's, such as scanned films. Unknown values
+    are empty, but an unknown implant is 0. Raise ExternalError if no DICOM can be used, ``labels`` is not as expected,
+    or ``destination`` is taken.
     """
     source, destination = resolve(source), resolve(destination)
     labels = resolve(labels) if labels else None
@@ -126,7 +105,7 @@ def _check_arguments(source: Path, destination: Path, labels: Path | None, prefi
 
 
 def _read_folder(source: Path) -> tuple[pd.DataFrame, int]:
-    """Facts of each DICOM file, in the order of their paths, and how many other files there are."""
+    """Return the facts of each DICOM file, in the order of their paths, and the number of other files."""
     paths = sorted(_walk(source))
     progress = tqdm(paths, "Reading headers", unit=" files", mininterval=1)
     facts = [read_facts(path, path.relative_to(source).as_posix()) for path in progress]
@@ -147,10 +126,10 @@ def _walk(source: Path) -> Iterator[Path]:
 
 
 def _name_patients(images: pd.DataFrame) -> pd.DataFrame:
-    """Give each image a patient: never one for two who may be different people.
+    """Give each image a patient, never the same for two who may be different people.
 
-    Where a header names none, its study stands for the patient, and where it names no study either, the file does. An id that
-    several hospitals gave is told apart by its issuer.
+    If a header names no patient, its study stands in; if it names no study either, the file does. An issuer is added to
+    an id that several hospitals gave.
     """
     is_shared = (images.patient != "") & (images.groupby("patient").issuer.transform("nunique") > 1)
     named = images.patient.where(~is_shared, images.patient + " (" + images.issuer + ")")
@@ -169,7 +148,7 @@ def _mark_given(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
 
 
 def _settle(images: pd.DataFrame, source: Path, any_modality: bool, is_train: bool) -> pd.DataFrame:
-    """Decide which images are left out, and why; in ``left_out``, empty for the others."""
+    """Set ``left_out``, the reason why an image is left out, else empty; for training, also one ``cancer`` a breast."""
     left_out = images.left_out.where(~(images.is_other_kind & any_modality), "")
     left_out = left_out.where(~images.is_other_kind | (left_out == ""), left_out + " (--any-modality takes it all the same)")
     images = images.assign(left_out=left_out)
@@ -192,9 +171,9 @@ def _leave_out(images: pd.DataFrame, which: pd.Series, reason: str) -> pd.DataFr
 
 
 def _repeated(images: pd.DataFrame, source: Path) -> dict[int, str]:
-    """Rows whose file is a copy of an earlier one, with its name: the same UID, and the same bytes.
+    """Map each row whose file is a copy of an earlier one (same UID, same bytes) to that file's name.
 
-    Careless anonymisers give all images one UID, so that the UID alone says nothing.
+    Careless anonymisers give all images one UID, so the UID alone proves nothing.
     """
     used = images[(images.left_out == "") & (images.instance != "")]
     found = {}
@@ -221,17 +200,17 @@ def _with_ids(images: pd.DataFrame, prefix: str) -> pd.DataFrame:
 
 
 def _image_names(files: pd.Series) -> pd.Series:
-    """Name of each file without its ending; a digest of the path tells files of the same name apart."""
+    """Return each file's name without its ending, with a digest of the path if several files have that name."""
     stems = files.str.rsplit("/", n=1).str[-1].str.replace(r"\.(dcm|dicom|ima)$", "", case=False, regex=True)
     is_repeated = stems.str.casefold().duplicated(keep=False)
     return plain_names(stems).where(~is_repeated, _cleaned(stems) + "-" + files.map(_digest))
 
 
 def plain_names(texts: pd.Series) -> pd.Series:
-    """Names that can be part of a file's name, the same for the same text and different for different texts.
+    """Map texts to names that can be part of a file's name: equal for equal texts, different for different texts.
 
-    A text that is such a name already stays as it is. Others get "_" for what is not plain, and a digest of the text: so do two
-    that differ in upper and lower case alone, since some file systems take them for one, and what looks like such a name.
+    A text that is such a name stays as it is. Others get "_" for special characters, and a digest of the text. So do
+    texts that differ only in case, since some file systems ignore it, and texts that look like a name with a digest.
     """
     unique = texts.drop_duplicates()
     folded = unique.str.casefold()
@@ -250,7 +229,10 @@ def _digest(text: str) -> str:
 
 
 def code_of(name: str, unknown: int) -> int:
-    """Number of an institution or a machine: the same name has it in every folder; blanks and capitals do not count."""
+    """Return the number of an institution or machine, the same in every folder, or ``unknown`` if the name is blank.
+
+    Blanks and capitals do not count.
+    """
     plain = " ".join(name.casefold().split())
     return FIRST_CODE + int(hashlib.sha256(plain.encode()).hexdigest(), 16) % CODES if plain else unknown
 
@@ -267,7 +249,7 @@ def _competition_table(images: pd.DataFrame, split: str) -> pd.DataFrame:
 
 
 def _lacking(row) -> str:
-    """What neither header nor label tells of an image."""
+    """Return what neither header nor label states about an image."""
     missing = {
         "patient": row.patient_from not in ("", GIVEN),
         "laterality": row.laterality == "",
@@ -281,7 +263,7 @@ def _lacking(row) -> str:
 
 
 def _files_table(images: pd.DataFrame) -> pd.DataFrame:
-    """The table of all DICOM files; its first columns are those that `Labels` reads."""
+    """Return the table of all DICOM files; its first columns are those that `Labels` reads."""
     several = images[images.birth_date != ""].groupby("patient").birth_date.nunique()
     two_births = set(several.index[several > 1])
     rows = []
@@ -305,7 +287,7 @@ def _files_table(images: pd.DataFrame) -> pd.DataFrame:
 
 
 def _describe(told: pd.DataFrame, rows: pd.DataFrame, others: int, destination: Path, split: str) -> Iterator[str]:
-    """Say what was written, what the headers lack, and what was left out."""
+    """Yield lines about what was written, what the headers lack, and what was left out."""
     used = told[told.left_out == ""]
     breasts = rows.drop_duplicates(["patient_id", "laterality"])
     cancer = f", {int(breasts.cancer.sum())} with cancer" if split == "train" else ""

@@ -1,11 +1,9 @@
-"""What a DICOM file's header tells about a mammogram: patient, side, view, age, implant, machine; and what it lacks.
+"""Read a mammogram's facts from a DICOM header: patient, side, view, age, implant, machine, and what is missing.
 
-Only the header is read. Nothing is guessed: where two texts of a header contradict each other, neither counts.
-Patient Orientation (0020,0020) is not used, since the side follows from it only if the picture is known to hang as PS3.3 asks.
+Nothing is guessed: if two texts of a header contradict each other, neither counts. Patient Orientation (0020,0020) is
+not used, since it gives the side only if the picture is known to hang as PS3.3 asks.
 
-References
-----------
-DICOM PS3.3 C.8.11.7 (Mammography Image), PS3.16 CID 4014 (views) and CID 4015 (their modifiers).
+References: DICOM PS3.3 C.8.11.7 (Mammography Image), PS3.16 CID 4014 (views) and CID 4015 (their modifiers).
 """
 
 import contextlib
@@ -31,7 +29,7 @@ VIEW_CODES = {
     "399192008": "XCCL", "R-1024A": "XCCL", "Y-X1770": "XCCL", "399101009": "XCCM", "R-1024B": "XCCM", "Y-X1771": "XCCM",
 }  # fmt: skip
 AXILLARY_TAIL = ("399011000", "R-102D1")  # CID 4015; RSNA's view AT
-SPECIMEN = ("127457009", "G-8310")  # CID 4014: tissue that was taken out
+SPECIMEN = ("127457009", "G-8310")  # CID 4014: excised tissue
 VIEWS = {*VIEW_CODES.values(), "AT", "CV", "XCC"}
 SPELLED_VIEWS = (  # the longer names first
     (r"CRANIO[- ]?CAUDAL,? EXAGGERATED LATERAL", "XCCL"),
@@ -42,16 +40,16 @@ SPELLED_VIEWS = (  # the longer names first
     (r"MEDI(?:O|AL)[- ]?LATERAL", "ML"),
     (r"LATERO[- ]?MEDIAL", "LM"),
 )
-# "MLO", "LMLO", "R_CC2", "RCCID" (implant displaced). "LAT" is no left axillary tail, so AT is not among them.
+# "MLO", "LMLO", "R_CC2", "RCCID" (implant displaced). "LAT" is not a left axillary tail, so AT is not among them.
 VIEW_WORD = re.compile(r"([LR]?)(XCCL|XCCM|XCC|CC|MLO|LMO|ML|LM)(?:ID)?\d?")
 SIDES = {"L": "L", "LEFT": "L", "R": "R", "RIGHT": "R"}
-SIDES_BY_A_VIEW = {"L": "L", "LT": "L", "R": "R", "RT": "R"}  # too short to be taken for a side anywhere else
+SIDES_BY_A_VIEW = {"L": "L", "LT": "L", "R": "R", "RT": "R"}  # too short to mean a side anywhere else
 DESCRIPTIONS = ("SeriesDescription", "ProtocolName", "AcquisitionProtocolName", "ImageComments")
 NO_PATIENT = {"ANON", "ANONYMISED", "ANONYMIZED", "ANONYMOUS", "DEIDENTIFIED", "NONE", "REMOVED", "UNKNOWN"}
 DATES = ("StudyDate", "AcquisitionDate", "SeriesDate", "ContentDate")
-CONTROL = re.compile(r"[\x00-\x1f\x7f]")  # what no CSV should hold
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")  # must not get into a CSV
 LONGEST_LIFE = 120  # years
-AGE_UNITS = {"Y": 1, "M": 12, "W": 52.18, "D": 365.25}  # how many of them a year has
+AGE_UNITS = {"Y": 1, "M": 12, "W": 52.18, "D": 365.25}  # units per year
 XRAY = "1.2.840.10008.5.1.4.1.1.1"  # Computed Radiography
 MAMMOGRAPHY = {f"{XRAY}.2", f"{XRAY}.2.1"}
 RADIOGRAPHY = {XRAY, f"{XRAY}.1", f"{XRAY}.1.1"}  # RSNA's files are Digital X-Ray images
@@ -68,26 +66,13 @@ TAGS = [
 
 @dataclass
 class Facts:
-    """What one file's header tells; what it does not is empty, or NaN for the age.
+    """What one file's header states; unknown values are empty, age NaN, implant None.
 
-    Attributes
-    ----------
-    file : str
-        Path below the folder that was searched, with "/".
-    patient, issuer, study, instance, birth_date : str
-        ``patient`` is empty where the header names none, or only a word such as ANONYMOUS.
-    laterality : {"L", "R", "B", ""}
-        B: the picture shows both breasts.
-    implant : {0, 1, None}
-    for_processing : bool
-        Raw values, of which the machine makes the picture that is looked at.
-    taken_from : dict of str to str
-        Which element told the side and the view, where it is not the usual one.
-    left_out : str
-        Why this is no mammogram that the kit can read; empty if it is.
-    is_other_kind : bool
-        Left out for its Modality or class alone, so that the user may take it all the same.
-    notes : list of str
+    ``file`` is the path below the folder that was searched, with "/". ``patient`` is also empty for a word such as
+    ANONYMOUS. ``laterality`` is L, R, B (both breasts) or empty. ``for_processing`` means raw values, from which the
+    machine makes the picture for viewing. ``taken_from`` names the element that gave the side or view, if it is not the
+    usual one. ``left_out`` is the reason why the kit can't use the file, else empty. ``is_other_kind`` means left out
+    for its Modality or class alone, so that the user may still take it.
     """
 
     file: str
@@ -110,19 +95,7 @@ class Facts:
 
 
 def read_facts(path: Path, name: str) -> Facts | None:
-    """Read the header of a file, whatever the file is.
-
-    Parameters
-    ----------
-    path : Path
-    name : str
-        For `Facts.file`.
-
-    Returns
-    -------
-    Facts or None
-        None if the file is not DICOM.
-    """
+    """Read the header of any file, called ``name`` in `Facts.file`; return None if the file is not DICOM."""
     try:
         with open(path, "rb") as file:
             head = file.read(PREAMBLE + len(MAGIC))
@@ -131,11 +104,11 @@ def read_facts(path: Path, name: str) -> Facts | None:
     if not begins_like_dicom(head):
         return None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of values that break their type's rules; those that matter are checked here
+        warnings.simplefilter("ignore")  # about values that break their type's rules; those that matter are checked here
         try:
             header = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=TAGS)
             return _facts_of(header, path, name)
-        except Exception as error:  # broken headers raise what they like
+        except Exception as error:  # broken headers raise anything
             return Facts(name, left_out=f"its header can't be read ({type(error).__name__}: {error})")
 
 
@@ -162,10 +135,10 @@ def _facts_of(header: pydicom.Dataset, path: Path, name: str) -> Facts:
 
 
 def _text(header: pydicom.Dataset, keyword: str) -> str:
-    """Value of an element as text; empty if it is absent or broken."""
+    """Return an element's value as text; empty if it is absent or broken."""
     try:
         value = header.get(keyword)
-    except Exception:  # pydicom converts a value when it is asked for
+    except Exception:  # pydicom converts a value only when it is read
         return ""
     if value is None:
         return ""
@@ -186,9 +159,9 @@ def _patient(header: pydicom.Dataset) -> str:
 
 
 def age_of(header: pydicom.Dataset) -> float:
-    """Age in years: Patient's Age (0010,1010), else from the dates of birth and study; NaN if neither tells.
+    """Return the age in years: Patient's Age (0010,1010), else from the dates of birth and study; NaN if unknown.
 
-    0 counts as unknown: it is what anonymisers write.
+    0 counts as unknown: anonymisers write it.
     """
     found = re.fullmatch(r"(\d{1,3})([DWMY])?", _text(header, "PatientAge").upper())
     if found:
@@ -222,14 +195,10 @@ def _sop_class(header: pydicom.Dataset) -> str:
 
 
 def side_and_view(text: str) -> tuple[str, str]:
-    """Side and view that a free text names, such as "R MLO", "LCC" or "Left cranio-caudal".
+    """Return the side (L or R) and the view that a text such as "R MLO", "LCC" or "Left cranio-caudal" names.
 
-    Returns
-    -------
-    side : {"L", "R", ""}
-        Empty where the text names none, or both.
-    view : str
-        Likewise. ML and LM count only together with a side: they may be a volume or initials.
+    Each is empty if the text names none or several. ML and LM count only together with a side: they may be a volume or
+    initials.
     """
     text = text.upper()
     spelled = next((view for pattern, view in SPELLED_VIEWS if re.search(pattern, text)), "")
@@ -248,7 +217,7 @@ def side_and_view(text: str) -> tuple[str, str]:
 
 
 def _add_side_and_view(facts: Facts, header: pydicom.Dataset) -> None:
-    """Side and view from the elements that are made for them, else from descriptions, where these agree."""
+    """Set side and view from the elements made for them, else from descriptions if these agree."""
     view_position = _text(header, "ViewPosition").upper()
     told = {keyword: side_and_view(_text(header, keyword)) for keyword in ("ViewPosition", *DESCRIPTIONS)}
     facts.laterality = _declared_side(header)
@@ -287,12 +256,12 @@ def _coded_view(header: pydicom.Dataset) -> str:
     return ""
 
 
-# What is no mammogram
-# --------------------
+# What is not a mammogram
+# -----------------------
 
 
 def _not_a_mammogram(header: pydicom.Dataset) -> str:
-    """Say why a file can't be one mammogram; empty if it may be."""
+    """Return why a file can't be a single mammogram; empty if it may be."""
     sop_class = _sop_class(header)
     frames = _text(header, "NumberOfFrames") or "1"
     if sop_class and sop_class not in MAMMOGRAPHY | RADIOGRAPHY | {SECONDARY_CAPTURE}:
@@ -307,7 +276,7 @@ def _not_a_mammogram(header: pydicom.Dataset) -> str:
 
 
 def _other_kind(header: pydicom.Dataset) -> str:
-    """Say what kind of image it is, if not one that is usually a mammogram."""
+    """Return what kind of image it is if that is not usually a mammogram, else an empty string."""
     modality, part = _text(header, "Modality").upper(), _text(header, "BodyPartExamined").upper()
     if modality not in ("", "MG") and "BREAST" not in part:
         return f"its Modality is {modality}, not MG"

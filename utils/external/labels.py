@@ -1,6 +1,7 @@
-"""A table that the user writes for a folder of DICOMs: cancer, and what the headers lack or say wrongly.
+"""A user's table for a folder of DICOMs: cancer, and what the headers lack or state wrongly.
 
-One row a file (column ``file``, or ``image_id``) or one row a breast (``patient_id`` and ``laterality``, as in the headers).
+One row per file (column ``file``, or ``image_id``) or one row per breast (``patient_id`` and ``laterality``, as in the
+headers).
 """
 
 from collections import defaultdict
@@ -19,17 +20,10 @@ OF_A_BREAST = ("age", "implant", "cancer")
 
 
 class Labels:
-    """The rows of a user's table, checked; `add_to` matches them with files.
+    """The checked rows of a user's CSV, separated by commas or semicolons; empty fields change nothing.
 
-    Parameters
-    ----------
-    path : Path
-        CSV with commas or semicolons; empty fields say nothing.
-
-    Raises
-    ------
-    ExternalError
-        If the table can't be read, lacks its key columns, has no column that the kit uses, or holds a value that can't be.
+    Raise ExternalError if the table can't be read, lacks its key columns, has no column that the kit uses, or has an
+    invalid value.
     """
 
     def __init__(self, path: Path):
@@ -51,28 +45,14 @@ class Labels:
 
     @property
     def has_cancer(self) -> bool:
-        """Whether the table labels breasts, so that they can be trained on."""
+        """True if the table labels breasts, so that they can be trained on."""
         return "cancer" in self.columns
 
     def add_to(self, images: pd.DataFrame, source: Path) -> pd.DataFrame:
-        """Put the table's values in the place of the headers', and add the column ``cancer``, NaN where it is not told.
+        """Return the images with the table's values in place of the headers', and a column ``cancer``, NaN if unknown.
 
-        Parameters
-        ----------
-        images : DataFrame
-            One row a DICOM file: file, instance, patient, laterality, view, age, implant, left_out.
-        source : Path
-            The folder that was searched.
-
-        Returns
-        -------
-        DataFrame
-
-        Raises
-        ------
-        ExternalError
-            If a row names no file or several, no row fits any breast, two rows contradict each other, or a breast has two
-            labels.
+        Raise ExternalError if a row names no file or several, no row fits any breast, rows contradict each other, or a
+        breast has two labels.
         """
         places = self._places_by_file(images, source) if self.key else self._places_by_breast(images)
         images = images.assign(cancer=np.nan)
@@ -113,7 +93,7 @@ class Labels:
         raise ExternalError(f"{self.path}, line {line}, column {column}: {shown(value)} {rule}.")
 
     def _places_by_file(self, images: pd.DataFrame, source: Path) -> dict[int, list[int]]:
-        """Rows of the images that each line names, by path below the folder, file name, name without ending, or UID."""
+        """Map each line to the row of the file it names: path below the folder, name, name without ending, or UID."""
         names = defaultdict(set)
         for row, file, instance in zip(images.index, images.file, images.instance, strict=True):
             name = file.rsplit("/", 1)[-1]
@@ -159,7 +139,7 @@ class Labels:
 
 
 def _below(text: str, source: Path) -> str:
-    """Path below the folder, as `Facts.file` has it; a full path may name it too."""
+    """Return the path below the folder, as in `Facts.file`; ``text`` may be a full path."""
     name = text.replace("\\", "/").removeprefix("./")
     return Path(name).relative_to(source).as_posix() if Path(name).is_relative_to(source) else name
 

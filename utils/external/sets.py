@@ -1,22 +1,20 @@
-"""Public sets of mammograms as they are distributed, read into one kind of table: what each image shows, and where its file is.
+"""Read public sets of mammograms, as they are distributed, into one kind of table: what each image shows, and its file.
 
 What counts as cancer, by set:
 
 - ``vindr``, VinDr-Mammo 1.0.0 (PhysioNet): no pathology; a breast's BI-RADS 5 is cancer, 1 to 3 are not.
-- ``cmmd``, CMMD (TCIA): biopsy by breast; Malignant is cancer, Benign is not. A breast without a row, the healthy side of many
-  patients, was not biopsied.
-- ``cbis``, CBIS-DDSM (TCIA, in DICOM; not the lossy JPEGs that go round): pathology by finding; MALIGNANT is cancer, BENIGN and
-  BENIGN_WITHOUT_CALLBACK are not. Scanned film.
+- ``cmmd``, CMMD (TCIA): biopsy by breast; Malignant is cancer, Benign is not. A breast without a row, the healthy side
+  of many patients, was not biopsied.
+- ``cbis``, CBIS-DDSM (TCIA, in DICOM; not the lossy JPEG mirrors): pathology by finding; MALIGNANT is cancer, BENIGN
+  and BENIGN_WITHOUT_CALLBACK are not. Scanned film.
 - ``inbreast``, INbreast 1.0: BI-RADS 5 and 6 (proven) are cancer, 1 to 3 are not.
 - ``mias``, mini-MIAS (PEIPA): severity M is cancer; B and normal breasts are not. Scanned film of 8 bits, as PGM.
 
-BI-RADS 4 means anything from 2 to 95 % cancer (ACR BI-RADS Atlas, 5th edition), so its truth is not known unless the user says
-what it shall count as. A breast is one unit: one image with cancer makes it positive, else one of unknown truth makes it
-unknown.
+BI-RADS 4 means anything from 2 to 95 % cancer (ACR BI-RADS Atlas, 5th edition), so its truth is unknown unless the user
+decides what it counts as. Truth is per breast: one image with cancer makes it positive, else one of unknown truth makes
+it unknown.
 
-References
-----------
-Nguyen et al. 2023, doi 10.13026/br2v-7517; Cui et al. 2021, doi 10.7937/tcia.eqde-4b16; Lee et al. 2017,
+References: Nguyen et al. 2023, doi 10.13026/br2v-7517; Cui et al. 2021, doi 10.7937/tcia.eqde-4b16; Lee et al. 2017,
 doi 10.7937/K9/TCIA.2016.7O02S9CY; Moreira et al. 2012, doi 10.1016/j.acra.2011.09.014; Suckling et al. 1994.
 """
 
@@ -35,10 +33,10 @@ from utils.core.environment import KitError
 from utils.external.headers import VIEW_CODES
 from utils.tables.competition import ID_PATTERN, TableError, read_table
 
-UNKNOWN = 0.5  # between 0 and 1, so that a breast's label is the highest of its images': cancer, then doubt, then health
+UNKNOWN = 0.5  # between 0 and 1, so that a breast's label is the maximum of its images: cancer, unknown, healthy
 COLUMNS = ["patient", "image", "laterality", "view", "label", "age", "density", "BIRADS", "model", "file"]
 BIRADS_LABELS = {"1": 0.0, "2": 0.0, "3": 0.0, "5": 1.0, "6": 1.0}
-# RSNA's column tells what screening found: 0 recalled, 1 negative, 2 benign; 3, an early control, is neither.
+# RSNA's column is the result of screening: 0 recalled, 1 negative, 2 benign; 3, an early control, is none of these.
 RSNA_BIRADS = {"1": 1.0, "2": 2.0, "4": 0.0, "5": 0.0, "6": 0.0}
 DENSITIES = {"1": "A", "2": "B", "3": "C", "4": "D"}  # numbers of the older BI-RADS editions
 CMMD_LABELS = {"BENIGN": 0.0, "MALIGNANT": 1.0}
@@ -47,7 +45,7 @@ CMMD_TAGS = ["PatientID", "SOPInstanceUID", "ImageLaterality", "ViewCodeSequence
 INBREAST_FILE = re.compile(r"(\d+)_([0-9a-f]+)_MG_[LR]_\w+_ANON\.dcm", re.IGNORECASE)
 MIAS_LINE = re.compile(r"^\s*mdb(\d{3})\s+[FGD]\s+([A-Z]{4})(?:\s+([BM]))?\b(?:\s+(\d+)\s+(\d+)\s+(\d+))?")
 LOSSLESS = (".pgm", ".png")
-DEPTHS = ("", "*/", "*/*/")  # below the folder that is named; downloads wrap a set in a folder or two
+DEPTHS = ("", "*/", "*/*/")  # below the given folder; downloads wrap a set in a folder or two
 SHOWN = 3
 
 
@@ -57,9 +55,9 @@ class ExternalError(KitError):
 
 @dataclass(frozen=True)
 class ExternalSet:
-    """How a set is read, where it comes from, and the ``site_id`` that stands for it: RSNA has 1 and 2.
+    """How a set is read, where it comes from, and its ``site_id``: RSNA has 1 and 2.
 
-    A set of its own site lets a model that reads metadata put down the set's share of cancer to its origin.
+    With a site of its own, a model that reads metadata can attribute the set's share of cancer to its origin.
     """
 
     site_id: int
@@ -68,25 +66,11 @@ class ExternalSet:
 
 
 def read_vindr(source: Path, birads_4: float) -> pd.DataFrame:
-    """Read VinDr-Mammo: breast-level_annotations.csv, metadata.csv, and images/STUDY/IMAGE.dicom; both of its splits.
+    """Read VinDr-Mammo, both splits: breast-level_annotations.csv, metadata.csv, and images/STUDY/IMAGE.dicom.
 
-    Parameters
-    ----------
-    source : Path
-        Folder that holds the set.
-    birads_4 : float
-        What BI-RADS 4 counts as: 0, 1 or `UNKNOWN`.
-
-    Returns
-    -------
-    DataFrame
-        One row per image, columns `COLUMNS`: label 0, 1 or `UNKNOWN`; file a Path, whether it is there or not, or missing. What
-        the set does not tell is NaN or empty.
-
-    Raises
-    ------
-    ExternalError
-        If a table is missing or lacks a column.
+    ``birads_4`` is what BI-RADS 4 counts as: 0, 1 or `UNKNOWN`. Return one row per image with `COLUMNS`: ``label`` is
+    0, 1 or `UNKNOWN`; ``file`` is a Path that need not exist, or missing; other unknown values are NaN or empty. Raise
+    ExternalError if a table is missing or lacks a column.
     """
     path = find(source, "breast-level_annotations.csv")
     needed = ["study_id", "image_id", "laterality", "view_position", "breast_birads", "breast_density"]
@@ -109,7 +93,7 @@ def read_vindr(source: Path, birads_4: float) -> pd.DataFrame:
 
 
 def _vindr_metadata(path: Path) -> pd.DataFrame:
-    """Age and machine of each image, where metadata.csv is there to tell."""
+    """Return each image's age and machine from metadata.csv; an empty table if there is no such file."""
     if not path.is_file():
         return pd.DataFrame({"age": [], "model": []}, dtype=object)
     table = read_set_table(path, ["SOP Instance UID", "Manufacturer's Model Name"]).drop_duplicates("SOP Instance UID")
@@ -119,7 +103,7 @@ def _vindr_metadata(path: Path) -> pd.DataFrame:
 
 
 def read_cmmd(source: Path, birads_4: float) -> pd.DataFrame:
-    """Read CMMD: CMMD_clinicaldata_revision as .csv or .xlsx, and the DICOMs, whose headers tell patient, side and view.
+    """Read CMMD: CMMD_clinicaldata_revision as .csv or .xlsx, and DICOMs, whose headers give patient, side and view.
 
     As `read_vindr`; there is no BI-RADS.
     """
@@ -146,7 +130,7 @@ def _cmmd_headers(source: Path) -> Iterator[tuple[str, str, str, str, Path | Non
             ids = [str(header.PatientID), str(header.SOPInstanceUID)]
             view = next((VIEW_CODES[code] for code in codes if code in VIEW_CODES), header.get("ViewPosition") or "")
             side = header.get("ImageLaterality") or ""
-        except Exception:  # broken headers raise what they like; the image is counted among those left out
+        except Exception:  # broken headers raise anything; the image is then left out, and counted
             ids, view, side = [""], "", ""
         if not all(re.fullmatch(ID_PATTERN, part) for part in ids):
             yield "unknown", f"unknown_{path.stem}", "", "", None
@@ -157,15 +141,15 @@ def _cmmd_headers(source: Path) -> Iterator[tuple[str, str, str, str, Path | Non
 def read_cbis(source: Path, birads_4: float) -> pd.DataFrame:
     """Read CBIS-DDSM: {mass,calc}_case_description_{train,test}_set.csv, and the full mammograms.
 
-    As `read_vindr`; the truth is proven, so BI-RADS plays no part. The tables name files as 000000.dcm in folders of UIDs, the
-    downloads as 1-1.dcm in folders of dates: what counts is the first folder, which has the same name in both. A film with
-    masses and calcifications is in both tables, and comes once here.
+    As `read_vindr`; the truth is proven, so BI-RADS is not used. The tables name files 000000.dcm in folders of UIDs,
+    the downloads 1-1.dcm in folders of dates: only the first folder has the same name in both. A film with masses and
+    calcifications is in both tables, but only once in the result.
     """
     table = _cbis_tables(source)
     folders = _cbis_folders(source)
     table["file"] = [_cbis_file(path, folders) for path in table["image file path"]]
     films = table.groupby(["patient_id", "side", "view"], as_index=False, sort=False)
-    films = films.agg({"label": "max", "density": "first", "file": "first"})  # the first that there is
+    films = films.agg({"label": "max", "density": "first", "file": "first"})  # first: the first that is not missing
     return _as_images(
         patient=films.patient_id,
         image=films.patient_id + "_" + films.side + "_" + films["view"],
@@ -178,7 +162,7 @@ def read_cbis(source: Path, birads_4: float) -> pd.DataFrame:
 
 
 def cbis_findings(source: Path) -> pd.DataFrame:
-    """Findings of CBIS-DDSM: ``image``, ``label``, and ``masks``, the files of the folder that holds the mask."""
+    """Return CBIS-DDSM's findings: ``image``, ``label``, and ``masks``, the files in the mask's folder."""
     table, folders = _cbis_tables(source), _cbis_folders(source)
     names = table.get("ROI mask file path", pd.Series("", table.index))
     masks = [sorted(folders[name].rglob("*.dcm")) if (name := path.split("/")[0]) in folders else [] for path in names]
@@ -202,7 +186,7 @@ def _cbis_table(path: Path) -> pd.DataFrame:
     table = read_set_table(path, needed, ids=["patient_id", "image view"])
     density = table.get(
         "breast_density", table.get("breast density", pd.Series("", table.index))
-    )  # it differs from file to file
+    )  # the name differs from file to file
     return table.assign(
         side=table["left or right breast"].str[:1],
         view=table["image view"],
@@ -214,13 +198,13 @@ def _cbis_table(path: Path) -> pd.DataFrame:
 def _cbis_file(path: str, folders: dict[str, Path]) -> Path | None:
     folder = folders.get(path.split("/")[0])
     found = sorted(folder.rglob("*.dcm")) if folder else []
-    if len(found) > 1:  # crops and masks have folders of their own, but not in every download
+    if len(found) > 1:  # in some downloads crops and masks do not have folders of their own
         found = [file for file in found if "full mammogram" in str(file.relative_to(folder))]
     return found[0] if len(found) == 1 else None
 
 
 def read_inbreast(source: Path, birads_4: float) -> pd.DataFrame:
-    """Read INbreast: INbreast.csv, and AllDICOMs/IMAGE_PATIENT_MG_SIDE_VIEW_ANON.dcm, whose names alone tell the patient.
+    """Read INbreast: INbreast.csv, and AllDICOMs/IMAGE_PATIENT_MG_SIDE_VIEW_ANON.dcm; only file names give the patient.
 
     As `read_vindr`; BI-RADS 6 is proven cancer.
     """
@@ -243,10 +227,11 @@ def read_inbreast(source: Path, birads_4: float) -> pd.DataFrame:
 
 
 def read_mias(source: Path, birads_4: float) -> pd.DataFrame:
-    """Read mini-MIAS: Info.txt (in the original archive README), one line a finding, and mdbNNN.pgm, two of each patient.
+    """Read mini-MIAS: Info.txt (README in the original archive), a line per finding, and mdbNNN.pgm, two per patient.
 
-    As `read_vindr`; there is no BI-RADS, and the tissue's F, G, D is another scale than density's A to D. Its README calls the
-    even numbers left; the names of the original scans (mdb001lm, mdb002rl) say that they are right, and are followed.
+    As `read_vindr`; there is no BI-RADS, and the tissue's F, G, D is another scale than density's A to D. The README
+    calls even numbers left, but the names of the original scans (mdb001lm, mdb002rl) call them right; this function
+    follows the names.
     """
     lines = mias_lines(source)
     table = pd.DataFrame({"number": [line.number for line in lines]})
@@ -266,7 +251,7 @@ def read_mias(source: Path, birads_4: float) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class MiasLine:
-    """A finding of mini-MIAS; ``place`` is x, y from below, and radius in pixels, None where the film has none."""
+    """A finding of mini-MIAS; ``place`` is x, y from below, and radius in pixels, None if the film has none."""
 
     number: str
     kind: str
@@ -275,7 +260,7 @@ class MiasLine:
 
 
 def mias_lines(source: Path) -> list[MiasLine]:
-    """Lines of Info.txt that name a film."""
+    """Return the lines of Info.txt that name a film; raise ExternalError if there are none."""
     path = find(source, "[Ii]nfo.txt", "README")
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     groups = [match.groups() for match in map(MIAS_LINE.match, lines) if match]
@@ -299,7 +284,7 @@ SETS = {
 
 
 def _as_images(**columns) -> pd.DataFrame:
-    """Put together a reader's table; what it does not give is unknown."""
+    """Build a reader's table; columns that it does not give are unknown."""
     table = pd.DataFrame({name: np.asarray(values) if np.ndim(values) else values for name, values in columns.items()})
     unknown = {"age": np.nan, "density": "", "BIRADS": np.nan, "model": ""}
     table = table.assign(**{name: value for name, value in unknown.items() if name not in table})
@@ -313,19 +298,19 @@ def _birads_label(digit: str, birads_4: float) -> float:
 
 
 def _digit(text: str) -> str:
-    """Number of a BI-RADS category as it is written: "BI-RADS 5", "4a", "6"."""
+    """Return the digit of a BI-RADS category such as "BI-RADS 5", "4a" or "6"; empty if there is none."""
     found = re.search(r"\d", text)
     return found[0] if found else ""
 
 
 def read_age(text: str) -> float:
-    """Years of an age as it is written: "053Y", "53", "53.0"; NaN where it is no such number."""
+    """Return the years of an age such as "053Y", "53" or "53.0"; NaN if it is 0 or no such number."""
     found = re.fullmatch(r"(\d{1,3})(?:\.0*)?Y?", text)
     return float(found[1]) if found and int(found[1]) else np.nan
 
 
 def find_all(source: Path, *patterns: str) -> list[Path]:
-    """Files of these names in a folder, or in one or two folders below it."""
+    """Return files of these names in a folder or up to two folders below; raise ExternalError if there are none."""
     found = [path for pattern in patterns for depth in DEPTHS for path in sorted(source.glob(depth + pattern))]
     if not found:
         raise ExternalError(f"{source} holds no {' or '.join(patterns)}: give the folder that the set was downloaded into.")
@@ -333,12 +318,12 @@ def find_all(source: Path, *patterns: str) -> list[Path]:
 
 
 def find(source: Path, *patterns: str) -> Path:
-    """First of `find_all`."""
+    """Return the first file of `find_all`."""
     return find_all(source, *patterns)[0]
 
 
 def read_set_table(path: Path, needed: Sequence[str], ids: Sequence[str] = ()) -> pd.DataFrame:
-    """Read a table as text without blanks around, and check its columns, and that ids are plain names."""
+    """Read a table as stripped text; raise ExternalError if a column is missing or an id is not a plain name."""
     table = _read_excel(path) if path.suffix == ".xlsx" else read_separated(path)
     table.columns = table.columns.str.strip()
     missing = [column for column in needed if column not in table]
@@ -353,7 +338,7 @@ def read_set_table(path: Path, needed: Sequence[str], ids: Sequence[str] = ()) -
 
 
 def read_separated(path: Path) -> pd.DataFrame:
-    """Read a CSV as text, whose fields commas or semicolons separate; the index is the line."""
+    """Read a CSV with commas or semicolons as text; the index is the line."""
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         header = file.readline()
     try:
