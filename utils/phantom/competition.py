@@ -1,7 +1,7 @@
 """A synthetic competition in the layout of RSNA Screening Mammography Breast Cancer Detection, with known lesions.
 
-It lets every notebook run where there is no data. Its tables have the real columns, orders and quirks, its DICOMs the
-real styles; where the lesions lie is kept apart in ``phantom_truth``. No real patient is in it.
+It lets every notebook run without data. Its tables have the real columns, orders and quirks, its DICOMs the real
+styles; the lesions' positions are kept apart in ``phantom_truth``. No real patient is in it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TEST_COLUMNS = (
     "site_id", "patient_id", "image_id", "laterality", "view", "age", "implant", "machine_id", "prediction_id",
 )  # fmt: skip
 BOX_COLUMNS = ("image_id", "x_min", "y_min", "x_max", "y_max", "label")
-# Share of breasts per set of views; the real set has 23 % with a duplicate, few with one view or with another view.
+# Share of breasts per set of views; in the real set 23 % have a duplicate, and few have one view or another view.
 VIEW_SETS = {
     ("CC", "MLO"): 0.73,
     ("CC", "CC", "MLO"): 0.09,
@@ -62,14 +62,15 @@ def make_competition(
     seed: int = 0,
     n_jobs: int | None = None,
 ) -> Path:
-    """Write a whole phantom competition, or find it already written.
+    """Write a complete phantom competition, or find it already written.
 
-    It is built in a hidden folder beside ``folder`` and renamed at the end, so ``folder`` is whole or absent.
+    It is built in a hidden folder next to ``folder`` and renamed at the end, so ``folder`` is complete or absent. The
+    same seed and parameters give the same files.
 
     Parameters
     ----------
     folder : str or Path
-        Where to put it; absent, empty, or a phantom of the same parameters.
+        Absent, empty, or a phantom of the same parameters.
     n_train_patients, n_test_patients : int
         At least 1 each; a patient has about 4.3 images.
     height : int
@@ -78,10 +79,8 @@ def make_competition(
         Share of patients with cancer in one of the two breasts, in [0, 1].
     contrast : float
         Scales the lesions' brightness: 0 hides them, 1 lets a small network see them at 128 columns.
-    seed : int
-        Same seed and parameters, same files, whatever the number of workers.
     n_jobs : int, optional
-        Threads; all CPUs by default. It does not change the files.
+        Threads; all CPUs by default. The files do not depend on it.
 
     Returns
     -------
@@ -91,7 +90,7 @@ def make_competition(
     Raises
     ------
     FileExistsError
-        If ``folder`` holds anything else.
+        If ``folder`` contains anything else.
     ValueError
         If a parameter is out of range.
     """
@@ -118,23 +117,18 @@ def make_competition(
 
 
 def is_phantom_competition(folder: str | Path) -> bool:
-    """Tell whether a competition's folder holds a phantom."""
+    """True if a competition's folder contains a phantom."""
     return (Path(folder) / PARAMETERS_FILE).is_file()
 
 
 def read_truth(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read what the phantom hides from a competitor.
-
-    Parameters
-    ----------
-    folder : str or Path
-        A phantom competition.
+    """Read what a phantom competition hides from competitors.
 
     Returns
     -------
     boxes : DataFrame
-        image_id (str), x_min, y_min, x_max, y_max (pixels of the stored picture, half-open) and label, which is
-        mass or calcification; train and test.
+        image_id (str), x_min, y_min, x_max, y_max (pixels of the stored picture, half-open) and label, which is mass or
+        calcification; train and test.
     test_labels : DataFrame
         prediction_id (str) and cancer (0 or 1).
     """
@@ -156,7 +150,7 @@ def _check_parameters(parameters: dict) -> None:
 
 
 def _is_finished(folder: Path, parameters: dict) -> bool:
-    """True for a phantom of these parameters, False where nothing is; else an error that says what is in the way."""
+    """True for a phantom of these parameters, False if ``folder`` is absent or empty; else raise FileExistsError."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     notes = folder / PARAMETERS_FILE
@@ -171,7 +165,7 @@ def _is_finished(folder: Path, parameters: dict) -> bool:
 
 
 def _publish(unfinished: Path, folder: Path, parameters: dict) -> None:
-    """Rename the finished build; where another process was first with the same phantom, keep that one."""
+    """Rename the finished build; if another process was first with the same phantom, keep that one."""
     try:
         unfinished.replace(folder)
     except OSError:
@@ -191,10 +185,10 @@ def _build(folder: Path, parameters: dict, n_jobs: int) -> None:
 
 
 def _write_images(images: pd.DataFrame, folder: Path, parameters: dict, n_jobs: int) -> list[dict]:
-    """Draw and write all images, one patient a task; return the lesions' boxes in the tables' order."""
+    """Draw and write all images, one patient per task; return the lesions' boxes in the tables' order."""
     patients = [rows for _, rows in images.groupby("patient_index")]
     # Threads suffice: NumPy's generators and FFT, OpenCV and the codecs release the GIL. The pool waits for its threads
-    # even on Ctrl-C, so that none writes on while the unfinished folder is removed.
+    # even on Ctrl-C, so that none still writes while the unfinished folder is removed.
     with ThreadPoolExecutor(n_jobs) as pool:
         results = pool.map(partial(_write_patient, folder=folder, parameters=parameters), patients)
         bar = tqdm(results, total=len(patients), desc="Phantom", unit=" patient", mininterval=1)
@@ -206,7 +200,7 @@ def _write_patient(rows: pd.DataFrame, folder: Path, parameters: dict) -> list[d
     boxes = []
     for _, views in rows.groupby("laterality"):
         first = views.iloc[0]
-        # Drawn for every breast, so that a label does not shift what the generator draws next.
+        # Draw for every breast, so that a label does not shift what the generator draws next.
         lesions = draw_lesions(rng)
         breast = draw_breast(rng, first["true_density"], bool(first["implant"]), lesions if first["cancer"] else ())
         for row in views.itertuples():
@@ -230,9 +224,10 @@ def _write_image(row, breast, folder: Path, parameters: dict, rng: np.random.Gen
 
 
 def _deal(rng: np.random.Generator, n: int, shares: dict) -> list:
-    """Deal ``n`` values in the shares' proportions, in random order; each comes once at least where ``n`` allows.
+    """Deal ``n`` values in the shares' proportions, in random order; each comes at least once if ``n`` allows.
 
-    The first value takes what rounding leaves over. Dealing, not drawing, shows each quirk in a small phantom too.
+    The first value takes what rounding leaves over. Dealing instead of drawing shows each quirk even in a small
+    phantom.
     """
     common, *rare = shares
     dealt = [value for value in rare for _ in range(max(1, round(n * shares[value])))][: max(n - 1, 0)]
@@ -272,7 +267,7 @@ def _plan_patients(rng: np.random.Generator, n: int, split: str, positive_share:
 
 
 def _machine_shares(split: str) -> dict[int, float]:
-    """Machines of a split and their shares, the most common first, then those that only the test has."""
+    """Return a split's machines and shares: the most common first, then those only in the test, then the rest."""
     shares = {machine.machine_id: getattr(machine, f"{split}_share") for machine in MACHINES}
     only_test = [machine.machine_id for machine in MACHINES if machine.train_share == 0]
     common, *others = [machine_id for machine_id in shares if shares[machine_id] > 0]
@@ -281,7 +276,10 @@ def _machine_shares(split: str) -> dict[int, float]:
 
 
 def _plan_breasts(rng: np.random.Generator, patients: pd.DataFrame) -> pd.DataFrame:
-    """Two rows per patient with the breast's labels; what radiologists noted follows from cancer, not the pictures."""
+    """Return two rows per patient with the breast's labels.
+
+    What radiologists noted follows from cancer, not from the pictures.
+    """
     breasts = patients.merge(pd.DataFrame({"laterality": ["L", "R"]}), how="cross")
     n, cancer = len(breasts), breasts["laterality"] == breasts["positive_side"]
     breasts["cancer"] = cancer.astype(int)
@@ -290,7 +288,7 @@ def _plan_breasts(rng: np.random.Generator, patients: pd.DataFrame) -> pd.DataFr
     suspicious = ~cancer & ((breasts["biopsy"] == 1) | (rng.random(n) < 0.12))
     breasts["difficult_negative_case"] = suspicious
     birads = np.where(cancer | suspicious, 0.0, rng.choice([1.0, 2.0], n))
-    # Site 2 notes no density and hardly any BIRADS; site 1 leaves BIRADS out at times.
+    # Site 2 records no density and hardly any BIRADS; site 1 sometimes omits BIRADS.
     noted = rng.random(n) < np.where(breasts["site_id"] == 1, 0.9, 0.05)
     breasts["BIRADS"] = np.where(noted, birads, np.nan)
     breasts["density"] = breasts["true_density"].where(breasts["site_id"] == 1)
@@ -298,13 +296,13 @@ def _plan_breasts(rng: np.random.Generator, patients: pd.DataFrame) -> pd.DataFr
 
 
 def _plan_views(rng: np.random.Generator, breasts: pd.DataFrame) -> pd.DataFrame:
-    """One row per image; what varies from image to image does so whatever the label."""
+    """Return one row per image; what varies from image to image does not depend on the label."""
     images = breasts.assign(view=_deal(rng, len(breasts), VIEW_SETS)).explode("view", ignore_index=True)
     n = len(images)
     by_id = {machine.machine_id: machine for machine in MACHINES}
     mirrored_share = images["machine_id"].map({key: machine.mirrored_share for key, machine in by_id.items()})
     images["mirrored"] = rng.random(n) < mirrored_share
-    # A file without a window is shown by its smallest and largest value: a marker on each keeps its brightness in line.
+    # A file without a window is stretched over its own range: a marker on each keeps the brightness comparable.
     windowless = images["machine_id"].map({key: not machine.windows for key, machine in by_id.items()})
     images["marker"] = (rng.random(n) < 0.35) | windowless
     images["framed"] = _deal(rng, n, {False: 0.96, True: 0.04})
@@ -312,7 +310,7 @@ def _plan_views(rng: np.random.Generator, breasts: pd.DataFrame) -> pd.DataFrame
 
 
 def _add_ids(rng: np.random.Generator, images: pd.DataFrame) -> pd.DataFrame:
-    """Number strings as in the real set, patients in rising order within a split."""
+    """Add ids: numbers as text, as in the real set, with patients in rising order within a split."""
     n_patients = images["patient_index"].nunique()
     patient_ids = np.sort(rng.choice(90_000, n_patients, replace=False) + 10_000)
     image_ids = rng.choice(2**31, len(images), replace=False)

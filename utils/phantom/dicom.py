@@ -22,7 +22,7 @@ from pydicom.uid import (
 
 @dataclass(frozen=True)
 class Machine:
-    """How one machine frames and stores its images; ``windows`` holds (center, width) pairs on the stored scale."""
+    """How a machine frames and stores its images; ``windows`` are (center, width) pairs on the stored scale."""
 
     machine_id: int
     site_id: int
@@ -41,8 +41,8 @@ class Machine:
 
 SIGMOID_WINDOWS = ((32768, 22000), (30500, 22000), (35000, 22000), (32768, 26000))
 # Styles of the real files: JPEG 2000 with and without the JP2 box, JPEG Lossless SV1, MONOCHROME1 with a SIGMOID of
-# four windows, files without a window; the last two machines, of the test alone, are what no one has trained on. In the
-# real set too, 42 % of machine 49's images face the other side.
+# four windows, files without a window. The last two machines are in the test alone, so no model has trained on them.
+# In the real set too, 42 % of machine 49's images face the other side.
 MACHINES = (
     Machine(
         *(49, 1, JPEG2000Lossless, "MONOCHROME2", 12, ((1600, 3000),), "LINEAR"),
@@ -73,28 +73,16 @@ MACHINES = (
 
 
 def picture_shape(machine: Machine, height: int) -> tuple[int, int]:
-    """Return the rows and columns of ``machine``'s images where the phantom's nominal height is ``height``."""
+    """Return the rows and columns of ``machine``'s images if the phantom's nominal height is ``height``."""
     rows = round(machine.scale * height)
     return rows, round(machine.aspect * rows)
 
 
 def stored_values(picture: np.ndarray, machine: Machine) -> np.ndarray:
-    """Map a picture to the values that ``machine`` stores, so that its first window and the inversion give it back.
+    """Map a picture to the values, uint16, that ``machine`` stores: its first window and the inversion restore it.
 
-    Parameters
-    ----------
-    picture : ndarray of shape (height, width), float32
-        0 for air, 1 for the brightest tissue.
-    machine : Machine
-        Gives the window, the bits and the polarity.
-
-    Returns
-    -------
-    ndarray of shape (height, width), uint16, below ``2 ** machine.bits_stored``
-
-    References
-    ----------
-    DICOM PS3.3 C.11.2.1.2.1 (LINEAR) and C.11.2.1.3.1 (SIGMOID), solved for the stored value.
+    The picture is 0 for air and 1 for the brightest tissue. Solves DICOM PS3.3 C.11.2.1.2.1 (LINEAR) and C.11.2.1.3.1
+    (SIGMOID) for the stored value.
     """
     shown = 1 - picture if machine.photometric == "MONOCHROME1" else picture
     largest = 2**machine.bits_stored - 1
@@ -102,7 +90,7 @@ def stored_values(picture: np.ndarray, machine: Machine) -> np.ndarray:
         values = shown * largest
     elif machine.voi_function == "SIGMOID":
         center, width = machine.windows[0]
-        shown = np.clip(shown, 0.002, 0.998)  # 0 and 1 lie at infinity
+        shown = np.clip(shown, 0.002, 0.998)  # 0 and 1 are at infinity
         values = center + width / 4 * np.log(shown / (1 - shown))
     else:
         center, width = machine.windows[0]
@@ -111,11 +99,11 @@ def stored_values(picture: np.ndarray, machine: Machine) -> np.ndarray:
 
 
 def encode_frame(stored: np.ndarray, machine: Machine) -> bytes:
-    """Encode stored values losslessly in the machine's transfer syntax.
+    """Encode stored values losslessly in the machine's transfer syntax, with a precision of ``bits_stored``.
 
     JPEG 2000 has 5 levels of lower resolution, one layer and LRCP order, as in the real files, so that half, quarter
-    and eighth sizes can be decoded alone; imagecodecs gives pictures under about 400 pixels fewer levels, but at least
-    3. The precision in the codestream is ``bits_stored``.
+    and eighth sizes can be decoded alone. imagecodecs gives pictures under about 400 pixels fewer levels, but at least
+    3.
     """
     bits = machine.bits_stored
     if machine.transfer_syntax == JPEG2000Lossless:
@@ -144,7 +132,10 @@ def _rle_options(stored: np.ndarray, machine: Machine) -> dict:
 
 
 def write_dicom(path: Path, picture: np.ndarray, machine: Machine, patient_id: str, image_id: str) -> None:
-    """Write one picture as ``machine`` would store it; Modality is absent, as in RSNA's files."""
+    """Write one picture as ``machine`` would store it; Modality is absent, as in RSNA's files.
+
+    ``picture`` is float32 (height, width), 0 for air and 1 for the brightest tissue.
+    """
     stored = stored_values(picture, machine)
     dataset = _header(machine, patient_id, image_id)
     dataset.Rows, dataset.Columns = stored.shape
@@ -156,7 +147,7 @@ def write_dicom(path: Path, picture: np.ndarray, machine: Machine, patient_id: s
 
 
 def _header(machine: Machine, patient_id: str, image_id: str) -> Dataset:
-    """Everything but size and pixels; UIDs follow from the ids, so that the same seed gives the same bytes."""
+    """Return everything but size and pixels; UIDs follow from the ids, so that the same seed gives the same bytes."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = machine.transfer_syntax
@@ -178,5 +169,5 @@ def _add_windows(dataset: Dataset, machine: Machine) -> None:
         return
     centers, widths = zip(*machine.windows, strict=True)
     dataset.WindowCenter, dataset.WindowWidth = list(centers), list(widths)
-    if machine.voi_function:  # where absent, LINEAR holds
+    if machine.voi_function:  # if absent, LINEAR applies
         dataset.VOILUTFunction = machine.voi_function

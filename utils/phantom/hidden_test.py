@@ -1,6 +1,7 @@
-"""A phantom hidden test: test.csv and its files hold what the visible ones do not, as on the day that a submission is scored.
+"""A phantom hidden test, which differs from the visible one as on the day that a submission is scored.
 
-Kaggle runs a submitted notebook on a test.csv that nobody has seen: other machines, other gaps, and files that may be broken.
+Kaggle runs a submitted notebook on a test.csv that nobody has seen: other machines, other gaps, and files that may be
+broken.
 """
 
 from __future__ import annotations
@@ -15,25 +16,25 @@ import pandas as pd
 from utils.core.environment import KitError
 from utils.phantom.competition import SUBMISSION_CONSTANT, TRUTH_FOLDER, make_competition
 
-FEWEST_PATIENTS = 3  # six breasts: one for each thing that is wrong with files, one whole
-NEW_MACHINES = (901, 902)  # no phantom's training table and not the real one has these
+FEWEST_PATIENTS = 3  # six breasts: one for each of five defects, one intact
+NEW_MACHINES = (901, 902)  # neither a phantom's training table nor the real one has these
 EXTRA_COLUMN = "scanner_software"
 PIXEL_DATA_TAG = b"\xe0\x7f\x10\x00"  # (7FE0,0010), little endian
-BYTES_OF_PIXELS = 64  # that a cut file keeps: not enough for any size of picture
+BYTES_OF_PIXELS = 64  # kept in a cut file: too few for any size of picture
 
 
 @dataclass(frozen=True)
 class HiddenTest:
-    """A hidden test and what a submission must make of it.
+    """A hidden test, and what a submission must make of it.
 
     Parameters
     ----------
     folder : Path
         A phantom competition.
     unreadable : tuple of str
-        prediction_ids of which no file can be read: they, and no others, get the prior.
+        prediction_ids without a readable file: they, and no others, get the prior.
     partly_readable : str
-        prediction_id of a breast that has one broken file and others that can be read.
+        prediction_id of a breast with one broken file and other readable ones.
     images : int
         Rows of test.csv.
     """
@@ -47,28 +48,22 @@ class HiddenTest:
 def make_hidden_test(
     folder: str | Path, n_patients: int = 12, height: int = 256, seed: int = 0, n_train_patients: int = 2
 ) -> HiddenTest:
-    """Write a phantom competition whose test part is hidden: it differs from what training and the visible test show.
+    """Write a phantom competition whose test part differs from what training and the visible test show.
 
-    Machines that no training table has, ages that are missing for a patient and for one image, a breast with a single view,
-    a column more, and broken files: all of one breast are cut off, of another empty, of a third absent;
-    of a fourth only the first is cut off.
+    It has machines that no training table has, ages missing for a patient and for one image, a breast with a single
+    view, one more column, and broken files. All files of one breast are cut off, of a second empty, of a third absent;
+    in a fourth breast only the first is cut off. The same seed and parameters give the same files.
 
     Parameters
     ----------
     folder : path
-        Absent; it is whole at the end, or still absent.
+        Absent; at the end it is complete, or still absent.
     n_patients : int
-        Of the test, at least 3; a patient has about 4.3 images.
+        Patients of the test, at least 3; a patient has about 4.3 images.
     height : int
         Nominal rows of an image in pixels, at least 64.
-    seed : int
-        Same seed and parameters, same files.
     n_train_patients : int
-        Kaggle mounts the training images too; a few tell as much as many.
-
-    Returns
-    -------
-    HiddenTest
+        Kaggle mounts the training images too; a few are enough.
 
     Raises
     ------
@@ -109,7 +104,10 @@ def _hide(folder: Path) -> tuple[tuple[str, ...], str, int]:
 
 
 def _choose_breasts(table: pd.DataFrame) -> dict[str, str]:
-    """One breast for each thing that is wrong, spread over the patients; those that must lose a file have two at least."""
+    """Choose one breast for each defect, spread over the patients.
+
+    The two that lose a view or have one broken file have at least two images.
+    """
     counts = table.groupby("prediction_id", sort=False).size()
     several = counts.index[counts > 1]
     roles = dict(zip(("one view", "partly readable"), (several[0], several[-1]), strict=True))
@@ -126,7 +124,7 @@ def _keep_one_view(table: pd.DataFrame, prediction_id: str, folder: Path) -> pd.
 
 
 def _changed(table: pd.DataFrame) -> pd.DataFrame:
-    """Put what training has not seen into the table: the first patients get new machines, the last ones no age."""
+    """Add what training has not seen: a column, new machines for the first patients, missing ages for the last ones."""
     patients = table.patient_id.unique()
     table = table.assign(**{EXTRA_COLUMN: "v" + table.machine_id})
     for patient, machine in zip(patients, NEW_MACHINES, strict=False):

@@ -1,6 +1,6 @@
 """Draw phantom mammograms: breasts of power-law texture, and the lesions in them.
 
-A picture is float32 of shape (height, width), 0 for air and about 1 for the brightest tissue, as it shall look after
+A picture is float32 of shape (height, width), 0 for air and about 1 for the brightest tissue, as it should look after
 decoding, windowing and the MONOCHROME1 inversion. It is drawn with the chest wall on the left and flipped last.
 """
 
@@ -26,7 +26,10 @@ OBLIQUE_VIEWS = ("MLO", "LMO", "ML", "LM", "AT")
 
 @dataclass(frozen=True)
 class Lesion:
-    """One finding of a breast; lengths are shares of the picture's height, the place is polar around the chest wall."""
+    """One finding of a breast.
+
+    ``rho`` and ``theta`` are its polar position around the chest wall; ``radius`` is a share of the picture's height.
+    """
 
     label: str
     rho: float
@@ -49,7 +52,7 @@ class Breast:
     lesions: tuple[Lesion, ...] = ()
 
     def center_in(self, view: str) -> float:
-        """Height of the nipple; seen from the side the breast hangs a little."""
+        """Return the height of the nipple; seen from the side the breast hangs a little."""
         return self.center + (0.06 if view in OBLIQUE_VIEWS else 0)
 
 
@@ -64,7 +67,7 @@ def draw_breast(rng: np.random.Generator, density: str, implant: bool, lesions: 
 
 
 def draw_lesions(rng: np.random.Generator) -> tuple[Lesion, ...]:
-    """Draw a positive breast's findings: a mass (60 %), calcifications (20 %), or a mass that holds calcifications."""
+    """Draw a positive breast's findings: a mass (60 %), calcifications (20 %), or a mass with calcifications (20 %)."""
     rho, theta = rng.uniform(0.35, 0.8), rng.uniform(-1.0, 1.0)
     spicules = int(rng.integers(9, 16)) if rng.random() < 0.5 else 0
     mass = Lesion("mass", rho, theta, rng.uniform(0.045, 0.08), rng.uniform(0.8, 1.25), spicules)
@@ -81,8 +84,6 @@ def mass_profile(radius: float, spicules: int, rng: np.random.Generator) -> np.n
         Pixels.
     spicules : int
         Number of rays; 0 gives a smooth mass.
-    rng : numpy.random.Generator
-        Drawn from; its state moves on.
 
     Returns
     -------
@@ -103,7 +104,7 @@ def mass_profile(radius: float, spicules: int, rng: np.random.Generator) -> np.n
 
 
 def calcification_profile(radius: float, height: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw 5 to 15 tiny dots of unit height within ``radius`` pixels, for a picture of ``height`` rows."""
+    """Draw 5 to 15 tiny dots of height 0.6 to 1 within ``radius`` pixels, for a picture of ``height`` rows."""
     reach = int(np.ceil(radius + 0.02 * height))
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1].astype(np.float32)
     profile = np.zeros_like(x)
@@ -116,9 +117,9 @@ def calcification_profile(radius: float, height: int, rng: np.random.Generator) 
 
 
 def _lesion_center(lesion: Lesion, breast: Breast, view: str, inside: np.ndarray, reach: int) -> tuple[int, int]:
-    """Row and column of the lesion, pulled towards the breast's middle until its whole square lies in the breast.
+    """Return the lesion's row and column, pulled towards the breast's middle until its square is inside the breast.
 
-    ``inside`` is each pixel's distance to the nearest pixel outside the breast, picture borders counted as outside.
+    ``inside`` is as from `_inside_distance`.
     """
     height = len(inside)
     middle = np.array([breast.center_in(view), 0.42 * breast.depth]) * height
@@ -134,27 +135,10 @@ def _lesion_center(lesion: Lesion, breast: Breast, view: str, inside: np.ndarray
 def add_lesions(
     picture: np.ndarray, breast: Breast, view: str, inside: np.ndarray, contrast: float, rng: np.random.Generator
 ) -> list[dict]:
-    """Add the breast's findings to ``picture`` in place and return their boxes.
+    """Add the breast's findings to ``picture`` in place, with brightness scaled by ``contrast``; return their boxes.
 
-    Parameters
-    ----------
-    picture : ndarray of shape (height, width), float32
-        Changed in place; with ``contrast`` 0 it stays as it is.
-    breast : Breast
-        Gives the findings and its own size.
-    view : str
-        CC, MLO, ...
-    inside : ndarray of shape (height, width), float
-        Distance to the nearest pixel outside the breast, in pixels.
-    contrast : float
-        Scales the lesions' brightness.
-    rng : numpy.random.Generator
-        Drawn from; its state moves on.
-
-    Returns
-    -------
-    list of dict
-        ``x_min``, ``y_min``, ``x_max``, ``y_max`` (pixels, half-open) and ``label``.
+    ``inside`` is as from `_inside_distance`. A box has ``x_min``, ``y_min``, ``x_max``, ``y_max`` (pixels, half-open)
+    and ``label``.
     """
     boxes = []
     for lesion in breast.lesions:
@@ -175,7 +159,7 @@ def _profile_and_amplitude(lesion: Lesion, height: int, rng: np.random.Generator
 
 
 def _box_of(profile: np.ndarray, top: int, left: int) -> dict[str, int]:
-    """Box, half-open, around what is brighter than a tenth of the profile's peak."""
+    """Return the half-open box around what is brighter than a tenth of the profile's peak."""
     rows, columns = np.nonzero(profile > 0.1 * profile.max())
     x, y = columns + left, rows + top
     return {"x_min": int(x.min()), "y_min": int(y.min()), "x_max": int(x.max()) + 1, "y_max": int(y.max()) + 1}
@@ -194,21 +178,9 @@ def _amplitudes(height: int, width: int, beta: float) -> np.ndarray:
 
 
 def power_law_texture(height: int, width: int, rng: np.random.Generator, beta: float = PARENCHYMA_BETA) -> np.ndarray:
-    """Draw a Gaussian field whose power spectrum falls as 1/f^beta.
+    """Draw a Gaussian field, float32 (height, width), whose power spectrum falls as 1/f^beta.
 
-    Parameters
-    ----------
-    height, width : int
-        Pixels.
-    rng : numpy.random.Generator
-        Drawn from; its state moves on.
-    beta : float
-        Slope of the spectrum; about 3 in mammograms.
-
-    Returns
-    -------
-    ndarray of shape (height, width), float32
-        Mean 0, standard deviation 1; it wraps around at the borders.
+    Its mean is 0 and its standard deviation 1; it wraps around at the borders.
     """
     parts = rng.standard_normal((2, height, width // 2 + 1), dtype=np.float32)
     field = np.fft.irfft2((parts[0] + 1j * parts[1]) * _amplitudes(height, width, beta), s=(height, width))
@@ -218,7 +190,7 @@ def power_law_texture(height: int, width: int, rng: np.random.Generator, beta: f
 def breast_mask(breast: Breast, view: str, height: int, width: int) -> np.ndarray:
     """Return the breast's area, chest wall on the left, as uint8 (height, width) of 0 and 1.
 
-    From the side it hangs a little and reaches up to the armpit; from above it is half an ellipse.
+    From the side it hangs a little and extends up to the armpit; from above it is half an ellipse.
     """
     y = (np.arange(height) + 0.5) / height
     center = breast.center_in(view)
@@ -233,7 +205,7 @@ def breast_mask(breast: Breast, view: str, height: int, width: int) -> np.ndarra
 
 
 def _inside_distance(mask: np.ndarray) -> np.ndarray:
-    """Distance in pixels to the nearest pixel outside the breast; the picture's borders count as outside."""
+    """Return each pixel's distance in pixels to the nearest one outside the breast or the picture."""
     return cv2.distanceTransform(np.pad(mask, 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
 
 
@@ -257,9 +229,9 @@ def draw_tissue(breast: Breast, view: str, mask: np.ndarray, rng: np.random.Gene
 
 
 def _gland_share(breast: Breast, x: np.ndarray, y: np.ndarray, field: np.ndarray) -> np.ndarray:
-    """Share of gland, 0 to 1: clumps of ``field``, denser in the breast's middle and with its density letter.
+    """Return the share of gland, 0 to 1: clumps of ``field``, denser in the middle and with the density letter.
 
-    ``y`` is measured from the nipple's height here.
+    ``y`` is measured from the nipple's height.
     """
     squared = ((x - 0.42 * breast.depth) / (0.55 * breast.depth)) ** 2
     squared = squared + (y / (0.75 * breast.half_height)) ** 2
@@ -268,14 +240,14 @@ def _gland_share(breast: Breast, x: np.ndarray, y: np.ndarray, field: np.ndarray
 
 
 def _implant_share(breast: Breast, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """1 in a smooth oval before the chest wall, 0 elsewhere."""
+    """Return 1 in a smooth oval in front of the chest wall, 0 elsewhere."""
     squared = ((x - 0.2 * breast.depth) / (0.5 * breast.depth)) ** 2
     squared = squared + (y / (0.62 * breast.half_height)) ** 2
     return _logistic(30 * (1 - squared))
 
 
 def _muscle_share(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """1 in the pectoral triangle at the upper chest wall, 0 elsewhere, with a soft edge."""
+    """Return 1 in the pectoral triangle at the upper chest wall, 0 elsewhere, with a soft edge."""
     top, bottom = rng.uniform(0.18, 0.30), rng.uniform(0.45, 0.75)
     return _logistic((top * (1 - y / bottom) - x) / 0.008)
 
@@ -285,7 +257,10 @@ def _logistic(x: np.ndarray) -> np.ndarray:
 
 
 def burn_marker(picture: np.ndarray, text: str, mask: np.ndarray) -> None:
-    """Write ``text`` in place, bright, in the upper or lower corner away from the chest wall, never on the breast."""
+    """Write ``text`` in place, bright, in the upper or lower corner away from the chest wall.
+
+    Write nothing if both corners touch the breast.
+    """
     height, width = picture.shape
     scale = max(0.3, height / 512 * 0.45)  # smaller letters would not reach full brightness
     (wide, high), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
@@ -314,32 +289,29 @@ def draw_image(
 ) -> tuple[np.ndarray, list[dict], np.ndarray]:
     """Draw one view of a breast.
 
-    The lesions have a generator of their own, so that pictures of two contrasts differ in the lesions alone.
+    The lesions have a generator of their own, so pictures of two contrasts differ only in the lesions.
 
     Parameters
     ----------
-    breast : Breast
-        What this view shares with the breast's others.
     view : str
         CC, MLO, ...
     laterality : str
         L or R. As on a viewing screen, the left breast's chest wall is on the picture's left.
     shape : tuple of int
         Height and width in pixels.
-    rng : numpy.random.Generator
-        Drawn from; its state moves on.
     contrast : float
         Scales the lesions' brightness.
     mirrored : bool
-        Face the side that ``laterality`` does not say.
+        Face the side opposite to ``laterality``.
     marker, framed : bool
         Burn in a text such as "L CC"; draw a thin bright frame.
 
     Returns
     -------
     picture : ndarray of shape (height, width), float32
+        0 for air, about 1 for the brightest tissue.
     boxes : list of dict
-        See `add_lesions`.
+        ``x_min``, ``y_min``, ``x_max``, ``y_max`` (pixels, half-open) and ``label`` of each lesion.
     mask : ndarray of shape (height, width), uint8
         1 in the breast.
     """
