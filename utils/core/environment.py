@@ -1,4 +1,4 @@
-"""Where data and outputs live, on Kaggle or at home, and how a file gets written whole or not at all."""
+"""Where data and outputs are, on Kaggle or at home, and atomic reading and writing of files."""
 
 import contextlib
 import json
@@ -23,11 +23,11 @@ except ImportError:  # Windows
 
 COMPETITION = "rsna-breast-cancer-detection"
 KIT = "mammography-kit"
-KIT_FILE = "kit.json"  # marks the kit's own datasets on Kaggle, with its name, version and commit
+KIT_FILE = "kit.json"  # marks the kit's own Kaggle datasets; contains name, version and commit
 PROJECT = Path(__file__).resolve().parents[2]
 KAGGLE_INPUT = Path("/kaggle/input")
 KAGGLE_WORKING = Path("/kaggle/working")
-LONGEST_STEM = 40  # characters of a file's name that its temporary file repeats
+LONGEST_STEM = 40  # characters of a file's stem that its temporary name repeats
 TEMPORARY_NAME = re.compile(r"\.(?P<stem>.*)-[0-9a-f]{8}-part(\.[^.]*)?", re.DOTALL)
 PACKAGES = (
     "torch",
@@ -43,60 +43,54 @@ PACKAGES = (
 
 
 class KitError(Exception):
-    """Base of all errors that a user can mend; a notebook shows its message alone, without the traceback."""
+    """Base of all errors that a user can fix; a notebook shows the message without the traceback."""
 
     def _render_traceback_(self) -> list[str]:
-        """Tell IPython what to show in place of the traceback."""
+        """Return what IPython shows instead of the traceback."""
         return [f"{type(self).__name__}: {self}"]
 
 
 def on_kaggle() -> bool:
-    """Tell whether this runs in a Kaggle kernel."""
+    """True if this runs in a Kaggle kernel."""
     return KAGGLE_WORKING.is_dir() and KAGGLE_INPUT.is_dir()
 
 
 def working_dir() -> Path:
-    """Folder for everything that a run makes: ``/kaggle/working`` on Kaggle, ``outputs/`` in the project elsewhere."""
+    """Return the folder for all outputs: ``/kaggle/working`` on Kaggle, ``outputs/`` in the project elsewhere."""
     return KAGGLE_WORKING if on_kaggle() else PROJECT / "outputs"
 
 
 def runs_dir(is_phantom: bool = False, smoke_test: bool = False) -> Path:
-    """Folder of the runs that get no ``run_dir``: real ones, those on the phantom and smoke tests apart."""
+    """Return the default folder of runs; phantom runs and smoke tests have their own."""
     kind = "-smoke" if smoke_test else "-phantom" if is_phantom else ""
     return working_dir() / f"runs{kind}"
 
 
 def submissions_dir() -> Path:
-    """Folder that collects submissions and their provenance."""
+    """Return the folder that collects submissions and their provenance."""
     return KAGGLE_WORKING / "submissions" if on_kaggle() else PROJECT / "submissions"
 
 
 def find_competition() -> Path | None:
-    """Find the competition's data: Kaggle's input folder, else ``data/`` in the project.
-
-    Returns
-    -------
-    Path or None
-        The folder that holds ``test.csv``; None where there is no such folder.
-    """
+    """Return the folder with the competition's ``test.csv``, in Kaggle's input folder or ``data/``; None if there is none."""
     roots = [KAGGLE_INPUT, KAGGLE_INPUT / "competitions", PROJECT / "data"]
     candidates = [root / COMPETITION for root in roots] + [PROJECT / "data"]
     return next((folder for folder in candidates if (folder / "test.csv").is_file()), None)
 
 
 def competition_folder(competition_dir: str | Path | None) -> Path | None:
-    """The folder that is named, else the one that `find_competition` finds."""
+    """Return ``competition_dir`` as an absolute path, or `find_competition`'s folder if it is empty."""
     return resolve(competition_dir) if competition_dir else find_competition()
 
 
 def walk_small_folders(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Walk as os.walk does, but not into the thousands of files of a competition's images or of a cache.
+    """Walk like ``os.walk``, but skip the thousands of files in image folders and caches.
 
     Yields
     ------
     folder : Path
     names : list of str
-        Of the folders in it that are walked next; take some away to leave them out.
+        Subfolders that are walked next; remove some to skip them.
     files : list of str
     """
     for folder, names, files in os.walk(root):
@@ -106,7 +100,7 @@ def walk_small_folders(root: Path) -> Iterator[tuple[Path, list[str], list[str]]
 
 
 def is_from_kit(folder: Path, mark: str = KIT_FILE) -> bool:
-    """Tell whether `utils.kaggle.bundle` wrote a folder, as the file ``mark`` in it says."""
+    """True if `utils.kaggle.bundle` wrote the folder, according to its file ``mark``."""
     try:
         return read_json(folder / mark)["name"] == KIT
     except (OSError, ValueError, KeyError, TypeError):
@@ -114,15 +108,15 @@ def is_from_kit(folder: Path, mark: str = KIT_FILE) -> bool:
 
 
 def resolve(path: str | Path) -> Path:
-    """Make a notebook's path parameter absolute; a relative one starts where the notebook was called.
+    """Make a notebook's path parameter absolute, relative to the folder in which the notebook was called.
 
-    papermill keeps the caller's folder as the kernel's, so ``-p cache_dir outputs/cache`` means what a shell would mean.
+    papermill keeps the caller's folder as the kernel's, so ``-p cache_dir outputs/cache`` means the same as in a shell.
     """
     return Path(path).expanduser().resolve()
 
 
 def cpu_count() -> int:
-    """Number of CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -136,15 +130,15 @@ def seed_everything(seed: int) -> None:
 
 
 def pick_device(number: int = 0):
-    """Pick an NVIDIA GPU if one works, else the CPU; a Mac's GPU (MPS) is not used.
+    """Return an NVIDIA GPU if one works, else the CPU; Apple's MPS is not used.
 
-    ``torch.cuda.is_available()`` says True on GPUs that the installed torch no longer supports (Kaggle's P100), so an
-    operation is tried.
+    ``torch.cuda.is_available()`` is True even on GPUs that torch no longer supports (Kaggle's P100), so this tries an
+    operation.
 
     Parameters
     ----------
     number : int
-        Of the GPU, modulo how many there are.
+        Index of the GPU, modulo the number of GPUs.
 
     Returns
     -------
@@ -165,19 +159,14 @@ def pick_device(number: int = 0):
 
 
 def try_gpu(device) -> None:
-    """Compute something on a GPU; raises torch's RuntimeError where it does not work."""
+    """Compute something on a GPU; raise torch's RuntimeError if that fails."""
     import torch
 
     torch.ones(8, device=device).mul(2).sum().item()
 
 
 def pick_devices() -> list:
-    """Pick all GPUs if they work, else the CPU.
-
-    Returns
-    -------
-    list of torch.device
-    """
+    """Return all GPUs as a list of ``torch.device`` if they work, else the CPU alone."""
     import torch
 
     first = pick_device()
@@ -186,18 +175,17 @@ def pick_devices() -> list:
 
 @contextlib.contextmanager
 def write_atomic(path: str | Path, sync: bool = True) -> Iterator[Path]:
-    """Give a temporary path next to ``path``, and rename it to ``path`` if the block succeeds.
+    """Yield a temporary path next to ``path``, and rename it to ``path`` if the block succeeds.
 
-    Readers see the old file or the complete new one, never a part, not even after a power cut. The file's permissions are those
-    of any new file (umask). A process that is killed in the block leaves its temporary file; the next writer of ``path``, or
-    `remove_leftovers`, deletes it.
+    Readers see the old file or the complete new one, even after a power cut. The file gets the usual permissions (umask).
+    If the process is killed in the block, its temporary file stays until the next write to ``path`` or `remove_leftovers`.
 
     Parameters
     ----------
     path : path
     sync : bool
-        Wait until the disk has the file, and look for leftovers before. Without it, a power cut may leave a short file: for
-        many small files whose reader checks their size.
+        Delete leftovers first, and wait until the file is on disk. Set it to False for many small files whose reader checks
+        their size: a power cut may then truncate them.
 
     Yields
     ------
@@ -206,7 +194,7 @@ def write_atomic(path: str | Path, sync: bool = True) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    stem = path.stem[:LONGEST_STEM]  # so that the longer name fits too
+    stem = path.stem[:LONGEST_STEM]  # file systems limit a name's length
     if sync:
         remove_leftovers(path.parent, stem)
     temporary = path.with_name(f".{stem}-{secrets.token_hex(4)}-part{path.suffix}")
@@ -218,7 +206,7 @@ def write_atomic(path: str | Path, sync: bool = True) -> Iterator[Path]:
                 with open(temporary, "r+b") as written:
                     os.fsync(written)
             if fcntl is None:
-                file.close()  # Windows renames no open file
+                file.close()  # Windows can't rename an open file
             temporary.replace(path)
         if sync:
             _sync_folder(path.parent)
@@ -227,16 +215,16 @@ def write_atomic(path: str | Path, sync: bool = True) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: str | Path, stem: str = "") -> None:
-    """Delete the temporary files of `write_atomic` whose process was killed.
+    """Delete temporary files that `write_atomic` left behind when its process was killed.
 
-    A living process holds a lock on its file, which the system releases however the process ends. Where the system has no such
-    locks (Windows, some network drives), leftovers stay.
+    A living process holds a lock on its file, and the system releases the lock when the process ends. On systems without
+    such locks (Windows, some network drives) leftovers stay.
 
     Parameters
     ----------
     folder : path
     stem : str
-        Of the files that were to be written; empty for all.
+        Stem of the intended file; empty for all files.
     """
     if fcntl is None:
         return
@@ -255,8 +243,8 @@ def _mark_as_in_use(file: BinaryIO) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Wait until the disk has a folder's names."""
-    with contextlib.suppress(OSError):  # Windows opens no folder
+    """Wait until the folder's directory entries are on disk."""
+    with contextlib.suppress(OSError):  # Windows can't open a folder
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -265,13 +253,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def link_or_copy(file: Path, target: Path, copy: bool = False) -> None:
-    """Put a file in another place, as a link or as a copy; what is there already is replaced.
-
-    Raises
-    ------
-    KitError
-        If the file system has no links.
-    """
+    """Link or copy a file to ``target``, replacing what is there; raise KitError if the file system has no links."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if copy:
         with write_atomic(target) as temporary:
@@ -285,7 +267,7 @@ def link_or_copy(file: Path, target: Path, copy: bool = False) -> None:
 
 
 def write_json(path: str | Path, content: dict) -> None:
-    """Write a dictionary as indented JSON, atomically."""
+    """Write a dictionary as indented JSON, atomically; raise ValueError on NaN or infinity."""
     with write_atomic(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -293,7 +275,7 @@ def write_json(path: str | Path, content: dict) -> None:
 def write_csv(path: str | Path, table) -> None:
     """Write a DataFrame as CSV without its index, atomically."""
     with write_atomic(path) as temporary:
-        table.to_csv(temporary, index=False, errors="backslashreplace")  # a folder's name need not be Unicode
+        table.to_csv(temporary, index=False, errors="backslashreplace")  # a folder's name may not be valid Unicode
 
 
 def read_json(path: str | Path) -> dict:
@@ -302,7 +284,7 @@ def read_json(path: str | Path) -> dict:
     Raises
     ------
     ValueError
-        If it is not JSON, or an object has a field twice: which of the two counts would be chance.
+        If it is not JSON, or a field occurs twice in an object, which ``json`` would accept silently.
     """
     return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_object_of)
 
@@ -317,9 +299,9 @@ def _object_of(pairs: list[tuple[str, object]]) -> dict:
 
 
 def read_picture(path: str | Path, flags: int) -> np.ndarray | None:
-    """Decode a picture as ``cv2.imread`` does, None if it can't be read.
+    """Decode an image file like ``cv2.imread``; return None if it is unreadable.
 
-    imread itself does not find paths that are not ASCII on Windows, and crashes on those that are not Unicode.
+    On Windows, imread fails on paths that are not ASCII; on paths that are not Unicode it crashes.
     """
     import cv2
 
@@ -329,7 +311,7 @@ def read_picture(path: str | Path, flags: int) -> np.ndarray | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, of the packages that shape a result, and the project's git commit, for provenance."""
+    """Return the versions of Python and of the packages that affect results, and the git commit, for provenance."""
     found = {"python": platform.python_version(), "commit": _git_commit()}
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -344,5 +326,5 @@ def _git_commit() -> str:
             command, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=10
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        bundled = PROJECT / KIT_FILE  # in the zip for Kaggle, where there is no git
+        bundled = PROJECT / KIT_FILE  # in the bundle for Kaggle, which has no git
         return read_json(bundled)["commit"] if bundled.is_file() else "unknown"

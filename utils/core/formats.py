@@ -1,4 +1,4 @@
-"""Checks of what a file holds: JSON becomes frozen dataclasses, and each refusal names the file, the field and the remedy."""
+"""Checks of JSON files, which become frozen dataclasses. Each error names the file, the field and the remedy."""
 
 import contextlib
 import sys
@@ -13,26 +13,26 @@ LONGEST_VALUE = 80  # characters of a wrong value that a message shows
 
 
 class FormatError(KitError):
-    """A value that a file must not hold. The message starts with the field; `naming` adds the file and the remedy."""
+    """A file contains a wrong value. The message starts with the field; `naming` adds the file and the remedy."""
 
 
 def is_whole(value: object) -> bool:
-    """Whether a value is an integer; a boolean is not."""
+    """True if a value is an integer, not a boolean."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a finite number; a boolean is not."""
+    """True if a value is a finite number, not a boolean."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def is_flag(value: object) -> bool:
-    """Whether a value is true or false."""
+    """True if a value is a boolean."""
     return isinstance(value, bool)
 
 
 def is_text(value: object) -> bool:
-    """Whether a value is text."""
+    """True if a value is a string."""
     return isinstance(value, str)
 
 
@@ -44,7 +44,7 @@ def _is_table(value: object, of: Callable[[object], bool]) -> bool:
     return isinstance(value, dict) and all(is_text(key) and of(item) for key, item in value.items())
 
 
-KINDS: dict[object, tuple[str, Callable[[object], bool]]] = {  # annotation of a field: what it must be, in words and as a check
+KINDS: dict[object, tuple[str, Callable[[object], bool]]] = {  # annotation -> what a value must be, in words and as a check
     int: ("a whole number", is_whole),
     float: ("a finite number", is_number),
     bool: ("true or false", is_flag),
@@ -67,7 +67,7 @@ def check(holds: bool, name: str, value: object, wanted: str, refusal: type[KitE
 
 
 def shown(value: object) -> str:
-    """A value as text of bounded length."""
+    """Return a value's repr, cut to `LONGEST_VALUE` characters."""
     return _cut(repr(value))
 
 
@@ -76,7 +76,7 @@ def _cut(text: str) -> str:
 
 
 def check_types(item: object, refusal: type[KitError] = FormatError) -> None:
-    """Check the fields of a dataclass against their annotations; a class calls it in its ``__post_init__``."""
+    """Check the types of a dataclass's fields, in its ``__post_init__``; raise ``refusal`` at the first wrong one."""
     for field in fields(item):
         value = getattr(item, field.name)
         if field.type in KINDS:
@@ -87,7 +87,7 @@ def check_types(item: object, refusal: type[KitError] = FormatError) -> None:
 
 
 def read_object(path: str | Path) -> dict:
-    """Read a JSON file that must hold an object."""
+    """Read a JSON file; raise FormatError if it does not contain an object."""
     content = read_json(path)
     _check_object(content)
     return content
@@ -99,16 +99,16 @@ def _check_object(content: object) -> None:
 
 
 def build(cls: type, content: object, complete: bool = False):
-    """Make a frozen dataclass from what a JSON file holds.
+    """Make a frozen dataclass from parsed JSON.
 
     Parameters
     ----------
     cls : type
-        Checks its values in its ``__post_init__``. Its fields may be dataclasses too.
+        Frozen dataclass that checks its values in ``__post_init__``. Its fields may be dataclasses too.
     content : object
         Should be a dictionary with the fields of ``cls``.
     complete : bool
-        Refuse it if a field with a default is missing too.
+        Require fields that have a default too.
 
     Raises
     ------
@@ -128,6 +128,7 @@ def build(cls: type, content: object, complete: bool = False):
 
 
 def _build_field(kind: type, value: object, name: str, complete: bool):
+    """Make a list a tuple, and an object the dataclass in the annotation; errors start with the field's name."""
     if isinstance(value, list):
         return tuple(value)
     nested = next((part for part in (kind, *get_args(kind)) if is_dataclass(part)), None)
@@ -141,7 +142,7 @@ def _build_field(kind: type, value: object, name: str, complete: bool):
 
 @contextlib.contextmanager
 def naming(path: str | Path, refusal: type[KitError], remedy: str) -> Iterator[None]:
-    """Turn what is wrong with a file's content into an error that names the file and the remedy.
+    """Turn errors about a file's content into ``refusal``, with the file's path before the message and the remedy after it.
 
     Parameters
     ----------
@@ -155,5 +156,5 @@ def naming(path: str | Path, refusal: type[KitError], remedy: str) -> Iterator[N
         yield
     except KitError as error:
         raise refusal(f"{path}: {error} {remedy}") from error
-    except (OSError, ValueError, RecursionError) as error:  # json, csv and text decoding raise kinds of ValueError
+    except (OSError, ValueError, RecursionError) as error:  # json, csv and text decoding raise subclasses of ValueError
         raise refusal(f"{path} can't be read ({error}). {remedy}") from error

@@ -1,4 +1,4 @@
-"""Run a function in processes that may die: a crash or a hang costs the item that caused it, and nothing else."""
+"""Run a function in processes that may die: a crash or a hang costs only the item that caused it."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ GIBIBYTE = 2**30
 
 
 class IsolationError(Exception):
-    """The process that worked on an item died, or took too long."""
+    """The process that worked on an item died or took too long."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one item may cost its process.
+    """Limits on what one item may cost its process.
 
     Parameters
     ----------
     seconds : float or None
-        After which the process is killed; None for no end.
+        The process is killed after this time; None for no limit.
     memory : int or None
-        Bytes that the process may take beyond what it has at its start; enforced on Linux. None for no limit.
+        Bytes that the process may allocate beyond its size at the start; enforced only on Linux. None for no limit.
     threads : int or None
-        Of the libraries that it computes with; None leaves the choice to them.
+        Threads of OpenMP and OpenBLAS; None keeps their defaults.
     """
 
     seconds: float | None = 120.0
@@ -42,27 +42,19 @@ class Limits:
 
 
 class IsolatedPool:
-    """Processes that each work on one item at a time.
-
-    Parameters
-    ----------
-    num_workers : int
-        Number of processes.
-    limits : Limits
-        Of each.
-    """
+    """A pool of ``num_workers`` processes, each of which works on one item at a time within ``limits``."""
 
     def __init__(self, num_workers: int, limits: Limits = Limits()):  # noqa: B008  (it is frozen)
-        # In a Dask worker, which is a daemon, multiprocessing refuses children; these end with their parent by themselves.
+        # A Dask worker is a daemon, and multiprocessing lets no daemon start children. These end with their parent anyway.
         multiprocessing.current_process().daemon = False
-        # Linux's C library returns large blocks when they are freed, and fetching them anew for each image costs a tenth of the
-        # time. Processes read this at their start; more than 32 MiB is ignored.
+        # By default glibc returns large freed blocks to the system. Allocating them again for each image takes a tenth of the
+        # time. Processes read this when they start; the threshold is at most 32 MiB.
         os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(32 * 2**20))
         os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(GIBIBYTE))
         self._seconds = limits.seconds
         self._pool = ProcessPool(
             max_workers=num_workers,
-            # fork would copy whatever threads and locks a notebook has; spawn is the one way that works everywhere
+            # fork would copy a notebook's threads and locks; spawn works on every system
             context=multiprocessing.get_context("spawn"),
             initializer=_prepare,
             initargs=(limits,),
@@ -70,12 +62,9 @@ class IsolatedPool:
         atexit.register(self.stop)
 
     def call(self, function: Callable[[Any], Any], item: Any) -> Any:
-        """Call the function in one of the processes, and give its result or raise its exception.
+        """Call the function in one of the processes and return its result or raise its exception.
 
-        Raises
-        ------
-        IsolationError
-            If the process died or took too long.
+        Raise IsolationError if the process died or took too long.
         """
         try:
             return self._pool.schedule(function, args=(item,), timeout=self._seconds).result()
@@ -98,19 +87,21 @@ class IsolatedPool:
 
 
 def _prepare(limits: Limits) -> None:
-    # So that a loader of batches may start processes, in the way that is usual here, and not as this one was started.
+    """Set up a worker process: start method, threads, signals and memory limit."""
+    # Let a data loader start processes of its own, with the system's default start method instead of spawn.
     multiprocessing.current_process()._config["daemon"] = False
     multiprocessing.set_start_method(None, force=True)
-    cv2.setNumThreads(1)  # one process a core: the libraries' own threads would compete; OpenCV heeds no environment variable
-    if limits.threads:  # for what is imported from here on
+    cv2.setNumThreads(1)  # one process per core, so more threads would compete; OpenCV ignores environment variables
+    if limits.threads:  # takes effect in libraries imported from here on
         os.environ.update(OMP_NUM_THREADS=str(limits.threads), OPENBLAS_NUM_THREADS=str(limits.threads))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C ends the parent, which ends these
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C ends the parent, which ends its workers
     if limits.memory:
         with contextlib.suppress(ImportError, OSError):  # Windows, macOS
             _limit_memory(limits.memory)
 
 
 def _limit_memory(limit: int) -> None:
+    """Limit this process's address space to its current size plus ``limit`` bytes; Linux only."""
     import resource
 
     with open("/proc/self/statm", encoding="ascii") as file:
@@ -121,4 +112,5 @@ def _limit_memory(limit: int) -> None:
 
 
 def _cause(exit_code: int) -> str:
+    """Return the signal's name or the exit code as text."""
     return signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"

@@ -1,4 +1,4 @@
-"""One map over many items: processes on this machine, a Dask cluster beyond it; progress, and errors kept per item."""
+"""Map a function over many items, in local processes or on a Dask cluster, with a progress bar and one error per item."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DECODING = Limits()
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one item: ``value``, or ``error`` as text where the function raised."""
+    """Result of one item: ``value``, or ``error`` as text if the function raised."""
 
     item: Any
     value: Any = None
@@ -29,7 +29,7 @@ class Outcome:
 
 
 class StopRunError(KitError):
-    """Raised by a mapped function when going on makes no sense, as on a full disk; ends the whole map."""
+    """A mapped function raises this if continuing is pointless, as on a full disk; it ends the map."""
 
 
 def map_items(
@@ -42,31 +42,30 @@ def map_items(
     prepare: Callable[[Any], None] | None = None,
     limits: Limits = DECODING,
 ) -> Iterator[Outcome]:
-    """Apply ``function`` to every item over processes, and yield each outcome as it is ready, in any order.
+    """Apply ``function`` to every item in parallel, and yield each outcome as it completes, in any order.
 
     Parameters
     ----------
     function : callable
-        Picklable, of one item.
+        Picklable; takes one item.
     items : sequence
         Picklable items.
     num_workers : int
-        Number of processes on this machine, each of which may die without harm to the others' items; 0 runs in this one.
+        Number of local processes, each of which may die without affecting others' items; 0 runs in this process.
     description, unit : str
-        For the progress bar, which shows units per second; without a description there is none.
+        Text of the progress bar; without a description there is no bar.
     cluster : str
-        Address of a Dask scheduler, as in ``tcp://10.0.0.1:8786``: its workers do the work, each in as many processes as it has
-        threads. They need this package and the items' files in the same places.
+        Address of a Dask scheduler, such as ``tcp://10.0.0.1:8786``. Each worker runs as many processes as it has threads,
+        and needs this package and the items' files at the same paths.
     prepare : callable, optional
-        Called here with each item when it is handed out, which is ``num_workers`` items before its turn: as to read ahead.
+        Called in this process with each item ``num_workers`` items before its turn, for example to read ahead.
     limits : Limits
-        Of each process; those of decoding one image by default.
+        Limits of each process; the default suits decoding one image.
 
     Yields
     ------
     Outcome
-        An exception of the function becomes ``error``, and so does the death of its process; neither ends the run, unless the
-        exception is a `StopRunError`.
+        If the function raises or its process dies, ``error`` says why and the map continues; a `StopRunError` ends it.
     """
     if not items:
         return
@@ -76,7 +75,7 @@ def map_items(
 
 
 def prefetched(items: Iterator[Any]) -> Iterator[Any]:
-    """Yield what an iterator gives, whose next item is made in a thread while this one is used."""
+    """Yield an iterator's items; a thread makes the next one while the caller uses this one."""
     end = object()
     with ThreadPoolExecutor(1, thread_name_prefix="ahead") as thread:
         coming = thread.submit(next, items, end)
@@ -87,6 +86,7 @@ def prefetched(items: Iterator[Any]) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _workers(num_workers: int, cluster: str, limits: Limits) -> Iterator[tuple[Callable, joblib.Parallel]]:
+    """Yield a function that attempts one item, and the joblib pool that calls it."""
     if cluster:
         with dask_client(cluster) as client, joblib.parallel_config(backend="dask"):
             yield partial(_attempt_on_cluster, limits), joblib.Parallel(return_as="generator_unordered")
@@ -95,19 +95,13 @@ def _workers(num_workers: int, cluster: str, limits: Limits) -> Iterator[tuple[C
         yield _attempt, joblib.Parallel(n_jobs=1, return_as="generator_unordered")
     else:
         with IsolatedPool(num_workers, limits) as isolated:
-            # These threads only wait for the processes.
+            # These threads only wait for processes.
             threads = joblib.Parallel(n_jobs=num_workers, backend="threading", return_as="generator_unordered")
             yield (lambda function, item: _attempt(function, item, isolated)), threads
 
 
 def dask_client(address: str):
-    """Connect to a Dask scheduler whose workers have the kit.
-
-    Raises
-    ------
-    KitError
-        If Dask is not installed, nothing answers, or the workers lack the kit.
-    """
+    """Connect to a Dask scheduler; raise KitError if Dask is missing, nothing answers, or the workers lack the kit."""
     try:
         from distributed import Client
     except ImportError as error:
@@ -124,9 +118,9 @@ def dask_client(address: str):
 
 
 def _unready(client, address: str) -> str:
-    """Say what a cluster lacks; empty if it is ready. A scheduler or worker without the kit would hang or fail later."""
+    """Return what a cluster lacks, or "" if it is ready; without the kit a scheduler or worker would hang or fail later."""
 
-    def finds_kit() -> bool:  # defined here, Dask sends its code and not its name
+    def finds_kit() -> bool:  # because it is nested, Dask sends its code and not its name
         from importlib.util import find_spec
 
         try:
@@ -144,6 +138,7 @@ def _unready(client, address: str) -> str:
 
 
 def _handed_out(items: Iterable[Any], prepare: Callable[[Any], None] | None) -> Iterator[Any]:
+    """Yield each item after calling ``prepare`` with it."""
     for item in items:
         if prepare:
             prepare(item)
@@ -151,6 +146,7 @@ def _handed_out(items: Iterable[Any], prepare: Callable[[Any], None] | None) -> 
 
 
 def _attempt(function: Callable[[Any], Any], item: Any, isolated: IsolatedPool | None = None) -> Outcome:
+    """Run the function on an item, in an isolated process if there is a pool; errors become part of the outcome."""
     if isolated is None:
         return _run(function, item)
     try:
@@ -164,7 +160,7 @@ def _attempt(function: Callable[[Any], Any], item: Any, isolated: IsolatedPool |
 
 
 def _run(function: Callable[[Any], Any], item: Any) -> Outcome:
-    """Turn what the function raises into text where it is raised: not every exception survives the way between processes."""
+    """Convert an exception to text in the process that raises it, since not every exception can be pickled."""
     try:
         return Outcome(item, value=function(item))
     except StopRunError:
@@ -173,11 +169,12 @@ def _run(function: Callable[[Any], Any], item: Any) -> Outcome:
         return Outcome(item, error=f"{type(error).__name__}: {error}")
 
 
-_pools: dict[tuple[int, Limits], IsolatedPool] = {}  # of a Dask worker, kept from one item to the next
+_pools: dict[tuple[int, Limits], IsolatedPool] = {}  # of this Dask worker, kept between items
 _pools_lock = threading.Lock()
 
 
 def _attempt_on_cluster(limits: Limits, function: Callable[[Any], Any], item: Any) -> Outcome:
+    """Run the function on an item in the Dask worker's own pool, which is made at the first item."""
     from distributed import get_worker
 
     num_workers = get_worker().state.nthreads
@@ -193,8 +190,9 @@ def _stop_pools() -> None:
 
 
 def _with_progress(outcomes: Iterable[Outcome], total: int, description: str, unit: str) -> Iterator[Outcome]:
+    """Yield outcomes and show a progress bar with the number of errors."""
     errors = 0
-    # mininterval keeps the bar readable in a log, where each refresh is a line.
+    # In a log each refresh is a line, so refresh at most once a second.
     with tqdm(total=total, desc=description, unit=f" {unit}", mininterval=1.0, disable=not description) as bar:
         for outcome in outcomes:
             if outcome.error:

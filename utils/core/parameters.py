@@ -1,6 +1,6 @@
-"""A notebook's parameters: each one that is passed exists, and has the type that the parameters cell declares.
+"""Checks of a notebook's parameters: each passed name exists, and each value has the type that the parameters cell declares.
 
-papermill passes ``-p hard false`` as the text "false", which is true in Python, and only warns of a name that does not exist.
+papermill passes ``-p hard false`` as the text "false", which is true in Python, and only warns about an unknown name.
 """
 
 from __future__ import annotations
@@ -15,46 +15,42 @@ from dataclasses import dataclass
 
 from utils.core.environment import KitError
 
-NOTHING = ("none", "null")  # text that means no value, not a file of that name
-RANGES = {  # least and most; a default outside is a code for something
+NOTHING = ("none", "null")  # text that means "no value" rather than a file's name
+RANGES = {  # least and most; a default outside its range has a special meaning
     "num_workers": (0, 1024),
     "seed": (0, 2**32 - 1),  # NumPy's
     "time_budget_hours": (0, 1000),
     "box_images": (0, 10**6),
 }
-LEAST_LIKENESS = 0.4  # of two names, by difflib: "arch" is named architecture, "lr" nothing
+LEAST_LIKENESS = 0.4  # difflib ratio of two names: "arch" suggests architecture, "lr" nothing
 
 
 class ParameterError(KitError):
-    """Parameters that do not exist or have another type; the message lists all of them."""
+    """Unknown parameters or wrong values; the message lists all of them."""
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """A notebook's parameters by name: their values, and their defaults in the parameters cell."""
+    """A notebook's parameters by name: their values, and the defaults from the parameters cell."""
 
     values: dict[str, object]
     defaults: dict[str, object]
 
 
 def read_parameters(namespace: dict) -> Parameters:
-    """Check a notebook's parameters, and convert each to its declared type, in the namespace too.
+    """Check a notebook's parameters, and convert each to its declared type, in ``namespace`` too.
 
     Parameters
     ----------
     namespace : dict
-        The notebook's ``globals()``. Its ``In`` holds the cells that ran: the parameters cell, whose annotations declare
-        names and types, and the cell of assignments that papermill adds after it. Without ``In`` (a notebook that was
-        converted to a script), only types are checked.
-
-    Returns
-    -------
-    checked : Parameters
+        The notebook's ``globals()``. Its ``In`` contains the cells that ran: the parameters cell, whose annotations declare
+        names and types, and the cell of assignments that papermill inserts after it. Without ``In`` (a notebook converted
+        to a script), only types are checked.
 
     Raises
     ------
     ParameterError
-        Listing every name that does not exist, with the nearest that does, and every value of another type or out of range.
+        Lists every unknown name with the nearest known one, and every value of the wrong type or out of range.
     """
     types, defaults, passed = _read_cells(namespace.get("In", ()))
     if not types:
@@ -77,7 +73,7 @@ def read_parameters(namespace: dict) -> Parameters:
 
 
 def _read_cells(sources: Sequence[str]) -> tuple[dict[str, str], dict[str, object], list[str]]:
-    """Types and defaults that cells declare, and names that the newest parameters cell or the one added to it sets besides."""
+    """Return declared types and defaults, and the names that the last parameters cell, or papermill's, sets besides."""
     types, defaults, passed = {}, {}, []
     for statements in _parsed(sources):
         annotated = [node for node in statements if isinstance(node, ast.AnnAssign) and node.value]
@@ -93,6 +89,7 @@ def _read_cells(sources: Sequence[str]) -> tuple[dict[str, str], dict[str, objec
 
 
 def _parsed(sources: Sequence[str]) -> Iterator[list[ast.stmt]]:
+    """Yield the statements of each cell that is not empty and parses."""
     for source in sources:
         with contextlib.suppress(SyntaxError):  # a cell that did not run
             statements = ast.parse(source).body
@@ -101,7 +98,7 @@ def _parsed(sources: Sequence[str]) -> Iterator[list[ast.stmt]]:
 
 
 def _is_plain(node: ast.stmt) -> bool:
-    """Whether a statement sets one name to a value that is written out, as papermill's do."""
+    """True if a statement assigns a literal to one name, as papermill's do."""
     return (
         isinstance(node, ast.Assign)
         and len(node.targets) == 1
@@ -150,7 +147,7 @@ def _to_float(value: object) -> float:
 def _to_text(value: object) -> str:
     if isinstance(value, list | tuple):
         return ",".join(map(_to_text, value))
-    if isinstance(value, int) and not isinstance(value, bool):  # papermill reads a name such as 2024 as a number
+    if isinstance(value, int) and not isinstance(value, bool):  # papermill turns a name such as 2024 into a number
         return str(value)
     text = os.fspath(value)
     if text.strip().lower() in NOTHING:
