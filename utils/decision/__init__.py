@@ -1,1 +1,1 @@
-"""Run folders to threshold.json."""
+"""Run folders to threshold.json, without torch."""

@@ -1,4 +1,4 @@
-"""Calibration: probabilities that mean what they say, chosen by the log-loss on folds that did not fit it."""
+"""Calibration: probabilities that match observed frequencies, by the method with the lowest log-loss on held-out folds."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -13,29 +13,29 @@ from utils.metrics.intervals import proportion
 from utils.metrics.scores import sigmoid
 
 METHODS = ("none", "temperature", "platt", "isotonic")
-LEAST_SLOPE = 1e-3  # a model that is worse than chance keeps its order: the calibration must not use it upside down
-MOST_SLOPE = 1e4  # only a model whose probabilities are almost equal needs more; a steeper line is a step
-EDGE = 1e-6  # probabilities nearer to 0 or 1 have their logit taken here
-EDGE_LOGIT = float(np.log1p(-EDGE) - np.log(EDGE))  # 13.8, of the probability 1 - EDGE
+LEAST_SLOPE = 1e-3  # keeps the order even of a model worse than chance: calibration must not invert it
+MOST_SLOPE = 1e4  # only almost equal probabilities need more; a steeper line is a step function
+EDGE = 1e-6  # logits are taken of probabilities clipped to [EDGE, 1 - EDGE]
+EDGE_LOGIT = float(np.log1p(-EDGE) - np.log(EDGE))  # 13.8, the logit of 1 - EDGE
 N_BINS = 10
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A strictly rising map from probability to probability.
+    """A strictly increasing map from probability to probability.
 
     Parameters
     ----------
     method : {"none", "temperature", "platt", "isotonic"}
     slope, intercept : float
-        Of the logit, for temperature (intercept 0; the temperature is ``1 / slope``) and Platt.
+        Line on the logit, for temperature (slope ``1 / temperature``, intercept 0) and Platt.
     inputs, outputs : tuple of float
-        Corners of the isotonic map, straight between them, all but constant beyond.
+        Corners of the isotonic map, which is linear between them and almost constant beyond.
 
     Raises
     ------
     FormatError
-        If a value is of another type, or the map would fall, or give all probabilities the same value.
+        If a value has the wrong type, or the map would decrease or give all probabilities the same value.
     """
 
     method: str = "none"
@@ -45,7 +45,7 @@ class Calibration:
     outputs: tuple[float, ...] = ()
 
     def __post_init__(self):
-        """Check that it is a rising map from [0, 1] to [0, 1]."""
+        """Check that this is a rising map from [0, 1] to [0, 1]."""
         check_types(self)
         check(self.method in METHODS, "method", self.method, f"one of {', '.join(METHODS)}")
         check(LEAST_SLOPE <= self.slope <= MOST_SLOPE, "slope", self.slope, f"from {LEAST_SLOPE} to {MOST_SLOPE}")
@@ -54,6 +54,7 @@ class Calibration:
         self._check_corners()
 
     def _check_corners(self) -> None:
+        """Check that the isotonic corners are probabilities in rising order."""
         for name in ("inputs", "outputs"):
             values = getattr(self, name)
             check(all(0 <= value <= 1 for value in values), name, values, "probabilities from 0 to 1")
@@ -68,12 +69,12 @@ class Calibration:
         if self.method == "none":
             return probabilities
         if self.method == "isotonic":
-            # A trace of the input keeps the order within the steps, so that no calibration changes what a threshold can decide.
+            # Adding a trace of the input keeps the order within steps, so no calibration changes what a threshold can decide.
             return (1 - EDGE) * np.interp(probabilities, self.inputs, self.outputs) + EDGE * probabilities
         return sigmoid(self.slope * logit(probabilities) + self.intercept)
 
     def to_json(self) -> dict:
-        """As a dictionary for JSON."""
+        """Return a dictionary for JSON."""
         return json.loads(json.dumps(asdict(self)))
 
     @classmethod
@@ -83,29 +84,16 @@ class Calibration:
 
 
 def logit(probabilities: np.ndarray) -> np.ndarray:
-    """Log odds, finite also at 0 and 1."""
+    """Return log odds, finite even at 0 and 1: probabilities are clipped to [`EDGE`, 1 - `EDGE`]."""
     clipped = np.clip(np.asarray(probabilities, dtype=float), EDGE, 1 - EDGE)
     return np.log(clipped) - np.log1p(-clipped)
 
 
 def fit_calibration(method: str, labels: np.ndarray, probabilities: np.ndarray) -> Calibration:
-    """Fit a calibration.
+    """Fit a calibration by one of `METHODS`; return "none" if all labels are equal.
 
-    Parameters
-    ----------
-    method : {"none", "temperature", "platt", "isotonic"}
-    labels, probabilities : array-like of shape (n,)
-
-    Returns
-    -------
-    Calibration
-        That of "none" where one class alone is there to fit on.
-
-    References
-    ----------
-    Platt, Probabilistic Outputs for Support Vector Machines, 1999, with his targets that keep separable data finite;
-    Zadrozny and Elkan, Transforming Classifier Scores into Accurate Multiclass Probability Estimates, 2002 (isotonic);
-    Guo et al., On Calibration of Modern Neural Networks, 2017 (temperature).
+    Sources: Platt 1999, whose targets keep separable data finite; Zadrozny and Elkan 2002 (isotonic); Guo et al. 2017
+    (temperature).
     """
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=float)
     if method == "none" or labels.min() == labels.max():
@@ -114,27 +102,29 @@ def fit_calibration(method: str, labels: np.ndarray, probabilities: np.ndarray) 
 
 
 def _fit_line(method: str, labels: np.ndarray, probabilities: np.ndarray) -> Calibration:
+    """Fit a temperature (slope alone) or Platt's line by logistic regression on the logit, with Platt's smoothed targets."""
     positives, n = labels.sum(), len(labels)
     target = np.where(labels == 1, (positives + 1) / (positives + 2), 1 / (n - positives + 2))
     column = logit(probabilities)[:, None]
     model = LogisticRegression(C=np.inf, fit_intercept=method == "platt", max_iter=1000, tol=1e-8)
-    # Each row counts as positive by its target, and as negative by the rest.
+    # Each row is used twice: as a positive with weight target, and as a negative with weight 1 - target.
     model.fit(np.concatenate([column, column]), np.repeat([1, 0], n), sample_weight=np.concatenate([target, 1 - target]))
     slope, intercept = float(model.coef_[0, 0]), float(model.intercept_[0]) if method == "platt" else 0.0
-    if not LEAST_SLOPE <= slope <= MOST_SLOPE:  # the intercept belonged to a falling line, or to a step: take that of this one
+    if not LEAST_SLOPE <= slope <= MOST_SLOPE:  # the slope is clipped, so the intercept no longer fits
         slope = min(max(slope, LEAST_SLOPE), MOST_SLOPE)
         intercept = float(logit(target.mean()) - slope * column.mean()) if method == "platt" else 0.0
     return Calibration(method, slope, intercept)
 
 
 def _fit_isotonic(labels: np.ndarray, probabilities: np.ndarray) -> Calibration:
-    half_a_row = 0.5 / len(labels)  # no finite sample shows a probability of 0 or 1
+    """Fit an isotonic map whose outputs stay half a row away from 0 and 1."""
+    half_a_row = 0.5 / len(labels)  # no finite sample supports a probability of 0 or 1
     model = IsotonicRegression(y_min=half_a_row, y_max=1 - half_a_row, out_of_bounds="clip").fit(probabilities, labels)
     return Calibration("isotonic", inputs=tuple(model.X_thresholds_.tolist()), outputs=tuple(model.y_thresholds_.tolist()))
 
 
 def nested_calibration(method: str, labels: np.ndarray, probabilities: np.ndarray, folds: np.ndarray) -> np.ndarray:
-    """Calibrate each fold by what was fitted on the others: shape (n,)."""
+    """Calibrate each fold with a map fitted on the other folds; return shape (n,)."""
     labels, probabilities, folds = (np.asarray(values) for values in (labels, probabilities, folds))
     calibrated = probabilities.astype(float)
     for fold in np.unique(folds):
@@ -145,12 +135,12 @@ def nested_calibration(method: str, labels: np.ndarray, probabilities: np.ndarra
 
 
 def compare_calibrations(labels: np.ndarray, probabilities: np.ndarray, folds: np.ndarray) -> pd.DataFrame:
-    """Compare the methods on folds that did not fit them.
+    """Compare the calibration methods on held-out folds.
 
     Returns
     -------
     DataFrame
-        Indexed by method: log_loss and brier, both nested, and ``chosen``, true for the lowest log-loss.
+        Indexed by method: nested log_loss, nested brier, and ``chosen``, True for the lowest log_loss.
     """
     labels = np.asarray(labels)
     nested = {method: nested_calibration(method, labels, probabilities, folds) for method in METHODS}
@@ -164,18 +154,18 @@ def compare_calibrations(labels: np.ndarray, probabilities: np.ndarray, folds: n
 
 
 def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Mean negative log-likelihood in nats; probabilities of 0 and 1 count as `EDGE` from them."""
+    """Return the mean negative log-likelihood in nats; probabilities are clipped to [`EDGE`, 1 - `EDGE`]."""
     clipped = np.clip(np.asarray(probabilities, dtype=float), EDGE, 1 - EDGE)
     return float(-np.mean(np.where(np.asarray(labels) == 1, np.log(clipped), np.log1p(-clipped))))
 
 
 def reliability(labels: np.ndarray, probabilities: np.ndarray, n_bins: int = N_BINS) -> pd.DataFrame:
-    """Compare predicted with observed shares of cancer, in bins of as many rows each.
+    """Compare predicted with observed shares of cancer, in bins with equal numbers of rows.
 
     Returns
     -------
     DataFrame
-        One row a bin: n, positives, predicted (mean probability), observed, and its Wilson interval low, high.
+        One row per bin: n, positives, predicted (mean probability), observed, and its Wilson interval low, high.
     """
     table = pd.DataFrame({"cancer": np.asarray(labels), "probability": np.asarray(probabilities, dtype=float)})
     bins = pd.qcut(table.probability, min(n_bins, len(table)), labels=False, duplicates="drop")

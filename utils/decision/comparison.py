@@ -1,4 +1,4 @@
-"""Runs beside each other: which is better beyond noise, and whether an ensemble of them gains anything."""
+"""Compare runs: which one is better beyond noise, and whether an ensemble of them gains anything."""
 
 from dataclasses import dataclass
 from itertools import combinations
@@ -11,7 +11,7 @@ from utils.metrics.intervals import LEVEL, Interval, PatientBootstrap
 from utils.metrics.scores import area_under_roc, probabilistic_f1
 from utils.runs.oof import PredictionError
 
-N_STEPS = 20  # of the greedy search; weights are multiples of a twentieth at the finest
+N_STEPS = 20  # of the greedy search; the finest weight is 1 / N_STEPS
 
 
 def align(runs: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
@@ -20,12 +20,12 @@ def align(runs: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     Parameters
     ----------
     runs : dict
-        Name to table of `utils.runs.oof.oof_of_runs`.
+        Name to table from `utils.runs.oof.oof_of_runs`.
 
     Raises
     ------
     PredictionError
-        If they share no breast, or their labels differ: then they are of different data.
+        If the runs share no breast, or their labels differ, since then they come from different data.
     """
     tables = {name: table.set_index("prediction_id") for name, table in runs.items()}
     first = next(iter(tables.values()))
@@ -40,28 +40,30 @@ def align(runs: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
 
 
 def compare_runs(runs: dict[str, pd.DataFrame], seed: int = 0, choice: str = "plateau") -> pd.DataFrame:
-    """Compare every two runs on the same patients, by AUC and by nested pF1.
+    """Compare every pair of runs on the same patients, by AUC and by nested pF1.
 
-    With m pairs each interval holds at 1 - 0.05 / 2m (Bonferroni, for two measures), so that all hold at once in 95 of 100 data
-    sets: the best of many runs is not called better for being the best.
+    With m pairs each interval has level 1 - 0.05 / 2m (Bonferroni over two measures), so all of them hold at once in 95 of
+    100 data sets: the best of many runs does not look better by chance.
 
     Parameters
     ----------
     runs : dict
-        Name to table of `utils.runs.oof.oof_of_runs`; two or more.
+        Name to table from `utils.runs.oof.oof_of_runs`; two or more.
     seed : int
+        Seed of the bootstrap and of the patient groups.
     choice : {"plateau", "maximum"}
+        How thresholds are chosen.
 
     Returns
     -------
     DataFrame
-        One row a pair: the differences of the first to the second, and what they show: "better", "worse", or "no difference
-        that this data can show".
+        One row per pair: differences, first minus second, each with its verdict: "better", "worse", or "no difference that
+        this data can show".
 
     Raises
     ------
     PredictionError
-        If the runs are of different data.
+        If the runs come from different data.
     """
     runs = align(runs)
     any_run = next(iter(runs.values()))
@@ -82,10 +84,12 @@ def compare_runs(runs: dict[str, pd.DataFrame], seed: int = 0, choice: str = "pl
 
 
 def _auc(bootstrap: PatientBootstrap, table: pd.DataFrame) -> tuple[float, np.ndarray]:
+    """Return a run's AUC and its bootstrap draws."""
     return area_under_roc(table.cancer, table.probability), bootstrap.auc_draws(table.cancer, table.probability)
 
 
 def _pf1(bootstrap: PatientBootstrap, table: pd.DataFrame, choice: str, seed: int) -> tuple[float, np.ndarray]:
+    """Return a run's patient-nested pF1 and its bootstrap draws."""
     decisions = patient_nested(table.cancer, table.probability, table.patient_id, CHOICES[choice], seed)
     return probabilistic_f1(table.cancer, decisions), bootstrap.pf1_draws(table.cancer, decisions)
 
@@ -96,7 +100,7 @@ def _difference(bootstrap: PatientBootstrap, one: tuple, other: tuple, level: fl
 
 @dataclass(frozen=True)
 class Ensemble:
-    """What a greedy search found: weights by run, and its nested gain in AUC over the best run and over the plain average."""
+    """Result of a greedy search: weight by run, and nested gains in AUC over the best run and over the plain average."""
 
     weights: dict[str, float]
     gain_over_best: Interval
@@ -104,32 +108,33 @@ class Ensemble:
 
     @property
     def is_worth_it(self) -> bool:
-        """Whether the weights gain more over the plain average than noise does."""
+        """True if the weights gain more over the plain average than noise does."""
         return self.gain_over_average.low > 0
 
     def describe(self) -> pd.DataFrame:
-        """Show both gains and what they show."""
+        """Return both gains and their verdicts as a table."""
         gains = {"the best run": self.gain_over_best, "the plain average": self.gain_over_average}
         rows = {name: {"nested AUC": gain.signed, "the ensemble is": gain.verdict} for name, gain in gains.items()}
         return pd.DataFrame(rows).T.rename_axis("beside")
 
 
 def search_ensemble(runs: dict[str, pd.DataFrame], seed: int = 0) -> Ensemble:
-    """Search weights of runs greedily, with replacement, and measure the gain on folds that did not choose them.
+    """Search weights of runs greedily, with replacement, and measure the gain on held-out folds.
 
-    Starting from the best run, each step adds the run, again or anew, whose addition to the average gives the highest AUC; the
-    best of all steps is kept. The best run that it is compared with is chosen on the other folds too.
+    The search starts with the best run. Each step adds the run, new or repeated, that gives the average the highest AUC.
+    The best step is kept. The best run, to which the ensemble is compared, is also chosen on the other folds.
 
     Parameters
     ----------
     runs : dict
-        Name to table of `utils.runs.oof.oof_of_runs`, all with the first one's folds.
+        Name to table from `utils.runs.oof.oof_of_runs`. The first run's folds apply to all.
     seed : int
+        Seed of the bootstrap.
 
     Returns
     -------
     Ensemble
-        Its weights are those that all folds choose together.
+        Its weights come from a search on all folds together.
 
     References
     ----------
@@ -151,7 +156,7 @@ def search_ensemble(runs: dict[str, pd.DataFrame], seed: int = 0) -> Ensemble:
 
 
 def _greedy(labels: np.ndarray, columns: np.ndarray) -> list[int]:
-    """Numbers of the runs that a greedy search adds, the best one first; repeated where it adds one again."""
+    """Return the indices of the runs that a greedy search adds, the best one first, with repeats."""
     steps, reached, total = [], [], np.zeros(columns.shape[1])
     for _ in range(N_STEPS):
         aucs = [area_under_roc(labels, total + column) for column in columns]

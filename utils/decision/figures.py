@@ -1,4 +1,4 @@
-"""Figures of the evaluation: curves with their bands, calibration, thresholds."""
+"""Figures of thresholds and calibration: curves with confidence bands, reliability, prevalence."""
 
 from pathlib import Path
 
@@ -19,16 +19,12 @@ BAND = {"alpha": 0.2, "linewidth": 0}
 
 
 def show_curves(curves: dict[str, pd.DataFrame]) -> plt.Figure:
-    """Show ROC and precision-recall curves side by side, one line a run.
+    """Plot ROC and precision-recall curves side by side, one line per run.
 
     Parameters
     ----------
     curves : dict
         Name to table with the columns cancer and probability.
-
-    Returns
-    -------
-    Figure
     """
     figure, (roc, precision) = plt.subplots(1, 2, figsize=(9.5, 4.5), layout="tight")
     _draw_roc(roc, curves)
@@ -53,7 +49,7 @@ def _draw_roc(axis: plt.Axes, curves: dict[str, pd.DataFrame]) -> None:
 
 
 def show_threshold(breasts: pd.DataFrame, tuned: Threshold) -> plt.Figure:
-    """Show pF1 of hard decisions against the threshold, with its bootstrap band, the chosen one and the nested estimate.
+    """Plot pF1 against the threshold and against the share of breasts taken, with its bootstrap band and the nested estimate.
 
     Parameters
     ----------
@@ -61,10 +57,6 @@ def show_threshold(breasts: pd.DataFrame, tuned: Threshold) -> plt.Figure:
         From `utils.decision.threshold.Threshold.out_of_fold`.
     tuned : Threshold
         From `utils.decision.tuning.tune`.
-
-    Returns
-    -------
-    Figure
     """
     figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), sharey=True, layout="tight")
     curve = pf1_curve(breasts.cancer, breasts.probability, PatientBootstrap(breasts.patient_id))
@@ -73,7 +65,7 @@ def show_threshold(breasts: pd.DataFrame, tuned: Threshold) -> plt.Figure:
     _draw_pf1(axes[1], curve, curve.taken, tuned, taken, f"{taken:.1%} of breasts taken")
     axes[0].set(xlabel="threshold (calibrated probability)", ylabel="pF1", title="Probabilistic F1 of hard decisions")
     axes[1].set(xlabel="share of breasts taken", title="The same, by how many are taken", xscale="log")
-    axes[1].xaxis.set_major_formatter("{x:g}")  # powers of ten are mathematics, which no text of a figure may hold
+    axes[1].xaxis.set_major_formatter("{x:g}")  # the default, powers of ten, is math text, which no figure may contain
     axes[1].xaxis.set_minor_formatter(NullFormatter())
     return finished(figure)
 
@@ -90,16 +82,12 @@ def _draw_pf1(axis: plt.Axes, curve: pd.DataFrame, x: pd.Series, tuned: Threshol
 
 
 def show_reliability(curves: dict[str, pd.DataFrame]) -> plt.Figure:
-    """Show observed against predicted shares of cancer.
+    """Plot observed against predicted shares of cancer.
 
     Parameters
     ----------
     curves : dict
         Name to table with the columns cancer and probability: raw, and calibrated out of fold.
-
-    Returns
-    -------
-    Figure
     """
     figure, axis = plt.subplots(figsize=(5, 4.5), layout="tight")
     for number, (name, table) in enumerate(curves.items()):
@@ -116,7 +104,7 @@ def show_reliability(curves: dict[str, pd.DataFrame]) -> plt.Figure:
 
 
 def show_prevalence(shift: pd.DataFrame, observed: float) -> plt.Figure:
-    """Show what the threshold is worth, and which would be best, at other prevalences.
+    """Plot the pF1 of the chosen threshold and of the best one, and the best threshold, against the prevalence.
 
     Parameters
     ----------
@@ -124,10 +112,6 @@ def show_prevalence(shift: pd.DataFrame, observed: float) -> plt.Figure:
         From `utils.decision.thresholds.prevalence_shift`.
     observed : float
         Prevalence of the tuning breasts.
-
-    Returns
-    -------
-    Figure
     """
     figure, (worth, best) = plt.subplots(1, 2, figsize=(9.5, 3.4), layout="tight")
     worth.plot(shift.prevalence, shift.pf1, label="the chosen threshold")
@@ -144,12 +128,7 @@ def show_prevalence(shift: pd.DataFrame, observed: float) -> plt.Figure:
 
 
 def show_probabilities(probabilities: pd.Series, threshold: float) -> plt.Figure:
-    """Show how the submitted probabilities spread, and where the threshold cuts.
-
-    Returns
-    -------
-    Figure
-    """
+    """Plot a histogram of the submitted probabilities and the threshold."""
     figure, axis = plt.subplots(figsize=(7, 3), layout="tight")
     axis.hist(probabilities, bins=40)
     axis.axvline(threshold, color="C3", label=f"threshold {threshold:.3f}")
@@ -161,7 +140,7 @@ def show_probabilities(probabilities: pd.Series, threshold: float) -> plt.Figure
 def show_overview(
     images: pd.DataFrame, cache_dir: str | Path, curves: dict[str, pd.DataFrame], breasts: pd.DataFrame, tuned: Threshold
 ) -> plt.Figure:
-    """Show a whole job at a glance: pictures with and without cancer, ROC of each run, pF1 against the threshold.
+    """Plot a complete job at a glance: images with and without cancer, each run's ROC, and pF1 against the threshold.
 
     Parameters
     ----------
@@ -170,10 +149,6 @@ def show_overview(
     cache_dir : path
     curves, breasts, tuned
         As in `show_curves` and `show_threshold`.
-
-    Returns
-    -------
-    Figure
     """
     figure = plt.figure(figsize=(13, 7.2), layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=[1, 1.15])

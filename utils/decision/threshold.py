@@ -1,4 +1,4 @@
-"""threshold.json as an object: what is chosen on out-of-fold predictions, checked when it is made and when it is read."""
+"""threshold.json as an object, checked when it is made and when it is read."""
 
 import hashlib
 import json
@@ -19,19 +19,19 @@ from utils.runs.oof import AGGREGATIONS, PredictionError, check_weights, oof_of_
 
 REMEDY = "Run tune_threshold.ipynb again to write this file, or delete it."
 OOF_HASH = r"[0-9a-f]{12}"
-SITE = r"0|-?[1-9][0-9]{0,17}"  # a whole number, written in one way alone
+SITE = r"0|-?[1-9][0-9]{0,17}"  # an integer in its only canonical form
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % interval; all three are None where it is undefined."""
+    """A value with its 95 % interval; all three are None if it is undefined."""
 
     value: float | None
     low: float | None
     high: float | None
 
     def __post_init__(self):
-        """Check that it is a figure from -1 to 1, in order."""
+        """Check that the values are from -1 to 1, and low is at most high."""
         check_types(self)
         numbers = [number for number in (self.value, self.low, self.high) if number is not None]
         check(len(numbers) in (0, 3), "value", self.value, "null where low and high are, and a number where they are")
@@ -41,7 +41,7 @@ class Estimate:
 
     @classmethod
     def of(cls, interval: Interval) -> "Estimate":
-        """Take an interval; NaN becomes None."""
+        """Convert an interval; NaN becomes None."""
         return cls(*(None if np.isnan(number) else float(number) for number in (interval.value, interval.low, interval.high)))
 
     def __str__(self) -> str:
@@ -51,45 +51,41 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Threshold:
-    """What threshold.json holds, its only reader and writer.
+    """The content of threshold.json, of which this class is the only reader and writer.
 
     Parameters
     ----------
     threshold : float
-        Of the calibrated probability.
+        On the calibrated probability.
     choice : {"plateau", "maximum"}
-        How it was chosen; see `utils.decision.thresholds`.
-    calibration : Calibration
+        How the threshold was chosen; see `utils.decision.thresholds`.
     aggregation : str
-        How the images of a breast are joined; see `utils.runs.oof.aggregate`.
+        How a breast's images are combined; see `utils.runs.oof.aggregate`.
     one_image : bool
-        Whether one random image of each breast was counted.
+        True if only one random image of each breast was used.
     pf1 : float
         Naive: chosen and measured on the same breasts.
     pf1_nested : Estimate
-        Each fold decided with the others' threshold.
+        Each fold is decided with the other folds' threshold.
     pf1_patient_nested : Estimate
-        Random groups of patients, each decided with the others' threshold.
+        Random groups of patients, each decided with the other groups' threshold.
     optimism : float
         ``pf1`` minus ``pf1_patient_nested``.
-    auc : Estimate
     site_thresholds : dict of str to float
         Threshold by site_id; empty unless they gain more than noise.
     site_gain : Estimate or None
-        Of pF1 by them; None where they were not tried.
-    breasts, positives : int
-    prevalence : float
+        Gain in pF1 from site thresholds; None if they were not tried.
     runs : tuple of str
-        Folders.
+        Run folders.
     weights : tuple of float
-        Of the runs in their average.
+        Weights of the runs in their average.
     oof_hashes : tuple of str
-        Of the runs' oof.csv: a run is known by its content, since paths differ from one Kaggle notebook to the next.
+        Hashes of the runs' oof.csv, which identify the runs, since paths differ between Kaggle notebooks.
 
     Raises
     ------
     FormatError
-        If a value is of another type, out of its range, or does not go together with another one.
+        If a value has the wrong type, is out of range, or contradicts another one.
     """
 
     threshold: float
@@ -127,6 +123,7 @@ class Threshold:
         self._check_runs()
 
     def _check_runs(self) -> None:
+        """Check that weights and hashes are valid, one for each run."""
         check(len(self.runs) >= 1, "runs", self.runs, "one folder or more")
         check_weights(self.weights, len(self.runs))
         for name in self.oof_hashes:
@@ -134,7 +131,7 @@ class Threshold:
         check(len(self.oof_hashes) == len(self.runs), "oof_hashes", self.oof_hashes, f"as many as runs ({len(self.runs)})")
 
     def to_json(self) -> dict:
-        """Plain dictionary, as written to threshold.json."""
+        """Return the dictionary that threshold.json contains."""
         return json.loads(json.dumps(asdict(self)))
 
     def save(self, path: str | Path) -> None:
@@ -148,7 +145,7 @@ class Threshold:
         Raises
         ------
         PredictionError
-            If it is not a threshold.json of this version of the kit; names the file, the field and the remedy.
+            If this version of the kit can't read the file; names the file, the field and the remedy.
         """
         with naming(path, PredictionError, REMEDY):
             return build(cls, read_json(path), complete=True)
@@ -158,36 +155,36 @@ class Threshold:
         return pd.Series(self.calibration(probabilities), index=probabilities.index)
 
     def decide(self, calibrated: pd.Series, sites: pd.Series) -> pd.Series:
-        """Decide with the threshold, or with that of each breast's site where there are such.
+        """Decide with the threshold of each breast's site, or with the common one if the site has none.
 
         Parameters
         ----------
         calibrated : Series
-            By prediction_id, from `calibrate`.
+            From `calibrate`, indexed by prediction_id.
         sites : Series
-            site_id by prediction_id.
+            site_id, indexed by prediction_id.
 
         Returns
         -------
         Series
-            0 or 1 by prediction_id.
+            0 or 1, indexed by prediction_id.
         """
         each = {int(site): threshold for site, threshold in self.site_thresholds.items()}
         decisions = site_decisions(calibrated, sites.loc[calibrated.index], each, self.threshold)
         return pd.Series(decisions, index=calibrated.index)
 
     def weights_of(self, runs: Sequence[Path]) -> list[float]:
-        """Give the weights of runs, in their order, which need not be that of `runs`; copies of a run share their weight."""
+        """Return the weights of runs in the given order; copies of a run share its weight."""
         by_content = pd.Series(self.weights, index=self.oof_hashes, dtype=float).groupby(level=0).mean()
         return by_content.loc[[hash_oof(run) for run in runs]].tolist()
 
     def out_of_fold(self, runs: Sequence[Path]) -> pd.DataFrame:
-        """Give the runs' out-of-fold breasts as they were tuned on, with the calibrated probability."""
+        """Return the runs' out-of-fold breasts as used for tuning, with the calibrated probability."""
         oof = oof_of_runs(runs, self.aggregation, self.weights_of(runs), self.one_image)
         return oof.assign(probability=self.calibrate(oof.probability))
 
     def describe(self) -> pd.DataFrame:
-        """Show it as a table, intervals as text."""
+        """Return a table of all fields, with intervals as text."""
         shown = {"calibration": self.calibration.method}
         for name in ("pf1_nested", "pf1_patient_nested", "auc", "site_gain"):
             shown[name] = None if getattr(self, name) is None else str(getattr(self, name))
@@ -198,7 +195,7 @@ class Threshold:
 
 
 def hash_oof(run_dir: Path) -> str:
-    """Hash the content of a run's oof.csv."""
+    """Return the first 12 hexadecimal digits of the SHA-256 of a run's oof.csv; raise PredictionError if it can't be read."""
     path = run_dir / "oof.csv"
     with naming(path, PredictionError, "Copy the run again from where it was trained, or leave it out of run_dirs."):
         return hashlib.sha256(path.read_bytes()).hexdigest()[:12]

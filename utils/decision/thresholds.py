@@ -1,7 +1,7 @@
-"""Thresholds for the pF1 of hard decisions: chosen, and estimated on patients that did not choose them.
+"""Thresholds for the pF1 of hard decisions: how to choose them, and how to estimate their pF1 on held-out patients.
 
-A threshold's pF1 on the data that chose it is too good. Nested estimates decide each group of patients with a threshold from
-the others: folds, or random groups, which leave out how much the folds' models differ.
+A threshold's pF1 is too high on the data that chose it. Nested estimates decide each group of patients with a threshold
+from the others. Groups are folds, or random groups, which ignore how much the folds' models differ.
 """
 
 from collections.abc import Callable
@@ -12,27 +12,17 @@ import pandas as pd
 from utils.metrics.intervals import PatientBootstrap
 from utils.metrics.scores import best_threshold, decide, half_way, probabilistic_f1
 
-NEIGHBOURS = 2.0  # a plateau reaches from taking half as many breasts to twice as many
+NEIGHBOURS = 2.0  # neighbours take from half to twice as many breasts
 N_GROUPS, N_REPEATS = 10, 10  # of the patient-nested estimate
 N_CUTS = 400  # of a drawn curve
 Choose = Callable[[np.ndarray, np.ndarray], float]  # labels, probabilities -> threshold
 
 
 def plateau_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Find the threshold whose neighbours are good too.
+    """Return the threshold with the highest mean pF1 over its neighbours, which take half to twice as many rows (log scale).
 
-    A threshold's neighbours are those that take from half to twice as many rows; the highest mean pF1 over them, on a
-    logarithmic scale, wins. On simulated scores of two normal distributions it lost less to the true best threshold than the
-    raw maximum in six of seven settings, a quarter to two thirds of it (``python -m benchmarks.evaluation``).
-
-    Parameters
-    ----------
-    labels, probabilities : array-like of shape (n,), n > 0
-
-    Returns
-    -------
-    float
-        As from `utils.metrics.scores.best_threshold`: half way between two probabilities.
+    On simulated scores from two normal distributions, in six of seven settings its pF1 fell short of the best possible by only
+    a quarter to two thirds as much as the raw maximum's (``python -m benchmarks.evaluation``).
     """
     labels, probabilities = np.asarray(labels, dtype=float), np.asarray(probabilities, dtype=float)
     order = np.argsort(-probabilities, kind="stable")
@@ -45,7 +35,7 @@ def plateau_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def _mean_over_neighbours(values: np.ndarray) -> np.ndarray:
-    """Mean over ranks from a half to twice each rank, evenly in the rank's logarithm; narrower near the last rank."""
+    """Return the mean over ranks from half to twice each rank, evenly in log rank; the range narrows near the last rank."""
     n = len(values)
     rank = np.arange(1, n + 1)
     low = np.ceil(np.maximum(rank / NEIGHBOURS, rank * rank / n)).astype(int) - 1
@@ -56,7 +46,7 @@ def _mean_over_neighbours(values: np.ndarray) -> np.ndarray:
 
 
 def maximum_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """The threshold of the highest pF1, exactly."""
+    """Return the threshold with exactly the highest pF1."""
     return best_threshold(labels, probabilities)[0]
 
 
@@ -66,21 +56,21 @@ CHOICES: dict[str, Choose] = {"plateau": plateau_threshold, "maximum": maximum_t
 def nested_decisions(
     labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray, choose: Choose = plateau_threshold
 ) -> np.ndarray:
-    """Decide each group with the threshold that was chosen on the other groups.
+    """Decide each group with the threshold chosen on the other groups.
 
     Parameters
     ----------
     labels, probabilities : array-like of shape (n,)
     groups : array-like of shape (n,)
-        Folds, or other groups; a patient's rows must be in one.
-    choose : function
+        Folds or other groups; all rows of a patient must be in one group.
+    choose : callable
         One of `CHOICES`.
 
     Returns
     -------
     ndarray of shape (n,), int
-        Decisions that did not see their own labels; their pF1 is an honest estimate of a tuned pF1. With one group alone
-        there is nothing to tune on, and all decisions are 0.
+        Decisions independent of their own labels, so that their pF1 is an honest estimate of a tuned pF1. All 0 if there is
+        only one group.
     """
     labels, probabilities, groups = (np.asarray(values) for values in (labels, probabilities, groups))
     decisions = np.zeros(len(labels), dtype=int)
@@ -99,23 +89,24 @@ def patient_nested(
     seed: int = 0,
     sites: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Decide random tenths of the patients with the threshold of the other nine, ten times over.
+    """Decide random tenths of the patients with the threshold from the other nine, and average over ten repeats.
 
     Parameters
     ----------
     labels, probabilities, patients : array-like of shape (n,)
-    choose : function
+    choose : callable
         One of `CHOICES`.
     seed : int
+        Seed of the random groups.
     sites : array-like of shape (n,), optional
-        Gives each site a threshold of its own.
+        If given, each site gets its own threshold.
 
     Returns
     -------
     ndarray of shape (n,), float in [0, 1]
-        Mean decisions; their pF1 is the estimate.
+        Mean decisions, whose pF1 is the estimate.
     """
-    order = np.argsort(-np.asarray(probabilities), kind="stable")  # sorting what is sorted, a hundred times, costs little
+    order = np.argsort(-np.asarray(probabilities), kind="stable")  # sorted once, since the repeated sorts below are then cheap
     labels, probabilities = np.asarray(labels)[order], np.asarray(probabilities)[order]
     sites = None if sites is None else np.asarray(sites)[order]
     codes, names = pd.factorize(np.asarray(patients))
@@ -127,6 +118,7 @@ def patient_nested(
 
 
 def _nested(labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray, choose: Choose, sites: np.ndarray | None):
+    """Decide with one threshold, or with one per site if ``sites`` is given."""
     if sites is None:
         return nested_decisions(labels, probabilities, groups, choose)
     return nested_site_decisions(labels, probabilities, groups, sites, choose)
@@ -135,21 +127,21 @@ def _nested(labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray, c
 def site_thresholds(
     labels: np.ndarray, probabilities: np.ndarray, sites: np.ndarray, choose: Choose = plateau_threshold
 ) -> dict[int, float]:
-    """Choose a threshold for each site; sites with one class alone get none."""
+    """Choose a threshold for each site; sites with a single class get none."""
     labels, probabilities, sites = np.asarray(labels), np.asarray(probabilities), np.asarray(sites)
     both = [site for site in np.unique(sites) if len(np.unique(labels[sites == site])) == 2]
     return {int(site): choose(labels[sites == site], probabilities[sites == site]) for site in both}
 
 
 def site_decisions(probabilities: np.ndarray, sites: np.ndarray, thresholds: dict, otherwise: float) -> np.ndarray:
-    """Decide with the threshold of each row's site, or with ``otherwise`` where a site has none."""
+    """Decide with the threshold of each row's site, or with ``otherwise`` if the site has none."""
     return decide(probabilities, pd.Series(np.asarray(sites)).map(thresholds).astype(float).fillna(otherwise).to_numpy())
 
 
 def nested_site_decisions(
     labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray, sites: np.ndarray, choose: Choose = plateau_threshold
 ) -> np.ndarray:
-    """`nested_decisions` with a threshold for each site."""
+    """Decide like `nested_decisions`, but with a threshold for each site."""
     labels, probabilities, groups, sites = (np.asarray(values) for values in (labels, probabilities, groups, sites))
     decisions = np.zeros(len(labels), dtype=int)
     for group in np.unique(groups):
@@ -162,24 +154,24 @@ def nested_site_decisions(
 
 
 def cut_points(probabilities: np.ndarray, n_cuts: int = N_CUTS) -> np.ndarray:
-    """Thresholds for a curve, falling: half way between neighbouring probabilities, denser where few rows are taken."""
+    """Return decreasing thresholds for a curve: midpoints between adjacent probabilities, denser where few rows are taken."""
     ranked = -np.unique(-np.asarray(probabilities, dtype=float))
     places = np.unique(np.geomspace(1, len(ranked), n_cuts).astype(int)) - 1
     return (ranked[places] + np.append(ranked, 0.0)[places + 1]) / 2
 
 
 def cut_bins(probabilities: np.ndarray, cuts: np.ndarray) -> np.ndarray:
-    """Number of the first of the falling ``cuts`` that takes each probability; the last where none does."""
+    """Return the index of the first decreasing cut that takes each probability, or the last index if none does."""
     return np.minimum(np.searchsorted(-cuts, -probabilities, "left"), len(cuts) - 1)
 
 
 def pf1_curve(labels: np.ndarray, probabilities: np.ndarray, bootstrap: PatientBootstrap) -> pd.DataFrame:
-    """Compute the pF1 of hard decisions at many thresholds, with its bootstrap band.
+    """Compute the pF1 of hard decisions at many thresholds, with a 95 % bootstrap band.
 
     Returns
     -------
     DataFrame
-        threshold (falling), taken (share of rows), pf1, low, high; the band holds at each threshold by itself.
+        threshold (decreasing), taken (share of rows), pf1, low, high. The band is pointwise.
     """
     labels, probabilities = np.asarray(labels, dtype=float), np.asarray(probabilities, dtype=float)
     cuts = cut_points(probabilities)
@@ -187,7 +179,7 @@ def pf1_curve(labels: np.ndarray, probabilities: np.ndarray, bootstrap: PatientB
     hits, taken = (
         np.cumsum(bootstrap.histograms(bins, len(cuts), values), axis=1) for values in (labels, np.ones(len(labels)))
     )
-    drawn = 2 * hits / np.maximum(hits[:, -1:] + taken, 1)  # nothing drawn and nothing taken counts as 0
+    drawn = 2 * hits / np.maximum(hits[:, -1:] + taken, 1)  # 0 if nothing is drawn and nothing is taken
     low, high = np.percentile(drawn, (2.5, 97.5), axis=0)
     f1 = [probabilistic_f1(labels, decide(probabilities, cut)) for cut in cuts]
     share = [decide(probabilities, cut).mean() for cut in cuts]
@@ -195,22 +187,22 @@ def pf1_curve(labels: np.ndarray, probabilities: np.ndarray, bootstrap: PatientB
 
 
 def prevalence_shift(labels: np.ndarray, probabilities: np.ndarray, threshold: float, prevalences: np.ndarray) -> pd.DataFrame:
-    """Say what a threshold is worth where cancer is rarer or more common, and which would be best there.
+    """Compute a threshold's pF1, and the best threshold, at other prevalences of cancer.
 
-    Sensitivity and specificity stay as they are; the shares of positives and negatives move.
+    Sensitivity and specificity stay constant; only the shares of positives and negatives change.
 
     Parameters
     ----------
     labels, probabilities : array-like of shape (n,)
     threshold : float
-        The chosen one.
+        The chosen threshold.
     prevalences : array-like
         In (0, 1).
 
     Returns
     -------
     DataFrame
-        prevalence, pf1 at ``threshold``, best_threshold and best_pf1, both tuned on these very rows.
+        prevalence, pf1 at ``threshold``, best_threshold and best_pf1; the best ones are tuned on these same rows.
     """
     labels, probabilities = np.asarray(labels), np.asarray(probabilities)
     cuts = np.append(cut_points(probabilities), threshold)

@@ -1,4 +1,4 @@
-"""threshold.json: aggregation, calibration and threshold, chosen on out-of-fold predictions, with what they are worth."""
+"""Tune aggregation, calibration and threshold on out-of-fold predictions, and find the threshold.json of runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,9 +34,9 @@ def tune(
     sites: pd.Series | None = None,
     one_image: bool = False,
 ) -> Threshold:
-    """Calibrate one or several averaged runs and choose their threshold, on their out-of-fold predictions.
+    """Calibrate one run or the average of several, and choose their threshold, on out-of-fold predictions.
 
-    A calibration rises strictly, so it does not change what a threshold decides; nested estimates are made without it.
+    Calibration is strictly increasing, so it does not change what a threshold decides; nested estimates skip it.
 
     Parameters
     ----------
@@ -44,24 +44,20 @@ def tune(
     aggregation : str
         See `utils.runs.oof.aggregate`.
     seed : int
-        Of the bootstrap and of the random groups of patients.
+        Seed of the bootstrap and of the random groups of patients.
     choice : {"plateau", "maximum"}
         See `utils.decision.thresholds`.
     weights : sequence of float, optional
-        Of the runs.
+        Weights of the runs; equal by default.
     sites : Series, optional
-        site_id by prediction_id: tries a threshold for each site, and keeps them if they gain more than noise.
+        site_id by prediction_id. If given, a threshold for each site is tried, and kept if it gains more than noise.
     one_image : bool
-        Count one random image of each breast.
-
-    Returns
-    -------
-    Threshold
+        Use only one random image of each breast.
 
     Raises
     ------
     PredictionError
-        If ``choice`` is unknown, or the runs do not go together.
+        If ``choice`` is unknown, or the runs can't be combined.
     """
     if choice not in CHOICES:
         raise PredictionError(f"choice is {choice!r}; choose from {', '.join(CHOICES)}.")
@@ -78,7 +74,7 @@ def tune(
         site = _site_of(oof, sites)
         by_site = nested_site_decisions(oof.cancer, oof.probability, oof.fold, site, choose)
         gain = bootstrap.pf1_difference(oof.cancer, by_site, fold_nested)
-        if gain.low > 0:  # what is submitted is what is estimated
+        if gain.low > 0:  # the nested estimate must be of what is submitted
             each, fold_nested = site_thresholds(oof.cancer, calibrated, site, choose), by_site
             decisions = site_decisions(calibrated, site, each, threshold)
     pf1, used = probabilistic_f1(oof.cancer, decisions), site if each else None
@@ -106,11 +102,13 @@ def tune(
 
 
 def _best_calibration(oof: pd.DataFrame) -> Calibration:
+    """Fit the method with the lowest nested log-loss on all rows."""
     method = compare_calibrations(oof.cancer, oof.probability, oof.fold).log_loss.idxmin()
     return fit_calibration(method, oof.cancer, oof.probability)
 
 
 def _site_of(oof: pd.DataFrame, sites: pd.Series) -> pd.Series:
+    """Return each breast's site; raise PredictionError if train.csv lacks a breast."""
     site = oof.prediction_id.map(sites)
     if site.isna().any():
         lost = oof.prediction_id[site.isna()].iloc[0]
@@ -121,13 +119,13 @@ def _site_of(oof: pd.DataFrame, sites: pd.Series) -> pd.Series:
 def compare_aggregations(
     run_dirs: Sequence[Path], seed: int = 0, choice: str = CHOICE, one_image: bool = False
 ) -> pd.DataFrame:
-    """Compare ways to join a breast's images, on nested pF1.
+    """Compare ways to combine a breast's images, by nested pF1.
 
     Returns
     -------
     DataFrame
-        Indexed by aggregation: AUC and patient-nested pF1 with 95 % intervals; the difference of pF1 to the mean's, paired, and
-        what it shows.
+        Indexed by aggregation: AUC and patient-nested pF1 with 95 % intervals, and the paired difference in pF1 from the
+        mean, with its verdict.
     """
     rows, first = {}, None
     for method in AGGREGATIONS:
@@ -146,12 +144,12 @@ def compare_aggregations(
 
 
 def fold_thresholds(oof: pd.DataFrame, choice: str = CHOICE) -> pd.DataFrame:
-    """Choose a threshold on each fold by itself: where they lie far apart, the folds' models do not speak alike.
+    """Choose a threshold on each fold alone; if they differ widely, the folds' models are on different scales.
 
     Parameters
     ----------
     oof : DataFrame
-        From `utils.runs.oof.oof_of_runs`, or `utils.decision.threshold.Threshold.out_of_fold`.
+        From `utils.runs.oof.oof_of_runs` or `utils.decision.threshold.Threshold.out_of_fold`.
     choice : {"plateau", "maximum"}
 
     Returns
@@ -168,19 +166,19 @@ def fold_thresholds(oof: pd.DataFrame, choice: str = CHOICE) -> pd.DataFrame:
 
 
 def find_threshold(runs: Sequence[Path], threshold_path: str = "") -> Threshold:
-    """Read threshold.json where it is for these runs; else tune now, with the defaults.
+    """Load the threshold.json that was tuned on these runs; if there is none, tune now with the defaults.
 
     Raises
     ------
     PredictionError
-        If a file is not a threshold.json of this version of the kit, or the named one does not exist, or was tuned on other
-        runs.
+        If a file can't be read by this version of the kit, or the file at ``threshold_path`` does not exist or was tuned on
+        other runs.
     """
     wanted = sorted(hash_oof(run) for run in runs)
     paths = threshold_files(threshold_path)
     for path in paths:
         tuned = Threshold.load(path)
-        if sorted(tuned.oof_hashes) == wanted:  # by content: paths differ from one Kaggle notebook to the next
+        if sorted(tuned.oof_hashes) == wanted:  # by content, since paths differ between Kaggle notebooks
             return tuned
     if not paths:
         print("No threshold.json: tuning on these runs' out-of-fold predictions now.")
@@ -195,12 +193,9 @@ def find_threshold(runs: Sequence[Path], threshold_path: str = "") -> Threshold:
 
 
 def threshold_files(threshold_path: str = "") -> list[Path]:
-    """The threshold.json that is named; else those of the working folder and, on Kaggle, of attached inputs.
+    """Return ``threshold_path``, or else each threshold.json in the working folder and, on Kaggle, in attached inputs.
 
-    Raises
-    ------
-    PredictionError
-        If the named file does not exist.
+    Raise PredictionError if ``threshold_path`` is given but does not exist.
     """
     if threshold_path:
         path = resolve(threshold_path)
@@ -212,14 +207,14 @@ def threshold_files(threshold_path: str = "") -> list[Path]:
 
 
 def tuned_runs(threshold_path: str = "", smoke_test: bool = False, competition_dir: str | Path = "") -> list[Path]:
-    """Runs of the first threshold.json whose runs are all found; empty where there is none.
+    """Return the runs of the first threshold.json whose runs all exist; empty if there is none.
 
-    Runs that only show that everything works are never taken for real data because of a threshold.json that was not named.
+    On real data, phantom and smoke-test runs are used only if ``threshold_path`` names the file.
 
     Raises
     ------
     PredictionError
-        If a file is not a threshold.json of this version of the kit, or the named one does not exist.
+        If a file can't be read by this version of the kit, or the file at ``threshold_path`` does not exist.
     """
     any_kind = threshold_path or smoke_test or not has_real_data(competition_dir)
     for path in threshold_files(threshold_path):
@@ -232,14 +227,15 @@ def tuned_runs(threshold_path: str = "", smoke_test: bool = False, competition_d
 
 
 def _has_oof(run: Path) -> bool:
+    """True if a folder has an oof.csv; False if it can't be read."""
     try:
         return (run / "oof.csv").is_file()
-    except OSError:  # a name that is too long, or a folder that is closed
+    except OSError:  # the name is too long, or the folder is not accessible
         return False
 
 
 def _is_for_show(run: Path) -> bool:
-    """Whether a run only shows that everything works, by its folder or its config.json."""
+    """True for phantom and smoke-test runs, according to the folder or config.json."""
     if {*SKIPPED_FOLDERS} & {*run.parts}:
         return True
     notes = Run(run).notes
