@@ -1,6 +1,6 @@
-"""Make one loaded network faster: several ways are tried on a real batch, and the fastest that says the same is taken.
+"""Make a loaded network faster: try several implementations on a real batch, and take the fastest whose outputs agree.
 
-Only the encoders are replaced, since they do nearly all the work; heads, attention and recurrent cells stay in float32.
+Only the encoders, which do nearly all the work, are replaced. Heads, attention and recurrent cells stay in float32.
 """
 
 import copy
@@ -23,14 +23,14 @@ from utils.training.loading import Batch
 from utils.training.optimisation import is_out_of_memory, pick_precision
 
 REFERENCE = "float32"
-# A pF1 threshold lies on a plateau wider than this. Half precision, in which a run is validated, stays well within.
-PROBABILITY_TOLERANCE = 0.01  # also of a box's corners, as shares of a side
-# Small probabilities must keep their order too: two items whose logits lie more than twice as far apart can't change places.
+# The plateau around a pF1 threshold is wider than this. Half precision, in which runs are validated, stays well within it.
+PROBABILITY_TOLERANCE = 0.01  # also for a box's corners, as shares of a side
+# Small probabilities must keep their order too: items can't swap places if their logits differ by more than twice this.
 LOGIT_TOLERANCE = 0.1
-LEAST_GAIN = 1.05  # less than that is the noise of a machine
-ROUNDS, MEASURE_S = 5, 10.0  # most rounds, and the seconds after which none is begun
-PREPARE_SHARE = 0.15  # of the work, which preparing may take: what it prepares saves 0.3 to 0.6 of it
-EXPORT_S = 10.0  # for one encoder; measured on two cores
+LEAST_GAIN = 1.05  # less is measurement noise
+ROUNDS, MEASURE_S = 5, 10.0  # maximum number of rounds, and seconds after which no round starts
+PREPARE_SHARE = 0.15  # maximum share of the work's time for preparing, which saves 0.3 to 0.6 of that time
+EXPORT_S = 10.0  # per encoder, measured on two cores
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 MakeEncoder = Callable[[Encoder, torch.Tensor], nn.Module]
@@ -38,14 +38,10 @@ MakeEncoder = Callable[[Encoder, torch.Tensor], nn.Module]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to make an encoder faster.
+    """A way to make an encoder faster: ``prepare_s`` is the approximate time in seconds that ``make`` takes.
 
-    Parameters
-    ----------
-    make : callable
-        Takes an encoder, which it leaves as it is, and uint8 pictures (N, 1, H, W); gives a module that is called alike.
-    prepare_s : float
-        Seconds that this takes, about.
+    ``make`` takes an encoder, which it leaves unchanged, and uint8 images (N, 1, H, W), and returns a module with the
+    encoder's signature.
     """
 
     make: MakeEncoder
@@ -53,20 +49,20 @@ class Candidate:
 
 
 class Accelerated:
-    """A network's faster form, called as the network is; whatever fails or overflows later is done by the network itself.
+    """A network's faster form with the same signature; the network itself takes over if that fails or overflows.
 
     Attributes
     ----------
     name : str
-        Of what was chosen; ``float32`` for the network itself.
+        Chosen candidate; ``float32`` for the network itself.
     speed_up : float
-        Over the network in float32, on the batch that it was measured on.
+        Relative to the network in float32, on the batch used for measuring.
     difference : float
-        Largest one of a probability to the network's in float32, there.
+        Largest difference in probability from the network in float32, on that batch.
     speed_ups : dict of str to float
-        Of all that agreed, by name.
+        Speed-up of each candidate that agreed, by name.
     refused : dict of str to str
-        Why each of the others was not taken.
+        Why each other candidate was refused.
     """
 
     def __init__(self, reference: nn.Module):
@@ -76,25 +72,20 @@ class Accelerated:
         self.refused: dict[str, str] = {}
 
     def __call__(self, images: torch.Tensor, metadata: torch.Tensor, lengths: torch.Tensor) -> Outputs:
-        """Pass a batch through.
-
-        Raises
-        ------
-        RuntimeError
-            If the memory does not suffice (`utils.training.optimisation.is_out_of_memory`): halve the batch.
-        """
+        """Run a batch; raise RuntimeError if memory runs out (`utils.training.optimisation.is_out_of_memory`)."""
         batch = (images, metadata, lengths)
-        with torch.autocast(images.device.type, enabled=False):  # an encoder that wants half precision says so itself
+        with torch.autocast(images.device.type, enabled=False):  # a HalfEncoder enables its own
             if self.name != REFERENCE:
                 try:
                     outputs = self.model(*batch)
                     if outputs.logit.isfinite().all():
                         return outputs
-                except Exception as error:  # a backend may fail in any way, and the network itself still works
+                except Exception as error:  # a backend may fail in any way; the network itself still works
                     self._give_up(error)
             return self.reference(*batch)
 
     def _give_up(self, error: Exception) -> None:
+        """Return to the network itself for good; raise the error again if memory ran out."""
         if isinstance(error, RuntimeError) and is_out_of_memory(error):
             raise error
         self.refused[self.name] = _reason(error)
@@ -116,32 +107,32 @@ def accelerate(
     work_seconds: float = 0.0,
     candidates: Mapping[str, Candidate] | None = None,
 ) -> Accelerated:
-    """Choose the fastest form of a network that agrees with it on a batch.
+    """Choose the fastest candidate that agrees with the network on a batch.
 
     Parameters
     ----------
     model : Module
-        From `utils.training.folds.load_fold`, on the device; it is put into evaluation mode and else left as it is.
+        From `utils.training.folds.load_fold`, on the device; it is set to evaluation mode and otherwise unchanged.
     batch : dict
-        Of `utils.training.loading`, as those that come: every candidate sees it a few times.
+        From `utils.training.loading`, typical of the work; every candidate runs it several times.
     config : TrainConfig
-        Its ``precision`` says whether half precision may be tried.
+        Its ``precision`` decides whether half precision may be tried.
     device : torch.device
     work_seconds : float
-        That the network itself would take for all that is to be predicted. What takes long to prepare is tried only where this
-        pays; 0 tries what takes no time.
+        Estimated time that the network itself needs for all predictions. A candidate that is slow to prepare is tried only
+        if it pays off; 0 tries only those that need no preparation.
     candidates : mapping of str to Candidate, optional
-        By default `offered`.
+        Default: `offered`.
 
     Returns
     -------
     Accelerated
-        The network itself where nothing is faster and agrees.
+        The network itself if nothing faster agrees.
 
     Raises
     ------
     RuntimeError
-        If the network itself fails, as on too large a batch (`utils.training.optimisation.is_out_of_memory`): halve it.
+        If the network itself fails, for example because memory runs out (`utils.training.optimisation.is_out_of_memory`).
     """
     batch = {key: value if key == "lengths" else value.to(device) for key, value in batch.items()}
     chosen = Accelerated(model.eval())
@@ -152,7 +143,7 @@ def accelerate(
             continue
         try:
             _try(chosen, name, candidate.make, batch, expected, device)
-        except Exception as error:  # compilers and exporters raise many kinds
+        except Exception as error:  # exporters and backends raise many types
             chosen.refused[name] = _reason(error)
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -160,7 +151,7 @@ def accelerate(
 
 
 def _try(chosen: Accelerated, name: str, make: MakeEncoder, batch: Batch, expected: Outputs, device: torch.device) -> None:
-    """Take a candidate if it agrees, and is faster than what was chosen so far."""
+    """Take a candidate if it agrees and is faster than the choice so far."""
     made = with_encoders(chosen.reference, lambda encoder: make(encoder, batch["images"]))
     outputs = _outputs(made, batch, device)
     problem = disagreement(outputs, expected)
@@ -175,7 +166,7 @@ def _try(chosen: Accelerated, name: str, make: MakeEncoder, batch: Batch, expect
 
 
 def offered(config: TrainConfig, device: torch.device) -> dict[str, Candidate]:
-    """Give the candidates for a device, by name; on a CPU ONNX Runtime was the fastest for every network."""
+    """Return a device's candidates by name; on a CPU, ONNX Runtime was the fastest for every network."""
     half = half_precision(config, device)
     found = {}
     if half:
@@ -186,23 +177,23 @@ def offered(config: TrainConfig, device: torch.device) -> dict[str, Candidate]:
 
 
 def half_precision(config: TrainConfig, device: torch.device) -> torch.dtype | None:
-    """Pick the half precision to try: the configuration's; None where it wants float32, or the device gains nothing by it."""
+    """Return the half precision to try, or None if the config asks for float32 or the device would not be faster."""
     dtype = pick_precision(config, device)
-    # With AVX512-BF16 alone it was as slow as float32. Versions of torch that lack the function are taken for such a CPU.
+    # bfloat16 needs AMX: with AVX512-BF16 alone it was as slow as float32. A torch without the function counts as no AMX.
     if config.precision == "auto" and device.type == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", bool)():
         dtype = torch.bfloat16
     return None if dtype == torch.float32 else dtype
 
 
 def with_encoders(model: nn.Module, make: Callable[[Encoder], nn.Module]) -> nn.Module:
-    """Copy a network, with what ``make`` gives in the place of each encoder; the encoders themselves are not copied."""
+    """Copy a network with each encoder replaced by ``make(encoder)``; the encoders themselves are not copied."""
     with torch.inference_mode(False), torch.no_grad():
         made = {id(module): make(module).eval() for module in model.modules() if isinstance(module, Encoder)}
         return copy.deepcopy(model, made)
 
 
 def disagreement(outputs: Outputs, expected: Outputs) -> str:
-    """Say how outputs differ from the expected ones by more than the tolerances; empty where they do not."""
+    """Describe the first output that differs by more than its tolerance, or return ""."""
     pairs = {
         "logit": (outputs.logit, expected.logit, LOGIT_TOLERANCE),
         "probability": (outputs.logit.sigmoid(), expected.logit.sigmoid(), PROBABILITY_TOLERANCE),
@@ -210,10 +201,10 @@ def disagreement(outputs: Outputs, expected: Outputs) -> str:
     if expected.box is not None:
         pairs["corner of a box"] = (outputs.box, expected.box, PROBABILITY_TOLERANCE)
     for what, (found, wanted, tolerance) in pairs.items():
-        if found is None or found.shape != wanted.shape:  # else one value would be held against all
+        if found is None or found.shape != wanted.shape:  # otherwise one value would broadcast against all
             return f"its {what} is of shape {None if found is None else tuple(found.shape)}, not {tuple(wanted.shape)}"
         difference = _largest(found, wanted)
-        if not difference <= tolerance:  # NaN is refused so
+        if not difference <= tolerance:  # also true for NaN
             return f"a {what} differs by {difference:.2g}, and may by {tolerance}"
     return ""
 
@@ -228,7 +219,7 @@ def _outputs(model: nn.Module, batch: Batch, device: torch.device) -> Outputs:
 
 
 def _race(reference: nn.Module, candidate: nn.Module, batch: Batch, device: torch.device) -> float:
-    """How many times as fast as the reference a candidate is: the median of interleaved rounds."""
+    """Return a candidate's speed-up over the reference: the median of interleaved rounds."""
     ratios, start = [], time.perf_counter()
     while not ratios or (len(ratios) < ROUNDS and time.perf_counter() - start < MEASURE_S):
         ratios.append(_seconds(reference, batch, device) / _seconds(candidate, batch, device))
@@ -236,12 +227,14 @@ def _race(reference: nn.Module, candidate: nn.Module, batch: Batch, device: torc
 
 
 def _seconds(model: nn.Module, batch: Batch, device: torch.device) -> float:
+    """Return the seconds that a network takes for a batch."""
     start = time.perf_counter()
     _outputs(model, batch, device).logit.cpu()  # waits for a GPU
     return time.perf_counter() - start
 
 
 def _reason(error: Exception) -> str:
+    """Return an error's type and first line."""
     if isinstance(error, RuntimeError) and is_out_of_memory(error):
         return "the memory does not suffice for it"
     lines = str(error).strip().splitlines()
@@ -249,14 +242,14 @@ def _reason(error: Exception) -> str:
 
 
 class HalfEncoder(nn.Module):
-    """An encoder that computes in half precision as in training, by autocast; its large weights are stored so too."""
+    """An encoder in half precision by autocast, as in training; large weights are stored so too."""
 
     def __init__(self, encoder: Encoder, images: torch.Tensor, dtype: torch.dtype):
         super().__init__()
         self.encoder, self.dtype = copy.deepcopy(encoder).eval(), dtype
         for module in self.encoder.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
-                module.to(dtype)  # or autocast would do it in every batch
+                module.to(dtype)  # otherwise autocast would convert them in every batch
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.autocast(images.device.type, dtype=self.dtype):
@@ -265,7 +258,10 @@ class HalfEncoder(nn.Module):
 
 
 class OnnxEncoder(nn.Module):
-    """An encoder exported to ONNX, in memory, and run by ONNX Runtime on the CPU, for any number of pictures of one size."""
+    """An encoder exported to ONNX in memory and run by ONNX Runtime on the CPU, for any number of images of one size.
+
+    Images of another size or dtype go through the encoder itself.
+    """
 
     def __init__(self, encoder: Encoder, images: torch.Tensor):
         super().__init__()
@@ -274,7 +270,7 @@ class OnnxEncoder(nn.Module):
         self.encoder, self.takes = encoder, (images.dtype, *images.shape[1:])
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        # Threads that spin while they wait take the cores from those that decode files.
+        # Threads that spin while waiting would take cores from the decoding processes.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.session = onnxruntime.InferenceSession(_export(encoder, images), options, providers=["CPUExecutionProvider"])
 
@@ -286,9 +282,10 @@ class OnnxEncoder(nn.Module):
 
 
 def _export(encoder: Encoder, images: torch.Tensor) -> bytes:
-    import onnxscript  # noqa: F401  (torch's exporter needs it, and what is imported here gets into the bundle for Kaggle)
+    """Export an encoder to ONNX bytes with a dynamic batch axis."""
+    import onnxscript  # noqa: F401  (torch's exporter needs it, and imports decide what goes into the bundle for Kaggle)
 
-    two = torch.zeros(2, *images.shape[1:], dtype=images.dtype)  # an axis of 1 would be taken for a constant
+    two = torch.zeros(2, *images.shape[1:], dtype=images.dtype)  # the exporter would treat an axis of 1 as a constant
     for_any = ({0: torch.export.Dim("pictures")},)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

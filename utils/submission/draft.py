@@ -1,4 +1,4 @@
-"""Probabilities to a submission that Kaggle takes, whatever could not be predicted."""
+"""Turn probabilities into a submission that Kaggle accepts, even if some breasts could not be predicted."""
 
 import contextlib
 import itertools
@@ -19,30 +19,17 @@ from utils.tables.competition import read_images, read_sample_submission
 
 PRIOR = 492 / 23_826  # share of positive breasts in the competition's training set
 SAMPLE_FILE = "sample_submission.csv"
-LONGEST_NAME = 100  # bytes of a kept copy's name; file systems take 255, time and suffixes included
+LONGEST_NAME = 100  # bytes of a copy's name; file systems allow 255, including time and suffixes
 
 
 class SubmissionError(KitError):
-    """Runs or predictions that can't become a submission; the message says what to change."""
+    """Runs or predictions can't become a submission; the message says what to change."""
 
 
 def complete(probabilities: pd.Series, test_images: pd.DataFrame, prior: float) -> tuple[pd.Series, list[str]]:
-    """Give every prediction_id of test.csv one finite probability.
+    """Give every prediction_id of test.csv a finite probability in [0, 1], in order of first appearance.
 
-    Parameters
-    ----------
-    probabilities : Series
-        Indexed by prediction_id; may lack some or hold NaN.
-    test_images : DataFrame
-    prior : float
-        The training prevalence, for breasts that could not be predicted.
-
-    Returns
-    -------
-    completed : Series
-        In [0, 1], in test.csv's order of first appearance.
-    filled : list of str
-        The prediction_ids that got the prior.
+    Also return the prediction_ids that got the prior because ``probabilities`` lacks them or is not finite there.
     """
     wanted = test_images.prediction_id.drop_duplicates()
     found = probabilities.reindex(wanted).astype(float)
@@ -52,7 +39,7 @@ def complete(probabilities: pd.Series, test_images: pd.DataFrame, prior: float) 
 
 @contextlib.contextmanager
 def warning_only(what: str) -> Iterator[None]:
-    """Print an error of the block as a warning: what comes after submission.csv must not end the notebook.
+    """Print an error in the block as a warning: nothing after submission.csv may end the notebook.
 
     On Kaggle, a notebook that ends in an error has no submission, whatever it wrote before.
 
@@ -63,24 +50,24 @@ def warning_only(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:  # any kind: nothing that follows is worth a submission
+    except Exception as error:  # of any type: nothing that follows is worth losing the submission
         print(f"Warning: {what} ({type(error).__name__}: {error})")
 
 
 def write_prior(path: Path, competition_dir: str | Path | None) -> None:
-    """Write a valid submission that knows nothing but the prevalence, so that there is one whatever happens next.
+    """Write a valid submission with the training prevalence for every breast, so that one exists whatever happens next.
 
     Parameters
     ----------
     path : Path
-        Of submission.csv.
+        Path of submission.csv.
     competition_dir : path or None
-        Nothing is written where it is None.
+        If None, nothing is written.
 
     Raises
     ------
     SubmissionError
-        If test.csv and sample_submission.csv do not name the same prediction_ids, or the file can't be written.
+        If test.csv and sample_submission.csv differ in their prediction_ids, or the file can't be written.
     """
     if competition_dir:
         test_images = read_images(competition_dir, "test")
@@ -93,26 +80,26 @@ def write_prior(path: Path, competition_dir: str | Path | None) -> None:
 
 @dataclass(frozen=True)
 class Draft:
-    """A submission.csv that is valid at any moment, and gets better with each update.
+    """A submission.csv that is valid at any moment and improves with each update.
 
     A breast with a prediction gets the decision. A breast without one keeps the prior, a probability, until the last update
-    decides it too. There are exceptions, since a submission of zeros alone is worth nothing:
+    decides it too. A submission of only zeros is worth nothing, hence two exceptions:
 
     - If no breast has a prediction, or probabilities are submitted and all are 0, every breast has the prior.
-    - If no prediction is decided positive, the highest are submitted as positive, as many as the prior expects.
+    - If no prediction is decided positive, the highest ones are, as many as the prior expects.
 
     Parameters
     ----------
     path : Path
-        Of submission.csv; ``probabilities.csv`` goes beside it.
+        Path of submission.csv; ``probabilities.csv`` is written to the same folder.
     test_images : DataFrame
         From `utils.tables.read_images`.
     competition_dir : Path
-        Its sample_submission.csv says which ids are wanted; where there is none, test.csv does.
+        Its sample_submission.csv lists the required ids; without that file, test.csv does.
     prior : float
-        Probability of breasts that are not predicted: the training prevalence.
+        Probability of breasts without a prediction: the training prevalence.
     decide : callable, optional
-        Gives 0 or 1 by prediction_id for probabilities, as `utils.decision.threshold.Threshold.decide` does; None submits
+        Maps probabilities to 0 or 1 by prediction_id, like `utils.decision.threshold.Threshold.decide`. None submits
         probabilities.
     """
 
@@ -124,44 +111,46 @@ class Draft:
 
     @cached_property
     def _sample(self) -> pd.DataFrame:
-        if not (self.competition_dir / SAMPLE_FILE).exists():  # as of a folder of own images
+        """Return the required prediction_ids; a folder of own images has no sample_submission.csv, so test.csv's count."""
+        if not (self.competition_dir / SAMPLE_FILE).exists():  # a folder of own images
             return self.test_images[["prediction_id"]].drop_duplicates()
         return read_sample_submission(self.competition_dir)
 
     def update(self, probabilities: pd.Series) -> dict[str, pd.DataFrame]:
-        """Write both files, each whole or not at all.
+        """Write both files, each atomically.
 
         Parameters
         ----------
         probabilities : Series
-            Indexed by prediction_id, of the breasts that have been predicted.
+            Indexed by prediction_id; only breasts that have been predicted.
 
         Returns
         -------
         dict of str to DataFrame
-            What was written, by name.
+            The tables ``submission`` and ``probabilities``.
 
         Raises
         ------
         SubmissionError
-            If it would not be valid; nothing is written then.
+            If the submission would be invalid; then nothing is written.
         """
         tables, _ = self._tables(probabilities, is_last=False)
         self._write(tables)
         return tables
 
     def finish(self, probabilities: pd.Series, submissions_dir: Path, provenance: dict) -> pd.DataFrame:
-        """Write the last update, and a named copy of both files with a JSON of provenance.
+        """Write the last update, and a named copy of both files with their provenance as JSON.
 
-        Once submission.csv has been written, nothing raises: what fails is printed as a warning.
+        After submission.csv is written nothing raises; failures are printed as warnings.
 
         Parameters
         ----------
         probabilities : Series
+            As in `update`.
         submissions_dir : Path
-            Gets ``NAME.csv``, ``NAME_probabilities.csv`` and ``NAME.json``, and loses nothing that it holds.
+            Gets ``NAME.csv``, ``NAME_probabilities.csv`` and ``NAME.json``; existing files are kept.
         provenance : dict
-            Written to the JSON, with versions, time, notes and the breasts that were not predicted.
+            Written to the JSON, with versions, time, notes and the breasts without a prediction.
 
         Returns
         -------
@@ -171,9 +160,9 @@ class Draft:
         Raises
         ------
         SubmissionError
-            If it would not be valid; nothing is written then.
+            If the submission would be invalid; then nothing is written.
         OSError
-            If submission.csv can't be written, and no earlier update is there.
+            If submission.csv can't be written and does not exist from an earlier update.
         """
         tables, notes = self._tables(probabilities, is_last=True)
         try:
@@ -191,7 +180,7 @@ class Draft:
         return tables["submission"].merge(tables["probabilities"])
 
     def _tables(self, probabilities: pd.Series, is_last: bool) -> tuple[dict[str, pd.DataFrame], list[str]]:
-        """Make both tables, and notes on what is unusual about them."""
+        """Return both tables, and notes on anything unusual about them."""
         completed, unpredicted = complete(probabilities, self.test_images, self.prior)
         submitted, notes = completed, []
         if len(unpredicted) == len(completed):
@@ -202,7 +191,7 @@ class Draft:
         if self.decide and len(unpredicted) < len(completed):
             submitted, note = self._decide(completed, ~completed.index.isin(unpredicted), is_last)
             notes += [note] if note else []
-        if not submitted.any():  # probabilities may be too small to be more than 0
+        if not submitted.any():  # probabilities may underflow
             submitted = submitted + self.prior
             notes.append("All probabilities are 0: every breast has the prior.")
         tables = {
@@ -213,6 +202,7 @@ class Draft:
         return tables, notes
 
     def _decide(self, completed: pd.Series, is_predicted: np.ndarray, is_last: bool) -> tuple[pd.Series, str]:
+        """Return 0 or 1 (if not the last, the prior for unpredicted breasts), and a note if none or all are positive."""
         decided, note = self.decide(completed).loc[completed.index], ""
         predicted = completed[is_predicted]
         if not decided[is_predicted].any():
@@ -231,20 +221,9 @@ class Draft:
 
 
 def keep_copies(tables: dict[str, pd.DataFrame], folder: Path, provenance: dict) -> str:
-    """Write a submission's tables and its provenance into a folder, under a name that nothing there has.
+    """Write the tables and provenance to a folder under a new name, which is returned without suffix.
 
-    Parameters
-    ----------
-    tables : dict of str to DataFrame
-        From `Draft.update`.
-    folder : Path
-    provenance : dict
-        Its ``name`` becomes part of the name; time and versions are added.
-
-    Returns
-    -------
-    str
-        The name, without a suffix.
+    The name consists of the time and ``provenance["name"]``; time and versions are added to the provenance.
     """
     folder.mkdir(parents=True, exist_ok=True)
     moment = time.strftime("%Y%m%d-%H%M%S")
@@ -260,29 +239,30 @@ def keep_copies(tables: dict[str, pd.DataFrame], folder: Path, provenance: dict)
 
 
 def _file_name(text: str) -> str:
-    """Text as part of a file name: letters, digits, "_", "." and "-", at most `LONGEST_NAME` bytes."""
+    """Convert text to part of a file name: letters, digits, "_", "." and "-", at most `LONGEST_NAME` bytes."""
     name = re.sub(r"[^\w.-]+", "_", text).encode()[:LONGEST_NAME].decode(errors="ignore")
     return name or "submission"
 
 
 def _claim_name(folder: Path, stem: str) -> str:
-    """Take a name that no submission has: neither an earlier one of the same second, nor one that another process writes."""
+    """Reserve a name that no other submission has, even one of the same second or of another process."""
     numbered = (f"{stem}_{number}" for number in itertools.count(2))
     return next(name for name in itertools.chain([stem], numbered) if _claim(folder, name))
 
 
 def _claim(folder: Path, name: str) -> bool:
+    """Reserve a name by creating its CSV; False if the name is taken."""
     if any((folder / f"{name}{ending}").exists() for ending in ("_probabilities.csv", ".json")):
         return False
     try:
-        (folder / f"{name}.csv").touch(exist_ok=False)  # of several processes, one alone makes it
+        (folder / f"{name}.csv").touch(exist_ok=False)  # succeeds in only one of several processes
     except FileExistsError:
         return False
     return True
 
 
 def _plain(value: object) -> object:
-    """Turn a value into what JSON can hold: NaN and infinity into null, what JSON does not know into text."""
+    """Convert a value to what JSON can represent: NaN and infinity become null, unknown types become text."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, float | np.floating):
@@ -300,7 +280,7 @@ def validate_submission(submission: pd.DataFrame, sample: pd.DataFrame) -> None:
     Raises
     ------
     SubmissionError
-        If columns, ids or values are not what the competition wants; names the first offending ids.
+        If columns, ids or values are not what the competition requires; names the first offending ids.
     """
     if list(submission.columns) != ["prediction_id", "cancer"]:
         raise SubmissionError(f"The columns are {list(submission.columns)}, but must be prediction_id, cancer.")
@@ -318,5 +298,5 @@ def validate_submission(submission: pd.DataFrame, sample: pd.DataFrame) -> None:
 
 
 def training_prevalence(run_dirs: Sequence[Path]) -> float:
-    """Share of positive breasts in the runs' training tables: the best guess for a breast that can't be read."""
+    """Return the mean share of positive breasts in the runs' training tables: the best guess for an unreadable breast."""
     return float(np.mean([Run(run).notes.prevalence for run in run_dirs]))

@@ -1,4 +1,4 @@
-"""The trained folds of several runs as one ensemble: runs that read the same pictures load each of them once."""
+"""The trained folds of several runs as one ensemble; runs that read the same images load each of them once."""
 
 import math
 import time
@@ -29,14 +29,14 @@ from utils.training.inference import forward, forward_flipped
 from utils.training.loading import Batch, by_size, make_loader, split_batch
 from utils.training.optimisation import autocast, is_out_of_memory
 
-PICTURES_AT_ONCE = 32  # without gradients they need a fraction of training's memory
+PICTURES_AT_ONCE = 32  # without gradients they take a fraction of training's memory
 MEASURED_PICTURES = 8
-LEAST_IMAGES, LEAST_SECONDS = 1000, 60.0  # with less to do, trying what is faster would cost more than it saves
+LEAST_IMAGES, LEAST_SECONDS = 1000, 60.0  # with less work, trying candidates would cost more than it saves
 
 
 @dataclass
 class Member:
-    """One fold's network on its device; ``number`` is its place among its run's folds."""
+    """One fold's network on its device; ``number`` is its index among its run's folds."""
 
     run: Path
     fold_dir: Path
@@ -48,18 +48,12 @@ class Member:
 
     @property
     def items(self) -> tuple:
-        """What decides which items it reads."""
+        """Return the settings that decide which items the network reads."""
         return self.config.model.item, self.config.max_views, self.config.seed if self.config.max_views else None
 
 
 class Variant:
-    """All folds of the runs that read pictures of the same preprocessing.
-
-    Parameters
-    ----------
-    settings : CacheSettings
-    members : list of Member
-    """
+    """All folds of the runs that read images of one preprocessing."""
 
     def __init__(self, settings: CacheSettings, members: list[Member]):
         self.settings, self.members = settings, members
@@ -67,25 +61,15 @@ class Variant:
 
     @property
     def work(self) -> Work:
-        """How many folds its runs have."""
+        """Return the number of folds of each run, and whether it asks for mirror images."""
         of_run = [[member for member in self.members if member.run == run] for run in self.runs]
         return Work(tuple((len(members), members[0].config.test_time_flip) for members in of_run))
 
     def accelerate(self, images: pd.DataFrame, cache_dir: Path, n_images: int) -> dict[str, str]:
-        """Make the networks faster where so many images make it worth trying: what is best for a run's first fold is for all.
+        """Make the networks faster if ``n_images`` make it worthwhile, and return what was chosen by run name.
 
-        Parameters
-        ----------
-        images : DataFrame
-            Test images that are in the cache, to try it on.
-        cache_dir : Path
-        n_images : int
-            That are to be predicted.
-
-        Returns
-        -------
-        dict of str to str
-            What was chosen, by the run's name.
+        Candidates are compared on each run's first fold, with cached test ``images``; the run's other folds try only the
+        winner.
         """
         chosen: dict[Path, Accelerated] = {}
         for member in self.members if n_images >= LEAST_IMAGES else []:
@@ -104,23 +88,23 @@ class Variant:
     ) -> pd.DataFrame:
         """Predict breasts with every run, averaged over its folds.
 
-        A logit that is NaN or infinite does not count: the other images and folds decide.
+        A logit that is NaN or infinite is ignored; the other images and folds decide.
 
         Parameters
         ----------
         images : DataFrame
-            Test images that are in the cache; all of a patient.
+            Test images in the cache, with all images of each patient.
         cache_dir : Path
         aggregation : str
             See `utils.runs.oof.aggregate`.
         plan : Plan
         not_finite : Counter, optional
-            Gets the number of images without a finite logit, by fold folder.
+            Updated with the number of images without a finite logit, by fold folder.
 
         Returns
         -------
         DataFrame
-            Probabilities, indexed by prediction_id, one column a run; NaN where no logit is finite.
+            Probabilities, indexed by prediction_id, one column per run; NaN if no logit is finite.
         """
         members = [member for member in self.members if member.number < plan.folds]
         by_fold: dict[Path, list[pd.Series]] = {run: [] for run in self.runs}
@@ -137,19 +121,9 @@ class Variant:
 
 
 def load_variants(runs: Sequence[Path], is_phantom: bool, devices: Sequence[torch.device]) -> list[Variant]:
-    """Load the folds of runs, one picture size after the other, spread over the devices.
+    """Load the folds of runs, grouped by preprocessing and spread over the devices.
 
-    Parameters
-    ----------
-    runs : sequence of Path
-    is_phantom : bool
-        Whether the images to be predicted are the phantom's.
-    devices : sequence of torch.device
-
-    Raises
-    ------
-    SubmissionError
-        If a run has no finished fold, or `check_run` refuses it.
+    Raise SubmissionError if a run has no finished fold or `check_run` refuses it.
     """
     members: dict[CacheSettings, list[Member]] = {}
     for place, run in enumerate(runs):
@@ -166,19 +140,7 @@ def load_variants(runs: Sequence[Path], is_phantom: bool, devices: Sequence[torc
 
 
 def check_run(run_dir: Path, is_phantom: bool) -> None:
-    """Refuse a run whose pictures were made otherwise than they would be made now, and phantom models for real images.
-
-    Parameters
-    ----------
-    run_dir : Path
-    is_phantom : bool
-        Whether the images to be predicted are the phantom's.
-
-    Raises
-    ------
-    SubmissionError
-        If the preprocessing's version or hash is not today's, or the run was trained on the phantom and the images are real.
-    """
+    """Raise SubmissionError if today's preprocessing differs from the run's, or a phantom run meets real images."""
     notes, settings = Run(run_dir).notes, Run(run_dir).config.preprocessing
     if notes.settings_hash != settings.hash or settings.version != CacheSettings().version:
         raise SubmissionError(
@@ -192,22 +154,10 @@ def check_run(run_dir: Path, is_phantom: bool) -> None:
 def predict_members(
     members: Sequence[Member], images: pd.DataFrame, cache_dir: Path, flip: bool
 ) -> tuple[pd.DataFrame, np.ndarray]:
-    """Pass each batch through several networks that read the same items, side by side where they are on several devices.
+    """Run each batch through several networks that read the same items, in parallel if they are on several devices.
 
-    Parameters
-    ----------
-    members : sequence of Member
-        With the same ``items``.
-    images : DataFrame
-    cache_dir : Path
-    flip : bool
-        Average with the mirror image's logit, in the runs that ask for it.
-
-    Returns
-    -------
-    items : DataFrame
-        One row per item.
-    logits : ndarray of shape (items, members), float64
+    Return the table of items and their logits, float64 of shape (items, members). ``flip`` averages a logit with its mirror
+    image's, in runs that ask for it.
     """
     dataset, loader = _load(members[0], images, cache_dir)
     encoded = [torch.from_numpy(member.vocabulary.encode(dataset.images)) for member in members]
@@ -226,25 +176,27 @@ def predict_members(
 
 
 def _load(member: Member, images: pd.DataFrame, cache_dir: Path, pictures: int = PICTURES_AT_ONCE) -> tuple:
-    """Make a member's items, and a loader of them."""
+    """Return a member's dataset, and a loader of it."""
     dataset = make_dataset(member.config, images, cache_dir, "test", member.vocabulary)
     batches = by_size(dataset.sizes, pictures)
     return dataset, make_loader(dataset, 1, sampler=batches, pin_memory=member.device.type == "cuda")
 
 
 def _small_batch(member: Member, images: pd.DataFrame, cache_dir: Path) -> Batch:
+    """Return the first batch, of at most `MEASURED_PICTURES` images."""
     return next(iter(_load(member, images, cache_dir, MEASURED_PICTURES)[1]))
 
 
 def _seconds(member: Member, batch: Batch) -> float:
-    _logits(member, batch, flip=True)  # the first call prepares much that later ones find
+    """Return the seconds that a member takes for a batch and its mirror image, after one warm-up."""
+    _logits(member, batch, flip=True)  # the first call includes one-time set-up
     start = time.perf_counter()
     _logits(member, batch, flip=True)
     return time.perf_counter() - start
 
 
 def _count_images(member: Member, items: pd.DataFrame, images: pd.DataFrame) -> int:
-    """Count the images of items: an item is an image, or a breast with all its images."""
+    """Count the images of items; an item is one image, or a breast with all its images."""
     return len(items) if member.config.model.item == "image" else int(images.prediction_id.isin(items.prediction_id).sum())
 
 
@@ -256,7 +208,7 @@ def _by_device(members: Sequence[Member]) -> dict[torch.device, list[int]]:
 
 
 def _logits(member: Member, batch: Batch, flip: bool) -> np.ndarray:
-    """Logits of a batch, float64; in smaller and smaller parts where the memory does not suffice."""
+    """Return a batch's logits, float64; if memory runs out, halve the parts until they fit."""
     at_once = len(batch["label"])
     while True:
         try:
@@ -264,13 +216,13 @@ def _logits(member: Member, batch: Batch, flip: bool) -> np.ndarray:
         except RuntimeError as error:
             if at_once == 1 or not is_out_of_memory(error):
                 raise
-        at_once = -(-at_once // 2)  # out here, since the error held on to the memory
+        at_once = -(-at_once // 2)  # out here, since the error keeps the memory alive
         if member.device.type == "cuda":
             torch.cuda.empty_cache()
 
 
 def _parts(member: Member, batch: Batch, flip: bool, at_once: int) -> Iterator[np.ndarray]:
     predict = forward_flipped if flip and member.config.test_time_flip else forward
-    with torch.inference_mode(), autocast(member.config, member.device):  # both are of the thread
+    with torch.inference_mode(), autocast(member.config, member.device):  # both modes are per thread
         for part in split_batch(batch, at_once):
             yield predict(member.model, part, member.device).logit.double().cpu().numpy()

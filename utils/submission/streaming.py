@@ -1,4 +1,4 @@
-"""A test set chunk by chunk: decode, predict, and a better submission after each, until it is done or the time is over."""
+"""Predict a test set chunk by chunk: decode, predict and improve the submission, until it is complete or time runs out."""
 
 import contextlib
 import shutil
@@ -23,25 +23,23 @@ from utils.submission.draft import warning_only
 from utils.submission.ensemble import load_variants
 from utils.tables.competition import name_files
 
-FIRST_CHUNK = 16  # images: soon measured, so that little is done before the time is planned
+FIRST_CHUNK = 16  # images; small, so that a rate is known before time is planned
 LARGEST_CHUNK = 2000
 CHUNK_SECONDS = 120.0
 SHOWN_FAILURES = 5
-SPARE_DISK = 2**30  # bytes that the cache leaves free
+SPARE_DISK = 2**30  # bytes of disk space that the cache leaves free
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Test images of some patients in the caches.
+    """Test images of some patients, in the caches.
 
     Parameters
     ----------
-    images : DataFrame
-    plan : Plan
     manifests, seconds : list
-        Of the decoding, one for each picture size.
+        Manifest and decoding time for each image size.
     written : list of Path
-        Pictures that were not there before.
+        Cached images that did not exist before.
     """
 
     images: pd.DataFrame
@@ -67,13 +65,13 @@ class Log:
     stages : dict
         Images and seconds of each stage.
     plans : dict of str to int
-        Images that were predicted by each plan.
+        Number of images predicted under each plan.
     failures : list of str
-        Images that could not be predicted, and why.
+        Which images were not predicted, and why.
     acceleration : dict of str to str
-        How each run's networks were made faster, where they were.
+        How each run's networks were made faster, if they were.
     not_finite : dict of str to int
-        Images for which a fold gave NaN or infinity, and so did not count, by the fold's folder.
+        Number of images whose NaN or infinite prediction was ignored, by fold folder.
     """
 
     stages: dict = field(default_factory=dict)
@@ -83,7 +81,7 @@ class Log:
     not_finite: dict[str, int] = field(default_factory=dict)
 
     def table(self) -> pd.DataFrame:
-        """Stages: images, seconds, and seconds an image; then the folds that gave NaN or infinity, and for how many images."""
+        """Return images, seconds and seconds per image by stage, then for each fold its images that gave NaN or infinity."""
         table = pd.DataFrame.from_dict(self.stages, "index", columns=["images", "seconds"]).astype({"images": int})
         table = table.assign(per_image=table.seconds / table.images.where(table.images > 0)).round(3)
         for fold, images in self.not_finite.items():
@@ -91,11 +89,11 @@ class Log:
         return table.astype({"images": int}).rename_axis("stage")
 
     def to_json(self, deadline: Deadline) -> dict:
-        """Plain dictionary for the provenance, with the whole time."""
+        """Return a dictionary for the provenance, with the total time."""
         return asdict(self) | {"stages": self.stages | {"total": {"seconds": deadline.spent}}}
 
     def spent(self, stage: str, seconds: float, images: int = 0) -> None:
-        """Add to a stage."""
+        """Add time and images to a stage."""
         row = self.stages.setdefault(stage, {"images": 0, "seconds": 0.0})
         row["images"] += images
         row["seconds"] += seconds
@@ -111,11 +109,11 @@ def predict_runs(
     deadline: Deadline | None = None,
     publish: Callable[[pd.Series], None] | None = None,
 ) -> tuple[pd.Series, Log]:
-    """Predict test breasts with every fold of every run, average them by the runs' weights, and calibrate.
+    """Predict test breasts with every fold of every run, average the runs by weight, and calibrate.
 
-    The images go through the preprocessing that each run was trained on, and no other. Where the time does not suffice, mirror
-    images are left out first, then folds, then the picture sizes that ``runs`` name last. Pictures are decoded while a GPU
-    predicts others; on a CPU, where both want the same cores, one after the other.
+    Each run's images go through the preprocessing that it was trained on. If time runs short, mirror images are left out
+    first, then folds, then the image sizes of the last runs. On a GPU, decoding and prediction overlap; on a CPU they
+    compete for cores, so they alternate.
 
     Parameters
     ----------
@@ -124,45 +122,47 @@ def predict_runs(
         From `utils.tables.read_images`.
     competition_dir : Path
     cache_dir : Path or None
-        None for the default of each preprocessing; of several, each has a folder inside.
+        None for each preprocessing's default; if there are several, each gets a subfolder.
     tuned : Threshold
         From `utils.decision.tuning.find_threshold`.
     num_workers : int
-        Processes that decode.
+        Number of decoding processes.
     deadline : Deadline, optional
     publish : callable, optional
-        Called after each chunk with the probabilities so far.
+        Called after each chunk with all probabilities so far.
 
     Returns
     -------
     probabilities : Series
-        Indexed by prediction_id, finite; breasts that no run could predict are absent.
+        Finite, indexed by prediction_id; breasts that no run could predict are absent.
     log : Log
 
     Raises
     ------
     SubmissionError
-        If a run can't be used, see `utils.submission.ensemble.load_variants`.
+        If a run is unusable; see `utils.submission.ensemble.load_variants`.
     Exception
-        What kept every patient of the first chunk from being predicted; later, a failure only costs its own patient.
+        If no patient of the first chunk can be predicted. A later failure costs only its own patient.
     """
     weights = {run: weight for run, weight in zip(runs, tuned.weights_of(runs), strict=True) if weight > 0}
     stream = _Stream(list(weights), test_images, Path(competition_dir), cache_dir, num_workers, deadline or Deadline())
     predicted = pd.Series(dtype=float)
     for by_run in stream.predictions(tuned.aggregation):
         weight = pd.Series(weights).loc[by_run.columns]
-        # Of the runs that could read it and gave a finite number; a breast without any is left out.
+        # Only runs with a finite prediction count; a breast without any is left out.
         averaged = ((by_run * weight).sum(axis=1) / (by_run.notna() * weight).sum(axis=1)).dropna()
         predicted = pd.concat([predicted, tuned.calibrate(averaged)]) if len(predicted) else tuned.calibrate(averaged)
         if publish:
             try:
                 publish(predicted)
-            except OSError as error:  # a full disk, until pictures are deleted; the last update writes all
+            except OSError as error:  # the disk is full until images are deleted; the last update writes everything
                 print(f"The submission was not updated: {error}")
     return predicted, stream.log
 
 
 class _Stream:
+    """The state of `predict_runs`: networks, caches, measured pace and log."""
+
     def __init__(self, runs, test_images, competition_dir, cache_dir, num_workers, deadline):
         self.log, self.deadline = Log(), deadline
         start = time.perf_counter()
@@ -174,9 +174,9 @@ class _Stream:
         self.cache_dirs = [self._cache_dir(cache_dir, variant.settings) for variant in self.variants]
         self.overlaps = devices[0].type == "cuda"
         self.pace = Pace([variant.work for variant in self.variants], self.overlaps)
-        self.keeps_pictures = cache_dir is not None or not on_kaggle()  # there, thousands of files would become output
+        self.keeps_pictures = cache_dir is not None or not on_kaggle()  # on Kaggle, thousands of files would become output
         self.done_pictures: list[Path] = []
-        self.accelerated: set[int] = set()  # picture sizes whose networks were looked at
+        self.accelerated: set[int] = set()  # image sizes whose networks were tried
         self.manifests: list[list[pd.DataFrame]] = [[] for _ in self.variants]
 
     def _cache_dir(self, cache_dir: Path | None, settings: CacheSettings) -> Path:
@@ -186,7 +186,7 @@ class _Stream:
         return Path(cache_dir) if len(self.variants) == 1 else Path(cache_dir) / default.name
 
     def predictions(self, aggregation: str) -> Iterator[pd.DataFrame]:
-        """Yield each chunk's probabilities: breasts by runs."""
+        """Yield each chunk's probabilities: one row per breast, one column per run."""
         chunks = self._chunks()
         with tqdm(total=len(self.images), desc="Predicting", unit=" images", mininterval=1.0) as bar:
             for chunk in prefetched(chunks) if self.overlaps else chunks:
@@ -201,13 +201,14 @@ class _Stream:
             self._summarise()
 
     def _summarise(self) -> None:
+        """Print how each image size was decoded."""
         for variant, manifests in zip(self.variants, self.manifests, strict=True):
             if manifests:
                 settings = variant.settings
                 print(f"Pictures of {settings.image_height} x {settings.image_width} px: {summarise(pd.concat(manifests))}")
 
     def _chunks(self) -> Iterator[Chunk]:
-        """Decode chunk after chunk, each as large as two minutes allow, until the images or the time are at an end."""
+        """Decode chunks of about `CHUNK_SECONDS` each, of complete patients, until all images are done or time runs out."""
         ends = self.images.groupby("patient_id", sort=False).size().cumsum().to_numpy()
         start = 0
         while start < len(self.images):
@@ -229,6 +230,7 @@ class _Stream:
             start = end
 
     def _decode(self, images: pd.DataFrame, plan: Plan) -> Chunk:
+        """Decode a chunk's images into the cache of each size in the plan."""
         manifests, seconds, lacking = [], [], []
         for variant, cache_dir in zip(self.variants[: plan.variants], self.cache_dirs, strict=False):
             began = time.perf_counter()
@@ -241,7 +243,7 @@ class _Stream:
         return Chunk(images, plan, manifests, seconds, [path for path in lacking if path.is_file()])
 
     def _predict_or_fail(self, chunk: Chunk, aggregation: str) -> Iterator[pd.DataFrame]:
-        """Predict a chunk; where that fails, each of its patients, so that only those are lost who caused it."""
+        """Predict a chunk; if that fails, predict each patient alone, so that only those that cause errors are lost."""
         try:
             yield from self._predict(chunk, aggregation)
             return
@@ -252,10 +254,11 @@ class _Stream:
                 yield from self._predict(patient, aggregation)
             except Exception as error:
                 self._fail(patient.images, error)
-        if not self.log.plans:  # none of the first chunk's patients could be predicted: the others could not either
+        if not self.log.plans:  # if no patient of the first chunk could be predicted, the others can't be either
             raise failed
 
     def _predict(self, chunk: Chunk, aggregation: str) -> Iterator[pd.DataFrame]:
+        """Yield a chunk's probabilities with every image size, and log pace, plan and time."""
         by_variant, not_finite = [], Counter()
         for place, manifest in enumerate(chunk.manifests):
             readable = chunk.images[(manifest.error == "").to_numpy()]
@@ -275,6 +278,7 @@ class _Stream:
             yield pd.concat(by_variant, axis=1)
 
     def _note_not_finite(self, counts: Counter) -> None:
+        """Log ignored predictions, and print each fold at its first one."""
         for fold, images in counts.items():
             name = str(fold)
             if name not in self.log.not_finite:
@@ -282,12 +286,13 @@ class _Stream:
             self.log.not_finite[name] = self.log.not_finite.get(name, 0) + images
 
     def _accelerate(self, place: int, images: pd.DataFrame) -> None:
+        """Make one image size's networks faster, and log what was chosen."""
         self.accelerated.add(place)
         start = time.perf_counter()
         found = {}
         try:
             found = self.variants[place].accelerate(images, self.cache_dirs[place], len(self.images))
-        except Exception as error:  # the networks themselves still work
+        except Exception as error:  # the unaccelerated networks still work
             print(f"No network is made faster ({type(error).__name__}): going on as they are.")
         self.log.acceleration |= found
         for run, what in found.items():
@@ -295,15 +300,16 @@ class _Stream:
         self.log.spent("start", time.perf_counter() - start)
 
     def _fail(self, images: pd.DataFrame, error: Exception) -> None:
+        """Log why images are not predicted, and print the first few failures."""
         reason = " ".join(str(error).split())
         self.log.failures.append(f"{len(images)} images are not predicted: {type(error).__name__}: {reason}")
         if len(self.log.failures) <= SHOWN_FAILURES:
             print(self.log.failures[-1])
-        with contextlib.suppress(RuntimeError):  # after some errors a GPU refuses everything
+        with contextlib.suppress(RuntimeError):  # after some errors a GPU refuses every call
             torch.cuda.empty_cache()
 
     def _make_room(self, chunk: Chunk, images_left: int) -> None:
-        """Delete pictures that have been predicted, where they are not kept or the disk will not hold the others."""
+        """Delete predicted images from the cache if they are not kept, or if the disk has no space for the rest."""
         self.done_pictures += chunk.written
         needed = sum(path.stat().st_size for path in chunk.written) / len(chunk.images) * images_left
         if not self.keeps_pictures or shutil.disk_usage(self.cache_dirs[0]).free < needed + SPARE_DISK:
