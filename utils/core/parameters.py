@@ -73,7 +73,7 @@ def read_parameters(namespace: dict) -> Parameters:
 
 
 def _read_cells(sources: Sequence[str]) -> tuple[dict[str, str], dict[str, object], list[str]]:
-    """Return declared types and defaults, and the names that the last parameters cell, or papermill's, sets besides."""
+    """Return declared types and defaults, and the other names set in the last parameters cell or papermill's."""
     types, defaults, passed = {}, {}, []
     for statements in _parsed(sources):
         annotated = [node for node in statements if isinstance(node, ast.AnnAssign) and node.value]

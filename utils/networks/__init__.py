@@ -1,1 +1,1 @@
-"""Pictures to a logit."""
+"""Images to a logit."""

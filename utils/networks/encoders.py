@@ -1,6 +1,6 @@
-"""Image encoders: a plain CNN or any timm network, pictures in, features and feature maps out; and their weights.
+"""Image encoders (a plain CNN or any timm network) that return features and feature maps, and their weights.
 
-Pictures come as uint8 (or float on the same scale, where two are mixed), and are normalised here, on the device.
+Images are uint8, or float from 0 to 255 if two are mixed. They are normalised here, on the device.
 """
 
 import contextlib
@@ -20,17 +20,17 @@ from utils.runs.config import ModelError
 
 CNN_CHANNELS = (16, 32, 64, 128, 256)
 RGB = 3  # channels
-USUAL_STRIDE = 32  # pixels to a cell of the last maps
-STRIDES = (1, 2, 4, 8)  # multiples of the stride that an image's sides are rounded to, when a network refuses a size
+USUAL_STRIDE = 32  # pixels per cell of the last maps
+STRIDES = (1, 2, 4, 8)  # multiples of the stride to which sides are rounded if a network refuses a size
 POOLINGS = ("", "stages")
-POOLED_STAGES = 3  # the last ones: of strides 8, 16 and 32 in most networks
+POOLED_STAGES = 3  # the last ones; strides 8, 16 and 32 in most networks
 
 
 class PlainCnn(nn.Module):
     """Five blocks of convolution, normalisation, ReLU and pooling, then a fully connected layer; trained from scratch.
 
-    After the CNN of Gudur et al. 2024. The last feature map is pooled by its mean and its maximum, so that images of any size
-    are taken and a small lesion is not averaged away.
+    After the CNN of Gudur et al. 2024. The mean and the maximum of the last maps are pooled, so that any image size works
+    and a small lesion is not averaged away. Methods have timm's names.
     """
 
     def __init__(self, dropout: float):
@@ -56,15 +56,16 @@ class PlainCnn(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """Which stage each weight is of, as in timm: for freezing the first ones."""
+        """Return patterns that assign weights to stages, as in timm, for freezing the first ones."""
         return {"stem": r"^blocks\.0", "blocks": [(r"^blocks\.(\d+)", None), (r"^fully_connected", (len(CNN_CHANNELS),))]}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute activations again on the way back instead of keeping them; named as in timm."""
+        """Recompute activations in the backward pass instead of storing them."""
         self.checkpointing = enable
 
 
 def _conv_block(channels_in: int, channels_out: int) -> nn.Sequential:
+    """Make a block that halves height and width."""
     return nn.Sequential(
         nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1, bias=False),
         nn.BatchNorm2d(channels_out),
@@ -74,23 +75,23 @@ def _conv_block(channels_in: int, channels_out: int) -> nn.Sequential:
 
 
 class Encoder(nn.Module):
-    """A network that turns uint8 pictures into features, with the input normalisation that its weights expect.
+    """A network that turns uint8 images into features, with the input normalisation that its weights expect.
 
     Parameters
     ----------
     backbone : Module
-        Takes float (N, 1, H, W); ``forward_features`` and ``forward_head`` are those of timm.
+        Takes float (N, 1, H, W); has timm's ``forward_features`` and ``forward_head``.
     num_features : int
-        That it gives for a picture.
+        Number of features per image.
     mean, std : float
-        Of the input on the [0, 1] scale.
+        Input normalisation on the [0, 1] scale.
     map_channels : int
-        Of the last maps; 0 if they are not (N, C, h, w).
+        Channels of the last maps; 0 if they are not (N, C, h, w).
     pools_stages : bool
-        Features are the mean and the maximum of the maps of the last `POOLED_STAGES` stages, instead of what the network's own
-        pooling makes of its last maps.
+        Features are the mean and maximum of the maps of the last `POOLED_STAGES` stages instead of the network's own
+        pooling.
     is_trained : bool
-        Whether its weights were trained before.
+        True if the weights come from earlier training.
     """
 
     def __init__(
@@ -106,10 +107,10 @@ class Encoder(nn.Module):
         super().__init__()
         self.backbone, self.num_features, self.map_channels = backbone, num_features, map_channels
         self.mean, self.std, self.pools_stages, self.is_trained = mean, std, pools_stages, is_trained
-        self._at_rest: list[nn.Module] = []  # a plain list: they are the backbone's
+        self._at_rest: list[nn.Module] = []  # a plain list, since the backbone already owns these modules
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give features (N, F), and the last maps, (N, C, h, w) in convolutional networks."""
+        """Return features (N, F), and the last maps, (N, C, h, w) in convolutional networks."""
         x = (images.float() / 255 - self.mean) / self.std  # uint8 (N, 1, H, W) -> float
         x = x.contiguous(memory_format=torch.channels_last)
         if self.pools_stages:
@@ -118,22 +119,22 @@ class Encoder(nn.Module):
             return torch.cat(pooled, dim=1), maps  # each (N, C, h, w) -> (N, C)
         maps = self.backbone.forward_features(x)
         features = self.backbone.forward_head(maps, pre_logits=True)
-        return features, maps if isinstance(maps, torch.Tensor) else maps[-1]  # of several scales, the last
+        return features, maps if isinstance(maps, torch.Tensor) else maps[-1]  # if there are several scales, the last
 
     def freeze(self, stages: int, norms: bool) -> None:
-        """Keep the weights of the first stages in training, and statistics of batch normalisation there or everywhere.
+        """Freeze the weights of the first stages, and batch normalisation statistics there or everywhere.
 
         Parameters
         ----------
         stages : int
-            As timm groups a network's layers coarsely: the stem is the first one.
+            In timm's coarse grouping of layers, in which the stem is the first stage.
         norms : bool
-            Normalise by the statistics that the weights came with, in all stages.
+            Keep the loaded batch normalisation statistics in all stages.
 
         Raises
         ------
         ModelError
-            If the network does not have so many stages.
+            If the network has fewer stages.
         """
         groups = list(group_modules(self.backbone, self.backbone.group_matcher(coarse=True), return_values=True).values())
         if stages > len(groups):
@@ -146,7 +147,7 @@ class Encoder(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "Encoder":
-        """Set training or evaluation; what is frozen stays in evaluation."""
+        """Set training or evaluation mode; frozen layers stay in evaluation mode."""
         super().train(mode)
         for module in self._at_rest:
             module.eval()
@@ -163,27 +164,29 @@ def build_encoder(
     drop_path: float = 0.0,
     pooling: str = "",
 ) -> Encoder:
-    """Build an encoder: ``cnn``, or a network of timm's without its head.
+    """Build ``cnn``, or a timm network without its head.
 
     Parameters
     ----------
     name : str
+        ``cnn`` or a name of timm's.
     image_height, image_width : int
+        Pixels.
     pretrained : bool
-        Fetch timm's weights, which needs a network.
+        Download timm's weights.
     weights_path : str
-        A local file instead, which does what ``pretrained`` does, or is refused.
+        Use a local file instead of timm's weights.
     dropout : float
-        Of ``cnn``.
+        Only for ``cnn``.
     drop_path : float
-        Of residual branches, where the network has them.
+        Probability of dropping a residual branch, in networks that have them.
     pooling : {"", "stages"}
-        See `Encoder`; empty for the network's own.
+        See `Encoder`; empty for the network's own pooling.
 
     Raises
     ------
     ModelError
-        If the network is unknown, does not take the size or the pooling, or the weights can't be read or do not fit.
+        If the network is unknown, does not support the size or the pooling, or the weights are unreadable or do not fit.
     """
     num_features, map_channels = find_shapes(name, image_height, image_width)
     if name == "cnn":
@@ -205,7 +208,7 @@ def build_encoder(
 
 
 def _count_stage_features(backbone: nn.Module, name: str, pooling: str, map_channels: int) -> int:
-    """Count the features that pooling by stages gives."""
+    """Return the number of features from pooling by stages; raise ModelError if the network does not support it."""
     has_stages = map_channels > 0 and hasattr(backbone, "forward_intermediates")
     if pooling not in POOLINGS or not has_stages or len(backbone.feature_info) < POOLED_STAGES:
         raise ModelError(
@@ -216,20 +219,12 @@ def _count_stage_features(backbone: nn.Module, name: str, pooling: str, map_chan
 
 
 def find_shapes(architecture: str, image_height: int, image_width: int) -> tuple[int, int]:
-    """Find what a network gives for images of a size, by running its shapes alone where it can be.
+    """Return the number of features and the channels of the last maps (0 if not (N, C, h, w)), without computing if possible.
 
-    Returns
-    -------
-    num_features, map_channels : int
-        As `Encoder` has them.
-
-    Raises
-    ------
-    ModelError
-        If the network does not take the size; names a near one that it does take.
+    Raise ModelError if the network does not take the size; the message names a near size that works.
     """
     asked = (image_height, image_width)
-    # Some networks, and many of older versions of timm, compute while they are built: those are run with numbers.
+    # Some networks, and many in older versions of timm, compute while they are built, which needs real numbers.
     for device in ("meta", "cpu"):
         for size in chain([asked], _other_sizes(architecture, *asked)):
             shapes = _shapes_at(architecture, *size, device)
@@ -247,7 +242,7 @@ def find_shapes(architecture: str, image_height: int, image_width: int) -> tuple
 
 
 def _other_sizes(architecture: str, image_height: int, image_width: int) -> Iterator[tuple[int, int]]:
-    """Give sizes that a network may take: multiples of its stride near the one that was asked for, squares, and its own."""
+    """Yield sizes that a network may take: multiples of its stride near the requested size, squares, and its own size."""
     stride, own = _stride_and_size(architecture)
     multiples = [factor * stride for factor in STRIDES]
     for multiple in multiples:
@@ -259,7 +254,7 @@ def _other_sizes(architecture: str, image_height: int, image_width: int) -> Iter
 
 
 def _stride_and_size(architecture: str) -> tuple[int, tuple[int, int]]:
-    """Pixels to a cell of a network's last maps, and the size of the images that it was made for."""
+    """Return the stride of a network's last maps in pixels, and the image size that it was made for."""
     if architecture == "cnn":
         return 2 ** len(CNN_CHANNELS), (2 ** len(CNN_CHANNELS),) * 2
     own = tuple(_pretrained_cfg(architecture)["input_size"][1:])
@@ -268,25 +263,26 @@ def _stride_and_size(architecture: str) -> tuple[int, tuple[int, int]]:
 
 
 def takes_any_size(architecture: str) -> bool:
-    """Whether a network's weights are the same for every size of its images."""
+    """True if a network's weights are the same for all image sizes."""
     return architecture == "cnn" or not _pretrained_cfg(architecture).get("fixed_input_size", False)
 
 
 @cache
 def _pretrained_cfg(architecture: str) -> dict:
-    """Give what timm knows about a network's weights; old names have nothing until the network is built."""
+    """Return timm's metadata on a network's weights; for an old name timm must build the network first."""
     known = timm.get_pretrained_cfg(architecture)
     return known.to_dict() if known else timm.create_model(architecture).pretrained_cfg
 
 
 def _create_timm(name: str, image_height: int, image_width: int, pretrained: bool = False, drop_path: float = 0.0) -> nn.Module:
+    """Build a timm network for one-channel images, without its head; raise ModelError if timm has no such network."""
     if not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:SHOWN_KEYS])
         raise ModelError(f"{name!r} is neither cnn, rnn nor a network of timm's{f'; did you mean {close}?' if close else '.'}")
     options = {"in_chans": 1, "num_classes": 0}
     if drop_path:
         options["drop_path_rate"] = drop_path
-    if not takes_any_size(name):  # transformers whose positions are tied to a size
+    if not takes_any_size(name):  # transformers with position tables for one size
         options["img_size"] = (image_height, image_width)
     try:
         return timm.create_model(name, pretrained=pretrained, **options)
@@ -297,9 +293,9 @@ def _create_timm(name: str, image_height: int, image_width: int, pretrained: boo
 
 
 def _load_timm(name: str, image_height: int, image_width: int, drop_path: float, path: str) -> nn.Module:
-    """Build a network with the weights of a file, as timm's ``pretrained`` does with its own files.
+    """Build a timm network and load weights from a file, as timm's ``pretrained`` does with its own files.
 
-    But timm keeps random weights where a file lacks some: `load_fitting` refuses it.
+    If a file lacks some weights, timm silently keeps random ones; `load_fitting` raises.
     """
     model = _create_timm(name, image_height, image_width, drop_path=drop_path)
     weights = find_weights(read_weights(path), model.state_dict(), path)
@@ -308,10 +304,10 @@ def _load_timm(name: str, image_height: int, image_width: int, drop_path: float,
 
 
 def _as_timm_has_them(model: nn.Module, weights: Tensors) -> Tensors:
-    """Let timm rename old layouts, resize tables of positions, and sum the RGB filters of the stem."""
+    """Let timm rename old layouts, resize position tables, and sum the stem's RGB filters."""
     rename = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if rename:
-        with contextlib.suppress(Exception):  # it looks for names that weights of another network do not have
+        with contextlib.suppress(Exception):  # it expects names that another network's weights lack
             weights = rename(dict(weights), model)
     stems = model.pretrained_cfg.get("first_conv") or ()
     for stem in (stems,) if isinstance(stems, str) else stems:
@@ -322,16 +318,16 @@ def _as_timm_has_them(model: nn.Module, weights: Tensors) -> Tensors:
 
 
 def _skeleton(name: str, image_height: int, image_width: int) -> nn.Module:
-    """Build a network for its names and shapes alone, without numbers if it can be."""
+    """Build a network only for its names and shapes, on the meta device if possible."""
     try:
         with torch.device("meta"):
             return _create_timm(name, image_height, image_width)
-    except RuntimeError:  # it computes while it is built
+    except RuntimeError:  # the network computes while it is built
         return _create_timm(name, image_height, image_width)
 
 
 def _shapes_at(architecture: str, image_height: int, image_width: int, device: str) -> tuple[int, int] | None:
-    """Features and channels of the last maps for an image of a size; None if the network does not take it."""
+    """Return features and last maps' channels for an image size, or None if the network does not take it."""
     if architecture == "cnn":
         return (CNN_CHANNELS[-1], CNN_CHANNELS[-1]) if min(image_height, image_width) >= 2 ** len(CNN_CHANNELS) else None
     try:
@@ -343,5 +339,5 @@ def _shapes_at(architecture: str, image_height: int, image_width: int, device: s
             return num_features, maps.shape[1] if is_map else 0
     except ModelError:
         raise
-    except Exception:  # each network refuses in its own way
+    except Exception:  # each network raises its own types
         return None

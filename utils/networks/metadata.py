@@ -1,6 +1,6 @@
-"""Networks' parts that read the test-time metadata of an image: age, implant, view, machine and site.
+"""Network parts that read an image's test-time metadata: age, implant, view, machine and site.
 
-In training some values are hidden at random, so that a machine or an age that test.csv lacks is no surprise.
+Training hides random values, so that networks can cope with an age or a machine that test.csv lacks.
 """
 
 import numpy as np
@@ -10,17 +10,17 @@ from torch import nn
 
 from utils.tables.vocabulary import CATEGORIES, METADATA, Vocabulary
 
-HIDE_METADATA = 0.1  # share of codes and ages shown as unseen or missing in training
+HIDE_METADATA = 0.1  # share of codes and ages that training shows as unseen or missing
 NUMBERS = len(METADATA) - len(CATEGORIES)
 AGE, AGE_MISSING = METADATA.index("age"), METADATA.index("age_missing")
-COPIES = 10  # of each image, with other values hidden, that the regression sees
-# Out of fold on the 1,589 images of a public sample, one a breast, three seeds: 0.635 with 0.1, 0.634 with 1, 0.632 with 10
-# (penalties with COPIES; a logistic regression without hiding 0.632, gradient boosting 0.61).
+COPIES = 10  # copies of each image in the regression, each with different values hidden
+# Out-of-fold AUC on 1,589 images of a public sample, one per breast, three seeds: 0.635 with 0.1, 0.634 with 1, 0.632 with
+# 10 (with COPIES). A logistic regression without hiding reaches 0.632, gradient boosting 0.61.
 INVERSE_PENALTY = 0.1
 
 
 def hide(metadata: torch.Tensor) -> torch.Tensor:
-    """Hide some values of metadata (N, 6): codes become 0 (unseen), ages missing."""
+    """Hide random values of metadata (N, 6): codes become 0 (unseen), ages become missing."""
     numbers, codes = metadata[:, :NUMBERS].clone(), metadata[:, NUMBERS:]
     codes = codes * (torch.rand(codes.shape, device=codes.device) >= HIDE_METADATA)
     hidden = torch.rand(len(numbers), device=numbers.device) < HIDE_METADATA
@@ -29,7 +29,7 @@ def hide(metadata: torch.Tensor) -> torch.Tensor:
 
 
 class MetadataEmbedding(nn.Module):
-    """Embed the metadata of an image: numbers as they are, categories by a table whose entry 0 is "unseen"."""
+    """Embed an image's metadata: numbers unchanged, categories by a table whose entry 0 means "unseen"."""
 
     def __init__(self, vocabulary: Vocabulary, size: int = 8):
         super().__init__()
@@ -44,10 +44,10 @@ class MetadataEmbedding(nn.Module):
 
 
 class MetadataLogit(nn.Module):
-    """A logistic regression on metadata, to be added to the logit that the pictures give.
+    """A logistic regression on metadata, whose logit is added to the image's.
 
-    Next to a thousand features of an encoder, forty of metadata would be drowned, and at an encoder's learning rate they would
-    not be learned in a few epochs. So the metadata has a logit of its own, and starts where `fit` puts it.
+    Forty metadata features would be lost among an encoder's thousand, and an encoder's learning rate is too low to learn
+    them in a few epochs. Hence a separate logit, initialised by `fit`.
     """
 
     def __init__(self, vocabulary: Vocabulary):
@@ -58,7 +58,7 @@ class MetadataLogit(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, metadata: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Give the mean logit of each item's images, (B,), from the metadata of all images, (N, 6)."""
+        """Return the mean logit of each item's images, (B,), from the metadata of all images, (N, 6)."""
         embedded = self.embedding(metadata)  # (N, 3 + 3)
         logits = self.weights(embedded[:, :NUMBERS]).squeeze(1) + embedded[:, NUMBERS:].sum(dim=1)  # (N,)
         items = torch.arange(len(lengths)).repeat_interleave(lengths.cpu()).to(logits.device)  # (N,)
@@ -66,16 +66,16 @@ class MetadataLogit(nn.Module):
         return zeros.index_add(0, items, logits) / lengths.to(logits.device)
 
     def fit(self, metadata: torch.Tensor, labels: np.ndarray) -> None:
-        """Start from what metadata alone tells in training.
+        """Initialise the weights by a logistic regression on the training images' metadata.
 
-        The mean logit becomes 0: how frequent cancer is among the items that a step draws is left to the head's bias.
+        The mean logit becomes 0, since the head's bias learns how frequent cancer is among the sampled items.
 
         Parameters
         ----------
         metadata : Tensor (N, 6)
-            Of the training images, as from `utils.tables.vocabulary.Vocabulary.encode`.
+            From `utils.tables.vocabulary.Vocabulary.encode`.
         labels : ndarray of shape (N,)
-            Of both classes.
+            Must contain both classes.
         """
         columns = self._columns(hide(metadata.repeat(COPIES, 1)))
         model = LogisticRegression(C=INVERSE_PENALTY / COPIES, max_iter=1000).fit(columns, np.tile(labels, COPIES))
@@ -90,7 +90,7 @@ class MetadataLogit(nn.Module):
                 table.copy_(values[:, None])
 
     def _columns(self, metadata: torch.Tensor) -> np.ndarray:
-        """Give numbers and, for each code, a column that is 1 where it is the image's."""
+        """Return numbers and one-hot codes as one array."""
         sizes = [table.num_embeddings for table in self.embedding.tables]
         codes = metadata[:, NUMBERS:].long().T
         parts = [nn.functional.one_hot(column, size) for column, size in zip(codes, sizes, strict=True)]

@@ -1,7 +1,6 @@
-"""The networks: an encoder with a head, one that joins a breast's images, and the recurrent hybrid that reads them in sequence.
+"""The networks: one per image, one that combines a breast's images, and a recurrent hybrid that reads them in sequence.
 
-All take a batch of `utils.training.loading` and give one logit per item; further heads are used in training, or where asked
-for.
+All take a batch from `utils.training.loading` and return one logit per item, and more in training or on request.
 """
 
 from typing import NamedTuple
@@ -20,11 +19,11 @@ ATTENTION_SIZE = 128
 
 
 class Outputs(NamedTuple):
-    """What a network gives for a batch of B items."""
+    """A network's outputs for a batch of B items."""
 
-    logit: torch.Tensor  # (B,), of cancer
-    auxiliary: torch.Tensor | None = None  # (B, sum of classes), logits of the auxiliary targets; in training alone
-    box: torch.Tensor | None = None  # (B, 4): x_min, y_min, x_max, y_max as shares of the picture's sides
+    logit: torch.Tensor  # (B,), cancer
+    auxiliary: torch.Tensor | None = None  # (B, sum of classes), logits of the auxiliary targets; only in training
+    box: torch.Tensor | None = None  # (B, 4): x_min, y_min, x_max, y_max as shares of the image's sides
 
 
 def build_model(config: ModelConfig, vocabulary: Vocabulary, auxiliary_sizes: tuple[int, ...] = ()) -> nn.Module:
@@ -34,19 +33,19 @@ def build_model(config: ModelConfig, vocabulary: Vocabulary, auxiliary_sizes: tu
     ----------
     config : ModelConfig
     vocabulary : Vocabulary
-        Sizes the tables of the parts that read metadata.
+        Sizes the embedding tables for metadata.
     auxiliary_sizes : tuple of int
-        Classes of each auxiliary target; empty for a network without that head.
+        Number of classes of each auxiliary target; empty for no auxiliary head.
 
     Returns
     -------
     Module
-        ``model(images, metadata, lengths) -> Outputs``, with the tensors of `utils.training.loading`.
+        ``model(images, metadata, lengths) -> Outputs``, with tensors from `utils.training.loading`.
 
     Raises
     ------
     ModelError
-        If the architecture is unknown, the image size does not suit it, or the weights do not fit.
+        If the architecture is unknown or does not support the image size, or the weights do not fit.
     """
     if config.architecture == "rnn":
         return RecurrentHybrid(vocabulary, config, auxiliary_sizes)
@@ -74,7 +73,7 @@ class ImageModel(nn.Module):
 
 
 class MultiViewModel(nn.Module):
-    """A shared encoder for all images of a breast, whose features are joined to one logit."""
+    """A shared encoder for all images of a breast, whose features are combined to one logit."""
 
     def __init__(self, vocabulary: Vocabulary, config: ModelConfig, auxiliary_sizes: tuple[int, ...]):
         super().__init__()
@@ -92,11 +91,9 @@ class MultiViewModel(nn.Module):
 
 
 class GatedAttention(nn.Module):
-    """Mean of the features that a mask shows, with learned weights.
+    """A weighted mean of the features that the mask selects, with learned weights.
 
-    References
-    ----------
-    Ilse et al., Attention-based Deep Multiple Instance Learning, 2018.
+    Source: Ilse et al., Attention-based Deep Multiple Instance Learning, 2018.
     """
 
     def __init__(self, num_features: int):
@@ -111,10 +108,10 @@ class GatedAttention(nn.Module):
 
 
 class RecurrentHybrid(nn.Module):
-    """Every image of a breast through several encoders, joined with its metadata, and a recurrent cell over the images.
+    """Several encoders per image, joined with its metadata, and a recurrent cell over a breast's images.
 
-    After Gudur et al. 2024: CNN and ResNet50 features and the metadata of each image are concatenated, and a recurrent network
-    reads the breast's images in view order, any number of them; its last state gives one logit per breast.
+    After Gudur et al. 2024: CNN features, ResNet50 features and metadata of each image are concatenated. A recurrent
+    network reads a breast's images in view order, however many, and its last state gives one logit per breast.
     """
 
     def __init__(self, vocabulary: Vocabulary, config: ModelConfig, auxiliary_sizes: tuple[int, ...]):
@@ -122,7 +119,7 @@ class RecurrentHybrid(nn.Module):
         self.encoders = nn.ModuleList(_encoder(name, config) for name in config.encoders)
         self.metadata = MetadataEmbedding(vocabulary)
         num_features = sum(encoder.num_features for encoder in self.encoders) + self.metadata.num_features
-        # Encoders differ in scale; without this the loudest would drown the others.
+        # Encoders differ in scale; without this the largest would dominate.
         self.norm = nn.LayerNorm(num_features)
         self.recurrent = RECURRENT_CELLS[config.recurrent_cell](num_features, config.hidden_size, batch_first=True)
         self.head = Head(config.hidden_size, config, vocabulary, auxiliary_sizes)
@@ -130,7 +127,7 @@ class RecurrentHybrid(nn.Module):
     def forward(self, images: torch.Tensor, metadata: torch.Tensor, lengths: torch.Tensor) -> Outputs:
         features = [encoder(images)[0].float() for encoder in self.encoders]  # each (N, F)
         features = torch.cat([*features, self.metadata(metadata)], dim=1)  # (N, F1 + F2 + M)
-        with torch.autocast(images.device.type, enabled=False):  # few numbers, and recurrent cells want float32
+        with torch.autocast(images.device.type, enabled=False):  # few numbers, and recurrent cells need float32
             features = self.norm(features)
             sequences = pad_sequence(features.split(lengths.tolist()), batch_first=True)  # (B, V, F)
             packed = pack_padded_sequence(sequences, lengths.cpu(), batch_first=True, enforce_sorted=False)
@@ -140,9 +137,9 @@ class RecurrentHybrid(nn.Module):
 
 
 class Head(nn.Module):
-    """Dropout and a linear layer to one logit, and another to the auxiliary targets' logits, which only training computes.
+    """Dropout and a linear layer to the cancer logit, plus a metadata logit if metadata is read.
 
-    Where metadata is read as well, its logit is added.
+    A second linear layer gives the auxiliary logits, in training only.
     """
 
     def __init__(self, num_features: int, config: ModelConfig, vocabulary: Vocabulary, auxiliary_sizes: tuple[int, ...]):
@@ -162,7 +159,7 @@ class Head(nn.Module):
 
 
 class BoxHead(nn.Module):
-    """One box from an encoder's maps: the mean place under a learned heat map, and a size that follows from what is there."""
+    """One box per image: its centre is the mean position under a learned heat map, its size depends on the features there."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -179,13 +176,14 @@ class BoxHead(nn.Module):
 
 
 def _cell_centres(height: int, width: int, device: torch.device) -> torch.Tensor:
-    """Give x and y of each cell's centre as shares of the sides, (height * width, 2), row by row."""
+    """Return x and y of each cell's centre as shares of the sides, (height * width, 2), row by row."""
     y, x = ((torch.arange(side, device=device) + 0.5) / side for side in (height, width))
     return torch.stack([x.repeat(height), y.repeat_interleave(width)], dim=1)
 
 
 def _encoder(name: str, config: ModelConfig) -> Encoder:
-    # The hybrid's file and pooling are meant for its timm encoders; its plain CNN is trained from scratch.
+    """Build one of a network's encoders from its config."""
+    # The hybrid's weights and pooling are for its timm encoders; its plain CNN is trained from scratch.
     beside = config.architecture == "rnn" and name == "cnn"
     return build_encoder(
         name,

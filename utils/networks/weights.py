@@ -19,15 +19,15 @@ from utils.runs.config import ModelError
 Tensors = dict[str, torch.Tensor]
 
 SHOWN_KEYS = 6
-HEAD_BYTES = 64  # enough to tell text from weights
-NESTING = 3  # dictionaries inside one another that are searched for weights
-KNOWN_SHARE = 0.25  # of a network's names; fewer are a coincidence, such as bn1.weight inside a block
-MOST_LEFT_OVER = 4  # tensors of a head, which has at most two layers; a deeper network has more
-NORM_PARTS = ("weight", "bias", "running_mean", "running_var")  # of one shape in a normalisation layer
+HEAD_BYTES = 64  # enough to distinguish text from weights
+NESTING = 3  # levels of nested dictionaries that are searched for weights
+KNOWN_SHARE = 0.25  # share of a network's names; fewer are a coincidence, such as bn1.weight inside a block
+MOST_LEFT_OVER = 4  # tensors of a two-layer head; a deeper network leaves more
+NORM_PARTS = ("weight", "bias", "running_mean", "running_var")  # have the same shape in a normalisation layer
 AVERAGED = {"ema", "teacher"}  # words in the names of averaged weights, which timm prefers too
 DAMAGED = "it is damaged or cut short. Copy or download it again"
 SAVE_ALONE = "Where the file was made, save the weights alone: torch.save(model.state_dict(), path)"
-# What training scripts save next to weights and what unpickles without running code: options, paths and NumPy scalars.
+# Training scripts save these next to weights, and unpickling them runs no code: options, paths and NumPy scalars.
 HARMLESS = (
     argparse.Namespace,
     type(Path()),
@@ -38,11 +38,7 @@ HARMLESS = (
 
 
 def read_weights(path: str | Path) -> dict:
-    """Read a file of weights: safetensors, or anything that torch loads with ``weights_only``.
-
-    Parameters
-    ----------
-    path : path
+    """Read a weights file: safetensors, or anything that torch loads with ``weights_only``.
 
     Returns
     -------
@@ -52,7 +48,7 @@ def read_weights(path: str | Path) -> dict:
     Raises
     ------
     ModelError
-        If the file is missing, damaged or text, or holds no tensors, or pickled objects; pickled code never runs.
+        If the file is missing, damaged or text, or contains no tensors, or pickled objects. Pickled code never runs.
     """
     path = Path(path)
     if path.is_dir():
@@ -63,7 +59,7 @@ def read_weights(path: str | Path) -> dict:
         raise ModelError(f"weights_path {path} does not exist. Correct the path.")
     try:
         content = _read(path)
-    except Exception as error:  # torch and safetensors raise many kinds on a broken or unsafe file
+    except Exception as error:  # torch and safetensors raise many types on a broken or unsafe file
         raise ModelError(f"weights_path {path} can't be read as plain weights: {_reason(path, error)}.") from error
     if not isinstance(content, dict):
         raise ModelError(f"weights_path {path} holds a {type(content).__name__}, not a state dict. {SAVE_ALONE}.")
@@ -73,42 +69,25 @@ def read_weights(path: str | Path) -> dict:
 
 
 def is_of_kit(path: str | Path) -> bool:
-    """Whether a file of weights was written by this kit."""
+    """True if this kit wrote the weights file."""
     try:
         with safetensors.safe_open(path, framework="pt") as weights:
             return "vocabulary" in (weights.metadata() or {})
-    except (OSError, safetensors.SafetensorError):  # missing, or of another format: `read_weights` tells
+    except (OSError, safetensors.SafetensorError):  # missing, or another format: `read_weights` raises
         return False
 
 
 def find_weights(content: Mapping, wanted: Mapping[str, torch.Tensor], path: str | Path) -> Tensors:
-    """Find a network's weights in a checkpoint, below whatever keys and prefixes training scripts put them.
+    """Find a network's weights in a checkpoint, under any keys and prefixes.
 
-    The dictionary and the prefix are taken below which most of the network's names lie. Averaged weights (EMA) come first, as
-    in timm. Weights with other names but the same shapes in the same order (another implementation of the same network) are
-    matched by position.
+    Take the dictionary and prefix that contain most of the network's names, averaged weights (EMA) first, as timm does. If
+    few names match, match tensors by position if their shapes do, as in another implementation of the same network.
 
-    Parameters
-    ----------
-    content : mapping
-        From `read_weights`.
-    wanted : mapping of str to Tensor
-        The network's state dict; only its names and shapes are used.
-    path : path
-        Of the file, for messages.
-
-    Returns
-    -------
-    dict of str to Tensor
-        Floating-point tensors are float32. A head, an RGB stem and old names are still as in the file.
-
-    Raises
-    ------
-    ModelError
-        If the file holds the network more than once.
+    Return floating-point tensors as float32; a head, an RGB stem and old names stay as in the file. Raise ModelError if the
+    file contains the network more than once. Only names and shapes of ``wanted`` are used; ``path`` is for messages.
     """
     parts = list(_parts(content))
-    places = []  # (how many of the network's names, where, tensors, prefix)
+    places = []  # (number of the network's names, where, tensors, prefix)
     for where, tensors in parts:
         known = Counter(prefix for key in tensors for prefix in _prefixes(key) if key.removeprefix(prefix) in wanted)
         places += [(count, where + prefix, tensors, prefix) for prefix, count in known.items()]
@@ -129,22 +108,9 @@ def find_weights(content: Mapping, wanted: Mapping[str, torch.Tensor], path: str
 
 
 def load_fitting(model: nn.Module, state: Tensors, path: str | Path, name: str) -> None:
-    """Load weights into a network; strict apart from the head, and from integers, which are counters or indices.
+    """Load weights into a network; strict except for the head and for integers, which are counters or indices.
 
-    Parameters
-    ----------
-    model : Module
-        A timm network without its head, or a `utils.networks.encoders.PlainCnn`.
-    state : dict of str to Tensor
-    path : path
-        Of the file, for messages.
-    name : str
-        The architecture's, for messages.
-
-    Raises
-    ------
-    ModelError
-        If tensors are missing, left over or of another shape; gives their numbers and the first names.
+    Raise ModelError with the counts and first names if tensors are missing, left over, of another shape or not finite.
     """
     wanted = model.state_dict()
     weights = {key for key, value in wanted.items() if value.is_floating_point()}
@@ -167,17 +133,19 @@ def load_fitting(model: nn.Module, state: Tensors, path: str | Path, name: str) 
 
 
 def _is_usable(value: torch.Tensor) -> bool:
+    """True if a tensor is floating-point and finite."""
     return value.is_floating_point() and bool(value.isfinite().all())
 
 
 def _is_loaded(key: str, value: torch.Tensor, wanted: Tensors, model: nn.Module) -> bool:
-    """Whether a tensor that is not one of the network's weights is loaded or reported, rather than left out."""
+    """True if a tensor that is not one of the network's weights is loaded or reported rather than ignored."""
     if key in wanted:
         return value.shape == wanted[key].shape
     return value.is_floating_point() and not _is_head(key, model)
 
 
 def _is_head(key: str, model: nn.Module) -> bool:
+    """True if a name belongs to a classifier head."""
     classifier = getattr(model, "pretrained_cfg", {}).get("classifier") or "head"
     names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     root = key.partition(".")[0]
@@ -185,16 +153,17 @@ def _is_head(key: str, model: nn.Module) -> bool:
 
 
 def _read(path: Path) -> object:
+    """Read a file as safetensors or with torch, whatever its suffix."""
     with open(path, "rb") as file:
         head = file.read(HEAD_BYTES)
-    if head[8:9] == b"{":  # safetensors, whatever the file's name: eight bytes of length, then JSON
+    if head[8:9] == b"{":  # safetensors, whatever the suffix: eight bytes of length, then JSON
         return safetensors.torch.load_file(path)
     with torch.serialization.safe_globals(list(HARMLESS)):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _reason(path: Path, error: Exception) -> str:
-    """Say in one line why a file can't be read, and what to do."""
+    """Return in one line why a file is unreadable, and what to do."""
     with open(path, "rb") as file:
         head = file.read(HEAD_BYTES)
     if not head:
@@ -216,16 +185,17 @@ def _reason(path: Path, error: Exception) -> str:
 
 
 def _objects(path: Path) -> str:
+    """Return the names of the pickled objects in parentheses, or "" if they are unknown."""
     try:
         with torch.serialization.safe_globals(list(HARMLESS)):
             found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # a pickle of a newer protocol than torch's own
+    except Exception:  # the pickle protocol is newer than torch's
         return ""
     return f" ({_some(sorted(found))})" if found else ""
 
 
 def _parts(content: object, where: str = "", nesting: int = NESTING) -> Iterator[tuple[str, Tensors]]:
-    """Give each dictionary of a checkpoint that holds tensors, and the keys below which it lies."""
+    """Yield each dictionary in a checkpoint that contains tensors, with the path of keys to it."""
     if isinstance(content, Mapping):
         tensors = {str(key): value for key, value in content.items() if isinstance(value, torch.Tensor)}
         if tensors:
@@ -235,7 +205,7 @@ def _parts(content: object, where: str = "", nesting: int = NESTING) -> Iterator
 
 
 def _prefixes(key: str) -> Iterator[str]:
-    """Give all beginnings of a name that end in a dot, and the empty one."""
+    """Yield each prefix of a name that ends in a dot, and the empty one."""
     yield ""
     for place, letter in enumerate(key):
         if letter == ".":
@@ -243,12 +213,14 @@ def _prefixes(key: str) -> Iterator[str]:
 
 
 def _below(tensors: Tensors, prefix: str) -> Tensors:
+    """Return the tensors under a prefix, without it, floating-point ones as float32."""
     found = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     return {key: value.float() if value.is_floating_point() else value for key, value in found.items()}
 
 
 def _match_by_position(found: Tensors, wanted: Mapping[str, torch.Tensor], path: str | Path) -> Tensors:
-    # Counters of batches (0-dimensional) are absent from older files, and no result depends on them.
+    """Rename tensors to the network's names if shapes and order match; otherwise return them unchanged."""
+    # Older files lack batch counters (0-dimensional), and no result depends on them.
     ordered = [(key, value) for key, value in found.items() if value.ndim]
     names = [key for key, value in wanted.items() if value.ndim]
     fits = 0 <= len(ordered) - len(names) <= MOST_LEFT_OVER and all(
@@ -262,20 +234,22 @@ def _match_by_position(found: Tensors, wanted: Mapping[str, torch.Tensor], path:
 
 
 def _may_be(key: str, name: str) -> bool:
-    """Tell by their last parts whether two names can be of one tensor: a file in alphabetical order has bias before weight."""
+    """True if two names may mean the same tensor, by their last parts: an alphabetical file has bias before weight."""
     parts = [text.rpartition(".")[2] for text in (key, name)]
     return parts[0] == parts[1] or not all(part in NORM_PARTS for part in parts)
 
 
 def _grey_shape(value: torch.Tensor) -> tuple[int, ...]:
-    """Shape of a tensor once a stem's RGB filters are summed, which is left to timm."""
+    """Return a tensor's shape as if a stem's RGB filters were summed, which timm does later."""
     is_rgb = value.ndim == 4 and value.shape[1] == 3
     return (value.shape[0], 1, *value.shape[2:]) if is_rgb else tuple(value.shape)
 
 
 def _size(value: torch.Tensor) -> str:
+    """Return a tensor's shape as text."""
     return " x ".join(map(str, value.shape)) or "scalar"
 
 
 def _some(keys: list[str]) -> str:
+    """Return the first `SHOWN_KEYS` names as text."""
     return ", ".join(keys[:SHOWN_KEYS]) + (", …" if len(keys) > SHOWN_KEYS else "")

@@ -86,7 +86,7 @@ class Draft:
     decides it too. A submission of only zeros is worth nothing, hence two exceptions:
 
     - If no breast has a prediction, or probabilities are submitted and all are 0, every breast has the prior.
-    - If no prediction is decided positive, the highest ones are, as many as the prior expects.
+    - If no prediction reaches the threshold, the highest ones become positive, in the number that the prior expects.
 
     Parameters
     ----------
