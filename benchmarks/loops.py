@@ -29,8 +29,9 @@ from utils.runs.config import ModelConfig, TrainConfig
 from utils.runs.execution import Execution
 from utils.tables.vocabulary import METADATA, Vocabulary
 from utils.training.augment import Augment
+from utils.training.dataset import make_dataset
 from utils.training.fitting import REFRESH, Fitting
-from utils.training.folds import make_dataset
+from utils.training.fold_data import FoldData
 from utils.training.optimisation import autocast, make_optimizer, pick_precision
 from utils.training.processes import Ranks
 
@@ -78,11 +79,11 @@ class Loop:
 
     def __init__(self, config: TrainConfig, table: pd.DataFrame, folder: Path, device: torch.device):
         vocabulary = Vocabulary.from_images(table)
-        training_set = make_dataset(config, table, folder, "train", vocabulary, Augment(config.augment_strength))
-        validation_set = make_dataset(config, table, folder, "train", vocabulary)
+        augment = Augment(config.augment_strength)
+        training_set = make_dataset(config, table, folder, "train", vocabulary, augment)
+        data = FoldData(0, training_set, make_dataset(config, table, folder, "train", vocabulary), vocabulary)
         execution = Execution(num_workers=cpu_count() if device.type == "cuda" else 0)
-        parts = (training_set, validation_set, vocabulary, folder, Ranks(device), execution)
-        self.fitting = Fitting(config, 0, *parts, auxiliary_sizes=())
+        self.fitting = Fitting(config, data, folder, Ranks(device), execution)
         self.epoch = 0
         self.data_wait = 0.0
 
@@ -95,7 +96,7 @@ class Loop:
     def train_epoch(self) -> None:
         """Train one epoch, without validation; ``data_wait`` is then its share of time that passed waiting for data."""
         fitting = self.fitting
-        fitting.sampler.epoch = fitting.training_set.epoch = self.epoch
+        fitting.sampler.epoch = fitting.data.training_set.epoch = self.epoch
         bar = tqdm(total=len(fitting.loader) * fitting.config.batch_size, file=io.StringIO(), mininterval=REFRESH)
         self.data_wait = fitting._train(self.epoch, bar)["data_wait"]
         self.epoch += 1

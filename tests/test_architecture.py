@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import TINY, make_config
+from utils.images.training_data import TrainingData
 from utils.training import augment, learner
 from utils.training.folds import train_run
 
@@ -36,4 +37,4 @@ def test_own_part_trains(part, images, cache_dir, tmp_path, monkeypatch):
     if part == "An augmentation":
         monkeypatch.setattr(augment, "_make_pipeline", names["_make_pipeline"])
     config = make_config(TINY, names.get("architecture", "cnn"), epochs=1, folds=(0,))
-    assert len(train_run(config, images, cache_dir, tmp_path / "run"))
+    assert len(train_run(config, TrainingData(images, cache_dir), tmp_path / "run"))

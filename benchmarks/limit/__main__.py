@@ -27,6 +27,7 @@ from benchmarks.limit.phantom import fit_observer, per_breast, score_images
 from utils.decision.tuning import tune
 from utils.images.cache import build_cache
 from utils.images.settings import CacheSettings
+from utils.images.training_data import TrainingData
 from utils.metrics.intervals import Interval, PatientBootstrap
 from utils.phantom.competition import make_competition, read_truth
 from utils.runs.config import ModelConfig, TrainConfig
@@ -117,7 +118,7 @@ def measure(study: Study, n_patients: int, epochs: int, seed: int) -> dict:
     schedule = {"epochs": epochs, "batch_size": 16, "learning_rate": 1e-3, "keep_epoch": "last"}
     config = TrainConfig(model, study.settings, n_folds=N_FOLDS, folds=(0,), **schedule, seed=seed)
     run = study.folder / f"cnn-{n_patients}-{epochs}-{seed}"
-    oof = train_run(config, images, study.cache, run, is_phantom=True)
+    oof = train_run(config, TrainingData(images, study.cache, is_phantom=True), run)
     test_images = read_images(study.competition, "test")
     predicted, _ = predict_runs([run], test_images, study.competition, study.cache, tune([run]), 0)
     auc = auc_per_breast(study, predicted)

@@ -23,6 +23,7 @@ from utils.images.boxes import to_source
 from utils.images.breast import find_breast
 from utils.images.cache import read_manifest
 from utils.images.settings import CacheSettings
+from utils.images.training_data import TrainingData
 from utils.networks.models import build_model
 from utils.phantom.competition import BOXES_FILE
 from utils.runs.config import TrainingError
@@ -30,8 +31,9 @@ from utils.runs.run import Run
 from utils.tables.boxes import CORNERS, read_boxes
 from utils.tables.competition import image_paths
 from utils.tables.vocabulary import Vocabulary
-from utils.training.dataset import ImageDataset
-from utils.training.folds import load_fold, make_dataset, train_run
+from utils.training.dataset import ImageDataset, make_dataset
+from utils.training.fold_weights import load_fold
+from utils.training.folds import train_run
 from utils.training.inference import forward
 from utils.training.loading import make_loader
 
@@ -42,7 +44,7 @@ CPU = torch.device("cpu")
 def run(images, cache_dir, tmp_path_factory):
     """A run of one epoch."""
     run_dir = tmp_path_factory.mktemp("runs") / "cnn"
-    train_run(make_config(TINY, epochs=1), images, cache_dir, run_dir)
+    train_run(make_config(TINY, epochs=1), TrainingData(images, cache_dir), run_dir)
     return run_dir
 
 

@@ -13,6 +13,7 @@ from utils.evaluation.marks import marks_table
 from utils.evaluation.pointing import OWN, RANDOM, pointing_table, strongest_place
 from utils.images.boxes import CROP
 from utils.images.cache import read_manifest
+from utils.images.training_data import TrainingData
 from utils.phantom.competition import BOXES_FILE
 from utils.runs.config import TrainingError
 from utils.tables.boxes import CORNERS, read_boxes
@@ -30,7 +31,7 @@ def run(images, cache_dir, boxes, tmp_path_factory):
     """A run of one epoch that predicts boxes."""
     run_dir = tmp_path_factory.mktemp("runs") / "boxes"
     config = make_config(TINY, epochs=1, box_weight=1.0, model={"box_head": True})
-    train_run(config, images, cache_dir, run_dir, boxes=boxes)
+    train_run(config, TrainingData(images, cache_dir, boxes=boxes), run_dir)
     return run_dir
 
 

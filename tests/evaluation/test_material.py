@@ -23,6 +23,7 @@ from utils.evaluation.pictures import explanations, say_what_has_no_maps, traine
 from utils.evaluation.subgroups import VERDICT
 from utils.images.boxes import CROP
 from utils.images.cache import read_manifest
+from utils.images.training_data import TrainingData
 from utils.metrics.intervals import Interval
 from utils.phantom.competition import BOXES_FILE
 from utils.runs.config import ModelError
@@ -213,7 +214,7 @@ def real(competition, images, cache_dir, tmp_path):
     boxes = read_boxes(competition / BOXES_FILE)
     boxes[boxes.image_id.isin(images.image_id)].to_csv(folder / "boxes.csv", index=False)
     config = make_config(TINY, epochs=1, box_weight=1.0, model={"box_head": True})
-    train_run(config, images, cache_dir, tmp_path / "run", boxes=boxes)
+    train_run(config, TrainingData(images, cache_dir, boxes=boxes), tmp_path / "run")
     return {"runs": [tmp_path / "run"], "competition_dir": str(folder), "cache_dir": str(cache_dir)}
 
 

@@ -13,6 +13,7 @@ from utils.evaluation import performance as evaluation
 from utils.evaluation import training_rows
 from utils.evaluation.performance import confusion, paper_table, performance, screening_figures
 from utils.evaluation.training_rows import predict_training_rows
+from utils.images.training_data import TrainingData
 from utils.metrics.scores import decide
 from utils.runs.oof import oof_of_runs
 from utils.runs.run import Run
@@ -125,7 +126,7 @@ def test_decisions_of_held_out_rows_do_not_use_their_own_folds_labels(run_dir, m
 def trained_run(images, cache_dir, tmp_path_factory):
     """Two folds of a plain CNN, one epoch."""
     run_dir = tmp_path_factory.mktemp("evaluation") / "cnn"
-    train_run(make_config(TINY, epochs=1), images, cache_dir, run_dir, is_phantom=True)
+    train_run(make_config(TINY, epochs=1), TrainingData(images, cache_dir, is_phantom=True), run_dir)
     return run_dir
 
 

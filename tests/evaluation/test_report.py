@@ -20,6 +20,7 @@ from tests.helpers import TINY, make_config
 from utils.core.environment import KitError
 from utils.evaluation import report
 from utils.evaluation.report import LARGEST, Page, describe_runs
+from utils.images.training_data import TrainingData
 from utils.metrics.intervals import Interval
 from utils.training.folds import train_run
 
@@ -227,7 +228,7 @@ def runs(images, cache_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     configs = {"images": make_config(TINY, epochs=1), "breasts": make_config(TINY, epochs=1, model={"level": "breast"})}
     for name, config in configs.items():
-        train_run(config, images, cache_dir, folder / name, is_phantom=True)
+        train_run(config, TrainingData(images, cache_dir, is_phantom=True), folder / name)
     return {name: folder / name for name in configs}
 
 

@@ -13,10 +13,11 @@ from tests.helpers import TINY, make_config
 from utils.external.convert import convert
 from utils.images.boxes import to_picture
 from utils.images.cache import build_cache, load_picture
-from utils.images.inputs import Inputs, describe_boxes
+from utils.images.inputs import Inputs
+from utils.images.training_data import TrainingData
 from utils.tables.boxes import CORNERS, read_boxes
 from utils.tables.competition import read_images
-from utils.training import folds as training
+from utils.training import fold_data
 from utils.training.folds import train_run
 
 LEFT, RIGHT = (18, 40, 28, 50), (36, 40, 46, 50)  # the lesion of a left breast, and of a right one, in pictures of 96 x 64
@@ -117,15 +118,14 @@ def two_sets(competition, cache_dir, tmp_path, monkeypatch):
 def test_patch_stage_learns_from_the_boxes_of_the_one_set_that_has_them(two_sets, images, tmp_path, monkeypatch):
     inputs, others = two_sets
     extra, boxes, made = inputs.extra(others, 0), inputs.boxes("", others), []
-    assert (
-        describe_boxes(boxes, images, extra) == f"Boxes: 0 of {len(images)} images of the competition, 6 of 8 images of vindr"
-    )
-    dataset = training.PatchDataset
-    monkeypatch.setattr(training, "PatchDataset", lambda *a, **k: made.append(dataset(*a, **k)) or made[-1])
+    data = TrainingData(images, inputs.cache_dir, boxes=boxes, extra=extra)
+    assert str(data).endswith(f"Boxes: 0 of {len(images)} images of the competition, 6 of 8 images of vindr")
+    dataset = fold_data.PatchDataset
+    monkeypatch.setattr(fold_data, "PatchDataset", lambda *a, **k: made.append(dataset(*a, **k)) or made[-1])
     config = make_config(TINY, folds=(0,), epochs=1, patch_epochs=1, patch_size=32)
 
     def patch_weights(name, boxes):
-        train_run(config, images, inputs.cache_dir, tmp_path / name, boxes=boxes, extra=extra)
+        train_run(config, TrainingData(images, inputs.cache_dir, boxes=boxes, extra=extra), tmp_path / name)
         return safetensors.torch.load_file(tmp_path / name / "fold0" / "patches" / "weights.safetensors")
 
     first, again = patch_weights("first", boxes), patch_weights("again", boxes)

@@ -18,16 +18,19 @@ from utils.external.convert import convert, main
 from utils.external.sets import ExternalError
 from utils.images.boxes import to_picture
 from utils.images.cache import build_cache, load_picture, read_manifest
-from utils.images.inputs import Inputs, describe_boxes
+from utils.images.inputs import Inputs
+from utils.images.training_data import TrainingData
 from utils.phantom.competition import TRAIN_COLUMNS
 from utils.runs.config import TrainingError
 from utils.runs.run import Run
 from utils.runs.summary import box_summary
 from utils.tables.boxes import CORNERS, read_boxes
 from utils.tables.competition import image_paths, read_images
+from utils.training import fold_data
 from utils.training import folds as training
 from utils.training.dataset import ImageDataset
-from utils.training.folds import load_fold, train_run
+from utils.training.fold_weights import load_fold
+from utils.training.folds import train_run
 
 TRAIN_TYPES = {"patient_id": str, "image_id": str}
 
@@ -556,10 +559,10 @@ def test_extra_folders_that_can_not_be_meant_are_refused(inputs, competition, tm
 def test_extra_images_are_in_every_folds_training_and_nowhere_else(
     images, cache_dir, extra, tmp_path, monkeypatch, architecture
 ):
-    made, make_dataset = [], training.make_dataset
-    monkeypatch.setattr(training, "make_dataset", lambda *a, **k: made.append(make_dataset(*a, **k)) or made[-1])
+    made, make_dataset = [], fold_data.make_dataset
+    monkeypatch.setattr(fold_data, "make_dataset", lambda *a, **k: made.append(make_dataset(*a, **k)) or made[-1])
     config, run_dir = make_config(TINY, architecture, epochs=1, positive_share=0.4, auxiliary_weight=0.1), tmp_path / "run"
-    oof = train_run(config, images, cache_dir, run_dir, extra=extra)
+    oof = train_run(config, TrainingData(images, cache_dir, extra=extra), run_dir)
     for training_set, validation_set in (made[:2], made[2:]):
         assert set(extra.image_id) <= set(training_set.images.image_id)
         assert not set(extra.patient_id) & set(validation_set.images.patient_id)
@@ -577,9 +580,9 @@ def test_extra_images_are_in_every_folds_training_and_nowhere_else(
 
 
 def test_each_picture_is_loaded_from_its_own_cache(images, cache_dir, extra, tmp_path, monkeypatch):
-    config, made, make_dataset = make_config(TINY, folds=(0,), epochs=1), [], training.make_dataset
-    monkeypatch.setattr(training, "make_dataset", lambda *a, **k: made.append(make_dataset(*a, **k)) or made[-1])
-    train_run(config, images, cache_dir, tmp_path / "run", extra=extra)
+    config, made, make_dataset = make_config(TINY, folds=(0,), epochs=1), [], fold_data.make_dataset
+    monkeypatch.setattr(fold_data, "make_dataset", lambda *a, **k: made.append(make_dataset(*a, **k)) or made[-1])
+    train_run(config, TrainingData(images, cache_dir, extra=extra), tmp_path / "run")
     caches = extra.set_index("image_id").cache_dir.to_dict()
     for row, image_id in enumerate(made[0].images.image_id):
         wanted = load_picture(caches.get(image_id, cache_dir), "train", image_id)
@@ -589,31 +592,31 @@ def test_each_picture_is_loaded_from_its_own_cache(images, cache_dir, extra, tmp
 
 def test_run_goes_on_with_the_same_extra_images_and_no_others(images, cache_dir, extra, tmp_path, monkeypatch):
     config, run_dir = make_config(TINY, folds=(0,), epochs=1), tmp_path / "run"
-    oof = train_run(config, images, cache_dir, run_dir, extra=extra)
+    oof = train_run(config, TrainingData(images, cache_dir, extra=extra), run_dir)
     monkeypatch.setattr(training, "Fitting", None)
-    again = train_run(config, images, cache_dir, run_dir, extra=extra)
+    again = train_run(config, TrainingData(images, cache_dir, extra=extra), run_dir)
     pd.testing.assert_frame_equal(again, oof, check_dtype=False)
     relabelled = extra.assign(cancer=1 - extra.cancer)
     for other in (None, extra[extra.extra_set == "vindr"], relabelled):
         with pytest.raises(TrainingError, match=r"other images, labels or folds, or with other extra.*then: vindr, mias"):
-            train_run(config, images, cache_dir, run_dir, extra=other)
+            train_run(config, TrainingData(images, cache_dir, extra=other), run_dir)
 
 
 def test_run_without_extra_images_is_not_continued_with_some(images, cache_dir, extra, tmp_path):
     config, run_dir = make_config(TINY, folds=(0,), epochs=1), tmp_path / "run"
-    train_run(config, images, cache_dir, run_dir)
+    train_run(config, TrainingData(images, cache_dir), run_dir)
     assert read_json(run_dir / "config.json")["extra_sets"] == {} and not (run_dir / "extra.csv").exists()
     with pytest.raises(TrainingError, match="then: none"):
-        train_run(config, images, cache_dir, run_dir, extra=extra)
+        train_run(config, TrainingData(images, cache_dir, extra=extra), run_dir)
 
 
 def test_extra_images_of_the_competitions_patients_or_twice_are_refused(images, cache_dir, extra, tmp_path):
     config = make_config(TINY)
     held_out = images.iloc[:2].assign(cache_dir=str(cache_dir), extra_set="own")
     with pytest.raises(TrainingError, match=f"patient {images.patient_id[0]} is in the competition too"):
-        train_run(config, images, cache_dir, tmp_path / "run", extra=held_out)
+        train_run(config, TrainingData(images, cache_dir, extra=held_out), tmp_path / "run")
     with pytest.raises(TrainingError, match="image vindr_.* comes twice"):
-        train_run(config, images, cache_dir, tmp_path / "run", extra=pd.concat([extra, extra]))
+        train_run(config, TrainingData(images, cache_dir, extra=pd.concat([extra, extra])), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -621,22 +624,21 @@ def test_extra_pictures_that_a_cache_lost_are_named(images, cache_dir, extra, tm
     lost = extra[extra.extra_set == "mias"].image_id.iloc[0]
     next((tmp_path / "working").rglob(f"{lost}.png")).unlink()
     with pytest.raises(TrainingError, match=f"lacks 1 of 6 images .{lost}."):
-        train_run(make_config(TINY), images, cache_dir, tmp_path / "run", extra=extra)
+        train_run(make_config(TINY), TrainingData(images, cache_dir, extra=extra), tmp_path / "run")
 
 
 def test_patches_are_learned_from_another_sets_boxes_where_the_competition_has_none(
     images, cache_dir, inputs, tmp_path, monkeypatch, capsys
 ):
     convert("vindr", add_findings(make_vindr(tmp_path / "source")), tmp_path / "vindr")
-    extra, made, dataset = inputs.extra(str(tmp_path / "vindr"), 0), [], training.PatchDataset
+    extra, made, dataset = inputs.extra(str(tmp_path / "vindr"), 0), [], fold_data.PatchDataset
     boxes = read_boxes(tmp_path / "vindr" / "boxes.csv")
-    monkeypatch.setattr(training, "PatchDataset", lambda *a: made.append(dataset(*a)) or made[-1])
+    monkeypatch.setattr(fold_data, "PatchDataset", lambda *a: made.append(dataset(*a)) or made[-1])
     config = make_config(TINY, folds=(0,), epochs=1, patch_epochs=1, patch_size=32)
-    train_run(config, images, cache_dir, tmp_path / "run", boxes=boxes, extra=extra)
+    data = TrainingData(images, cache_dir, boxes=boxes, extra=extra)
+    train_run(config, data, tmp_path / "run")
     assert set(made[0].images.image_id) == set(boxes.image_id) and len(made[1]) == 0
-    assert (
-        describe_boxes(boxes, images, extra) == f"Boxes: 0 of {len(images)} images of the competition, 5 of 6 images of vindr"
-    )
+    assert str(data).endswith(f"Boxes: 0 of {len(images)} images of the competition, 5 of 6 images of vindr")
 
 
 def test_box_head_learns_from_another_sets_boxes(images, cache_dir, inputs, tmp_path):
@@ -644,6 +646,6 @@ def test_box_head_learns_from_another_sets_boxes(images, cache_dir, inputs, tmp_
     extra, boxes = inputs.extra(str(tmp_path / "vindr"), 0), inputs.boxes("", str(tmp_path / "vindr"))
     only = boxes[boxes.image_id.isin(extra.image_id)]
     config = make_config(TINY, folds=(0,), epochs=1, box_weight=1.0, model={"box_head": True})
-    train_run(config, images, cache_dir, tmp_path / "run", boxes=only, extra=extra)
+    train_run(config, TrainingData(images, cache_dir, boxes=only, extra=extra), tmp_path / "run")
     assert box_summary(tmp_path / "run", only).images_with_box.tolist() == [0]
     assert set(boxes.image_id) > set(only.image_id)  # the phantom's own are there too

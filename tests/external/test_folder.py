@@ -16,6 +16,7 @@ from utils.external.folder import code_of, convert_folder, plain_names
 from utils.external.sets import ExternalError
 from utils.images.cache import build_cache
 from utils.images.inputs import Inputs
+from utils.images.training_data import TrainingData
 from utils.kaggle.preflight_training import preflight_submission, preflight_training
 from utils.phantom.competition import TEST_COLUMNS, TRAIN_COLUMNS
 from utils.runs.execution import Execution
@@ -347,7 +348,7 @@ def test_submit_predicts_a_folder_of_own_files_one_probability_a_breast(tmp_path
     """As submit.ipynb does, with neither sample_submission.csv nor train.csv."""
     monkeypatch.setattr("utils.images.cache.working_dir", lambda: tmp_path / "working")
     run = tmp_path / "run"
-    train_run(make_config(TINY, epochs=1), images, cache_dir, run)
+    train_run(make_config(TINY, epochs=1), TrainingData(images, cache_dir), run)
     for number in range(2):
         write_exam(tmp_path / "source" / str(number), f"P{number}")
     write_dicom(tmp_path / "source" / "no view", PatientID="P1", ImageLaterality="L")
@@ -370,4 +371,4 @@ def test_own_labelled_folder_passes_the_checks_of_training_without_a_test_part(t
     lines = [f"P{number},{side},{int(number < 4 and side == 'L')}" for number in range(12) for side in "LR"]
     converted(tmp_path, labels=write_csv(tmp_path, "patient_id,laterality,cancer", *lines))
     inputs = Inputs(tmp_path / "out", False, TINY, tmp_path / "cache", False)
-    preflight_training(inputs, make_config(TINY), Execution(), tmp_path / "run", None, None, 0)
+    preflight_training(inputs, inputs.training_data(), make_config(TINY), Execution(), tmp_path / "run", 0)

@@ -10,6 +10,7 @@ import torch
 from tests.helpers import NOTEBOOKS, TINY, parameters_of
 from utils.core import environment
 from utils.images.inputs import Inputs
+from utils.images.training_data import TrainingData
 from utils.kaggle import findings, machine, preflight_training
 from utils.kaggle.findings import PreflightError
 from utils.kaggle.preflight_training import preflight_submission
@@ -28,11 +29,11 @@ def told(competition, cache_dir, tmp_path, monkeypatch, capsys):
         values = parameters_of("train", **{"architecture": "cnn"} | values).values
         inputs = Inputs(folder, is_phantom, TINY, cache_dir, False)
         config, execution = train_config(values, TINY), make_execution(values, has_gpu=False)
-        boxes = inputs.boxes(boxes_path, extra) if config.box_weight or config.patch_epochs else None
-        more = inputs.extra_images(extra)
+        boxes = inputs.boxes(boxes_path, extra) if config.needs_boxes else None
+        data = inputs.training_data(boxes, extra)
         problems = []
         try:
-            preflight_training.preflight_training(inputs, config, execution, run_dir or tmp_path / "run", boxes, more, 0)
+            preflight_training.preflight_training(inputs, data, config, execution, run_dir or tmp_path / "run", 0)
         except PreflightError as error:
             problems = [line.partition(" ")[2] for line in str(error).splitlines()[1:]]
         return problems + [line for line in capsys.readouterr().out.splitlines() if line.startswith("Warning")]
@@ -72,9 +73,9 @@ def test_preflight_comes_before_the_first_picture():
     sources = ["".join(cell["source"]) for cell in cells]
     first = {
         text: next(number for number, source in enumerate(sources) if text in source)
-        for text in (".cached(", "preflight_training(")
+        for text in (".cached_training_data(", "preflight_training(")
     }
-    assert first["preflight_training("] < first[".cached("]
+    assert first["preflight_training("] < first[".cached_training_data("]
 
 
 def test_network_and_data_that_can_not_be_trained_are_told_together(told):
@@ -84,7 +85,7 @@ def test_network_and_data_that_can_not_be_trained_are_told_together(told):
 
 def test_run_folder_of_another_run_is_told(told, images, tmp_path):
     config, run = train_config(parameters_of("train", architecture="cnn").values, TINY), tmp_path / "claimed"
-    claim_run(run, config, assign_folds(images, config.n_folds, 0), "hash", True)
+    claim_run(run, config, TrainingData(assign_folds(images, config.n_folds, 0), "", is_phantom=True), "hash")
     assert told(run_dir=run) == []
     assert "other settings (learning_rate)" in told(run_dir=run, learning_rate=1e-3)[0]
     folds = pd.read_csv(run / "folds.csv", dtype=str)

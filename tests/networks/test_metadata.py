@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from tests.helpers import TINY, killed_in_second_epoch, make_config
+from utils.images.training_data import TrainingData
 from utils.metrics.scores import area_under_roc
 from utils.networks.metadata import HIDE_METADATA, MetadataEmbedding, MetadataLogit
 from utils.networks.models import build_model
@@ -18,7 +19,8 @@ from utils.runs.folder import check_same_config
 from utils.runs.leaks import LeakError
 from utils.tables.vocabulary import CATEGORIES, METADATA, Vocabulary
 from utils.training.dataset import BreastDataset, ImageDataset
-from utils.training.folds import load_fold, train_run
+from utils.training.fold_weights import load_fold
+from utils.training.folds import train_run
 from utils.training.inference import predict_logits
 
 VOCABULARY = Vocabulary(58.0, 10.0, ("CC", "MLO"), ("21", "49"), ("1", "2"))
@@ -154,7 +156,7 @@ def test_typing_error_of_an_age_decides_nothing():
 def test_trained_network_reads_metadata_that_training_lacks(images, cache_dir, tmp_path, architecture):
     images = images.assign(age=np.where(images.cancer == 1, 70.0, 50.0) + np.arange(len(images)) % 30)
     config = make_config(TINY, architecture, {"metadata": True}, folds=(0,), epochs=1, learning_rate=1e-5)
-    train_run(config, images, cache_dir, tmp_path / "run")
+    train_run(config, TrainingData(images, cache_dir), tmp_path / "run")
     model, vocabulary = load_fold(config, tmp_path / "run" / "fold0")
     make = ImageDataset if architecture == "cnn" else BreastDataset
     table = images.head(12)
@@ -169,7 +171,7 @@ def test_trained_network_reads_metadata_that_training_lacks(images, cache_dir, t
 def test_metadata_alone_is_learned_at_the_learning_rate_of_a_body(images, cache_dir, tmp_path):
     ages = np.where(images.cancer == 1, 64.0, 50.0) + np.arange(len(images)) % 20
     config = make_config(TINY, model={"metadata": True}, folds=(0,), epochs=1, learning_rate=1e-6)
-    oof = train_run(config, images.assign(age=ages), cache_dir, tmp_path / "run")
+    oof = train_run(config, TrainingData(images.assign(age=ages), cache_dir), tmp_path / "run")
     assert area_under_roc(oof.cancer, oof.probability) > 0.75
 
 
@@ -177,7 +179,7 @@ def test_column_that_is_the_label_is_no_metadata(cache_dir, images, tmp_path):
     many = pd.concat([images.assign(**{c: images[c] + str(n) for c in ("patient_id", "prediction_id")}) for n in range(5)])
     config = make_config(TINY, model={"metadata": True}, epochs=1)
     with pytest.raises(LeakError, match="Column age alone tells cancer"):
-        train_run(config, many.assign(age=50.0 + many.cancer), cache_dir, tmp_path / "run")
+        train_run(config, TrainingData(many.assign(age=50.0 + many.cancer), cache_dir), tmp_path / "run")
 
 
 def test_configuration_of_before_metadata_is_that_of_a_run_without(tmp_path):
@@ -197,7 +199,7 @@ def test_patches_are_learned_without_metadata():
 
 def test_resumed_training_keeps_what_metadata_had_learned(images, cache_dir, tmp_path, monkeypatch):
     config = make_config(TINY, model={"metadata": True}, folds=(0,), epochs=2, keep_epoch="last")
-    whole = train_run(config, images, cache_dir, tmp_path / "whole")
+    whole = train_run(config, TrainingData(images, cache_dir), tmp_path / "whole")
     with killed_in_second_epoch(monkeypatch):
-        train_run(config, images, cache_dir, tmp_path / "killed")
-    pd.testing.assert_frame_equal(train_run(config, images, cache_dir, tmp_path / "killed"), whole)
+        train_run(config, TrainingData(images, cache_dir), tmp_path / "killed")
+    pd.testing.assert_frame_equal(train_run(config, TrainingData(images, cache_dir), tmp_path / "killed"), whole)

@@ -8,6 +8,7 @@ import pytest
 
 from tests.helpers import TINY, make_config, write_run
 from utils.core.environment import write_csv
+from utils.images.training_data import TrainingData
 from utils.runs.config import TrainingError
 from utils.runs.leaks import LEAST_POSITIVES, LeakError, check_features, check_patients_whole
 from utils.runs.run import Run
@@ -93,10 +94,10 @@ def test_run_that_reads_a_planted_label_is_refused_before_it_begins(tmp_path):
     images = train_table()
     images["age"] = 40.0 + 30 * images.cancer
     with pytest.raises(LeakError, match="Column age alone tells cancer"):
-        train_run(make_config(TINY, "rnn"), images, tmp_path / "cache", tmp_path / "run")
+        train_run(make_config(TINY, "rnn"), TrainingData(images, tmp_path / "cache"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with pytest.raises(TrainingError, match="lacks 200 of 200 images"):  # a model of images does not read age
-        train_run(make_config(TINY, "cnn"), images, tmp_path / "cache", tmp_path / "run")
+        train_run(make_config(TINY, "cnn"), TrainingData(images, tmp_path / "cache"), tmp_path / "run")
 
 
 def oof_table(n: int = 6) -> pd.DataFrame:

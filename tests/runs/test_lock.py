@@ -12,6 +12,7 @@ import torch
 from filelock import FileLock
 
 from tests.helpers import make_config
+from utils.images.training_data import TrainingData
 from utils.runs import lock as run_lock
 from utils.runs.config import TrainingError
 from utils.runs.fold_folders import fold_folders
@@ -54,10 +55,10 @@ def test_fold_is_trained_by_one_and_other_folds_by_others(images, cache_dir, set
     with run_lock.training(tmp_path / "run" / "fold0"):
         for folds in [(0,), (), (0, 1)]:
             with pytest.raises(TrainingError, match="Another process is training .*fold0"):
-                train_run(make_config(settings, folds=folds, epochs=1), images, cache_dir, tmp_path / "run")
+                train_run(make_config(settings, folds=folds, epochs=1), TrainingData(images, cache_dir), tmp_path / "run")
         assert not fold_folders(tmp_path / "run", "history.csv")
-        train_run(make_config(settings, folds=(1,), epochs=1), images, cache_dir, tmp_path / "run")
-    oof = train_run(make_config(settings, folds=(0,), epochs=1), images, cache_dir, tmp_path / "run")
+        train_run(make_config(settings, folds=(1,), epochs=1), TrainingData(images, cache_dir), tmp_path / "run")
+    oof = train_run(make_config(settings, folds=(0,), epochs=1), TrainingData(images, cache_dir), tmp_path / "run")
     assert sorted(oof.image_id) == sorted(images.image_id)
 
 
@@ -65,7 +66,8 @@ def test_fold_that_another_process_finished_in_the_meantime_is_left_alone(images
     (tmp_path / "fold1").mkdir()
     (tmp_path / "fold1" / "oof.csv").write_text("its")
     monkeypatch.setattr(training, "Fitting", None)
-    fit_fold(make_config(settings), assign_folds(images, 2, 0), 1, tmp_path, tmp_path / "fold1", training.Execution())
+    data = TrainingData(assign_folds(images, 2, 0), tmp_path)
+    fit_fold(make_config(settings), data, 1, tmp_path / "fold1", training.Execution())
     assert (
         tmp_path / "fold1" / "oof.csv"
     ).read_text() == "its" and "another process has finished it" in capsys.readouterr().out
@@ -81,14 +83,14 @@ def test_training_whose_run_folder_is_deleted_ends_and_leaves_the_new_one_alone(
         if epoch == 1:
             monkeypatch.setattr(Fitting, "_train", train_epoch)
             shutil.rmtree(run_dir)
-            train_run(config, images, cache_dir, run_dir)
+            train_run(config, TrainingData(images, cache_dir), run_dir)
             kept.append((run_dir / "fold0" / "weights.safetensors").read_bytes())
         return train_epoch(self, epoch, bar)
 
     kept = []
     monkeypatch.setattr(Fitting, "_train", delete)
     with pytest.raises(TrainingError, match="run was deleted or replaced while it was trained"):
-        train_run(config, images, cache_dir, run_dir)
+        train_run(config, TrainingData(images, cache_dir), run_dir)
     assert [(run_dir / "fold0" / "weights.safetensors").read_bytes()] == kept
     assert len(pd.read_csv(run_dir / "fold0" / "history.csv")) == 2
 

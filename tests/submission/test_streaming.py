@@ -19,6 +19,7 @@ from utils.decision.calibration import Calibration
 from utils.decision.tuning import tune
 from utils.images.cache import build_cache
 from utils.images.settings import CacheSettings
+from utils.images.training_data import TrainingData
 from utils.metrics.scores import sigmoid
 from utils.runs.oof import aggregate
 from utils.runs.run import Run
@@ -29,7 +30,9 @@ from utils.submission.draft import PRIOR, Draft, SubmissionError, complete, vali
 from utils.submission.ensemble import check_run, load_variants
 from utils.submission.streaming import predict_runs
 from utils.tables.competition import read_sample_submission
-from utils.training.folds import load_fold, make_dataset, train_run
+from utils.training.dataset import make_dataset
+from utils.training.fold_weights import load_fold
+from utils.training.folds import train_run
 from utils.training.inference import predict_logits
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,7 +46,7 @@ def trained(images, cache_dir, tmp_path_factory):
     for architecture, flip in {"cnn": False, "rnn": True}.items():
         runs.append(tmp_path_factory.mktemp("runs") / architecture)
         config = make_config(TINY, architecture, epochs=1, test_time_flip=flip)
-        train_run(config, images, cache_dir, runs[-1], is_phantom=True)
+        train_run(config, TrainingData(images, cache_dir, is_phantom=True), runs[-1])
     return runs
 
 
@@ -382,7 +385,7 @@ def test_runs_of_two_picture_sizes_are_averaged(trained, tuned, test_images, com
     small = CacheSettings(32, 32)
     build_cache(images, competition, "train", tmp_path / "small", small)
     run = tmp_path / "small-run"
-    train_run(make_config(small, epochs=1), images, tmp_path / "small", run, is_phantom=True)
+    train_run(make_config(small, epochs=1), TrainingData(images, tmp_path / "small", is_phantom=True), run)
     runs = [trained[0], run]
     both = replace(tune(runs), calibration=Calibration())
     found, _ = predict_runs(runs, test_images, competition, tmp_path / "cache", both, 0)

@@ -15,13 +15,15 @@ import safetensors.torch
 import torch
 
 from tests.helpers import make_config
-from utils.networks.auxiliary import SIZES
+from utils.images.training_data import TrainingData
 from utils.runs.config import TrainingError
 from utils.runs.execution import Execution
 from utils.tables.vocabulary import Vocabulary
 from utils.training import fitting, inference, learner
+from utils.training.dataset import make_dataset
 from utils.training.fitting import Fitting, plain_state
-from utils.training.folds import make_dataset, train_run
+from utils.training.fold_data import FoldData
+from utils.training.folds import train_run
 from utils.training.processes import Ranks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,9 +38,10 @@ def make(images, cache_dir, settings, tmp_path):
         config = make_config(settings, architecture, model=model, **{"epochs": 1, "ema_decay": 0.0} | changes)
         vocabulary = Vocabulary.from_images(images)
         sets = [make_dataset(config, images, cache_dir, "train", vocabulary) for _ in range(2)]
+        data = FoldData(0, *sets, vocabulary)
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         folder.mkdir()
-        return Fitting(config, 0, *sets, vocabulary, folder, Ranks(torch.device("cpu")), execution, SIZES)
+        return Fitting(config, data, folder, Ranks(torch.device("cpu")), execution)
 
     return make
 
@@ -119,7 +122,7 @@ def test_training_resumes_only_next_to_its_own_weights(make):
     assert resume() == 1
     path = fold.fold_dir / "weights.safetensors"
     whole = path.read_bytes()
-    other = replace(fold.vocabulary, machine_id=("1",))
+    other = replace(fold.data.vocabulary, machine_id=("1",))
     for write, message in {
         path.unlink: "can't be read",
         lambda: path.write_bytes(whole[:-9]): "it is cut or not a safetensors file",
@@ -165,6 +168,7 @@ from utils.images.cache import CacheSettings
 from utils.runs.execution import Execution
 from utils.tables.vocabulary import Vocabulary
 from utils.training.fitting import Fitting
+from utils.training.fold_data import FoldData
 from utils.training.processes import Ranks
 class Items(torch.utils.data.Dataset):
     labels, epoch = np.array([0, 1] * 16), 0
@@ -176,7 +180,8 @@ class Items(torch.utils.data.Dataset):
         targets = {"label": float(index % 2), "auxiliary": torch.zeros(1, dtype=int), "box": torch.zeros(4)}
         return pictures | targets | {"index": index}
 config, cpu = make_config(CacheSettings(256, 256), epochs=1, batch_size=32), Ranks(torch.device("cpu"))
-fold = Fitting(config, 0, Items(), Items(), Vocabulary(0, 1, (), (), ()), Path(sys.argv[1]), cpu, Execution(), ())
+data = FoldData(0, Items(), Items(), Vocabulary(0, 1, (), (), ()))
+fold = Fitting(config, data, Path(sys.argv[1]), cpu, Execution())
 in_use = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (in_use + 6 * 10**8, -1))
 fold._train(0, tqdm(disable=True))
@@ -270,7 +275,7 @@ def test_system_that_does_not_tell_memory_is_no_obstacle(monkeypatch):
 
 def test_auxiliary_head_is_not_among_the_kept_weights(images, cache_dir, settings, tmp_path):
     config = make_config(settings, folds=(0,), epochs=1, auxiliary_weight=0.1)
-    train_run(config, images, cache_dir, tmp_path / "run")
+    train_run(config, TrainingData(images, cache_dir), tmp_path / "run")
     from safetensors.torch import load_file
 
     names = load_file(tmp_path / "run" / "fold0" / "weights.safetensors")
@@ -280,8 +285,8 @@ def test_auxiliary_head_is_not_among_the_kept_weights(images, cache_dir, setting
 def test_flipped_pictures_get_the_same_prediction_with_test_time_flip(make):
     fold = make(test_time_flip=True)
     straight = fold.predict(fold.learner.model).logits
-    load = fold.validation_set._load
-    fold.validation_set._load = lambda row: np.ascontiguousarray(load(row)[:, ::-1])
+    load = fold.data.held_out_set._load
+    fold.data.held_out_set._load = lambda row: np.ascontiguousarray(load(row)[:, ::-1])
     assert np.allclose(straight, fold.predict(fold.learner.model).logits, atol=1e-5)
     fold.config = replace(fold.config, test_time_flip=False)
     assert not np.allclose(straight, fold.predict(fold.learner.model).logits, atol=1e-5)

@@ -13,6 +13,7 @@ import torch
 from tests.helpers import TINY, make_config
 from utils.core.environment import write_json
 from utils.images.cache import picture_path
+from utils.images.training_data import TrainingData
 from utils.metrics.scores import area_under_roc, sigmoid
 from utils.networks.models import build_model
 from utils.phantom.competition import read_truth
@@ -27,7 +28,8 @@ from utils.tables.vocabulary import Vocabulary
 from utils.training import folds as training
 from utils.training.dataset import ImageDataset
 from utils.training.fitting import Fitting
-from utils.training.folds import load_fold, train_run
+from utils.training.fold_weights import load_fold
+from utils.training.folds import train_run
 from utils.training.inference import predict_logits
 
 
@@ -36,7 +38,7 @@ def run(images, cache_dir, tmp_path_factory):
     """A finished run of the plain CNN, with its configuration and out-of-fold table."""
     run_dir = tmp_path_factory.mktemp("runs") / "cnn"
     config = make_config(TINY)
-    return run_dir, config, train_run(config, images, cache_dir, run_dir)
+    return run_dir, config, train_run(config, TrainingData(images, cache_dir), run_dir)
 
 
 def weights_of(run_dir, fold=0):
@@ -83,9 +85,9 @@ def test_run_folder_says_all_that_decided_it(run, images):
 
 def test_same_seed_gives_the_same_weights(run, images, cache_dir, tmp_path):
     run_dir, config, _ = run
-    train_run(replace(config, folds=(0,)), images, cache_dir, tmp_path / "again")
+    train_run(replace(config, folds=(0,)), TrainingData(images, cache_dir), tmp_path / "again")
     assert equal_weights(weights_of(run_dir), weights_of(tmp_path / "again"))
-    train_run(replace(config, folds=(0,), seed=7), images, cache_dir, tmp_path / "other")
+    train_run(replace(config, folds=(0,), seed=7), TrainingData(images, cache_dir), tmp_path / "other")
     assert not equal_weights(weights_of(run_dir), weights_of(tmp_path / "other"))
 
 
@@ -95,7 +97,7 @@ def test_killed_run_resumes_to_the_result_of_an_uninterrupted_one(
     images, cache_dir, settings, tmp_path, monkeypatch, architecture, killed_after
 ):
     config = make_config(settings, architecture, folds=(0,), positive_share=0.4, keep_epoch="last", max_views=1)
-    whole = train_run(config, images, cache_dir, tmp_path / "whole")
+    whole = train_run(config, TrainingData(images, cache_dir), tmp_path / "whole")
     train_epoch = Fitting._train
 
     def kill(self, epoch, bar):
@@ -105,10 +107,10 @@ def test_killed_run_resumes_to_the_result_of_an_uninterrupted_one(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Fitting, "_train", kill)
-        train_run(config, images, cache_dir, tmp_path / "killed")
+        train_run(config, TrainingData(images, cache_dir), tmp_path / "killed")
     epochs = []
     monkeypatch.setattr(Fitting, "_train", lambda self, e, bar: epochs.append(e) or train_epoch(self, e, bar))
-    resumed = train_run(config, images, cache_dir, tmp_path / "killed")
+    resumed = train_run(config, TrainingData(images, cache_dir), tmp_path / "killed")
     assert epochs == list(range(killed_after, 3))
     assert equal_weights(weights_of(tmp_path / "whole"), weights_of(tmp_path / "killed"))
     pd.testing.assert_frame_equal(whole, resumed)
@@ -117,7 +119,7 @@ def test_killed_run_resumes_to_the_result_of_an_uninterrupted_one(
 def test_folds_may_be_trained_in_several_calls(run, images, cache_dir, tmp_path):
     _, config, oof = run
     for fold in (1, 0):
-        parts = train_run(replace(config, folds=(fold,)), images, cache_dir, tmp_path / "parts")
+        parts = train_run(replace(config, folds=(fold,)), TrainingData(images, cache_dir), tmp_path / "parts")
     pd.testing.assert_frame_equal(parts, oof, check_dtype=False)
 
 
@@ -131,8 +133,8 @@ def test_run_killed_before_its_history_was_written_has_it_in_the_end(images, cac
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("utils.training.fitting.write_csv", kill)
-        train_run(config, images, cache_dir, tmp_path / "run")
-    train_run(config, images, cache_dir, tmp_path / "run")
+        train_run(config, TrainingData(images, cache_dir), tmp_path / "run")
+    train_run(config, TrainingData(images, cache_dir), tmp_path / "run")
     assert len(pd.read_csv(tmp_path / "run" / "history.csv")) == 1
 
 
@@ -148,7 +150,7 @@ def test_half_precision_keeps_logits_apart(images, cache_dir, settings):
 def test_finished_folds_are_not_trained_again_which_is_said(run, images, cache_dir, monkeypatch, capsys):
     run_dir, config, oof = run
     monkeypatch.setattr(training, "Fitting", None)
-    again = train_run(config, images, cache_dir, run_dir)
+    again = train_run(config, TrainingData(images, cache_dir), run_dir)
     pd.testing.assert_frame_equal(again, oof, check_dtype=False)
     said = capsys.readouterr().out
     assert f"Nothing was trained. Already finished in {run_dir}: fold0, fold1. To train one again, delete its folder" in said
@@ -158,7 +160,7 @@ def test_finished_folds_are_not_trained_again_which_is_said(run, images, cache_d
 def test_fold_that_was_deleted_is_trained_and_the_other_said_to_be_finished(run, images, cache_dir, tmp_path, capsys):
     shutil.copytree(run[0], tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "fold1")
-    train_run(run[1], images, cache_dir, tmp_path / "run")
+    train_run(run[1], TrainingData(images, cache_dir), tmp_path / "run")
     assert re.search(r"Finished after \d+ s: fold1\.\nAlready finished in .*: fold0\. ", capsys.readouterr().out)
 
 
@@ -179,20 +181,20 @@ def test_run_that_was_started_with_other_code_is_resumed_with_a_warning(
     content["versions"] |= then
     write_json(tmp_path / "run" / "config.json", content)
     monkeypatch.setattr(training, "Fitting", None)
-    train_run(run[1], images, cache_dir, tmp_path / "run")
+    train_run(run[1], TrainingData(images, cache_dir), tmp_path / "run")
     assert re.search(f"Warning: .*run was started with other code: {says}", capsys.readouterr().out)
 
 
 def test_run_folder_with_other_settings_is_refused(run, images, cache_dir):
     run_dir, config, _ = run
     with pytest.raises(TrainingError, match="other settings .learning_rate.: choose another run_dir"):
-        train_run(replace(config, learning_rate=0.5), images, cache_dir, run_dir)
+        train_run(replace(config, learning_rate=0.5), TrainingData(images, cache_dir), run_dir)
     with pytest.raises(TrainingError, match="other images, labels or folds"):
-        train_run(config, images[images.patient_id != images.patient_id[0]], cache_dir, run_dir)
+        train_run(config, TrainingData(images[images.patient_id != images.patient_id[0]], cache_dir), run_dir)
 
 
 def test_breast_level_run_gives_one_row_per_breast_without_image_id(images, cache_dir, settings, tmp_path):
-    oof = train_run(make_config(settings, "rnn", epochs=1), images, cache_dir, tmp_path / "rnn")
+    oof = train_run(make_config(settings, "rnn", epochs=1), TrainingData(images, cache_dir), tmp_path / "rnn")
     assert sorted(oof.prediction_id) == sorted(images.prediction_id.unique())
     assert (oof.image_id == "").all()
     assert (read_oof(tmp_path / "rnn" / "oof.csv").image_id == "").all()
@@ -207,7 +209,7 @@ def test_model_learns_what_can_be_learned(images, settings, tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), np.full((64, 48), 200 if row.cancer else 50, dtype=np.uint8))
     config = make_config(settings, folds=(0,), augment_strength=0, epochs=5)
-    oof = train_run(config, images, tmp_path / "cache", tmp_path / "run")
+    oof = train_run(config, TrainingData(images, tmp_path / "cache"), tmp_path / "run")
     assert area_under_roc(oof.cancer, oof.probability) == 1
 
 
@@ -238,40 +240,41 @@ def test_gpu_that_only_claims_to_work_is_not_used(monkeypatch, capsys):
 
 
 def test_smoke_run_is_marked(images, settings, cache_dir, tmp_path):
-    claim_run(tmp_path, make_config(settings), assign_folds(images, 2, 0), "hash", is_phantom=False, smoke_test=True)
+    claim_run(tmp_path, make_config(settings), TrainingData(assign_folds(images, 2, 0), "", smoke_test=True), "hash")
     assert json.loads((tmp_path / "config.json").read_text())["smoke_test"] is True
 
 
 def test_cache_that_lacks_images_is_refused_before_training(images, settings, tmp_path):
     (tmp_path / "cache" / "train").mkdir(parents=True)
     with pytest.raises(TrainingError, match=rf"lacks {len(images)} of {len(images)} images .*run preprocess.ipynb"):
-        train_run(make_config(settings), images, tmp_path / "cache", tmp_path / "run")
+        train_run(make_config(settings), TrainingData(images, tmp_path / "cache"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_run_goes_on_with_other_settings_of_memory(run, images, cache_dir):
     run_dir, config, oof = run
-    again = train_run(replace(config, micro_batch_size=2, activation_checkpointing=True), images, cache_dir, run_dir)
+    smaller = replace(config, micro_batch_size=2, activation_checkpointing=True)
+    again = train_run(smaller, TrainingData(images, cache_dir), run_dir)
     pd.testing.assert_frame_equal(again, oof, check_dtype=False)
 
 
 def test_batch_that_processes_can_not_share_is_refused(images, cache_dir, settings, tmp_path):
     with pytest.raises(TrainingError, match="batch_size is 8, which 3 processes can't share evenly"):
-        train_run(make_config(settings), images, cache_dir, tmp_path / "run", Execution(num_processes=3))
+        train_run(make_config(settings), TrainingData(images, cache_dir), tmp_path / "run", Execution(num_processes=3))
 
 
 def test_boxes_of_other_images_are_refused(competition, images, cache_dir, settings, tmp_path):
     boxes, _ = read_truth(competition)
     config = make_config(settings, model={"box_head": True}, box_weight=1.0)
     with pytest.raises(TrainingError, match="No box lies in any of the images"):
-        train_run(config, images, cache_dir, tmp_path / "run", boxes=boxes.assign(image_id="elsewhere"))
+        train_run(config, TrainingData(images, cache_dir, boxes=boxes.assign(image_id="elsewhere")), tmp_path / "run")
 
 
 def test_run_is_not_continued_on_other_labels(run, images, cache_dir):
     run_dir, config, _ = run
     flipped = images.assign(cancer=1 - images.cancer)
     with pytest.raises(TrainingError, match="other images, labels or folds"):
-        train_run(config, flipped, cache_dir, run_dir)
+        train_run(config, TrainingData(flipped, cache_dir), run_dir)
 
 
 def test_held_out_fold_of_one_class_is_said_so_and_keeps_the_epoch_of_lowest_loss(
@@ -281,20 +284,20 @@ def test_held_out_fold_of_one_class_is_said_so_and_keeps_the_epoch_of_lowest_los
     few = images[(images.cancer == 0) | (images.patient_id == positive)]
     folds = assign_folds(few, 2, 0)
     without = 1 - int(folds.fold[folds.patient_id == positive].iloc[0])
-    train_run(make_config(settings, folds=(without,), epochs=2), few, cache_dir, tmp_path / "run")
+    train_run(make_config(settings, folds=(without,), epochs=2), TrainingData(few, cache_dir), tmp_path / "run")
     assert f"Fold {without} holds out breasts of one class alone" in capsys.readouterr().out
     history = pd.read_csv(tmp_path / "run" / "history.csv")
     assert history.valid_auc.isna().all()
     with safetensors.safe_open(tmp_path / "run" / f"fold{without}" / "weights.safetensors", "pt") as file:
         assert int(file.metadata()["epoch"]) == history.valid_loss.idxmin()
     with pytest.raises(TrainingError, match=f"Fold {1 - without}: all .* show no cancer: there is nothing to tell apart"):
-        train_run(make_config(settings, folds=(1 - without,), epochs=2), few, cache_dir, tmp_path / "other")
+        train_run(make_config(settings, folds=(1 - without,), epochs=2), TrainingData(few, cache_dir), tmp_path / "other")
 
 
 def test_disk_that_fills_up_ends_the_run_with_the_remedy_and_loses_no_epoch(images, cache_dir, settings, tmp_path):
     resource = pytest.importorskip("resource")  # a limit on a file's size fails like a full disk does
     config = make_config(settings, folds=(0,))
-    whole = train_run(config, images, cache_dir, tmp_path / "whole")
+    whole = train_run(config, TrainingData(images, cache_dir), tmp_path / "whole")
     epoch = Fitting._epoch
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -308,23 +311,23 @@ def test_disk_that_fills_up_ends_the_run_with_the_remedy_and_loses_no_epoch(imag
         patch.setattr(Fitting, "_epoch", fill_in_second)
         try:
             with pytest.raises(TrainingError, match="can't be written .*make room and run again"):
-                train_run(config, images, cache_dir, tmp_path / "run")
+                train_run(config, TrainingData(images, cache_dir), tmp_path / "run")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert len(torch.load(tmp_path / "run" / "fold0" / "checkpoint.pt", weights_only=True)["history"]) == 1
     assert not [path for path in (tmp_path / "run" / "fold0").iterdir() if path.name.startswith(".")]
-    pd.testing.assert_frame_equal(whole, train_run(config, images, cache_dir, tmp_path / "run"))
+    pd.testing.assert_frame_equal(whole, train_run(config, TrainingData(images, cache_dir), tmp_path / "run"))
 
 
 def test_boxes_are_predicted_out_of_fold_in_pixels_of_the_files(competition, images, cache_dir, settings, tmp_path):
     boxes, _ = read_truth(competition)
     config = make_config(settings, epochs=1, model={"box_head": True}, box_weight=1.0)
-    train_run(config, images, cache_dir, tmp_path / "run", boxes=boxes)
+    train_run(config, TrainingData(images, cache_dir, boxes=boxes), tmp_path / "run")
     predicted = pd.read_csv(tmp_path / "run" / "boxes.csv", dtype={"image_id": str})
     assert sorted(predicted.image_id) == sorted(images.image_id)
     assert (predicted.x_max > predicted.x_min).all() and predicted.x_max.max() > 2  # pixels, not shares
     with pytest.raises(TrainingError, match="need boxes: give boxes_path"):
-        train_run(config, images, cache_dir, tmp_path / "other")
+        train_run(config, TrainingData(images, cache_dir), tmp_path / "other")
 
 
 def test_weights_of_another_version_of_the_kit_are_refused(run, tmp_path):
@@ -339,7 +342,7 @@ def test_weights_of_another_version_of_the_kit_are_refused(run, tmp_path):
 def test_patches_teach_the_encoder_that_the_whole_image_model_starts_from(competition, images, cache_dir, settings, tmp_path):
     boxes, _ = read_truth(competition)
     config = make_config(settings, folds=(0,), epochs=1, learning_rate=1e-30, patch_epochs=1, patch_size=32, ema_decay=0.0)
-    train_run(config, images, cache_dir, tmp_path / "run", boxes=boxes)
+    train_run(config, TrainingData(images, cache_dir, boxes=boxes), tmp_path / "run")
     whole, patches = weights_of(tmp_path / "run"), weights_of(tmp_path / "run" / "fold0" / "patches", None)
     kernels = [key for key in whole if key.startswith("encoder.") and key.endswith("weight")]
     assert kernels and all(torch.equal(whole[key], patches[key]) for key in kernels)
@@ -348,7 +351,7 @@ def test_patches_teach_the_encoder_that_the_whole_image_model_starts_from(compet
 def test_patch_training_is_not_repeated_by_a_resumed_run(competition, images, cache_dir, settings, tmp_path, monkeypatch):
     boxes, _ = read_truth(competition)
     config = make_config(settings, folds=(0,), epochs=2, patch_epochs=1, patch_size=32)
-    whole = train_run(config, images, cache_dir, tmp_path / "whole", boxes=boxes)
+    whole = train_run(config, TrainingData(images, cache_dir, boxes=boxes), tmp_path / "whole")
     train_epoch, trained = Fitting._train, []
 
     def kill(self, epoch, bar):
@@ -359,20 +362,20 @@ def test_patch_training_is_not_repeated_by_a_resumed_run(competition, images, ca
 
     monkeypatch.setattr(Fitting, "_train", kill)
     with pytest.raises(KeyboardInterrupt):
-        train_run(config, images, cache_dir, tmp_path / "run", boxes=boxes)
-    resumed = train_run(config, images, cache_dir, tmp_path / "run", boxes=boxes)
+        train_run(config, TrainingData(images, cache_dir, boxes=boxes), tmp_path / "run")
+    resumed = train_run(config, TrainingData(images, cache_dir, boxes=boxes), tmp_path / "run")
     assert trained == [("patches", 0), ("fold0", 0), ("fold0", 1), ("fold0", 1)]
     pd.testing.assert_frame_equal(whole, resumed)
 
 
 def test_level_breast_predicts_each_breast_once(images, cache_dir, settings, tmp_path):
     config = make_config(settings, epochs=1, model={"level": "breast"}, auxiliary_weight=0.1)
-    oof = train_run(config, images, cache_dir, tmp_path / "run")
+    oof = train_run(config, TrainingData(images, cache_dir), tmp_path / "run")
     assert sorted(oof.prediction_id) == sorted(images.prediction_id.unique()) and (oof.image_id == "").all()
 
 
 def test_weights_are_the_same_whichever_processes_load(images, cache_dir, settings, tmp_path):
     config = make_config(settings, folds=(0,), keep_epoch="last")
     for name, workers in {"none": 0, "two": 2}.items():
-        train_run(config, images, cache_dir, tmp_path / name, Execution(num_workers=workers))
+        train_run(config, TrainingData(images, cache_dir), tmp_path / name, Execution(num_workers=workers))
     assert equal_weights(weights_of(tmp_path / "none"), weights_of(tmp_path / "two"))

@@ -11,6 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from tests.helpers import make_config
+from utils.images.training_data import TrainingData
 from utils.networks.encoders import build_encoder
 from utils.phantom.competition import TRUTH_FOLDER
 from utils.runs.summary import oof_summary
@@ -18,7 +19,9 @@ from utils.runs.tables import read_oof
 from utils.tables.boxes import read_boxes
 from utils.tables.competition import assign_folds
 from utils.tables.vocabulary import Vocabulary
-from utils.training.folds import load_fold, make_dataset, train_run
+from utils.training.dataset import make_dataset
+from utils.training.fold_weights import load_fold
+from utils.training.folds import train_run
 from utils.training.probe import INVERSE_PENALTY, LEAST_SPREAD, fit_head
 
 
@@ -77,7 +80,7 @@ def test_logit_moves_to_the_share_of_positives_that_training_draws():
 
 def test_run_of_no_epochs_keeps_its_encoder_and_predicts_with_the_regression(images, cache_dir, config, tmp_path, weights_path):
     run = tmp_path / "run"
-    oof = train_run(config(epochs=0), images, cache_dir, run)
+    oof = train_run(config(epochs=0), TrainingData(images, cache_dir), run)
     model, _ = load_fold(config(epochs=0), run / "fold0")
     model.eval()
     start = safetensors.torch.load_file(weights_path)
@@ -94,13 +97,13 @@ def test_run_of_no_epochs_keeps_its_encoder_and_predicts_with_the_regression(ima
     wanted = make_pipeline(StandardScaler(), LogisticRegression(C=INVERSE_PENALTY, max_iter=1000))
     wanted.fit(features[:, varies], inside.cancer)
     np.testing.assert_allclose(oof.logit, wanted.decision_function(asked[:, varies]), atol=1e-2)
-    assert train_run(config(epochs=0), images, cache_dir, run).equals(oof)  # finished: nothing is done again
+    assert train_run(config(epochs=0), TrainingData(images, cache_dir), run).equals(oof)  # finished: nothing is done again
 
 
 def test_training_starts_from_the_regression_and_the_summary_shows_both(images, cache_dir, config, tmp_path):
-    train_run(config(epochs=0), images, cache_dir, tmp_path / "probe")
+    train_run(config(epochs=0), TrainingData(images, cache_dir), tmp_path / "probe")
     barely = config(epochs=1, learning_rate=1e-9, freeze_norms=True)
-    train_run(barely, images, cache_dir, tmp_path / "run")
+    train_run(barely, TrainingData(images, cache_dir), tmp_path / "run")
     before, after = (read_oof(tmp_path / name / "oof.csv") for name in ("probe", "run"))
     np.testing.assert_allclose(before.logit, after.logit, atol=1e-3)
     assert read_oof(tmp_path / "run" / "probe.csv").equals(before)
@@ -110,7 +113,7 @@ def test_training_starts_from_the_regression_and_the_summary_shows_both(images, 
 
 def test_network_from_scratch_has_no_floor(images, cache_dir, settings, tmp_path):
     run = tmp_path / "run"
-    train_run(make_config(settings, folds=(0,), epochs=1), images, cache_dir, run)
+    train_run(make_config(settings, folds=(0,), epochs=1), TrainingData(images, cache_dir), run)
     assert not (run / "probe.csv").exists() and not (run / "fold0" / "probe.csv").exists()
     assert "its encoder before training" not in oof_summary(run, assign_folds(images, 2, 0)).index
 
@@ -126,18 +129,18 @@ def test_resumed_run_is_not_probed_again(images, cache_dir, config, tmp_path, mo
 
     monkeypatch.setattr(fitting.Fitting, "_write", killed)
     with pytest.raises(KeyboardInterrupt):
-        train_run(config(epochs=2), images, cache_dir, run)
+        train_run(config(epochs=2), TrainingData(images, cache_dir), run)
     monkeypatch.setattr(fitting.Fitting, "_write", write)
     monkeypatch.setattr(fitting, "fit_head", lambda *arguments: 1 / 0)
     probed = pd.read_csv(run / "fold0" / "probe.csv")
-    train_run(config(epochs=2), images, cache_dir, run)
+    train_run(config(epochs=2), TrainingData(images, cache_dir), run)
     assert pd.read_csv(run / "probe.csv").equals(probed)
 
 
 def test_patch_run_without_epochs_is_a_regression_on_what_patches_taught(images, cache_dir, settings, competition, tmp_path):
     boxes = read_boxes(competition / TRUTH_FOLDER / "boxes.csv")
     config = make_config(settings, "test_resnet", folds=(0,), epochs=0, patch_epochs=1, patch_size=32)
-    train_run(config, images, cache_dir, tmp_path / "run", boxes=boxes)
+    train_run(config, TrainingData(images, cache_dir, boxes=boxes), tmp_path / "run")
     patches = safetensors.torch.load_file(tmp_path / "run" / "fold0" / "patches" / "weights.safetensors")
     whole = safetensors.torch.load_file(tmp_path / "run" / "fold0" / "weights.safetensors")
     assert all(torch.equal(value, patches[key]) for key, value in whole.items() if key.startswith("encoder."))

@@ -12,6 +12,7 @@ import torch
 
 from tests.helpers import TINY, killed_in_second_epoch, make_config
 from utils.core.environment import write_json
+from utils.images.training_data import TrainingData
 from utils.kaggle.preflight_training import check_start
 from utils.networks.models import build_model
 from utils.phantom.competition import read_truth
@@ -21,7 +22,8 @@ from utils.runs.run import Run
 from utils.runs.starts import Start, read_start
 from utils.tables.competition import assign_folds
 from utils.training.fitting import Fitting
-from utils.training.folds import load_fold, train_run
+from utils.training.fold_weights import load_fold
+from utils.training.folds import train_run
 from utils.training.sources import find_starts, open_source
 
 ONE_EPOCH = {"epochs": 1, "keep_epoch": "last"}
@@ -31,7 +33,7 @@ ONE_EPOCH = {"epochs": 1, "keep_epoch": "last"}
 def source(images, cache_dir, tmp_path_factory):
     """A finished run of two folds."""
     run_dir = tmp_path_factory.mktemp("source") / "cnn"
-    train_run(make_config(TINY, **ONE_EPOCH), images, cache_dir, run_dir)
+    train_run(make_config(TINY, **ONE_EPOCH), TrainingData(images, cache_dir), run_dir)
     return run_dir
 
 
@@ -61,7 +63,7 @@ def first_encoders(monkeypatch):
     found, run = {}, Fitting.run
 
     def remember(self):
-        found[self.fold] = {key: value.clone() for key, value in self.learner.model.encoder.state_dict().items()}
+        found[self.data.fold] = {key: value.clone() for key, value in self.learner.model.encoder.state_dict().items()}
         run(self)
 
     monkeypatch.setattr(Fitting, "run", remember)
@@ -77,7 +79,7 @@ def test_each_fold_starts_from_the_encoder_that_never_saw_its_patients(
     source, images, cache_dir, tmp_path, monkeypatch, capsys
 ):
     found = first_encoders(monkeypatch)
-    train_run(config_from(source), images, cache_dir, tmp_path / "next")
+    train_run(config_from(source), TrainingData(images, cache_dir), tmp_path / "next")
     for fold in (0, 1):
         file = source / f"fold{fold}" / "weights.safetensors"
         assert same(found[fold], weights(file))
@@ -88,7 +90,7 @@ def test_each_fold_starts_from_the_encoder_that_never_saw_its_patients(
 
 def test_other_split_of_the_same_patients_is_refused_before_any_work(source, images, cache_dir, tmp_path):
     with pytest.raises(LeakError, match=r"fold1.* was trained on \d+ of the 8 patients whom fold 0 holds out.*seed 0"):
-        train_run(config_from(source, seed=5), images, cache_dir, tmp_path / "next")
+        train_run(config_from(source, seed=5), TrainingData(images, cache_dir), tmp_path / "next")
     assert not (tmp_path / "next").exists()
 
 
@@ -116,7 +118,7 @@ def test_patients_of_extra_sets_count_as_seen(source, others, images, tmp_path):
 
 def test_patients_of_ancestors_count_as_seen(source, images, others, cache_dir, tmp_path):
     """The first run's patients come back in the third, in other folds: the second, of other patients, passes them on."""
-    train_run(config_from(source, seed=1), others, cache_dir, tmp_path / "second")
+    train_run(config_from(source, seed=1), TrainingData(others, cache_dir), tmp_path / "second")
     oof = Run(tmp_path / "second").oof()
     assert len(oof) == len(others)
     assert start_numbers(config_from(tmp_path / "second"), images) == start_numbers(config_from(source), images)
@@ -128,7 +130,7 @@ def test_patients_of_ancestors_count_as_seen(source, images, others, cache_dir, 
 
 
 def test_out_of_fold_table_of_a_run_whose_start_had_seen_its_patients_is_refused(source, images, cache_dir, tmp_path):
-    train_run(config_from(source), images, cache_dir, tmp_path / "next")
+    train_run(config_from(source), TrainingData(images, cache_dir), tmp_path / "next")
     Run(tmp_path / "next").oof()
     start = json.loads((tmp_path / "next" / "fold0" / "start.json").read_text())
     write_json(tmp_path / "next" / "fold0" / "start.json", start | {"seen": sorted(images.patient_id.unique())})
@@ -148,9 +150,9 @@ def test_file_that_left_its_run_is_taken_with_a_warning_which_its_descendants_re
     source, images, cache_dir, tmp_path, capsys
 ):
     shutil.copy(source / "fold0" / "weights.safetensors", tmp_path / "lost.safetensors")
-    train_run(config_from(tmp_path / "lost.safetensors"), images, cache_dir, tmp_path / "second")
+    train_run(config_from(tmp_path / "lost.safetensors"), TrainingData(images, cache_dir), tmp_path / "second")
     assert "nothing tells on which patients" in capsys.readouterr().out
-    train_run(config_from(tmp_path / "second"), images, cache_dir, tmp_path / "third")
+    train_run(config_from(tmp_path / "second"), TrainingData(images, cache_dir), tmp_path / "third")
     assert "nothing tells on which patients" in capsys.readouterr().out
 
 
@@ -166,11 +168,11 @@ def test_hybrid_gives_and_takes_the_network_of_the_same_name(images, cache_dir, 
         config = make_config(TINY, "rnn", **ONE_EPOCH, folds=(0,), batch_size=16)
         return replace(config, model=replace(config.model, encoders=("cnn", "test_resnet"), **model))
 
-    train_run(hybrid(), images, cache_dir, tmp_path / "rnn")
+    train_run(hybrid(), TrainingData(images, cache_dir), tmp_path / "rnn")
     found = first_encoders(monkeypatch)
-    train_run(config_from(tmp_path / "rnn", "test_resnet", folds=(0,)), images, cache_dir, tmp_path / "resnet")
+    train_run(config_from(tmp_path / "rnn", "test_resnet", folds=(0,)), TrainingData(images, cache_dir), tmp_path / "resnet")
     assert same(found[0], weights(tmp_path / "rnn" / "fold0" / "weights.safetensors", "encoders.1."))
-    train_run(config_from(tmp_path / "rnn", folds=(0,)), images, cache_dir, tmp_path / "cnn")
+    train_run(config_from(tmp_path / "rnn", folds=(0,)), TrainingData(images, cache_dir), tmp_path / "cnn")
     assert same(found[0], weights(tmp_path / "rnn" / "fold0" / "weights.safetensors", "encoders.0."))
     file = tmp_path / "resnet" / "fold0" / "weights.safetensors"
     _, vocabulary = load_fold(hybrid(), tmp_path / "rnn" / "fold0")
@@ -191,9 +193,9 @@ def test_patches_of_a_run_that_was_stopped_after_them_start_whole_images(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Fitting, "run", stop)
-        train_run(config, images, cache_dir, tmp_path / "patches", boxes=read_truth(competition)[0])
+        train_run(config, TrainingData(images, cache_dir, boxes=read_truth(competition)[0]), tmp_path / "patches")
     found = first_encoders(monkeypatch)
-    train_run(config_from(tmp_path / "patches", folds=(0,)), images, cache_dir, tmp_path / "whole")
+    train_run(config_from(tmp_path / "patches", folds=(0,)), TrainingData(images, cache_dir), tmp_path / "whole")
     assert same(found[0], weights(tmp_path / "patches" / "fold0" / "patches" / "weights.safetensors"))
     assert read_start(tmp_path / "whole" / "fold0").file == "fold0/patches/weights.safetensors"
     with pytest.raises(LeakError, match="Let train.ipynb finish fold1 there"):
@@ -218,7 +220,7 @@ def killed_run(source, images, cache_dir, run_dir, monkeypatch):
     """A run that was killed in its second epoch; gives its configuration."""
     config = config_from(source, folds=(0,), epochs=2)
     with killed_in_second_epoch(monkeypatch):
-        train_run(config, images, cache_dir, run_dir)
+        train_run(config, TrainingData(images, cache_dir), run_dir)
     return config
 
 
@@ -227,10 +229,10 @@ def test_killed_run_resumes_from_a_source_that_moved_to_the_same_result(source, 
     config = killed_run(tmp_path / "here", images, cache_dir, tmp_path / "run", monkeypatch)
     (tmp_path / "here").rename(tmp_path / "there")
     with pytest.raises(TrainingError, match=r"started from other weights than those of .*here.*Name where they are"):
-        train_run(config, images, cache_dir, tmp_path / "run")
+        train_run(config, TrainingData(images, cache_dir), tmp_path / "run")
     moved = config_from(tmp_path / "there", folds=(0,), epochs=2)
-    resumed = train_run(moved, images, cache_dir, tmp_path / "run")
-    pd.testing.assert_frame_equal(resumed, train_run(moved, images, cache_dir, tmp_path / "whole"))
+    resumed = train_run(moved, TrainingData(images, cache_dir), tmp_path / "run")
+    pd.testing.assert_frame_equal(resumed, train_run(moved, TrainingData(images, cache_dir), tmp_path / "whole"))
 
 
 def test_source_that_changed_is_noticed(source, images, cache_dir, tmp_path, monkeypatch):
@@ -238,15 +240,15 @@ def test_source_that_changed_is_noticed(source, images, cache_dir, tmp_path, mon
     config = killed_run(tmp_path / "source", images, cache_dir, tmp_path / "run", monkeypatch)
     shutil.copy(source / "fold1" / "weights.safetensors", tmp_path / "source" / "fold0" / "weights.safetensors")
     with pytest.raises(TrainingError, match="missing or were changed"):
-        train_run(config, images, cache_dir, tmp_path / "run")
+        train_run(config, TrainingData(images, cache_dir), tmp_path / "run")
 
 
 def test_finished_run_needs_its_source_no_more(source, images, cache_dir, tmp_path):
     shutil.copytree(source, tmp_path / "source")
     config = config_from(tmp_path / "source")
-    oof = train_run(config, images, cache_dir, tmp_path / "run")
+    oof = train_run(config, TrainingData(images, cache_dir), tmp_path / "run")
     shutil.rmtree(tmp_path / "source")
-    pd.testing.assert_frame_equal(train_run(config, images, cache_dir, tmp_path / "run"), oof)
+    pd.testing.assert_frame_equal(train_run(config, TrainingData(images, cache_dir), tmp_path / "run"), oof)
     load_fold(config, tmp_path / "run" / "fold1")
     Run(tmp_path / "run").oof()
 
@@ -256,11 +258,11 @@ def test_run_does_not_go_on_from_another_source(source, images, cache_dir, tmp_p
     other = safetensors.torch.load_file(source / "fold1" / "weights.safetensors")
     with safetensors.safe_open(source / "fold1" / "weights.safetensors", "pt") as file:
         safetensors.torch.save_file(other, tmp_path / "other" / "fold0" / "weights.safetensors", file.metadata())
-    train_run(config_from(source, folds=(0,)), images, cache_dir, tmp_path / "run")
+    train_run(config_from(source, folds=(0,)), TrainingData(images, cache_dir), tmp_path / "run")
     with pytest.raises(TrainingError, match="fold0 started from other weights"):
-        train_run(config_from(tmp_path / "other", folds=(1,)), images, cache_dir, tmp_path / "run")
+        train_run(config_from(tmp_path / "other", folds=(1,)), TrainingData(images, cache_dir), tmp_path / "run")
     with pytest.raises(TrainingError, match="other settings .model."):
-        train_run(make_config(TINY, **ONE_EPOCH, folds=(1,)), images, cache_dir, tmp_path / "run")
+        train_run(make_config(TINY, **ONE_EPOCH, folds=(1,)), TrainingData(images, cache_dir), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -280,7 +282,7 @@ def test_broken_record_of_a_start_is_refused(tmp_path, change):
 
 def start_findings(source, images, run_dir, is_sure=True, **changes):
     config = replace(make_config(TINY, model={"weights_path": str(source)}), **changes)
-    return [(finding.is_fatal, str(finding)) for finding in check_start(config, images, run_dir, is_sure)]
+    return [(finding.is_fatal, str(finding)) for finding in check_start(config, TrainingData(images, ""), run_dir, is_sure)]
 
 
 def test_preflight_takes_a_run_that_fits_and_refuses_others(source, images, tmp_path):

@@ -27,8 +27,8 @@ from utils.metrics.scores import decide
 from utils.networks.encoders import CNN_CHANNELS, Encoder, PlainCnn, build_encoder
 from utils.runs.config import TrainConfig
 from utils.runs.run import Run
-from utils.training.dataset import ImageDataset
-from utils.training.folds import load_fold, make_dataset
+from utils.training.dataset import ImageDataset, make_dataset
+from utils.training.fold_weights import load_fold
 from utils.training.inference import forward
 from utils.training.loading import Batch, make_loader
 

@@ -8,7 +8,8 @@ from utils.core.environment import pick_device
 from utils.metrics.scores import sigmoid
 from utils.runs.oof import aggregate, one_image_per_breast
 from utils.runs.run import Run
-from utils.training.folds import load_fold, make_dataset
+from utils.training.dataset import make_dataset
+from utils.training.fold_weights import load_fold
 from utils.training.inference import predict_logits
 
 TRAINING_PATIENTS = 200  # patients to predict again

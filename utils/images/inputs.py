@@ -6,9 +6,9 @@ from pathlib import Path
 import pandas as pd
 
 from utils.core.environment import KitError, competition_folder, find_competition, resolve, working_dir
-from utils.images.boxes import box_counts
 from utils.images.cache import attached_cache_dir, build_cache, default_cache_dir
 from utils.images.settings import CacheSettings
+from utils.images.training_data import TrainingData
 from utils.phantom.competition import BOXES_FILE as PHANTOM_BOXES
 from utils.phantom.competition import is_phantom_competition, make_competition
 from utils.tables.boxes import BOXES_FILE, read_boxes
@@ -46,6 +46,20 @@ class Inputs:
         images = self.images(split)
         print(f"Pictures of {split}: {self.settings.image_height} x {self.settings.image_width} px, cached in {self.cache_dir}")
         return images, build_cache(images, self.competition_dir, split, self.cache_dir, self.settings, num_workers, cluster)
+
+    def training_data(self, boxes: pd.DataFrame | None = None, extra_competition_dirs: str = "") -> TrainingData:
+        """Return what a run would train on, before any image is preprocessed; the boxes are from `boxes`."""
+        extra = self.extra_images(extra_competition_dirs)
+        return TrainingData(self.images("train"), self.cache_dir, boxes, extra, self.is_phantom, self.smoke_test)
+
+    def cached_training_data(
+        self, num_workers: int, boxes: pd.DataFrame | None = None, extra_competition_dirs: str = ""
+    ) -> TrainingData:
+        """Return what a run trains on, after preprocessing the images that the caches lack; unreadable ones are left out."""
+        images, manifest = self.cached("train", num_workers)
+        usable = images[(manifest.error == "").to_numpy()]
+        extra = self.extra(extra_competition_dirs, num_workers)
+        return TrainingData(usable, self.cache_dir, boxes, extra, self.is_phantom, self.smoke_test)
 
     def extra_images(self, extra_competition_dirs: str) -> pd.DataFrame | None:
         """Train tables of other sets, as `extra` gives them, before their images are preprocessed."""
@@ -110,14 +124,6 @@ class Inputs:
         for table in (read_boxes(path) for path in others if path.is_file()):
             tables.append(table[~table.image_id.isin(known)])
         return pd.concat(tables, ignore_index=True) if tables else None
-
-
-def describe_boxes(boxes: pd.DataFrame | None, images: pd.DataFrame, extra: pd.DataFrame | None) -> str:
-    """Say how many images of which set have boxes."""
-    if boxes is None:
-        return "No boxes are used."
-    sets = {"the competition": images} | ({} if extra is None else dict(list(extra.groupby("extra_set"))))
-    return box_counts(boxes, sets)
 
 
 def open_inputs(

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 import torch
 
 from utils.core.environment import KitError, on_kaggle, read_json
 from utils.core.parallel import dask_client
 from utils.images.inputs import Inputs
+from utils.images.training_data import TrainingData
 from utils.kaggle.findings import GIGABYTE, Finding, refusals, report
 from utils.kaggle.gpus import check_gpus, check_processes, describe_gpus
 from utils.kaggle.machine import check_disks, check_hub, check_memory, describe_machine
@@ -20,7 +20,6 @@ from utils.kaggle.preflight import check_images, count_missing, room_for
 from utils.runs.config import TrainConfig
 from utils.runs.execution import Execution
 from utils.runs.folder import check_same_config, check_same_patients
-from utils.tables.competition import assign_folds
 from utils.training.checks import check_training
 from utils.training.sources import find_starts
 from utils.training.trial import try_networks
@@ -29,24 +28,14 @@ RUN_BYTES = 2 * GIGABYTE  # four folds of resnet50 with 0.1 GB each, and the che
 
 
 def preflight_training(
-    inputs: Inputs,
-    config: TrainConfig,
-    execution: Execution,
-    run_dir: Path,
-    boxes: pd.DataFrame | None,
-    extra: pd.DataFrame | None,
-    num_workers: int,
+    inputs: Inputs, data: TrainingData, config: TrainConfig, execution: Execution, run_dir: Path, num_workers: int
 ) -> None:
     """Check what a training and its preprocessing need, and print warnings.
 
     Parameters
     ----------
-    inputs, config, execution, run_dir
-        As for the training itself.
-    boxes : DataFrame or None
-        From `Inputs.boxes`; None if boxes are not used.
-    extra : DataFrame or None
-        From `Inputs.extra_images`.
+    data : TrainingData
+        From `Inputs.training_data`.
     num_workers : int
         Number of decoding processes.
 
@@ -55,31 +44,31 @@ def preflight_training(
     PreflightError
         If a problem is fatal; it lists all fatal problems.
     """
-    missing, images = count_missing(inputs, ["train"]), inputs.images("train")
+    missing = count_missing(inputs, ["train"])
     is_real = not (inputs.is_phantom or inputs.smoke_test)
     written = room_for(inputs, missing) | {run_dir: RUN_BYTES if is_real else 0.0}
     findings = [*check_disks(written), *check_memory(num_workers), *check_gpus(is_real), *check_images(inputs, missing)]
     findings += _waiting_gpu(inputs, missing)
-    findings += refusals(lambda: check_training(config, images, execution, boxes, extra))
+    findings += refusals(lambda: check_training(config, data, execution))
     if (run_dir / "config.json").is_file():
         findings += refusals(lambda: check_same_config(run_dir, config))
-        findings += refusals(lambda: check_same_patients(run_dir, images))
+        findings += refusals(lambda: check_same_patients(run_dir, data.images))
     findings += refusals(lambda: try_networks(config, execution))
-    findings += check_start(config, images, run_dir, is_sure=not missing["train"])
+    findings += check_start(config, data, run_dir, is_sure=not missing["train"])
     if config.model.pretrained and not config.model.weights_path:
         findings += check_hub()
     findings += [*check_processes(execution.num_processes), *_check_services(execution)]
     report(findings, describe_machine(describe_gpus()))
 
 
-def check_start(config: TrainConfig, images: pd.DataFrame, run_dir: Path, is_sure: bool) -> Iterator[Finding]:
+def check_start(config: TrainConfig, data: TrainingData, run_dir: Path, is_sure: bool) -> Iterator[Finding]:
     """If weights_path is a run, check that none of its networks has seen a patient of the held-out fold.
 
     ``is_sure`` means that all images are known to be readable. Otherwise the folds may differ, and findings only warn.
     """
     if config.model.weights_path:
         with contextlib.suppress(KitError):  # check_training reports it
-            images = assign_folds(images, config.n_folds, config.seed, config.fold_by)
+            images = data.with_folds(config.n_folds, config.seed, config.fold_by).images
             for finding in refusals(lambda: find_starts(config, images, run_dir)):
                 yield replace(finding, is_fatal=is_sure)
 

@@ -153,9 +153,8 @@ def _train_example(folder: Path) -> Path:
     print("Training a small run on the phantom ...", flush=True)
     make_competition(folder / "competition", 16, 1, 96, positive_share=0.5)
     inputs = open_inputs(folder / "competition", folder / "cache", *EXAMPLE_SIZE)
-    images, manifest = inputs.cached("train", cpu_count())
     config = TrainConfig(ModelConfig("cnn", *EXAMPLE_SIZE), inputs.settings, **EXAMPLE)
-    train_run(config, images[(manifest.error == "").to_numpy()], inputs.cache_dir, folder / "cnn-example", is_phantom=True)
+    train_run(config, inputs.cached_training_data(cpu_count()), folder / "cnn-example")
     return folder / "cnn-example"
 
 

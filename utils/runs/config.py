@@ -264,6 +264,11 @@ class TrainConfig:
             raise TrainingError("patch_epochs trains one encoder, and rnn has several: choose another architecture.")
 
     @property
+    def needs_boxes(self) -> bool:
+        """Whether boxes are learned, or patches are cut around them."""
+        return self.box_weight > 0 or self.patch_epochs > 0
+
+    @property
     def starts_trained(self) -> bool:
         """Whether the encoders of whole images start from weights that were trained before."""
         return self.model.pretrained or bool(self.model.weights_path) or self.patch_epochs > 0

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 
 from utils.core.environment import write_csv, write_json
 from utils.images.cache import picture_path
+from utils.images.training_data import TrainingData
 from utils.runs.code import changed_versions, code_versions
 from utils.runs.config import TrainConfig, TrainingError
 from utils.runs.run import Run, read_fold_oof
@@ -26,31 +27,17 @@ MAY_CHANGE = ("folds", "micro_batch_size", "activation_checkpointing")  # from o
 SHOWN_IMAGES = 3
 
 
-def claim_run(
-    run_dir: Path,
-    config: TrainConfig,
-    images: pd.DataFrame,
-    data_hash: str,
-    is_phantom: bool,
-    extra: pd.DataFrame | None = None,
-    smoke_test: bool = False,
-) -> None:
+def claim_run(run_dir: Path, config: TrainConfig, data: TrainingData, data_hash: str) -> None:
     """Write the configuration into a new run folder, or check that it is that of an existing one.
 
-    Warn where an existing run was started with other code.
+    Warn if an existing run was started with other code.
 
     Parameters
     ----------
-    run_dir : Path
-    config : TrainConfig
-    images : DataFrame
-        With the column ``fold``.
+    data : TrainingData
+        With folds.
     data_hash : str
         From `hash_data`.
-    is_phantom : bool
-    extra : DataFrame, optional
-        Images of other sets; they count neither in the folds nor in the prevalence.
-    smoke_test : bool
 
     Raises
     ------
@@ -59,8 +46,9 @@ def claim_run(
     """
     path = run_dir / "config.json"
     if path.is_file():
-        _check_same(run_dir, config, images, data_hash)
+        _check_same(run_dir, config, data.images, data_hash)
         return
+    images, extra = data.images, data.extra
     folds = images[["patient_id", "fold"]].drop_duplicates().sort_values("patient_id")
     write_csv(run_dir / "folds.csv", folds)
     if extra is not None:
@@ -69,8 +57,8 @@ def claim_run(
         "prevalence": float(images.groupby("prediction_id").cancer.first().mean()),
         "settings_hash": config.preprocessing.hash,
         "data_hash": data_hash,
-        "phantom": is_phantom,
-        "smoke_test": smoke_test,
+        "phantom": data.is_phantom,
+        "smoke_test": data.smoke_test,
         "extra_sets": {} if extra is None else extra.groupby("extra_set", sort=False).size().to_dict(),
         "versions": code_versions(),
     }
@@ -139,19 +127,17 @@ def _other_data(run_dir: Path) -> TrainingError:
     )
 
 
-def hash_data(
-    images: pd.DataFrame, cache_dir: str | Path, boxes: pd.DataFrame | None = None, extra: pd.DataFrame | None = None
-) -> str:
-    """Hash a train table, the sizes of its cached pictures, the boxes, and the images of other sets with their pictures.
+def hash_data(data: TrainingData) -> str:
+    """Hash a train table, the sizes of its cached images, the boxes, and the images of other sets.
 
     Raises
     ------
     TrainingError
-        If a cache lacks pictures; names the first.
+        If a cache lacks images; names the first.
     """
-    tables = [_with_sizes(images, cache_dir), *([] if boxes is None else [boxes])]
-    if extra is not None:  # where their caches lie does not matter
-        parts = extra.groupby("cache_dir", sort=False)
+    tables = [_with_sizes(data.images, data.cache_dir), *([] if data.boxes is None else [data.boxes])]
+    if data.extra is not None:  # where their caches are does not matter
+        parts = data.extra.groupby("cache_dir", sort=False)
         tables += [_with_sizes(part.drop(columns="cache_dir"), folder) for folder, part in parts]
     text = "".join(table.to_csv(index=False) for table in tables)
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]

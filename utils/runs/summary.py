@@ -23,7 +23,7 @@ def oof_summary(run_dir: Path, images: pd.DataFrame, seed: int = 0) -> pd.DataFr
     ----------
     run_dir : Path
     images : DataFrame
-        The run's training table, with the column ``fold``.
+        The run's training table.
     seed : int
 
     Returns
@@ -31,7 +31,8 @@ def oof_summary(run_dir: Path, images: pd.DataFrame, seed: int = 0) -> pd.DataFr
     DataFrame
         AUC with its 95 % interval, breasts and positives, one row each.
     """
-    oof, metadata = Run(run_dir).oof(), metadata_oof(images)
+    run = Run(run_dir)
+    oof, metadata = run.oof(), metadata_oof(images.assign(fold=run.fold_of(images.patient_id)).dropna(subset=["fold"]))
     metadata = metadata[metadata.fold.isin(oof.fold.unique())]
     tables = {run_dir.name: oof}
     if (run_dir / PROBE_FILE).is_file():

@@ -24,7 +24,8 @@ from utils.submission.acceleration import Accelerated, accelerate, offered
 from utils.submission.deadline import Plan, Work
 from utils.submission.draft import SubmissionError
 from utils.tables.vocabulary import Vocabulary
-from utils.training.folds import load_fold, make_dataset
+from utils.training.dataset import make_dataset
+from utils.training.fold_weights import load_fold
 from utils.training.inference import forward, forward_flipped
 from utils.training.loading import Batch, by_size, make_loader, split_batch
 from utils.training.optimisation import autocast, is_out_of_memory

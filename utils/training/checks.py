@@ -1,65 +1,51 @@
-"""What a training can't begin with: data that do not suit its configuration, told before any picture is made."""
+"""Refuse data that do not suit a configuration, before any image is preprocessed."""
 
 import pandas as pd
 
+from utils.images.training_data import TrainingData
 from utils.runs.config import TrainConfig, TrainingError
 from utils.runs.execution import Execution
 from utils.runs.leaks import check_features
-from utils.tables.competition import assign_folds
 from utils.tables.vocabulary import CATEGORIES
 
 NO_BOX = "No box lies in any of the images: is boxes_path the file of this competition, or of a set in extra_competition_dirs?"
 
 
-def check_training(
-    config: TrainConfig,
-    images: pd.DataFrame,
-    execution: Execution,
-    boxes: pd.DataFrame | None = None,
-    extra: pd.DataFrame | None = None,
-) -> pd.DataFrame:
+def check_training(config: TrainConfig, data: TrainingData, execution: Execution) -> TrainingData:
     """Refuse data that a configuration can't be trained on; the images need not be cached yet.
-
-    Parameters
-    ----------
-    config, images, execution, boxes, extra
-        As of `train_run`.
 
     Returns
     -------
-    DataFrame
-        ``images`` with the column ``fold``.
+    TrainingData
+        The same, with folds.
 
     Raises
     ------
     KitError
-        As `train_run` does of the data.
+        As `utils.training.folds.train_run` does because of the data.
     """
-    check_boxes(config, images, boxes, extra)
+    check_boxes(config, data)
     check_shares(config, execution)
     if config.model.reads_metadata:
-        check_features(images, ("age", "implant", *CATEGORIES))
-    if extra is not None:
-        check_apart(images, extra)
-    images = assign_folds(images, config.n_folds, config.seed, config.fold_by)
+        check_features(data.images, ("age", "implant", *CATEGORIES))
+    if data.extra is not None:
+        check_apart(data.images, data.extra)
+    data = data.with_folds(config.n_folds, config.seed, config.fold_by)
     for fold in config.folds or range(config.n_folds):
-        inside = images[images.fold != fold]
-        check_classes(inside, fold)
+        check_classes(data, fold)
         if config.patch_epochs:
-            check_patches(pd.concat([inside, extra]), boxes, fold)
-    return images
+            check_patches(data, fold)
+    return data
 
 
-def check_boxes(
-    config: TrainConfig, images: pd.DataFrame, boxes: pd.DataFrame | None, extra: pd.DataFrame | None = None
-) -> None:
-    """Refuse a configuration that needs boxes where there are none, or none of these images."""
-    if boxes is None and (config.box_weight or config.patch_epochs):
+def check_boxes(config: TrainConfig, data: TrainingData) -> None:
+    """Refuse a configuration that needs boxes if there are none, or none in these images."""
+    if data.boxes is None and config.needs_boxes:
         raise TrainingError(
             "box_weight and patch_epochs need boxes: give boxes_path, or other sets that hold a boxes.csv (utils.external"
             " writes it) in extra_competition_dirs."
         )
-    if boxes is not None and not boxes.image_id.isin(pd.concat([images, extra]).image_id).any():
+    if data.boxes is not None and not data.boxes.image_id.isin(pd.concat([data.images, data.extra]).image_id).any():
         raise TrainingError(NO_BOX)
 
 
@@ -82,20 +68,9 @@ def check_apart(images: pd.DataFrame, extra: pd.DataFrame) -> None:
         raise TrainingError(f"extra_competition_dirs: image {repeated.iloc[0]} comes twice. Name each set once.")
 
 
-def check_classes(inside: pd.DataFrame, fold: int) -> None:
-    """Refuse a fold that leaves one class to learn from.
-
-    Parameters
-    ----------
-    inside : DataFrame
-        Images of the other folds.
-    fold : int
-
-    Raises
-    ------
-    TrainingError
-        If all training images are of one class.
-    """
+def check_classes(data: TrainingData, fold: int) -> None:
+    """Refuse a fold whose training images of the competition are all of one class."""
+    inside = data.images[data.images.fold != fold]
     if inside.cancer.nunique() < 2:
         found = "cancer" if inside.cancer.any() else "no cancer"
         raise TrainingError(
@@ -104,15 +79,10 @@ def check_classes(inside: pd.DataFrame, fold: int) -> None:
         )
 
 
-def check_patches(inside: pd.DataFrame, boxes: pd.DataFrame, fold: int) -> None:
-    """Refuse a fold whose training images have no boxes to cut patches around.
-
-    Raises
-    ------
-    TrainingError
-        If no training image has a box.
-    """
-    if not inside.image_id.isin(boxes.image_id).any():
+def check_patches(data: TrainingData, fold: int) -> None:
+    """Refuse a fold whose training images have no boxes to cut patches around."""
+    inside = data.inside(fold)
+    if not inside.image_id.isin(data.boxes.image_id).any():
         raise TrainingError(
             f"Fold {fold}: patches need boxes, and none of the {len(inside)} images of the other folds has one. Add a set that"
             " has boxes to extra_competition_dirs, or set patch_epochs to 0."

@@ -4,6 +4,7 @@ Both kinds of item have the same form, so that one training loop serves both; `u
 of them is.
 """
 
+import copy
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property
@@ -18,6 +19,7 @@ from utils.core.environment import cpu_count
 from utils.images.boxes import largest_boxes
 from utils.images.cache import load_picture
 from utils.networks.auxiliary import auxiliary_targets
+from utils.runs.config import TrainConfig
 from utils.tables.vocabulary import Vocabulary
 from utils.training.augment import Augment
 
@@ -70,6 +72,12 @@ class ImageDataset(Dataset):
     @epoch.setter
     def epoch(self, number: int) -> None:
         self._epoch.fill_(number)
+
+    def plain(self) -> "ImageDataset":
+        """Return the same items without augmentation."""
+        same = copy.copy(self)
+        same.augment = None
+        return same
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -155,6 +163,22 @@ class BreastDataset(ImageDataset):
         breast = zlib.crc32(self.items.prediction_id.iloc[index].encode())
         generator = np.random.default_rng([self.seed, self.epoch if self.augment else 0, breast, 1])
         return sorted(generator.choice(rows, self.max_views, replace=False).tolist())
+
+
+def make_dataset(
+    config: TrainConfig,
+    images: pd.DataFrame,
+    cache_dir: str | Path,
+    split: str,
+    vocabulary: Vocabulary,
+    augment: Augment | None = None,
+    boxes: pd.DataFrame | None = None,
+) -> ImageDataset:
+    """Make the data set that a model reads, of images or of breasts; the arguments are those of `ImageDataset`."""
+    arguments = (images, cache_dir, split, vocabulary, augment, config.seed)
+    if config.model.item == "image":
+        return ImageDataset(*arguments, boxes=boxes)
+    return BreastDataset(*arguments, max_views=config.max_views)
 
 
 @cache

@@ -22,9 +22,9 @@ from utils.networks.models import build_model
 from utils.runs.config import TrainConfig, TrainingError
 from utils.runs.execution import Execution
 from utils.runs.folder import writing_to
-from utils.tables.vocabulary import Vocabulary
 from utils.training.checkpoint import check_kept, read_checkpoint
 from utils.training.dataset import ImageDataset
+from utils.training.fold_data import FoldData
 from utils.training.fold_weights import read_vocabulary
 from utils.training.inference import Predictions, predict
 from utils.training.learner import Learner, encoders_of
@@ -41,47 +41,22 @@ REFRESH = 2.0  # seconds between looks at the loss: each makes a GPU wait
 
 
 class Fitting:
-    """The state of one fold's training.
+    """The state of one fold's training; ``fold_dir`` gets its weights, history and checkpoint."""
 
-    Parameters
-    ----------
-    config : TrainConfig
-    fold : int
-        Named in messages, and one of the sources of randomness.
-    training_set, validation_set : ImageDataset
-    vocabulary : Vocabulary
-    fold_dir : Path
-    ranks : Ranks
-    execution : Execution
-    auxiliary_sizes : tuple of int
-        Classes of each auxiliary target of the training set.
-    """
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        fold: int,
-        training_set: ImageDataset,
-        validation_set: ImageDataset,
-        vocabulary: Vocabulary,
-        fold_dir: Path,
-        ranks: Ranks,
-        execution: Execution,
-        auxiliary_sizes: tuple[int, ...],
-    ):
-        self.config, self.fold, self.fold_dir, self.ranks, self.device = config, fold, fold_dir, ranks, ranks.device
-        self.training_set, self.validation_set, self.vocabulary = training_set, validation_set, vocabulary
+    def __init__(self, config: TrainConfig, data: FoldData, fold_dir: Path, ranks: Ranks, execution: Execution):
+        self.config, self.data, self.fold_dir, self.ranks, self.device = config, data, fold_dir, ranks, ranks.device
         self.checkpoint_path = fold_dir / "checkpoint.pt"
         self.history: list[dict] = []
         self.floor: Predictions | None = None  # what `fit_head` predicts
-        if ranks.world_size > 1 and len(training_set) < config.batch_size:
-            raise TrainingError(f"{len(training_set)} items are less than one step's batch_size: train in one process.")
+        items = len(data.training_set)
+        if ranks.world_size > 1 and items < config.batch_size:
+            raise TrainingError(f"{items} items are less than one step's batch_size: train in one process.")
         _set_determinism(config.deterministic)
-        seed_everything(derive_seed(config.seed, fold))
-        auxiliary_sizes = auxiliary_sizes if config.auxiliary_weight else ()
-        model = build_model(config.model, vocabulary, auxiliary_sizes)
+        seed_everything(derive_seed(config.seed, data.fold))
+        auxiliary_sizes = data.auxiliary_sizes if config.auxiliary_weight else ()
+        model = build_model(config.model, data.vocabulary, auxiliary_sizes)
         if config.model.metadata:
-            model.head.metadata.fit(training_set.metadata, training_set.images.cancer.to_numpy())
+            model.head.metadata.fit(data.training_set.metadata, data.training_set.images.cancer.to_numpy())
         self._make_loaders(execution)
         self.learner = Learner(config, model, ranks, len(self.loader), auxiliary_sizes)
         if execution.compile:
@@ -90,15 +65,15 @@ class Fitting:
         self.board = _make_board(fold_dir) if execution.tensorboard and ranks.is_first else None
 
     def _make_loaders(self, execution: Execution) -> None:
-        config, ranks = self.config, self.ranks
-        seed = derive_seed(config.seed, self.fold)
-        self.sampler = ShareSampler(self.training_set.labels, config.positive_share, seed, config.batch_size)
+        config, data, ranks = self.config, self.data, self.ranks
+        seed = derive_seed(config.seed, data.fold)
+        self.sampler = ShareSampler(data.training_set.labels, config.positive_share, seed, config.batch_size)
         steps = StepSampler(self.sampler, config.batch_size, ranks.rank, ranks.world_size)
         options = {"num_workers": execution.num_workers, "pin_memory": self.device.type == "cuda"}
-        self.loader = make_loader(self.training_set, config.batch_size, sampler=steps, **options)
-        own = range(ranks.rank, len(self.validation_set), ranks.world_size)
+        self.loader = make_loader(data.training_set, config.batch_size, sampler=steps, **options)
+        own = range(ranks.rank, len(data.held_out_set), ranks.world_size)
         at_once = config.micro_batch_size or config.batch_size
-        self.validation_loader = make_loader(torch.utils.data.Subset(self.validation_set, own), at_once, **options)
+        self.validation_loader = make_loader(torch.utils.data.Subset(data.held_out_set, own), at_once, **options)
 
     def run(self) -> None:
         """Train from the last checkpoint to the last epoch; the kept epoch's weights are then in the fold's folder."""
@@ -107,7 +82,7 @@ class Fitting:
         with tqdm(
             total=self.config.epochs * items,
             initial=len(self.history) * items,
-            desc=f"{self.config.model.architecture} fold {self.fold}",
+            desc=f"{self.config.model.architecture} fold {self.data.fold}",
             unit=f" {self.config.model.item}s",
             mininterval=REFRESH,
             disable=not self.ranks.is_first,
@@ -121,7 +96,7 @@ class Fitting:
             self._keep()
         if self.ranks.is_first:
             write_csv(self.fold_dir / "history.csv", pd.DataFrame(self.history))  # a kill may have come before the last row
-            print(f"Fold {self.fold}: {peak_memory(self.device)}")
+            print(f"Fold {self.data.fold}: {peak_memory(self.device)}")
         self.ranks.gather(None)  # nobody reads the weights before they are written
 
     def start_from(self, path: Path) -> None:
@@ -133,22 +108,15 @@ class Fitting:
         self.learner.model.encoder.load_state_dict(encoder)
         self.learner.ema.set(self.learner.model)
 
-    def fit_head(self, training_set: ImageDataset) -> Predictions | None:
+    def fit_head(self) -> Predictions | None:
         """Start the head from a logistic regression on the encoder's features, and predict the held-out items with it.
 
-        Parameters
-        ----------
-        training_set : ImageDataset
-            The same items, not augmented.
-
-        Returns
-        -------
-        Predictions or None
-            None where a checkpoint tells that training has begun.
+        Return None if a checkpoint shows that training has begun.
         """
         if self.ranks.gather(self.checkpoint_path.is_file())[0]:
             return None
-        own = torch.utils.data.Subset(training_set, range(self.ranks.rank, len(training_set), self.ranks.world_size))
+        items = self.data.training_set.plain()
+        own = torch.utils.data.Subset(items, range(self.ranks.rank, len(items), self.ranks.world_size))
         loader = make_loader(own, self.learner.micro_batch_size, num_workers=self.loader.num_workers)
         parts = self.ranks.gather(encode(self.learner.model.encoder, loader, self.config, self.device))
         index, features, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -160,25 +128,25 @@ class Fitting:
 
     def _row_of_floor(self) -> dict:
         """History of a fold that trains for 0 epochs."""
-        metrics = validation_metrics(self.validation_set, self.floor.logits)
-        row = {"fold": self.fold, "epoch": 0, "learning_rate": 0.0, "train_loss": math.nan, "data_wait": 0.0, **metrics}
+        metrics = validation_metrics(self.data.held_out_set, self.floor.logits)
+        row = {"fold": self.data.fold, "epoch": 0, "learning_rate": 0.0, "train_loss": math.nan, "data_wait": 0.0, **metrics}
         return row | {"items_per_second": math.nan, "seconds": 0.0}
 
     def _epoch(self, epoch: int, bar: tqdm) -> dict:
         # Every random choice hangs on (seed, fold, epoch) alone, so a resumed run repeats it without stored generators.
-        seed_everything(derive_seed(self.config.seed, self.fold, epoch, self.ranks.rank))
-        self.sampler.epoch = self.training_set.epoch = epoch
+        seed_everything(derive_seed(self.config.seed, self.data.fold, epoch, self.ranks.rank))
+        self.sampler.epoch = self.data.training_set.epoch = epoch
         learning_rate = self.learner.learning_rate
         start = time.perf_counter()
         training = self._train(epoch, bar)
         seconds = time.perf_counter() - start
         training["train_loss"] = self.ranks.mean(training["train_loss"])
         row = {
-            "fold": self.fold,
+            "fold": self.data.fold,
             "epoch": epoch,
             "learning_rate": learning_rate,
             **training,
-            **validation_metrics(self.validation_set, self.predict(self.learner.averaged).logits),
+            **validation_metrics(self.data.held_out_set, self.predict(self.learner.averaged).logits),
             "items_per_second": len(self.loader) * self.config.batch_size / seconds,
             "seconds": time.perf_counter() - start,
         }
@@ -193,8 +161,8 @@ class Fitting:
         predictions = Predictions.joined(self.ranks.gather(mine))
         if not np.isfinite(predictions.logits).all():
             raise TrainingError(
-                f"Fold {self.fold}: some held-out items got no finite logit; set precision to float32, or lower learning_rate"
-                f" (now {self.config.learning_rate})."
+                f"Fold {self.data.fold}: some held-out items got no finite logit; set precision to float32, or lower"
+                f" learning_rate (now {self.config.learning_rate})."
             )
         return predictions
 
@@ -227,7 +195,7 @@ class Fitting:
 
     def _write(self) -> None:
         if self.config.keep_epoch == "last" or len(self.history) - 1 == best_epoch(self.history):
-            metadata = {"vocabulary": json.dumps(asdict(self.vocabulary)), "epoch": str(len(self.history) - 1)}
+            metadata = {"vocabulary": json.dumps(asdict(self.data.vocabulary)), "epoch": str(len(self.history) - 1)}
             with write_atomic(self.fold_dir / "weights.safetensors") as temporary:
                 # Not save_file, which replaces the file by one of its own, with other permissions.
                 temporary.write_bytes(safetensors.torch.save(plain_state(self.learner.averaged), metadata))
@@ -246,8 +214,8 @@ class Fitting:
     def _restore(self) -> None:
         if not self.checkpoint_path.is_file():
             return
-        state = read_checkpoint(self.checkpoint_path, self.config, self.fold, self.learner.parts(), self.device)
-        check_kept(self.fold_dir, self.fold, self.vocabulary, kept_state(self.learner.averaged))
+        state = read_checkpoint(self.checkpoint_path, self.config, self.data.fold, self.learner.parts(), self.device)
+        check_kept(self.fold_dir, self.data.fold, self.data.vocabulary, kept_state(self.learner.averaged))
         self.learner.restore(state)
         self.history = state["history"]
         if self.ranks.is_first:
@@ -277,11 +245,11 @@ class _LossWatch:
         """
         mean = self.total.item() / self.count
         if not math.isfinite(mean):
-            path = self.fitting.checkpoint_path
+            path, rate = self.fitting.checkpoint_path, self.fitting.config.learning_rate
             kept = f"{path} holds the last good epoch" if path.is_file() else "No epoch had ended before"
             raise TrainingError(
-                f"The loss of fold {self.fitting.fold} became {mean} in epoch {self.epoch}, at step {self.first_bad.item()}."
-                f" {kept}: lower learning_rate (now {self.fitting.config.learning_rate}) or set precision to float32, in a new"
+                f"The loss of fold {self.fitting.data.fold} became {mean} in epoch {self.epoch}, at step"
+                f" {self.first_bad.item()}. {kept}: lower learning_rate (now {rate}) or set precision to float32, in a new"
                 " run_dir."
             )
         return mean

@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import safetensors
+import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import nn
 
 from utils.core.formats import FormatError, build, check, check_types, naming
 from utils.networks.models import build_model
-from utils.runs.config import ModelConfig, TrainingError
+from utils.runs.config import ModelConfig, TrainConfig, TrainingError
 from utils.runs.tables import REMEDY
 from utils.tables.vocabulary import CATEGORIES, Vocabulary
 
@@ -74,6 +75,25 @@ def check_tensors(path: str | Path, wanted: Mapping[str, torch.Tensor], remedy: 
         if wrong:
             first = ", ".join(f"{name} is {_tensor(found, name)}, not {_tensor(expected, name)}" for name in wrong[:SHOWN])
             raise FormatError(f"{len(wrong)} of its tensors do not fit the network of config.json ({first}).")
+
+
+def load_fold(config: TrainConfig, fold_dir: str | Path) -> tuple[nn.Module, Vocabulary]:
+    """Load a fold's network and the vocabulary that it was trained with.
+
+    Raises
+    ------
+    TrainingError
+        If the weights are missing or broken, or are those of another network; names the file and the remedy.
+    """
+    path = Path(fold_dir) / "weights.safetensors"
+    if not path.is_file():
+        raise TrainingError(f"{path} is missing: let train.ipynb finish this run, or leave it out of run_dirs.")
+    vocabulary = read_vocabulary(path)
+    with naming(path.parent.parent / "config.json", TrainingError, REMEDY):
+        model = build_empty(config.model, vocabulary)
+    check_tensors(path, model.state_dict())
+    model.load_state_dict(safetensors.torch.load_file(path))
+    return model.to(memory_format=torch.channels_last), vocabulary
 
 
 def build_empty(config: ModelConfig, vocabulary: Vocabulary) -> nn.Module:
