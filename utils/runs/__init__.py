@@ -1,1 +1,1 @@
-"""What a run is, on disk and in memory; nothing here or before imports torch, nor does `utils.decision`."""
+"""Run folders, on disk and in memory; nothing here imports torch."""

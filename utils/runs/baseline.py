@@ -1,4 +1,4 @@
-"""What can be told without the pixels: the marks that a model must pass to show that it reads them."""
+"""Baselines that see no pixels: what a model must beat to show that it reads them."""
 
 import pandas as pd
 from sklearn.compose import make_column_transformer
@@ -25,20 +25,25 @@ def metadata_oof(images: pd.DataFrame) -> pd.DataFrame:
     -------
     DataFrame
         ``images`` with the column ``probability``.
+
+    Raises
+    ------
+    LeakError
+        If a column gives the label away; see `utils.runs.leaks.check_features`.
     """
     check_features(images, [*NUMBERS, *CATEGORIES])
     return _columns_oof(images, list(NUMBERS), list(CATEGORIES))
 
 
 def image_size_oof(images: pd.DataFrame, manifest: pd.DataFrame) -> pd.DataFrame:
-    """Predict each fold from the height and width of its stored pictures, which machines and sites differ in.
+    """Predict each fold from the height and width of its DICOMs, which differ between machines and sites.
 
     Parameters
     ----------
     images : DataFrame
         A train table with the column ``fold``.
     manifest : DataFrame
-        Of the cache, with a row for each of them.
+        Manifest of the cache; images that it lacks have an unknown size.
 
     Returns
     -------
@@ -51,7 +56,7 @@ def image_size_oof(images: pd.DataFrame, manifest: pd.DataFrame) -> pd.DataFrame
 
 
 def images_per_breast_oof(images: pd.DataFrame) -> pd.DataFrame:
-    """Predict each fold from how many images of a breast there are: what a model of whole breasts could count.
+    """Predict each fold from the number of images of a breast, which a breast-level model could count.
 
     Parameters
     ----------
@@ -68,11 +73,11 @@ def images_per_breast_oof(images: pd.DataFrame) -> pd.DataFrame:
 
 
 def _columns_oof(images: pd.DataFrame, numbers: list[str], categories: list[str]) -> pd.DataFrame:
-    """Predict each fold by a logistic regression that was fitted on the other folds."""
+    """Predict each fold with a logistic regression that was fitted on the other folds."""
     parts = []
     for fold, held_out in images.groupby("fold"):
         inside = images[images.fold != fold]
-        if inside.cancer.nunique() < 2:  # nothing to learn from: the share of positives is the best guess
+        if inside.cancer.nunique() < 2:  # nothing to learn: predict the share of positives
             parts.append(held_out.assign(probability=float(inside.cancer.mean())))
             continue
         model = _make_model(numbers, categories).fit(inside, inside.cancer)

@@ -1,4 +1,4 @@
-"""Which code a run was trained with, and whether it is today's."""
+"""Which code a run was trained with, and whether the code has changed since."""
 
 import ast
 import hashlib
@@ -8,11 +8,11 @@ from pathlib import Path
 
 from utils.core.environment import PROJECT, versions
 
-FIRST = "utils.training.folds"  # the module whose imports are what a training executes
+FIRST = "utils.training.folds"  # a training executes this module and what it imports
 
 
 def code_versions() -> dict[str, str]:
-    """Versions as from `utils.core.environment.versions`, and under ``code`` a hash of the modules that a training executes.
+    """Return `utils.core.environment.versions`, and under ``code`` a hash of the modules that a training executes.
 
     Unlike the commit, the hash changes with every edit and needs no git.
     """
@@ -22,13 +22,7 @@ def code_versions() -> dict[str, str]:
 
 
 def changed_versions(found: Mapping[str, str]) -> str:
-    """Say which versions of a run are not today's; empty if all are.
-
-    Parameters
-    ----------
-    found : mapping of str to str
-        From `code_versions`, when the run was started.
-    """
+    """Return as text which versions of a run, from `code_versions`, differ from today's; empty if none does."""
     now = code_versions()
     changed = [f"{name} was {found[name]} and is {now[name]}" for name in now if found.get(name, now[name]) != now[name]]
     if not changed:
@@ -38,7 +32,7 @@ def changed_versions(found: Mapping[str, str]) -> str:
 
 
 def module_files(names: set[str], project: Path) -> list[Path]:
-    """Return the files of those modules that are the kit's, and of the packages that hold them, sorted."""
+    """Return the files of those modules that are in ``utils``, and of the packages that contain them, sorted."""
     kits = [name.split(".") for name in names if name.split(".")[0] == "utils"]
     places = {project.joinpath(*parts[:depth]) for parts in kits for depth in range(1, len(parts) + 1)}
     files = [place / "__init__.py" if place.is_dir() else place.with_suffix(".py") for place in sorted(places)]
@@ -46,7 +40,7 @@ def module_files(names: set[str], project: Path) -> list[Path]:
 
 
 def reached_modules(names: set[str], project: Path) -> set[str]:
-    """Return dotted names of modules, and of what those of ``utils`` import in turn."""
+    """Return the dotted names of modules and of everything that those in ``utils`` import, directly or not."""
     todo, reached = set(names), set()
     while todo:
         name = todo.pop()
@@ -56,11 +50,9 @@ def reached_modules(names: set[str], project: Path) -> set[str]:
     return reached
 
 
-@cache  # of about a hundred modules, each of which takes milliseconds
+@cache  # parsing takes milliseconds for each of about a hundred modules
 def imports_of(source: str) -> frozenset[str]:
-    """Return dotted names of what Python code imports; of ``from utils.images import cache``, both the package and the
-    module.
-    """
+    """Return the dotted names that Python code imports; ``from utils.images import cache`` gives the package and the module."""
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -71,4 +63,4 @@ def imports_of(source: str) -> frozenset[str]:
 
 
 def _source(path: Path) -> str:
-    return path.read_text(encoding="utf-8")  # universal newlines: the same on Windows
+    return path.read_text(encoding="utf-8")  # converts line ends, so that the hash is the same on Windows

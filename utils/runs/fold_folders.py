@@ -1,4 +1,4 @@
-"""Which folders of a run are its folds, and whether it was a smoke test. It needs no torch: bundles are checked without."""
+"""Which subfolders of a run are its folds, and whether the run was a smoke test."""
 
 import contextlib
 import math
@@ -9,19 +9,19 @@ from utils.core.environment import read_json
 from utils.core.formats import is_whole
 
 FOLD = re.compile("fold(0|[1-9][0-9]*)")
-SMOKE_RUNS = "runs-smoke"  # folder of smoke tests that get no run_dir: see utils.core.environment.runs_dir
+SMOKE_RUNS = "runs-smoke"  # default folder of smoke tests: see utils.core.environment.runs_dir
 
 
 def fold_folders(run_dir: str | Path, name: str) -> list[Path]:
-    """List the folders of a run's folds that hold a file, by number.
+    """List the folders of a run's folds that contain a file, by number.
 
-    A copy that someone keeps there is not a fold: ``fold0_backup``, or ``fold7`` in a run of four.
+    A copy such as ``fold0_backup``, or ``fold7`` in a run of four folds, is not a fold.
 
     Parameters
     ----------
     run_dir : path
     name : str
-        Of the file, as ``oof.csv``, which a fold has when it is finished.
+        Name of the file; a finished fold has ``oof.csv``.
     """
     folders = [path.parent for path in Path(run_dir).glob(f"fold*/{name}") if path.is_file()]
     numbered = {int(found[1]): folder for folder in folders if (found := FOLD.fullmatch(folder.name))}
@@ -30,12 +30,12 @@ def fold_folders(run_dir: str | Path, name: str) -> list[Path]:
 
 
 def is_smoke_test(run_dir: str | Path) -> bool:
-    """Tell whether a run was a smoke test: config.json says so; if it is of an earlier version, its folder does.
+    """True if a run was a smoke test, by its config.json; if an earlier version wrote it, by its folder.
 
     Raises
     ------
     ValueError
-        If config.json can't be read.
+        If config.json is unreadable.
     """
     content = read_json(Path(run_dir) / "config.json")
     if not isinstance(content, dict):
@@ -44,7 +44,7 @@ def is_smoke_test(run_dir: str | Path) -> bool:
 
 
 def _n_folds(run_dir: Path) -> float:
-    """Number of a run's folds; infinite if its configuration can't be read, which its reader refuses."""
+    """Return the number of a run's folds; infinite if its configuration is unreadable, which `Run` refuses."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         n_folds = read_json(run_dir / "config.json")["n_folds"]
         if is_whole(n_folds):

@@ -1,9 +1,9 @@
-"""The folder of a run: its configuration, its folds, and the predictions of the model that never saw a patient.
+"""The folder of a run, as training writes it.
 
-A run folder holds ``config.json``, ``folds.csv``, ``oof.csv`` and ``history.csv``, and for each fold ``fold{k}/`` with
-``weights.safetensors`` (the kept epoch's averaged weights), ``history.csv``, ``oof.csv``, ``start.json`` if it started from
-other weights, and, until the fold is done, ``checkpoint.pt``. Where images of other sets joined the training, ``extra.csv``
-names them: they are in no fold.
+It contains ``config.json``, ``folds.csv``, ``oof.csv`` and ``history.csv``, and for each fold ``fold{k}/`` with
+``weights.safetensors`` (averaged weights of the kept epoch), ``history.csv``, ``oof.csv``, ``start.json`` if the fold started
+from other weights, and ``checkpoint.pt`` until the fold is finished. ``extra.csv`` lists training images of other sets; they
+are in no fold.
 """
 
 import contextlib
@@ -23,12 +23,12 @@ from utils.runs.config import TrainConfig, TrainingError
 from utils.runs.run import Run, read_fold_oof
 from utils.runs.tables import PROBE_FILE, read_history_table, read_oof, read_table
 
-MAY_CHANGE = ("folds", "micro_batch_size", "activation_checkpointing")  # from one call for a run to the next
+MAY_CHANGE = ("folds", "micro_batch_size", "activation_checkpointing")  # between calls for the same run
 SHOWN_IMAGES = 3
 
 
 def claim_run(run_dir: Path, config: TrainConfig, data: TrainingData, data_hash: str) -> None:
-    """Write the configuration into a new run folder, or check that it is that of an existing one.
+    """Write the configuration into a new run folder, or check that it equals that of an existing one.
 
     Warn if an existing run was started with other code.
 
@@ -42,7 +42,7 @@ def claim_run(run_dir: Path, config: TrainConfig, data: TrainingData, data_hash:
     Raises
     ------
     TrainingError
-        If the folder holds a run with other settings, or on other data.
+        If the folder contains a run with other settings, or on other data.
     """
     path = run_dir / "config.json"
     if path.is_file():
@@ -71,7 +71,7 @@ def check_same_config(run_dir: Path, config: TrainConfig) -> None:
     Raises
     ------
     KitError
-        If the folder holds a run with other settings, or one that can't be read.
+        If the folder contains a run with other settings, or an unreadable one.
     """
     differing = differing_settings(Run(run_dir).config.to_json(), config)
     if differing:
@@ -81,13 +81,13 @@ def check_same_config(run_dir: Path, config: TrainConfig) -> None:
 
 
 def differing_settings(found: dict, config: TrainConfig) -> list[str]:
-    """Names of the settings in which ``found`` is another run than that of ``config``."""
+    """List the settings that make ``found``, a configuration as a dictionary, another run than ``config``."""
     wanted, found = _comparable(config.to_json()), _comparable(found)
     return [name for name in {**wanted, **found} if name not in MAY_CHANGE and found.get(name) != wanted.get(name)]
 
 
 def _comparable(content: dict) -> dict:
-    """Say of a configuration only whether it starts from weights: `utils.training.sources` checks that they are the same."""
+    """Reduce ``weights_path`` to whether there is one: `utils.training.sources` checks that the weights are the same."""
     model = content.get("model")
     if not isinstance(model, dict):
         return content
@@ -95,12 +95,12 @@ def _comparable(content: dict) -> dict:
 
 
 def check_same_patients(run_dir: Path, images: pd.DataFrame) -> None:
-    """Refuse to resume a run that has patients whom a train table lacks.
+    """Refuse to resume a run on a train table that lacks some of its patients.
 
     Raises
     ------
     TrainingError
-        If it has, or does not say which patients it has.
+        If patients are missing, or the run's folds.csv is.
     """
     if not Run(run_dir).patients().patient_id.isin(images.patient_id).all():
         raise _other_data(run_dir)
@@ -136,7 +136,7 @@ def hash_data(data: TrainingData) -> str:
         If a cache lacks images; names the first.
     """
     tables = [_with_sizes(data.images, data.cache_dir), *([] if data.boxes is None else [data.boxes])]
-    if data.extra is not None:  # where their caches are does not matter
+    if data.extra is not None:  # the location of their caches does not matter
         parts = data.extra.groupby("cache_dir", sort=False)
         tables += [_with_sizes(part.drop(columns="cache_dir"), folder) for folder, part in parts]
     text = "".join(table.to_csv(index=False) for table in tables)
@@ -144,7 +144,7 @@ def hash_data(data: TrainingData) -> str:
 
 
 def _with_sizes(images: pd.DataFrame, cache_dir: str | Path) -> pd.DataFrame:
-    """Add the sizes of the cached pictures in bytes."""
+    """Add the sizes of the cached images in bytes."""
     sizes, missing = [], []
     for image_id in images.image_id:
         try:
@@ -160,7 +160,7 @@ def _with_sizes(images: pd.DataFrame, cache_dir: str | Path) -> pd.DataFrame:
 
 
 def collect_folds(run_dir: Path, name: str) -> pd.DataFrame:
-    """Join a table of all finished folds, of earlier calls too, and write it into the run's folder."""
+    """Concatenate a table of all finished folds, and write it into the run's folder."""
     folders = [fold_dir for fold_dir in Run(run_dir).finished_folds() if (fold_dir / name).is_file()]
     table = pd.concat([_read_of_fold(fold_dir, name) for fold_dir in folders], ignore_index=True)
     write_csv(run_dir / name, table)
@@ -177,7 +177,7 @@ def _read_of_fold(fold_dir: Path, name: str) -> pd.DataFrame:
 
 @contextlib.contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
-    """Turn what goes wrong when a file is written into an error that says what to do."""
+    """Turn an error of writing a file into a TrainingError that says what to do."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises RuntimeError, safetensors its own

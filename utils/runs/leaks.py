@@ -1,4 +1,4 @@
-"""Refuse what would make a figure too good: patients in two folds, labels among the features, rows that trained the model."""
+"""Refuse what would inflate a figure: patients in two folds, labels among the features, scores on training rows."""
 
 from collections.abc import Iterable, Set
 from pathlib import Path
@@ -11,29 +11,30 @@ from utils.tables.competition import SHARED_COLUMNS
 
 TELLS_THE_LABEL = 0.99  # AUC of a single column; age and machine together reach 0.64 on the real set
 IDS = ("patient_id", "image_id")
-LEAST_POSITIVES = 20  # fewer may be told apart by chance
-CODES = ("machine_id", "site_id")  # numbers that only name
+LEAST_POSITIVES = 20  # with fewer, a column may separate the classes by chance
+CODES = ("machine_id", "site_id")  # numbers without an order
 SHOWN = 3
 
 
 class LeakError(KitError):
-    """Data or predictions whose figures would be too good; the message says why and what to change."""
+    """Data or predictions would give too good a figure; the message gives the reason and the remedy."""
 
 
 def check_features(images: pd.DataFrame, columns: Iterable[str]) -> None:
-    """Refuse features that are labels, by their name or by what they tell.
+    """Refuse features that are labels, by their name or by their values.
 
     Parameters
     ----------
     images : DataFrame
         A train table.
     columns : iterable of str
-        What a model is to read beside the pictures.
+        What a model is to read next to the images.
 
     Raises
     ------
     LeakError
-        If a column is not in test.csv, or tells cancer by itself on `LEAST_POSITIVES` breasts or more.
+        If a column is not in test.csv, or predicts cancer by itself with an AUC of `TELLS_THE_LABEL` or more. The AUC is tested
+        only if there are `LEAST_POSITIVES` positive and as many negative breasts.
     """
     columns = list(columns)
     barred = [column for column in columns if column not in SHARED_COLUMNS or column in IDS]
@@ -52,7 +53,7 @@ def check_features(images: pd.DataFrame, columns: Iterable[str]) -> None:
 
 
 def _alone(breasts: pd.DataFrame, column: str) -> float:
-    """AUC of one column on the rows that it is fitted on, whichever way it points; texts and codes by their share of cancer."""
+    """Return the AUC of one column in whichever direction is better; texts and codes count as their share of cancer."""
     values = breasts[column]
     if column in CODES or not pd.api.types.is_numeric_dtype(values):
         values = values.map(breasts.groupby(column).cancer.mean())
@@ -61,20 +62,7 @@ def _alone(breasts: pd.DataFrame, column: str) -> float:
 
 
 def check_patients_whole(table: pd.DataFrame, path: str | Path) -> None:
-    """Refuse folds that split a patient.
-
-    Parameters
-    ----------
-    table : DataFrame
-        Columns patient_id and fold.
-    path : path
-        Where it is from, for the message.
-
-    Raises
-    ------
-    LeakError
-        Naming the first patients that are in two folds.
-    """
+    """Refuse a table (patient_id, fold) that has a patient in two folds; ``path`` is for the message."""
     folds = table.groupby("patient_id").fold.nunique()
     split = folds[folds > 1].index.tolist()
     if split:
@@ -85,21 +73,7 @@ def check_patients_whole(table: pd.DataFrame, path: str | Path) -> None:
 
 
 def refuse_seen(patients: Iterable[str], trained: Set[str], model: str) -> None:
-    """Refuse to score a model on patients that it was trained on.
-
-    Parameters
-    ----------
-    patients : iterable of str
-        Those to be scored.
-    trained : set of str
-    model : str
-        What the message calls the model.
-
-    Raises
-    ------
-    LeakError
-        Naming the first that trained it.
-    """
+    """Refuse to score a model on patients who trained it; ``model`` is its name in the message."""
     seen = [patient for patient in pd.unique(pd.Series(list(patients), dtype=object)) if patient in trained]
     if seen:
         raise LeakError(

@@ -1,7 +1,6 @@
-"""Who may write into a run folder: one process a fold, and one at a time where a call claims a run or collects its folds.
+"""Locks that let only one process write into a run folder: one lock per fold, and one for the run's tables.
 
-The process that writes a fold's files holds the fold's lock, wherever it runs. The lock ends with that process, also when it is
-killed.
+The process that writes a fold's files holds the fold's lock. The lock ends with that process, even if it is killed.
 """
 
 import contextlib
@@ -13,9 +12,9 @@ from filelock import FileLock, Timeout
 
 from utils.runs.config import TrainingError
 
-# Seconds. A killed training's lock is free when the processes that load for it have noticed, after 5 seconds with torch.
+# Seconds. A killed training's lock is free once its loading processes have noticed, with torch after 5 seconds.
 PATIENCE_FOR_FOLD = 10.0
-PATIENCE_FOR_RUN = 60.0  # to write or join a few tables
+PATIENCE_FOR_RUN = 60.0  # writing or joining a few tables takes less
 
 
 @dataclass(frozen=True)
@@ -26,13 +25,7 @@ class FoldLock:
     identity: tuple[int, int]
 
     def check(self) -> None:
-        """Check that the lock still keeps others out: it does not where the run folder was deleted.
-
-        Raises
-        ------
-        TrainingError
-            If it was.
-        """
+        """Check that the lock still excludes others; raise TrainingError if the run folder was deleted or replaced."""
         if _identity(self.path) != self.identity:
             raise TrainingError(
                 f"{self.path.parent} was deleted or replaced while it was trained. This training ends, since another one may"
@@ -44,12 +37,12 @@ class FoldLock:
 def training(fold_dir: Path) -> Iterator[FoldLock]:
     """Keep other trainings out of a fold's folder.
 
-    The lock lies outside that folder, so that it also holds when someone deletes the folder to train it again.
+    The lock file is outside that folder, so that it also holds if someone deletes the folder to train it again.
 
     Raises
     ------
     TrainingError
-        If another process trains this fold, or the disk takes no locks.
+        If another process trains this fold, or the disk does not support locks.
     """
     path = fold_dir.parent / f".{fold_dir.name}.lock"
     busy = (
@@ -62,12 +55,12 @@ def training(fold_dir: Path) -> Iterator[FoldLock]:
 
 @contextlib.contextmanager
 def changing(run_dir: Path) -> Iterator[None]:
-    """Keep others from claiming a run folder, or from collecting its folds, at the same time.
+    """Keep other processes from claiming a run folder, or from collecting its folds, at the same time.
 
     Raises
     ------
     TrainingError
-        If another process does so for a minute, or the disk takes no locks.
+        If another process does so for a minute, or the disk does not support locks.
     """
     busy = f"Another process has been writing the tables of {run_dir} for {PATIENCE_FOR_RUN:.0f} s. End it, and run again."
     with _locked(run_dir / ".run.lock", PATIENCE_FOR_RUN, busy):
@@ -82,7 +75,7 @@ def _locked(path: Path, seconds: float, busy: str) -> Iterator[None]:
         lock.acquire(timeout=seconds)
     except Timeout:
         raise TrainingError(busy) from None
-    except (OSError, NotImplementedError) as error:  # older versions of filelock raise the second where there are no locks
+    except (OSError, NotImplementedError) as error:  # older versions of filelock raise the second without lock support
         raise TrainingError(
             f"{path} can't be locked ({error}). Choose a run_dir that can be written, on a disk that knows file locks, as a"
             " local one does."

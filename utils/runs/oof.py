@@ -12,31 +12,35 @@ from utils.core.formats import check
 from utils.runs.fold_folders import SMOKE_RUNS, is_smoke_test
 from utils.runs.run import Run
 
-SKIPPED_FOLDERS = ("runs-phantom", SMOKE_RUNS, "demo")  # runs that only show that everything works
+SKIPPED_FOLDERS = ("runs-phantom", SMOKE_RUNS, "demo")  # folders of runs that only show that everything works
 AGGREGATIONS = ("mean", "max", "top_k", "noisy_or")
-LEAST_WEIGHT, MOST_WEIGHT = 1e-6, 1e6  # of all runs together: only their ratios count
+LEAST_WEIGHT, MOST_WEIGHT = 1e-6, 1e6  # bounds of the sum: only the ratios of weights count
 
 
 class PredictionError(KitError):
-    """Runs or predictions that can't be used together; the message says what to change."""
+    """Runs or predictions can't be used together; the message gives the remedy."""
 
 
 def aggregate(predictions: pd.DataFrame, method: str = "mean", top_k: int = 2) -> pd.Series:
-    """Join the predictions of a breast's images into one probability.
+    """Combine the predictions of a breast's images into one probability.
 
     Parameters
     ----------
     predictions : DataFrame
         Columns prediction_id and probability, one row per image (or per breast).
     method : {"mean", "max", "top_k", "noisy_or"}
-        ``top_k`` is the mean of the ``top_k`` highest; of all where a breast has fewer. ``noisy_or`` is the probability that at
-        least one image shows cancer, were they independent: ``1 - prod(1 - p)``.
-    top_k : int
+        ``top_k`` is the mean of the ``top_k`` highest; of all if a breast has fewer. ``noisy_or`` is the probability that at
+        least one image shows cancer, if they were independent: ``1 - prod(1 - p)``.
 
     Returns
     -------
     Series
         Probability in [0, 1], indexed by prediction_id in order of first appearance.
+
+    Raises
+    ------
+    PredictionError
+        If ``method`` is unknown.
     """
     if method not in AGGREGATIONS:
         raise PredictionError(f"aggregation is {method!r}; choose from {', '.join(AGGREGATIONS)}.")
@@ -53,30 +57,30 @@ def aggregate(predictions: pd.DataFrame, method: str = "mean", top_k: int = 2) -
 
 
 def one_image_per_breast(oof: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Keep one image of each breast, drawn at random: a fair count where the number of images tells the label."""
+    """Keep one random image of each breast: a fair count if the number of images predicts the label."""
     shuffled = oof.sample(frac=1, random_state=seed)
     return shuffled.drop_duplicates("prediction_id").sort_index()
 
 
 def find_runs(run_dirs: str | Sequence[str] | None = None) -> list[Path]:
-    """Find finished runs: those named, else all real ones under the working folder and, on Kaggle, the attached inputs.
+    """Find finished runs: those named, else all real ones in the working folder and, on Kaggle, the attached inputs.
 
-    A run is not real if it was a smoke test, or lies in one of `SKIPPED_FOLDERS`.
+    A run is not real if it was a smoke test, or is in one of `SKIPPED_FOLDERS`.
 
     Parameters
     ----------
     run_dirs : str, sequence of str, or None
-        Folders, as a list or as one text with commas between.
+        Folders, as a list or as a comma-separated text.
 
     Returns
     -------
     list of Path
-        Each holds an ``oof.csv``; empty only if nothing was named and nothing found.
+        Each contains an ``oof.csv``; empty only if nothing was named and nothing found.
 
     Raises
     ------
     PredictionError
-        If a named folder holds no finished run.
+        If a named folder contains no finished run.
     """
     if not run_dirs:
         return [run for root in (runs_dir(), KAGGLE_INPUT) for run in runs_under(root) if not _is_marked_as_smoke_test(run)]
@@ -89,18 +93,18 @@ def find_runs(run_dirs: str | Sequence[str] | None = None) -> list[Path]:
 
 
 def _is_marked_as_smoke_test(run: Path) -> bool:
-    with contextlib.suppress(ValueError, OSError):  # what reads the run refuses it
+    with contextlib.suppress(ValueError, OSError):  # whoever reads the run refuses it
         return is_smoke_test(run)
     return False
 
 
 def runs_under(root: Path) -> list[Path]:
-    """List finished runs under a folder."""
+    """List finished runs in a folder and its subfolders."""
     return folders_with({"oof.csv", "config.json"}, root)
 
 
 def folders_with(wanted: set[str], root: Path) -> list[Path]:
-    """List folders that hold some files; not of runs that only show that everything works."""
+    """List folders under ``root`` that contain the ``wanted`` files, except in `SKIPPED_FOLDERS`."""
     found = []
     for folder, names, files in walk_small_folders(root):
         names[:] = [name for name in names if name not in SKIPPED_FOLDERS]
@@ -120,9 +124,9 @@ def oof_of_runs(
     aggregation : str
         See `aggregate`.
     weights : sequence of float, optional
-        Of the runs; all alike if None.
+        Weights of the runs; equal by default.
     one_image : bool
-        Count one random image of each breast, where the number of images tells the label.
+        Use only one random image of each breast.
 
     Returns
     -------
@@ -158,12 +162,12 @@ def _breasts_of(run_dir: Path, aggregation: str, one_image: bool) -> pd.DataFram
 
 
 def check_weights(weights: Sequence[float], n_runs: int) -> None:
-    """Refuse weights of runs that can't be averaged with.
+    """Refuse weights that runs can't be averaged with.
 
     Raises
     ------
     PredictionError
-        If they are not as many as the runs, one is negative or not finite, or all are 0.
+        If there is not one weight per run, one is negative or not finite, or their sum is extreme.
     """
     check(len(weights) == n_runs, "weights", weights, f"as many as runs ({n_runs})", PredictionError)
     wanted = f"numbers of 0 or more, with a sum from {LEAST_WEIGHT} to {MOST_WEIGHT:.0f}"
@@ -172,6 +176,6 @@ def check_weights(weights: Sequence[float], n_runs: int) -> None:
 
 
 def name_runs(run_dirs: Sequence[Path]) -> dict[str, Path]:
-    """Name runs by their folders; by more of the path where two folders have the same name."""
+    """Name runs by their folders, or by their paths if two folders have the same name."""
     names = [run.name for run in run_dirs]
     return {run.name if names.count(run.name) == 1 else str(run): run for run in run_dirs}

@@ -1,4 +1,4 @@
-"""A run's folder as an object: what it was configured as, which folds it finished, and what they predicted."""
+"""A run's folder as an object: its configuration, its finished folds and their predictions."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -28,20 +28,20 @@ from utils.runs.tables import (
 
 @dataclass(frozen=True)
 class RunNotes:
-    """What config.json holds next to the `TrainConfig`: the data that the run was trained on, and by which version.
+    """The fields of config.json next to the `TrainConfig`: what the run was trained on, and with which versions.
 
     Parameters
     ----------
     prevalence : float
         Share of positive breasts in the training table.
     settings_hash : str
-        Of the preprocessing.
+        Hash of the preprocessing.
     data_hash : str
-        From `utils.runs.folder.hash_data`; empty in a run of an earlier version.
+        From `utils.runs.folder.hash_data`; empty if an earlier version wrote the run.
     phantom, smoke_test : bool
         Whether the run only shows that everything works.
     extra_sets : dict of str to int
-        Images of each other set that was trained on.
+        Number of training images of each other set.
     versions : dict of str to str
         From `utils.runs.code.code_versions`.
     """
@@ -55,7 +55,7 @@ class RunNotes:
     versions: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
-        """Check types and the range of the prevalence: without both classes nothing could be trained."""
+        """Check types and the range of the prevalence: training needs both classes."""
         check_types(self)
         check(0 < self.prevalence < 1, "prevalence", self.prevalence, "between 0 and 1")
 
@@ -68,10 +68,6 @@ class Run:
 
     Every reader raises `utils.runs.config.TrainingError`, naming the file, the field and the remedy, if a file is missing or
     broken, or was not written by this version of the kit.
-
-    Parameters
-    ----------
-    folder : path
     """
 
     def __init__(self, folder: str | Path):
@@ -85,7 +81,7 @@ class Run:
 
     @cached_property
     def notes(self) -> RunNotes:
-        """What config.json holds next to the configuration."""
+        """The fields of config.json next to the configuration."""
         with self._reading_config() as content:
             return build(RunNotes, {name: content[name] for name in NOTES if name in content})
 
@@ -102,10 +98,10 @@ class Run:
         return fold_folders(self.folder, "oof.csv")
 
     def usable_folds(self) -> list[Path]:
-        """List the folders of finished folds; refuse those whose predictions are broken, or not those of the run."""
+        """List the folders of finished folds; refuse folds whose predictions are broken, or not those of the run."""
         folders, path = self.finished_folds(), self.folder / "oof.csv"
         if path.is_file():
-            self._check_collected(read_oof(path))  # reads each fold's too
+            self._check_collected(read_oof(path))  # also reads each fold's
         else:
             for fold_dir in folders:
                 read_fold_oof(fold_dir)
@@ -116,27 +112,21 @@ class Run:
         return read_folds(self.folder)
 
     def fold_of(self, patients: pd.Series) -> pd.Series:
-        """Give the fold that held out each patient; NaN for those who are in none."""
+        """Return the fold that held out each patient; NaN for patients who are in none."""
         return patients.map(self.patients().set_index("patient_id").fold)
 
     def trained_patients(self, fold: int) -> set[str]:
-        """Give the patients who trained a fold's model: of all other folds, of extra sets, and of runs that it started from."""
+        """Return the patients who trained a fold's model: those of other folds, extra sets, and runs that it started from."""
         folds, start = self.patients(), read_start(self.folder / f"fold{fold}")
         inside = folds.patient_id[folds.fold != fold]
         return {*inside, *read_extra_patients(self.folder), *(start.seen if start else ())}
 
     def check_unseen(self, fold: int, patients: Iterable[str]) -> None:
-        """Refuse to score a fold's model on patients that it was trained on.
-
-        Raises
-        ------
-        LeakError
-            Naming the first that trained it.
-        """
+        """Refuse to score a fold's model on patients who trained it; raise LeakError that names the first."""
         refuse_seen(patients, self.trained_patients(fold), f"{self.folder}: the model of fold {fold}")
 
     def oof(self) -> pd.DataFrame:
-        """Read the out-of-fold predictions, and check that they are.
+        """Read the out-of-fold predictions, and check that they are out of fold.
 
         Returns
         -------
@@ -146,7 +136,7 @@ class Run:
         Raises
         ------
         LeakError
-            If a patient is in two folds, was predicted by a model that it trained, or a label differs within a breast.
+            If a patient is in two folds or trained the model that predicts them, or a breast has two labels.
         """
         files = [self.folder / name for name in ("oof.csv", "folds.csv", "extra.csv")]
         files += [*start_files(self.folder), *(fold_dir / "oof.csv" for fold_dir in self.finished_folds())]
@@ -154,7 +144,7 @@ class Run:
         return _read_oof_once(self.folder, changed).copy()
 
     def _check_collected(self, oof: pd.DataFrame) -> None:
-        """Refuse predictions that are not those of the folds: one was trained again, or the table was cut or changed.
+        """Refuse predictions that differ from the folds': a fold was trained again, or the table was cut or changed.
 
         The table may lack folds that another process has finished since.
         """
@@ -170,23 +160,17 @@ class Run:
                 )
 
     def history(self) -> pd.DataFrame:
-        """Read what each fold has reached so far, epoch by epoch."""
+        """Read each fold's metrics so far, one row per fold and epoch."""
         tables = [read_history_table(fold_dir / "history.csv") for fold_dir in fold_folders(self.folder, "history.csv")]
         return pd.concat(tables) if tables else pd.DataFrame(columns=HISTORY_COLUMNS)
 
     def marks(self) -> pd.DataFrame:
-        """Read the boxes that the run predicted out of fold, one an image; see `utils.runs.tables.read_marks`."""
+        """Read the boxes that the run predicted out of fold, one per image; see `utils.runs.tables.read_marks`."""
         return read_marks(self.folder)
 
 
 def read_fold_oof(fold_dir: Path) -> pd.DataFrame:
-    """Read the predictions of one finished fold.
-
-    Raises
-    ------
-    TrainingError
-        If `utils.runs.tables.read_oof` refuses them, or they are of another fold.
-    """
+    """Read the predictions of one finished fold; raise TrainingError if they are broken or of another fold."""
     path, number = fold_dir / "oof.csv", int(fold_dir.name.removeprefix("fold"))
     table = read_oof(path)
     with naming(path, TrainingError, f"Delete {fold_dir} and run train.ipynb with this run_dir to train the fold again."):
@@ -197,7 +181,7 @@ def read_fold_oof(fold_dir: Path) -> pd.DataFrame:
 
 @lru_cache(maxsize=16)
 def _read_oof_once(folder: Path, _changed: tuple[int, ...]) -> pd.DataFrame:
-    """Read and check a run once, as long as its files do not change."""
+    """Read and check a run, once for as long as its files do not change."""
     run, path = Run(folder), folder / "oof.csv"
     oof = read_oof(path)
     check_patients_whole(oof, path)

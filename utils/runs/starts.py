@@ -1,4 +1,4 @@
-"""start.json of a fold: the weights that it started from, and the patients whom those had seen."""
+"""start.json of a fold: the weights that it started from, and the patients whom they had seen."""
 
 import re
 from collections.abc import Iterable
@@ -22,15 +22,15 @@ class Start:
     Parameters
     ----------
     weights_path : str
-        Of the configuration: a file, or the folder of a run.
+        Parameter of the configuration: a file, or the folder of a run.
     file : str
-        The file in that folder, as ``fold0/weights.safetensors``; empty where ``weights_path`` is the file.
+        The file in that folder, as ``fold0/weights.safetensors``; empty if ``weights_path`` is the file.
     sha256 : str
-        Of the file's content.
+        Hash of the file.
     seen : tuple of str
-        Patients who trained these weights, or those that they started from in turn.
+        Patients who trained these weights, or the weights that they started from in turn.
     is_known : bool
-        False where a network of this kit trained the weights, or those before them, and nothing tells on whom.
+        False if this kit trained the weights, or those before them, and the patients are unknown.
     """
 
     weights_path: str
@@ -49,16 +49,16 @@ class Start:
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """Path of the file."""
         return Path(self.weights_path) / self.file if self.file else Path(self.weights_path)
 
     def write(self, fold_dir: Path) -> None:
-        """Write it into a fold's folder."""
+        """Write start.json into a fold's folder."""
         write_json(fold_dir / FILE, asdict(self))
 
 
 def read_start(fold_dir: Path) -> Start | None:
-    """Read what a fold started from; None if it started from nothing, or was trained by an earlier version.
+    """Read a fold's start.json; return None if the fold started from nothing, or an earlier version trained it.
 
     Raises
     ------
@@ -73,5 +73,5 @@ def read_start(fold_dir: Path) -> Start | None:
 
 
 def start_files(run_dir: Path) -> Iterable[Path]:
-    """List the files that say what a run's folds started from."""
+    """List the start.json files of a run's folds."""
     return sorted(run_dir.glob(f"fold*/{FILE}"))

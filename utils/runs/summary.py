@@ -1,4 +1,4 @@
-"""What a run reached out of fold, next to what can be told without training."""
+"""A run's out-of-fold figures, next to what is possible without training."""
 
 from pathlib import Path
 
@@ -13,18 +13,18 @@ from utils.runs.tables import PROBE_FILE, read_oof
 
 
 def oof_summary(run_dir: Path, images: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Say what a run is worth out of fold, beside what metadata alone tells, and what its encoder told before it was trained.
+    """Compare a run's out-of-fold AUC with that of metadata alone, and with that of its encoder before training.
 
-    All are given on all images of a breast and on one drawn at random: where the two differ much, the number of images tells
-    the label, and only the second is fair. The encoder, where it started from weights, is read by a logistic regression
-    (`utils.training.probe`): training that ends below it did harm.
+    Each is given on all images of a breast and on one random image. If the two differ much, the number of images predicts the
+    label, and only the second is fair. An encoder that started from weights is read by a logistic regression
+    (`utils.training.probe`): if training ends below it, training did harm.
 
     Parameters
     ----------
-    run_dir : Path
     images : DataFrame
         The run's training table.
     seed : int
+        Seed of the bootstrap and of the random images.
 
     Returns
     -------
@@ -46,12 +46,12 @@ def oof_summary(run_dir: Path, images: pd.DataFrame, seed: int = 0) -> pd.DataFr
 
 
 def box_summary(run_dir: Path, boxes: pd.DataFrame) -> pd.DataFrame:
-    """Say how well a run's boxes, predicted out of fold, lie on the true ones.
+    """Compare the boxes that a run predicted out of fold with the true ones.
 
     Parameters
     ----------
     run_dir : Path
-        Of a run with a box head.
+        A run with a box head.
     boxes : DataFrame
         From `utils.tables.boxes.read_boxes`.
 

@@ -1,4 +1,4 @@
-"""The tables of a run folder (oof.csv, folds.csv, history.csv, extra.csv), read and checked."""
+"""The tables of a run folder (oof.csv, folds.csv, history.csv, boxes.csv, extra.csv), read and checked."""
 
 from pathlib import Path
 
@@ -12,13 +12,13 @@ from utils.tables.boxes import BOXES_FILE, CORNERS
 
 OOF_COLUMNS = ["prediction_id", "patient_id", "laterality", "image_id", "fold", "cancer", "logit", "probability"]
 FOLD_COLUMNS = ["patient_id", "fold"]
-PROBE_FILE = "probe.csv"  # like oof.csv: what a logistic regression on the untrained encoder's features predicts
+PROBE_FILE = "probe.csv"  # like oof.csv, from a logistic regression on the encoder's features before training
 MARK_COLUMNS = ["image_id", "fold", *CORNERS]
 EXTRA_COLUMNS = ["extra_set", "patient_id", "image_id", "cancer"]
 HISTORY_COLUMNS = ["fold", "epoch"]
 IDS = ["prediction_id", "patient_id", "laterality", "image_id"]
 MOST_EPOCHS = 10**6
-LOGIT_TOLERANCE = 1e-4  # between a probability and that of its logit
+LOGIT_TOLERANCE = 1e-4  # between a probability and the sigmoid of its logit
 SHOWN = 3
 REMEDY = "Copy the run again from where it was trained, or train it again in a new run_dir."
 
@@ -34,8 +34,8 @@ def read_oof(path: str | Path) -> pd.DataFrame:
     Raises
     ------
     TrainingError
-        If a column is missing or unknown, there is no row, an id is empty, a row is there twice, a label is not 0 or 1, or a
-        probability is not in [0, 1], or not that of its logit, or a breast has two patients or lateralities.
+        If a column is missing or unknown, there are no rows, an id is empty, a row occurs twice, a label is not 0 or 1, a
+        probability is not in [0, 1] or not the sigmoid of its logit, or a breast has two patients or lateralities.
     """
     with naming(path, TrainingError, REMEDY):
         table = read_table(path, OOF_COLUMNS)
@@ -65,13 +65,7 @@ def read_oof(path: str | Path) -> pd.DataFrame:
 
 
 def read_folds(run_dir: str | Path) -> pd.DataFrame:
-    """Read which fold held out which patient: patient_id (str), fold (int).
-
-    Raises
-    ------
-    TrainingError
-        If the run does not say, or an id is empty or repeated.
-    """
+    """Read which fold held out which patient: patient_id (str), fold (int); raise TrainingError if unusable."""
     path = Path(run_dir) / "folds.csv"
     if not path.is_file():
         raise TrainingError(f"{path} is missing: without it nobody can tell which model saw whom. Train the run again.")
@@ -83,20 +77,7 @@ def read_folds(run_dir: str | Path) -> pd.DataFrame:
 
 
 def check_predicted(oof: pd.DataFrame, folds: pd.DataFrame, path: str | Path) -> None:
-    """Refuse predictions of patients who are in no fold, and finished folds that lack predictions.
-
-    Parameters
-    ----------
-    oof, folds : DataFrame
-        From `read_oof` and `read_folds`, of the same run.
-    path : path
-        Of oof.csv, for the message.
-
-    Raises
-    ------
-    TrainingError
-        Naming the first patients.
-    """
+    """Refuse predictions of patients who are in no fold, and finished folds that lack predictions."""
     strange = oof.patient_id[~oof.patient_id.isin(folds.patient_id)].unique().tolist()
     held_out = folds.patient_id[folds.fold.isin(oof.fold)]
     lost = held_out[~held_out.isin(oof.patient_id)].tolist()
@@ -108,7 +89,7 @@ def check_predicted(oof: pd.DataFrame, folds: pd.DataFrame, path: str | Path) ->
 
 
 def read_history_table(path: str | Path) -> pd.DataFrame:
-    """Read a history.csv: what training reached, one row per fold and epoch.
+    """Read a history.csv: one row per fold and epoch.
 
     Raises
     ------
@@ -126,17 +107,9 @@ def read_history_table(path: str | Path) -> pd.DataFrame:
 
 
 def read_marks(run_dir: str | Path) -> pd.DataFrame:
-    """Read the boxes that a run predicted out of fold, one an image, in pixels of the stored pictures.
+    """Read the boxes that a run predicted out of fold, one per image, in pixels of the stored images.
 
-    Returns
-    -------
-    DataFrame
-        image_id (str), fold (int), x_min, y_min, x_max, y_max (float).
-
-    Raises
-    ------
-    TrainingError
-        If the run predicted none, an id is empty or repeated, or corners are not finite or not in order.
+    Columns: image_id (str), fold (int), x_min, y_min, x_max, y_max (float).
     """
     path = Path(run_dir) / BOXES_FILE
     if not path.is_file():
@@ -155,13 +128,7 @@ def read_marks(run_dir: str | Path) -> pd.DataFrame:
 
 
 def read_extra_patients(run_dir: str | Path) -> list[str]:
-    """Patients of other sets that every fold was trained on; none where there were no such sets.
-
-    Raises
-    ------
-    TrainingError
-        If extra.csv lacks a column, or an id is empty.
-    """
+    """Return the patients of other sets who trained every fold; raise TrainingError if extra.csv is broken."""
     path = Path(run_dir) / "extra.csv"
     if not path.is_file():
         return []
@@ -174,19 +141,19 @@ def read_extra_patients(run_dir: str | Path) -> list[str]:
 def read_table(path: str | Path, columns: list[str]) -> pd.DataFrame:
     """Read a table of a run folder that has at least these columns; ids are text."""
     table = pd.read_csv(path, dtype=dict.fromkeys(IDS, str), keep_default_na=False, na_values=[""])  # an id may be "NA"
-    repeated = [column for column in columns if f"{column}.1" in table]  # the name that pandas gives the second one
+    repeated = [column for column in columns if f"{column}.1" in table]  # pandas renames the second one so
     if repeated:
         raise FormatError(f"it has the columns {', '.join(repeated)} twice.")
     missing = [column for column in columns if column not in table]
     if missing:
         raise FormatError(f"it lacks the columns {', '.join(missing)}.")
-    if not isinstance(table.index, pd.RangeIndex):  # pandas takes values that have no column as names of the rows
+    if not isinstance(table.index, pd.RangeIndex):  # pandas makes surplus values the index
         raise FormatError("its rows have more values than there are columns.")
     return table.fillna(dict.fromkeys(table.columns.intersection(IDS), ""))
 
 
 def _numbers(table: pd.DataFrame, column: str) -> np.ndarray:
-    """Values as float64; NaN where they are empty, true or false, or not a number."""
+    """Return values as float64; NaN if they are empty, boolean, or not a number."""
     values = table[column]
     if pd.api.types.is_bool_dtype(values):
         return np.full(len(values), np.nan)
@@ -194,7 +161,7 @@ def _numbers(table: pd.DataFrame, column: str) -> np.ndarray:
 
 
 def _whole_numbers(table: pd.DataFrame, column: str, most: int) -> pd.DataFrame:
-    """Refuse what is not a whole number from 0 to ``most``, and make the column int."""
+    """Refuse a column unless it has whole numbers from 0 to ``most``, and convert it to int."""
     values = _numbers(table, column)
     holds = (values >= 0) & (values <= most) & (values == np.floor(values))
     _refuse(~holds, table, column, f"a whole number from 0 to {most}")
@@ -202,7 +169,7 @@ def _whole_numbers(table: pd.DataFrame, column: str, most: int) -> pd.DataFrame:
 
 
 def _refuse(bad: np.ndarray | pd.Series, table: pd.DataFrame, column: str, wanted: str) -> None:
-    """Refuse a table with bad rows; names the first by its line in the file."""
+    """Refuse a table with bad rows; the message names the first by its line in the file."""
     rows = np.flatnonzero(bad)
     if len(rows):
         value = table[column].iloc[rows[0]]
