@@ -5,7 +5,8 @@ import pytest
 
 from tests.helpers import TINY, make_config
 from utils.core.environment import KitError
-from utils.runs.config import STRONGEST, TrainConfig, TrainingError
+from utils.runs.config import STRONGEST, TrainConfig
+from utils.runs.errors import TrainingError
 from utils.runs.execution import Execution, as_numbers
 from utils.training.augment import Augment
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers import TINY, make_config
 from utils.core.environment import write_csv
-from utils.runs.config import TrainingError
+from utils.runs.errors import TrainingError
 from utils.runs.run import Run
 
 CONFIG = make_config(TINY).to_json()

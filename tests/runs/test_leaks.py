@@ -9,7 +9,7 @@ import pytest
 from tests.helpers import TINY, make_config, write_run
 from utils.core.environment import write_csv
 from utils.images.training_data import TrainingData
-from utils.runs.config import TrainingError
+from utils.runs.errors import TrainingError
 from utils.runs.leaks import LEAST_POSITIVES, LeakError, check_features, check_patients_whole
 from utils.runs.run import Run
 from utils.training.folds import train_run

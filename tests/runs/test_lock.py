@@ -14,7 +14,7 @@ from filelock import FileLock
 from tests.helpers import make_config
 from utils.images.training_data import TrainingData
 from utils.runs import lock as run_lock
-from utils.runs.config import TrainingError
+from utils.runs.errors import TrainingError
 from utils.runs.fold_folders import fold_folders
 from utils.tables.competition import assign_folds
 from utils.training import folds as training

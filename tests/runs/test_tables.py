@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from utils.runs.config import TrainingError
+from utils.runs.errors import TrainingError
 from utils.runs.tables import OOF_COLUMNS, read_extra_patients, read_folds, read_history_table, read_oof
 
 OOF = pd.DataFrame(

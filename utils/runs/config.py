@@ -4,30 +4,21 @@ import json
 import re
 from dataclasses import asdict, dataclass, fields
 
-from utils.core.environment import KitError
 from utils.core.formats import build, check, check_types, is_number, is_whole
 from utils.images.settings import LARGEST_SIDE, CacheSettings
-from utils.tables.competition import FOLD_BY
+from utils.runs.errors import ModelError, TrainingError
+from utils.tables.competition import FOLD_BY, MOST_FOLDS
 
 LEVELS = ("image", "breast")
 RECURRENT_CELLS = ("gru", "lstm", "rnn")
 MOST_HIDDEN = 2**16
 PLAIN_NAME = r"[A-Za-z0-9_.-]+"  # of an architecture: no path, and no address of a hub
 KEEP_EPOCH = ("best_auc", "last")
-MOST_FOLDS = 1000
 STRONGEST = 3.0  # times the tuned augmentation: its rectangles' probability reaches 1 a little above
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 # Fields that configurations of older runs have, and the value that every run has now.
 RETIRED = {"layer_decay": 1.0, "loss": "bce", "cutmix": 0.0}
 RETIRED_OF_MODEL = {"view_pooling": "attention"}
-
-
-class ModelError(KitError, ValueError):
-    """A network that can't be built, or weights that do not fit it; the message says what to change."""
-
-
-class TrainingError(KitError):
-    """A run that can't go on; the message says what to change."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from utils.core.environment import write_csv, write_json
 from utils.images.cache import picture_path
 from utils.images.training_data import TrainingData
 from utils.runs.code import changed_versions, code_versions
-from utils.runs.config import TrainConfig, TrainingError
+from utils.runs.config import TrainConfig
+from utils.runs.errors import TrainingError
 from utils.runs.run import Run, read_fold_oof
 from utils.runs.tables import PROBE_FILE, read_history_table, read_oof, read_table
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from utils.runs.config import TrainingError
+from utils.runs.errors import TrainingError
 
 # Seconds. A killed training's lock is free once its loading processes have noticed, with torch after 5 seconds.
 PATIENCE_FOR_FOLD = 10.0

@@ -7,18 +7,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils.core.environment import KAGGLE_INPUT, KitError, resolve, runs_dir, walk_small_folders
+from utils.core.environment import KAGGLE_INPUT, resolve, runs_dir, walk_small_folders
 from utils.core.formats import check
+from utils.runs.errors import PredictionError
 from utils.runs.fold_folders import SMOKE_RUNS, is_smoke_test
 from utils.runs.run import Run
 
 SKIPPED_FOLDERS = ("runs-phantom", SMOKE_RUNS, "demo")  # folders of runs that only show that everything works
 AGGREGATIONS = ("mean", "max", "top_k", "noisy_or")
 LEAST_WEIGHT, MOST_WEIGHT = 1e-6, 1e6  # bounds of the sum: only the ratios of weights count
-
-
-class PredictionError(KitError):
-    """Runs or predictions can't be used together; the message gives the remedy."""
 
 
 def aggregate(predictions: pd.DataFrame, method: str = "mean", top_k: int = 2) -> pd.Series:

@@ -9,14 +9,14 @@ from pathlib import Path
 import pandas as pd
 
 from utils.core.formats import build, check, check_types, naming, read_object
-from utils.runs.config import TrainConfig, TrainingError
+from utils.runs.config import TrainConfig
+from utils.runs.errors import REMEDY, TrainingError
 from utils.runs.fold_folders import fold_folders
 from utils.runs.leaks import LeakError, check_patients_whole, refuse_seen
 from utils.runs.starts import read_start, start_files
 from utils.runs.tables import (
     HISTORY_COLUMNS,
     LOGIT_TOLERANCE,
-    REMEDY,
     check_predicted,
     read_extra_patients,
     read_folds,
@@ -66,7 +66,7 @@ NOTES = tuple(entry.name for entry in fields(RunNotes))
 class Run:
     """A run's folder; everything that is read from it is checked.
 
-    Every reader raises `utils.runs.config.TrainingError`, naming the file, the field and the remedy, if a file is missing or
+    Every reader raises `utils.runs.errors.TrainingError`, naming the file, the field and the remedy, if a file is missing or
     broken, or was not written by this version of the kit.
     """
 

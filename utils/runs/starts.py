@@ -7,8 +7,7 @@ from pathlib import Path
 
 from utils.core.environment import write_json
 from utils.core.formats import build, check, check_types, naming, read_object
-from utils.runs.config import TrainingError
-from utils.runs.tables import REMEDY
+from utils.runs.errors import REMEDY, TrainingError
 
 FILE = "start.json"
 SHA256 = "[0-9a-f]{64}"

@@ -7,8 +7,9 @@ import pandas as pd
 
 from utils.core.formats import FormatError, naming
 from utils.metrics.scores import sigmoid
-from utils.runs.config import MOST_FOLDS, TrainingError
+from utils.runs.errors import REMEDY, TrainingError
 from utils.tables.boxes import BOXES_FILE, CORNERS
+from utils.tables.competition import MOST_FOLDS
 
 OOF_COLUMNS = ["prediction_id", "patient_id", "laterality", "image_id", "fold", "cancer", "logit", "probability"]
 FOLD_COLUMNS = ["patient_id", "fold"]
@@ -20,7 +21,6 @@ IDS = ["prediction_id", "patient_id", "laterality", "image_id"]
 MOST_EPOCHS = 10**6
 LOGIT_TOLERANCE = 1e-4  # between a probability and the sigmoid of its logit
 SHOWN = 3
-REMEDY = "Copy the run again from where it was trained, or train it again in a new run_dir."
 
 
 def read_oof(path: str | Path) -> pd.DataFrame:

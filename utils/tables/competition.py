@@ -40,6 +40,7 @@ ID_PATTERN = r"[A-Za-z0-9_.-]*[A-Za-z0-9_-][A-Za-z0-9_.-]*"  # a plain file name
 LONGEST_ID = 200  # characters of an id that names files; file systems take 255 bytes, suffixes included
 LARGEST_NUMBER = 2**53 - 1  # up to it float64 holds each whole number
 FOLD_BY = ("patient", "machine")
+MOST_FOLDS = 1000
 SHOWN_ROWS = 3
 SHOWN_CHARACTERS = 120  # of a value
 
