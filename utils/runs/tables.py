@@ -18,7 +18,7 @@ MARK_COLUMNS = ["image_id", "fold", *CORNERS]
 EXTRA_COLUMNS = ["extra_set", "patient_id", "image_id", "cancer"]
 HISTORY_COLUMNS = ["fold", "epoch"]
 IDS = ["prediction_id", "patient_id", "laterality", "image_id"]
-MOST_EPOCHS = 10**6
+LARGEST = {"fold": MOST_FOLDS, "epoch": 10**6, "cancer": 1}  # columns of whole numbers from 0
 LOGIT_TOLERANCE = 1e-4  # between a probability and the sigmoid of its logit
 SHOWN = 3
 
@@ -44,11 +44,7 @@ def read_oof(path: str | Path) -> pd.DataFrame:
             raise FormatError(f"it has the unknown columns {', '.join(unknown)}.")
         if table.empty:
             raise FormatError("it has no rows: the run predicted nothing.")
-        for column in ("prediction_id", "patient_id"):
-            _refuse(table[column] == "", table, column, "text")
         _refuse(~table.laterality.isin(["L", "R"]), table, "laterality", "L or R")
-        table = _whole_numbers(table, "fold", MOST_FOLDS)
-        table = _whole_numbers(table, "cancer", 1)
         logit, probability = _numbers(table, "logit"), _numbers(table, "probability")
         _refuse(~np.isfinite(logit), table, "logit", "a finite number")
         _refuse(~((probability >= 0) & (probability <= 1)), table, "probability", "from 0 to 1")
@@ -70,8 +66,7 @@ def read_folds(run_dir: str | Path) -> pd.DataFrame:
     if not path.is_file():
         raise TrainingError(f"{path} is missing: without it nobody can tell which model saw whom. Train the run again.")
     with naming(path, TrainingError, REMEDY):
-        table = _whole_numbers(read_table(path, FOLD_COLUMNS), "fold", MOST_FOLDS)
-        _refuse(table.patient_id == "", table, "patient_id", "text")
+        table = read_table(path, FOLD_COLUMNS)
         _refuse(table.patient_id.duplicated(keep=False), table, "patient_id", "in one row and one fold")
     return table
 
@@ -98,8 +93,6 @@ def read_history_table(path: str | Path) -> pd.DataFrame:
     """
     with naming(path, TrainingError, REMEDY):
         table = read_table(path, HISTORY_COLUMNS)
-        for column, most in {"fold": MOST_FOLDS, "epoch": MOST_EPOCHS}.items():
-            table = _whole_numbers(table, column, most)
         for column in table.columns:
             _refuse(np.isnan(_numbers(table, column)) & table[column].notna(), table, column, "a number, or empty")
         _refuse(table.duplicated(HISTORY_COLUMNS, keep=False), table, "epoch", "in one row of each fold")
@@ -115,16 +108,16 @@ def read_marks(run_dir: str | Path) -> pd.DataFrame:
     if not path.is_file():
         raise TrainingError(f"{path} is missing: the run predicted no boxes (box_weight 0), or lost them. {REMEDY}")
     with naming(path, TrainingError, REMEDY):
-        table = _whole_numbers(read_table(path, MARK_COLUMNS), "fold", MOST_FOLDS)
+        table = read_table(path, MARK_COLUMNS)
         _refuse(table.image_id == "", table, "image_id", "text")
         _refuse(table.image_id.duplicated(keep=False), table, "image_id", "in one row")
-        corners = {column: _numbers(table, column) for column in CORNERS}
-        for column, values in corners.items():
+        for column in CORNERS:
+            values = _numbers(table, column)
             _refuse(~np.isfinite(values), table, column, "a finite number")
+            table[column] = values
         for side in ("x", "y"):
-            turned = corners[f"{side}_max"] < corners[f"{side}_min"]
-            _refuse(turned, table, f"{side}_max", f"{side}_min or more")
-    return table[MARK_COLUMNS].assign(**corners)
+            _refuse(table[f"{side}_max"] < table[f"{side}_min"], table, f"{side}_max", f"{side}_min or more")
+    return table[MARK_COLUMNS]
 
 
 def read_extra_patients(run_dir: str | Path) -> list[str]:
@@ -133,13 +126,11 @@ def read_extra_patients(run_dir: str | Path) -> list[str]:
     if not path.is_file():
         return []
     with naming(path, TrainingError, REMEDY):
-        table = read_table(path, EXTRA_COLUMNS)
-        _refuse(table.patient_id == "", table, "patient_id", "text")
-    return table.patient_id.unique().tolist()
+        return read_table(path, EXTRA_COLUMNS).patient_id.unique().tolist()
 
 
 def read_table(path: str | Path, columns: list[str]) -> pd.DataFrame:
-    """Read a table of a run folder that has at least these columns; ids are text."""
+    """Read a table of a run folder that has at least these columns; ids are text, and those in `LARGEST` whole numbers."""
     table = pd.read_csv(path, dtype=dict.fromkeys(IDS, str), keep_default_na=False, na_values=[""])  # an id may be "NA"
     repeated = [column for column in columns if f"{column}.1" in table]  # pandas renames the second one so
     if repeated:
@@ -149,7 +140,17 @@ def read_table(path: str | Path, columns: list[str]) -> pd.DataFrame:
         raise FormatError(f"it lacks the columns {', '.join(missing)}.")
     if not isinstance(table.index, pd.RangeIndex):  # pandas makes surplus values the index
         raise FormatError("its rows have more values than there are columns.")
-    return table.fillna(dict.fromkeys(table.columns.intersection(IDS), ""))
+    table = table.fillna(dict.fromkeys(table.columns.intersection(IDS), ""))
+    for column in ("prediction_id", "patient_id"):
+        if column in columns:
+            _refuse(table[column] == "", table, column, "text")
+    for column, largest in LARGEST.items():
+        if column in columns:
+            values = _numbers(table, column)
+            is_right = (values >= 0) & (values <= largest) & (values == np.floor(values))
+            _refuse(~is_right, table, column, f"a whole number from 0 to {largest}")
+            table[column] = values.astype(np.int64)
+    return table
 
 
 def _numbers(table: pd.DataFrame, column: str) -> np.ndarray:
@@ -158,14 +159,6 @@ def _numbers(table: pd.DataFrame, column: str) -> np.ndarray:
     if pd.api.types.is_bool_dtype(values):
         return np.full(len(values), np.nan)
     return pd.to_numeric(values, errors="coerce").to_numpy(dtype=float, na_value=np.nan)
-
-
-def _whole_numbers(table: pd.DataFrame, column: str, most: int) -> pd.DataFrame:
-    """Refuse a column unless it has whole numbers from 0 to ``most``, and convert it to int."""
-    values = _numbers(table, column)
-    holds = (values >= 0) & (values <= most) & (values == np.floor(values))
-    _refuse(~holds, table, column, f"a whole number from 0 to {most}")
-    return table.assign(**{column: values.astype(np.int64)})
 
 
 def _refuse(bad: np.ndarray | pd.Series, table: pd.DataFrame, column: str, wanted: str) -> None:
