@@ -23,7 +23,7 @@ def make_run(folder, text="oof"):
     files = {name: name for name in ("config.json", "folds.csv", "history.csv", "boxes.csv")} | {"oof.csv": text}
     for fold in ("fold0", "fold1"):
         files |= {f"{fold}/{name}": fold for name in ("oof.csv", "weights.safetensors", "checkpoint.pt", "history.csv")}
-    files["config.json"] = json.dumps({"smoke_test": False})
+    files["config.json"] = json.dumps({"prevalence": 0.25, "smoke_test": False})
     files |= {"fold2/weights.safetensors": "unfinished", "fold2/checkpoint.pt": "unfinished"}
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ def test_an_edit_in_the_bundle_does_not_change_the_run(made, run):
     copy = next(made.glob("datasets/weights-*/*/config.json"))
     with copy.open("a") as file:
         file.write("edited")
-    assert (run / "config.json").read_text() == json.dumps({"smoke_test": False})
+    assert (run / "config.json").read_text() == json.dumps({"prevalence": 0.25, "smoke_test": False})
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ def test_a_link_in_a_run_is_refused(tmp_path, run, name):
 
 
 def test_a_smoke_test_is_refused_also_where_a_threshold_names_it(tmp_path, run):
-    write_json(run / "config.json", {"smoke_test": True})
+    write_json(run / "config.json", {"prevalence": 0.25, "smoke_test": True})
     threshold = write_tuned(tmp_path / "threshold.json", run)
     with pytest.raises(BundleError, match=f"{run}: it is a smoke test: train it again"):
         write_bundle(tmp_path / "bundle", USER, bundle.runs_to_send("", threshold), threshold)

@@ -455,7 +455,7 @@ def parse_officially(line):
 def test_bundle_is_written_of_the_tuned_runs_for_the_credentials_username(server, tmp_path, monkeypatch):
     monkeypatch.setattr("utils.kaggle.bundle.download_wheels", lambda folder, *_: folder.mkdir() or [])
     cnn = make_run(tmp_path / "cnn")
-    write_json(cnn / "config.json", {"phantom": True})
+    write_json(cnn / "config.json", {"prevalence": 0.25, "phantom": True})
     write_tuned(tmp_path / "threshold.json", cnn)
     out = tmp_path / "out"
     arguments = ("bundle", "--threshold", tmp_path / "threshold.json", "--out", tmp_path / "out")

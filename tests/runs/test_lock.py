@@ -15,7 +15,7 @@ from tests.helpers import make_config
 from utils.images.training_data import TrainingData
 from utils.runs import lock as run_lock
 from utils.runs.errors import TrainingError
-from utils.runs.fold_folders import fold_folders
+from utils.runs.run import Run
 from utils.tables.competition import assign_folds
 from utils.training import folds as training
 from utils.training.fitting import Fitting
@@ -56,7 +56,7 @@ def test_fold_is_trained_by_one_and_other_folds_by_others(images, cache_dir, set
         for folds in [(0,), (), (0, 1)]:
             with pytest.raises(TrainingError, match="Another process is training .*fold0"):
                 train_run(make_config(settings, folds=folds, epochs=1), TrainingData(images, cache_dir), tmp_path / "run")
-        assert not fold_folders(tmp_path / "run", "history.csv")
+        assert not Run(tmp_path / "run").folds_with("history.csv")
         train_run(make_config(settings, folds=(1,), epochs=1), TrainingData(images, cache_dir), tmp_path / "run")
     oof = train_run(make_config(settings, folds=(0,), epochs=1), TrainingData(images, cache_dir), tmp_path / "run")
     assert sorted(oof.image_id) == sorted(images.image_id)

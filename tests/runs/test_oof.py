@@ -137,7 +137,7 @@ def test_a_smoke_test_is_found_by_its_name_alone_wherever_it_lies(tmp_path, monk
     (broken / "config.json").write_text("{")  # its reader tells
     for name in ("runs/cnn", "input/weights"):
         smoke = write_oof(tmp_path / name)
-        write_json(smoke / "config.json", {"smoke_test": True})
+        write_json(smoke / "config.json", {"prevalence": 0.25, "smoke_test": True})
         assert find_runs() == [broken, real]
         assert find_runs(str(smoke)) == [smoke]
 

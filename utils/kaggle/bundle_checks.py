@@ -8,7 +8,8 @@ from pathlib import Path
 
 from utils.core.environment import KIT_FILE, KitError, read_json
 from utils.decision.tuning import find_threshold
-from utils.runs.fold_folders import fold_folders, is_smoke_test
+from utils.runs.errors import TrainingError
+from utils.runs.run import Run
 
 LIMITS = {  # minimum, maximum; client: PyPI's kaggle 2.2.4; page: kaggle.com/docs/datasets as of 2026
     "dataset title": (6, 50),  # characters: the client's dataset_create_new
@@ -62,22 +63,22 @@ def run_problems(run: Path) -> list[str]:
     problems = [f"{name} is missing: copy it back, or train the run again." for name in missing]
     linked = {name for file in files for name in (file, file.partition("/")[0]) if (run / name).is_symlink()}
     problems += [f"{name} is a link: put the file itself in its place, if it may be sent." for name in sorted(linked)]
-    if not fold_folders(run, "oof.csv"):
+    if not Run(run).finished_folds():
         problems.append("no fold is finished (fold*/oof.csv): let train.ipynb finish it, or leave the run out.")
     return problems or _config_problems(run)
 
 
 def _config_problems(run: Path) -> list[str]:
     try:
-        is_refused = is_smoke_test(run)
-    except ValueError as error:
-        return [f"config.json can not be read ({error}): copy it back, or train the run again."]
-    return ["it is a smoke test: train it again without smoke_test, or leave it out."] if is_refused else []
+        is_smoke_test = Run(run).notes.smoke_test
+    except TrainingError as error:
+        return [str(error)]
+    return ["it is a smoke test: train it again without smoke_test, or leave it out."] if is_smoke_test else []
 
 
 def run_files(run: Path) -> list[str]:
     """List a run's files to send: finished folds only, no checkpoints; a fold's history is optional."""
-    folds = [fold_dir.name for fold_dir in fold_folders(run, "oof.csv")]
+    folds = [fold_dir.name for fold_dir in Run(run).finished_folds()]
     optional = ["extra.csv", *(f"{fold}/{name}" for fold in folds for name in ("history.csv", "start.json"))]
     optional = [name for name in optional if (run / name).is_file()]
     return [*RUN_FILES, *(f"{fold}/{name}" for fold in folds for name in FOLD_FILES), *optional]

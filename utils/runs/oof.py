@@ -9,9 +9,8 @@ import pandas as pd
 
 from utils.core.environment import KAGGLE_INPUT, resolve, runs_dir, walk_small_folders
 from utils.core.formats import check
-from utils.runs.errors import PredictionError
-from utils.runs.fold_folders import SMOKE_RUNS, is_smoke_test
-from utils.runs.run import Run
+from utils.runs.errors import PredictionError, TrainingError
+from utils.runs.run import SMOKE_RUNS, Run
 
 SKIPPED_FOLDERS = ("runs-phantom", SMOKE_RUNS, "demo")  # folders of runs that only show that everything works
 AGGREGATIONS = ("mean", "max", "top_k", "noisy_or")
@@ -90,8 +89,8 @@ def find_runs(run_dirs: str | Sequence[str] | None = None) -> list[Path]:
 
 
 def _is_marked_as_smoke_test(run: Path) -> bool:
-    with contextlib.suppress(ValueError, OSError):  # whoever reads the run refuses it
-        return is_smoke_test(run)
+    with contextlib.suppress(TrainingError):  # whoever reads the run refuses it
+        return Run(run).notes.smoke_test
     return False
 
 

@@ -1,6 +1,8 @@
 """A run's folder as an object: its configuration, its finished folds and their predictions."""
 
 import contextlib
+import math
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
@@ -11,7 +13,6 @@ import pandas as pd
 from utils.core.formats import build, check, check_types, naming, read_object
 from utils.runs.config import TrainConfig
 from utils.runs.errors import REMEDY, TrainingError
-from utils.runs.fold_folders import fold_folders
 from utils.runs.leaks import LeakError, check_patients_whole, refuse_seen
 from utils.runs.starts import read_start, start_files
 from utils.runs.tables import (
@@ -24,6 +25,9 @@ from utils.runs.tables import (
     read_marks,
     read_oof,
 )
+
+FOLD = re.compile("fold(0|[1-9][0-9]*)")
+SMOKE_RUNS = "runs-smoke"  # default folder of smoke tests: see utils.core.environment.runs_dir
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class RunNotes:
     data_hash : str
         From `utils.runs.folder.hash_data`; empty if an earlier version wrote the run.
     phantom, smoke_test : bool
-        Whether the run only shows that everything works.
+        Whether the run only shows that everything works. `Run.notes` knows a smoke test of an earlier version by its folder.
     extra_sets : dict of str to int
         Number of training images of each other set.
     versions : dict of str to str
@@ -82,8 +86,10 @@ class Run:
     @cached_property
     def notes(self) -> RunNotes:
         """The fields of config.json next to the configuration."""
+        is_in_smoke_runs = SMOKE_RUNS in self.folder.resolve().parts
         with self._reading_config() as content:
-            return build(RunNotes, {name: content[name] for name in NOTES if name in content})
+            found = {name: content[name] for name in NOTES if name in content}
+            return build(RunNotes, {"smoke_test": is_in_smoke_runs} | found)
 
     @contextlib.contextmanager
     def _reading_config(self) -> Iterator[dict]:
@@ -95,7 +101,20 @@ class Run:
 
     def finished_folds(self) -> list[Path]:
         """List the folders of finished folds, by number; an unfinished fold has weights, but no ``oof.csv``."""
-        return fold_folders(self.folder, "oof.csv")
+        return self.folds_with("oof.csv")
+
+    def folds_with(self, name: str) -> list[Path]:
+        """List the folders of folds that contain a file, by number.
+
+        A copy such as ``fold0_backup``, or ``fold7`` in a run of four folds, is not a fold. If the configuration is
+        unreadable, every number counts.
+        """
+        n_folds = math.inf
+        with contextlib.suppress(TrainingError):
+            n_folds = self.config.n_folds
+        folders = [path.parent for path in self.folder.glob(f"fold*/{name}") if path.is_file()]
+        numbered = {int(found[1]): folder for folder in folders if (found := FOLD.fullmatch(folder.name))}
+        return [numbered[number] for number in sorted(numbered) if number < n_folds]
 
     def usable_folds(self) -> list[Path]:
         """List the folders of finished folds; refuse folds whose predictions are broken, or not those of the run."""
@@ -161,7 +180,7 @@ class Run:
 
     def history(self) -> pd.DataFrame:
         """Read each fold's metrics so far, one row per fold and epoch."""
-        tables = [read_history_table(fold_dir / "history.csv") for fold_dir in fold_folders(self.folder, "history.csv")]
+        tables = [read_history_table(fold_dir / "history.csv") for fold_dir in self.folds_with("history.csv")]
         return pd.concat(tables) if tables else pd.DataFrame(columns=HISTORY_COLUMNS)
 
     def marks(self) -> pd.DataFrame:

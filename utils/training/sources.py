@@ -13,9 +13,8 @@ import pandas as pd
 
 from utils.networks.weights import is_of_kit, read_weights
 from utils.runs.config import ModelConfig, TrainConfig, TrainingError
-from utils.runs.fold_folders import FOLD
 from utils.runs.leaks import LeakError
-from utils.runs.run import Run
+from utils.runs.run import FOLD, Run
 from utils.runs.starts import Start, read_start, start_files
 from utils.runs.tables import read_history_table
 
