@@ -33,7 +33,7 @@ from utils.decision.tuning import (
 from utils.metrics.intervals import PatientBootstrap
 from utils.metrics.scores import best_threshold, decide, probabilistic_f1, sigmoid
 from utils.phantom.competition import PARAMETERS_FILE
-from utils.runs import oof as predictions
+from utils.runs import found as found_runs
 from utils.runs.oof import AGGREGATIONS, PredictionError, aggregate, oof_of_runs
 from utils.training import example_run
 from utils.training.example_run import runs_to_submit
@@ -291,7 +291,7 @@ def test_attached_threshold_json_finds_its_runs_by_content(tmp_path, at_work, mo
     tuned.save(attached / "weights" / "threshold.json")
     replace(tune([attached / "weights" / "c"]), oof_hashes=("0" * 12,)).save(attached / "a-older" / "threshold.json")
     monkeypatch.setattr(tuning, "KAGGLE_INPUT", attached)
-    monkeypatch.setattr(predictions, "KAGGLE_INPUT", attached)
+    monkeypatch.setattr(found_runs, "KAGGLE_INPUT", attached)
     found = runs_to_submit()
     assert found == [attached / "weights" / name for name in "ab"]
     assert find_threshold(found) == Threshold.load(attached / "weights" / "threshold.json")
@@ -306,7 +306,7 @@ def test_runs_for_show_of_a_threshold_json_that_was_not_named_are_not_submitted_
     good = write_oof(at_work / "runs" / "cnn", seed=1)
     smoke, marked = write_oof(at_work / "runs-smoke" / "cnn"), write_oof(at_work / "elsewhere" / "cnn", seed=2)
     write_json(marked / "config.json", {"prevalence": 0.25, "phantom": True})
-    for module in (predictions, example_run):
+    for module in (found_runs, example_run):
         monkeypatch.setattr(module, "runs_dir", lambda *_, **__: at_work / "runs")
     for shown in (smoke, marked):
         tune([shown]).save(at_work / "threshold.json")

@@ -25,7 +25,7 @@ from utils.rehearsal.stage import (
     mount_dataset,
 )
 from utils.rehearsal.world import TIMED_OUT, KagglePython
-from utils.runs import oof as predictions
+from utils.runs import found as found_runs
 from utils.runs.oof import PredictionError
 
 UNREADABLE = ("2_R", "1_L")
@@ -202,7 +202,7 @@ def home(tmp_path, monkeypatch):
     """A working folder and a demo without anything."""
     monkeypatch.setattr(rehearsal_stage, "working_dir", lambda: tmp_path)
     monkeypatch.setattr(rehearsal_stage, "DEMO", tmp_path / "demo")
-    monkeypatch.setattr(predictions, "runs_dir", lambda: tmp_path / "runs")
+    monkeypatch.setattr(found_runs, "runs_dir", lambda: tmp_path / "runs")
     return tmp_path
 
 

@@ -1,20 +1,12 @@
-import shutil
-
 import numpy as np
 import pandas as pd
 import pytest
 
 from tests.helpers import write_run
-from utils.core import environment
-from utils.core.environment import write_json
-from utils.images import cache, inputs
-from utils.phantom.competition import PARAMETERS_FILE
-from utils.runs import oof as predictions
 from utils.runs.leaks import LeakError
-from utils.runs.oof import AGGREGATIONS, PredictionError, aggregate, find_runs, name_runs, one_image_per_breast, oof_of_runs
+from utils.runs.oof import AGGREGATIONS, PredictionError, aggregate, one_image_per_breast, oof_of_runs
 from utils.runs.summary import oof_summary
 from utils.tables.competition import assign_folds
-from utils.training.example_run import find_or_train_runs
 from utils.training.folds import OOF_COLUMNS
 
 IMAGES = pd.DataFrame({"prediction_id": ["b", "a", "b", "b", "a"], "probability": [0.1, 0.4, 0.5, 0.9, 0.2]})
@@ -117,36 +109,6 @@ def test_runs_that_are_not_out_of_fold_are_not_averaged(tmp_path):
         oof_of_runs([run])
 
 
-def test_runs_are_found_by_name_or_everywhere_but_not_those_for_show(tmp_path, monkeypatch):
-    monkeypatch.setattr(environment, "working_dir", lambda: tmp_path)
-    monkeypatch.setattr(predictions, "KAGGLE_INPUT", tmp_path / "input")
-    for kind in ("kit/outputs/demo/runs", "kit/outputs/runs-phantom", "competition/train_images"):
-        write_oof(tmp_path / "input" / kind / "c")
-    assert find_runs() == []
-    runs = [write_oof(tmp_path / "runs" / name) for name in ("a", "b")]
-    assert find_runs() == runs
-    assert find_runs(f"{runs[1]}, {runs[0]}") == runs[::-1] and find_runs([str(runs[0])]) == runs[:1]
-    with pytest.raises(PredictionError, match="absent holds no finished run"):
-        find_runs(str(tmp_path / "absent"))
-
-
-def test_a_smoke_test_is_found_by_its_name_alone_wherever_it_lies(tmp_path, monkeypatch):
-    monkeypatch.setattr(predictions, "runs_dir", lambda *_, **__: tmp_path / "runs")
-    monkeypatch.setattr(predictions, "KAGGLE_INPUT", tmp_path / "input")
-    real, broken = write_oof(tmp_path / "runs" / "real"), write_oof(tmp_path / "runs" / "broken")
-    (broken / "config.json").write_text("{")  # its reader tells
-    for name in ("runs/cnn", "input/weights"):
-        smoke = write_oof(tmp_path / name)
-        write_json(smoke / "config.json", {"prevalence": 0.25, "smoke_test": True})
-        assert find_runs() == [broken, real]
-        assert find_runs(str(smoke)) == [smoke]
-
-
-def test_runs_in_folders_of_one_name_are_told_apart(tmp_path):
-    runs = [tmp_path / "a" / "cnn", tmp_path / "b" / "cnn", tmp_path / "rnn"]
-    assert name_runs(runs) == {str(runs[0]): runs[0], str(runs[1]): runs[1], "rnn": runs[2]}
-
-
 def test_summary_sets_the_run_beside_metadata_alone(tmp_path, images):
     run = tmp_path / "perfect"
     folded = assign_folds(images, 2, 0)
@@ -156,29 +118,6 @@ def test_summary_sets_the_run_beside_metadata_alone(tmp_path, images):
     assert summary.loc["perfect", "AUC [95 %]"].startswith("1.000")
     assert (summary.breasts == images.prediction_id.nunique()).all()
     assert not summary.loc["metadata alone", "AUC [95 %]"].startswith("1.000")
-
-
-def test_without_data_or_runs_an_example_is_trained_once_on_the_phantom(tmp_path, monkeypatch, capsys):
-    for module in (environment, inputs, cache):
-        monkeypatch.setattr(module, "working_dir", lambda: tmp_path)
-    monkeypatch.setattr(inputs, "find_competition", lambda: None)
-    monkeypatch.setattr(predictions, "KAGGLE_INPUT", tmp_path / "input")
-    runs = find_or_train_runs("", smoke_test=True)
-    assert runs == [tmp_path / "runs-smoke" / "cnn-example"]
-    assert "No finished run found" in capsys.readouterr().out
-    assert find_or_train_runs("", smoke_test=True) == runs
-    assert "No finished run found" not in capsys.readouterr().out
-
-
-def test_with_data_but_without_runs_the_next_step_is_named(tmp_path, monkeypatch, competition):
-    monkeypatch.setattr(environment, "working_dir", lambda: tmp_path)
-    monkeypatch.setattr(predictions, "KAGGLE_INPUT", tmp_path / "input")
-    real = shutil.copytree(competition, tmp_path / "real", ignore=shutil.ignore_patterns("*_images", PARAMETERS_FILE))
-    with pytest.raises(PredictionError, match="No finished run under .*runs: run train.ipynb first"):
-        find_or_train_runs("", competition_dir=real)
-    monkeypatch.setattr(environment, "find_competition", lambda: real)
-    with pytest.raises(PredictionError, match="No finished run under .*runs: run train.ipynb first"):
-        find_or_train_runs("")
 
 
 def test_breast_of_nan_alone_stays_nan_in_every_aggregation():

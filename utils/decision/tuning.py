@@ -19,7 +19,8 @@ from utils.decision.thresholds import (
 from utils.images.inputs import has_real_data
 from utils.metrics.intervals import PatientBootstrap
 from utils.metrics.scores import decide, probabilistic_f1
-from utils.runs.oof import AGGREGATIONS, SKIPPED_FOLDERS, PredictionError, find_runs, folders_with, oof_of_runs
+from utils.runs.found import SKIPPED_FOLDERS, find_runs, folders_with
+from utils.runs.oof import AGGREGATIONS, PredictionError, oof_of_runs
 from utils.runs.run import Run
 
 CHOICE = "plateau"

@@ -15,7 +15,8 @@ from utils.evaluation.subgroups import VERDICT, with_traits
 from utils.images.cache import default_cache_dir, picture_path, read_manifest
 from utils.images.inputs import Inputs, open_inputs
 from utils.metrics.intervals import PatientBootstrap
-from utils.runs.oof import PredictionError, name_runs, oof_of_runs
+from utils.runs.found import name_runs
+from utils.runs.oof import PredictionError, oof_of_runs
 from utils.runs.run import Run
 
 SUSPICIOUS_AUC = 0.6  # AUC of the number of images per breast; near chance on the real set

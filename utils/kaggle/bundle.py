@@ -44,7 +44,7 @@ from utils.kaggle.bundle_checks import (
 from utils.kaggle.notebooks import NOTEBOOKS
 from utils.kaggle.wheels import download_wheels, imported_by_notebooks
 from utils.runs.code import module_files
-from utils.runs.oof import find_runs
+from utils.runs.found import find_runs
 
 __all__ = ["LIMITS", "BundleError", "Part", "check_bundle", "check_sources", "find_parts", "write_bundle"]
 MARKER = "bundle.json"  # only a folder that contains it is replaced

@@ -23,7 +23,7 @@ from utils.phantom.competition import make_competition
 from utils.phantom.hidden_test import HiddenTest, make_hidden_test
 from utils.rehearsal.world import KagglePython, make_kaggle_python, python_version
 from utils.runs.config import ModelConfig, TrainConfig
-from utils.runs.oof import find_runs
+from utils.runs.found import find_runs
 from utils.training.folds import train_run
 
 DEMO = PROJECT / "outputs" / "demo"

@@ -86,9 +86,9 @@ class Run:
     @cached_property
     def notes(self) -> RunNotes:
         """The fields of config.json next to the configuration."""
-        is_in_smoke_runs = SMOKE_RUNS in self.folder.resolve().parts
         with self._reading_config() as content:
             found = {name: content[name] for name in NOTES if name in content}
+            is_in_smoke_runs = SMOKE_RUNS in self.folder.resolve().parts
             return build(RunNotes, {"smoke_test": is_in_smoke_runs} | found)
 
     @contextlib.contextmanager

@@ -7,7 +7,8 @@ from utils.core.environment import cpu_count, runs_dir
 from utils.decision.tuning import tuned_runs
 from utils.images.inputs import has_real_data, open_inputs
 from utils.runs.config import ModelConfig, TrainConfig
-from utils.runs.oof import PredictionError, find_runs, runs_under
+from utils.runs.errors import PredictionError
+from utils.runs.found import find_runs, runs_under
 from utils.training.folds import train_run
 
 
