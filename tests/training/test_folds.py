@@ -310,7 +310,7 @@ def test_disk_that_fills_up_ends_the_run_with_the_remedy_and_loses_no_epoch(imag
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Fitting, "_epoch", fill_in_second)
         try:
-            with pytest.raises(TrainingError, match="can't be written .*make room and run again"):
+            with pytest.raises(TrainingError, match="can't be written .*Free disk space, then run again"):
                 train_run(config, TrainingData(images, cache_dir), tmp_path / "run")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

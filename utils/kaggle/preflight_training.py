@@ -19,7 +19,7 @@ from utils.kaggle.packages import mounted
 from utils.kaggle.preflight import check_images, count_missing, room_for
 from utils.runs.config import TrainConfig
 from utils.runs.execution import Execution
-from utils.runs.folder import check_same_config, check_same_patients
+from utils.runs.folder import check_same_run
 from utils.training.checks import check_training
 from utils.training.sources import find_starts
 from utils.training.trial import try_networks
@@ -51,8 +51,7 @@ def preflight_training(
     findings += _waiting_gpu(inputs, missing)
     findings += refusals(lambda: check_training(config, data, execution))
     if (run_dir / "config.json").is_file():
-        findings += refusals(lambda: check_same_config(run_dir, config))
-        findings += refusals(lambda: check_same_patients(run_dir, data.images))
+        findings += refusals(lambda: check_same_run(run_dir, config, data.images))
     findings += refusals(lambda: try_networks(config, execution))
     findings += check_start(config, data, run_dir, is_sure=not missing["train"])
     if config.model.pretrained and not config.model.weights_path:

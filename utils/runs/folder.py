@@ -10,6 +10,8 @@ import contextlib
 import hashlib
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -21,15 +23,22 @@ from utils.images.training_data import TrainingData
 from utils.runs.code import changed_versions, code_versions
 from utils.runs.config import TrainConfig
 from utils.runs.errors import TrainingError
-from utils.runs.run import Run, read_fold_oof
-from utils.runs.tables import PROBE_FILE, read_history_table, read_oof, read_table
+from utils.runs.run import Run, RunNotes, read_fold_oof
+from utils.runs.tables import EXTRA_COLUMNS, FOLD_COLUMNS, PROBE_FILE, read_history_table, read_oof, read_table
+from utils.tables.boxes import BOXES_FILE
 
 MAY_CHANGE = ("folds", "micro_batch_size", "activation_checkpointing")  # between calls for the same run
-SHOWN_IMAGES = 3
+READERS = {  # of the tables of folds
+    "oof.csv": read_fold_oof,
+    PROBE_FILE: read_oof,
+    "history.csv": read_history_table,
+    BOXES_FILE: partial(read_table, columns=[]),
+}
+SHOWN = 3
 
 
 def claim_run(run_dir: Path, config: TrainConfig, data: TrainingData, data_hash: str) -> None:
-    """Write the configuration into a new run folder, or check that it equals that of an existing one.
+    """Write the configuration into a new run folder, or check that an existing one contains the same run.
 
     Warn if an existing run was started with other code.
 
@@ -45,40 +54,44 @@ def claim_run(run_dir: Path, config: TrainConfig, data: TrainingData, data_hash:
     TrainingError
         If the folder contains a run with other settings, or on other data.
     """
-    path = run_dir / "config.json"
-    if path.is_file():
-        _check_same(run_dir, config, data.images, data_hash)
+    if (run_dir / "config.json").is_file():
+        check_same_run(run_dir, config, data.images)
+        _check_same_data(Run(run_dir), data.images, data_hash)
         return
     images, extra = data.images, data.extra
-    folds = images[["patient_id", "fold"]].drop_duplicates().sort_values("patient_id")
-    write_csv(run_dir / "folds.csv", folds)
+    notes = RunNotes(
+        prevalence=float(images.groupby("prediction_id").cancer.first().mean()),
+        settings_hash=config.preprocessing.hash,
+        data_hash=data_hash,
+        phantom=data.is_phantom,
+        smoke_test=data.smoke_test,
+        extra_sets={} if extra is None else extra.groupby("extra_set", sort=False).size().to_dict(),
+        versions=code_versions(),
+    )
+    write_csv(run_dir / "folds.csv", images[FOLD_COLUMNS].drop_duplicates().sort_values("patient_id"))
     if extra is not None:
-        write_csv(run_dir / "extra.csv", extra[["extra_set", "patient_id", "image_id", "cancer"]])
-    notes = {
-        "prevalence": float(images.groupby("prediction_id").cancer.first().mean()),
-        "settings_hash": config.preprocessing.hash,
-        "data_hash": data_hash,
-        "phantom": data.is_phantom,
-        "smoke_test": data.smoke_test,
-        "extra_sets": {} if extra is None else extra.groupby("extra_set", sort=False).size().to_dict(),
-        "versions": code_versions(),
-    }
-    write_json(path, config.to_json() | notes)
+        write_csv(run_dir / "extra.csv", extra[EXTRA_COLUMNS])
+    write_json(run_dir / "config.json", config.to_json() | asdict(notes))
 
 
-def check_same_config(run_dir: Path, config: TrainConfig) -> None:
-    """Refuse to resume a run of another configuration.
+def check_same_run(run_dir: Path, config: TrainConfig, images: pd.DataFrame) -> None:
+    """Refuse to resume a run of another configuration, or on a train table that lacks some of its patients.
+
+    The images need not have folds yet; `claim_run` also compares those.
 
     Raises
     ------
     KitError
-        If the folder contains a run with other settings, or an unreadable one.
+        If the folder contains such a run, or an unreadable one.
     """
-    differing = differing_settings(Run(run_dir).config.to_json(), config)
+    run = Run(run_dir)
+    differing = differing_settings(run.config.to_json(), config)
     if differing:
         raise TrainingError(
             f"{run_dir} holds a run with other settings ({', '.join(differing)}): choose another run_dir, or delete it."
         )
+    if not run.patients().patient_id.isin(images.patient_id).all():
+        raise _other_data(run)
 
 
 def differing_settings(found: dict, config: TrainConfig) -> list[str]:
@@ -95,35 +108,22 @@ def _comparable(content: dict) -> dict:
     return content | {"model": model | {"weights_path": bool(model.get("weights_path"))}}
 
 
-def check_same_patients(run_dir: Path, images: pd.DataFrame) -> None:
-    """Refuse to resume a run on a train table that lacks some of its patients.
-
-    Raises
-    ------
-    TrainingError
-        If patients are missing, or the run's folds.csv is.
-    """
-    if not Run(run_dir).patients().patient_id.isin(images.patient_id).all():
-        raise _other_data(run_dir)
-
-
-def _check_same(run_dir: Path, config: TrainConfig, images: pd.DataFrame, data_hash: str) -> None:
-    check_same_config(run_dir, config)
-    run = Run(run_dir)
+def _check_same_data(run: Run, images: pd.DataFrame, data_hash: str) -> None:
+    """Refuse other folds or data than those of an existing run; warn of other code."""
     folds, notes = run.patients(), run.notes
     same_folds = dict(zip(folds.patient_id, folds.fold, strict=True)) == dict(zip(images.patient_id, images.fold, strict=True))
     if not same_folds or notes.data_hash not in ("", data_hash):
-        raise _other_data(run_dir)
+        raise _other_data(run)
     changed = changed_versions(notes.versions)
     if changed:
         remedy = "To train all folds with the same code, choose another run_dir."
-        print(f"Warning: {run_dir} was started with other code: {changed} {remedy}")
+        print(f"Warning: {run.folder} was started with other code: {changed} {remedy}")
 
 
-def _other_data(run_dir: Path) -> TrainingError:
-    sets = ", ".join(Run(run_dir).notes.extra_sets) or "none"
+def _other_data(run: Run) -> TrainingError:
+    sets = ", ".join(run.notes.extra_sets) or "none"
     return TrainingError(
-        f"{run_dir} was started on other images, labels or folds, or with other extra_competition_dirs (then: {sets}):"
+        f"{run.folder} was started on other images, labels or folds, or with other extra_competition_dirs (then: {sets}):"
         " choose another run_dir, or delete it."
     )
 
@@ -154,26 +154,18 @@ def _with_sizes(images: pd.DataFrame, cache_dir: str | Path) -> pd.DataFrame:
             missing.append(image_id)
     if missing:
         raise TrainingError(
-            f"The cache {cache_dir} lacks {len(missing)} of {len(images)} images ({', '.join(missing[:SHOWN_IMAGES])}"
-            f"{', …' if len(missing) > SHOWN_IMAGES else ''}): run preprocess.ipynb with the same cache_dir, then go on."
+            f"The cache {cache_dir} lacks {len(missing)} of {len(images)} images ({', '.join(missing[:SHOWN])}"
+            f"{', …' if len(missing) > SHOWN else ''}): run preprocess.ipynb with the same cache_dir, then train again."
         )
     return images.assign(bytes=sizes)
 
 
 def collect_folds(run_dir: Path, name: str) -> pd.DataFrame:
     """Concatenate a table of all finished folds, and write it into the run's folder."""
-    folders = [fold_dir for fold_dir in Run(run_dir).finished_folds() if (fold_dir / name).is_file()]
-    table = pd.concat([_read_of_fold(fold_dir, name) for fold_dir in folders], ignore_index=True)
+    files = [fold_dir / name for fold_dir in Run(run_dir).finished_folds() if (fold_dir / name).is_file()]
+    table = pd.concat([READERS[name](file) for file in files], ignore_index=True)
     write_csv(run_dir / name, table)
     return table
-
-
-def _read_of_fold(fold_dir: Path, name: str) -> pd.DataFrame:
-    if name == "oof.csv":
-        return read_fold_oof(fold_dir)
-    if name == PROBE_FILE:
-        return read_oof(fold_dir / name)
-    return read_history_table(fold_dir / name) if name == "history.csv" else read_table(fold_dir / name, [])
 
 
 @contextlib.contextmanager
@@ -186,6 +178,6 @@ def writing_to(folder: Path) -> Iterator[None]:
             raise
         free = shutil.disk_usage(folder).free / 1e9 if folder.is_dir() else 0
         raise TrainingError(
-            f"{folder} can't be written ({error}). {free:.2f} GB are free there: make room and run again with the same run_dir;"
-            " training goes on after the last epoch that was saved."
+            f"{folder} can't be written ({error}). {free:.2f} GB are free there. Free disk space, then run again with the same"
+            " run_dir: training resumes after the last saved epoch."
         ) from error

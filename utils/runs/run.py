@@ -123,7 +123,7 @@ class Run:
             self._check_collected(read_oof(path))  # also reads each fold's
         else:
             for fold_dir in folders:
-                read_fold_oof(fold_dir)
+                read_fold_oof(fold_dir / "oof.csv")
         return folders
 
     def patients(self) -> pd.DataFrame:
@@ -168,7 +168,7 @@ class Run:
         The table may lack folds that another process has finished since.
         """
         for fold_dir in self.finished_folds():
-            own = read_fold_oof(fold_dir)
+            own = read_fold_oof(fold_dir / "oof.csv")
             collected = oof[oof.fold == own.fold.iloc[0]]
             both = own.merge(collected, on=["prediction_id", "image_id", "cancer"])
             same = len(both) == len(own) == len(collected) and (both.logit_x - both.logit_y).abs().max() <= LOGIT_TOLERANCE
@@ -188,9 +188,10 @@ class Run:
         return read_marks(self.folder)
 
 
-def read_fold_oof(fold_dir: Path) -> pd.DataFrame:
+def read_fold_oof(path: Path) -> pd.DataFrame:
     """Read the predictions of one finished fold; raise TrainingError if they are broken or of another fold."""
-    path, number = fold_dir / "oof.csv", int(fold_dir.name.removeprefix("fold"))
+    fold_dir = path.parent
+    number = int(fold_dir.name.removeprefix("fold"))
     table = read_oof(path)
     with naming(path, TrainingError, f"Delete {fold_dir} and run train.ipynb with this run_dir to train the fold again."):
         for fold in table.fold.unique().tolist():

@@ -95,7 +95,7 @@ def _choose_all(model: ModelConfig, held_out: Mapping[int, set[str]]) -> dict[in
 def _check_same_source(run_dir: Path, weights_path: str) -> None:
     """Refuse to resume a run from another place, unless the weights that its folds started from lie there too."""
     if not (run_dir / "config.json").is_file() or Run(run_dir).config.model.weights_path in ("", weights_path):
-        return  # to start from weights at all is another setting, which `utils.runs.folder.check_same_config` refuses
+        return  # to start from weights at all is another setting, which `utils.runs.folder.check_same_run` refuses
     starts = {path.parent: read_start(path.parent) for path in start_files(run_dir)}
     for fold_dir, start in starts.items():
         if not _is_there(start, weights_path):
