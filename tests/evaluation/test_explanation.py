@@ -342,7 +342,7 @@ def test_what_cannot_be_explained_says_why(run, images, cache_dir, tmp_path):
         explain_run(run, images.assign(patient_id="new"), cache_dir)
     with pytest.raises(ExplanationError, match="not in the cache.*settings"):
         explain_run(run, images, tmp_path)
-    with pytest.raises(TrainingError, match="no run folder"):
+    with pytest.raises(TrainingError, match="is not a run folder"):
         explain_run(tmp_path, images, cache_dir)
 
 

@@ -179,7 +179,7 @@ def test_metadata_alone_is_learned_at_the_learning_rate_of_a_body(images, cache_
 def test_column_that_is_the_label_is_no_metadata(cache_dir, images, tmp_path):
     many = pd.concat([images.assign(**{c: images[c] + str(n) for c in ("patient_id", "prediction_id")}) for n in range(5)])
     config = make_config(TINY, model={"metadata": True}, epochs=1)
-    with pytest.raises(LeakError, match="Column age alone tells cancer"):
+    with pytest.raises(LeakError, match="Column age alone predicts cancer"):
         train_run(config, TrainingData(many.assign(age=50.0 + many.cancer), cache_dir), tmp_path / "run")
 
 

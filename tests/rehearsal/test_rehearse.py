@@ -245,7 +245,7 @@ def test_a_named_threshold_brings_its_runs_and_named_runs_are_tuned(home):
 @pytest.mark.parametrize(
     ("named", "message"),
     [
-        ({"runs": (Path("nowhere"),)}, "nowhere holds no finished run"),
+        ({"runs": (Path("nowhere"),)}, "nowhere contains no finished run"),
         ({"threshold": Path("nope.json")}, "--threshold nope.json does not exist"),
         ({"python": Path("/nope")}, "/nope does not run"),
     ],

@@ -105,5 +105,5 @@ def test_pictures_that_the_cache_lacks_have_an_unknown_size():
 
 def test_label_planted_in_the_age_is_refused():
     images = assign_folds(make_images(), 4, 0)
-    with pytest.raises(LeakError, match=r"Column age alone tells cancer with an AUC of 1\.000"):
+    with pytest.raises(LeakError, match=r"Column age alone predicts cancer with an AUC of 1\.000"):
         metadata_oof(images.assign(age=40.0 + 30 * images.cancer))

@@ -30,7 +30,7 @@ def test_runs_are_found_by_name_or_everywhere_but_not_those_for_show(tmp_path, m
     runs = [make_run(tmp_path / "runs" / name) for name in ("a", "b")]
     assert find_runs() == runs
     assert find_runs(f"{runs[1]}, {runs[0]}") == runs[::-1] and find_runs([str(runs[0])]) == runs[:1]
-    with pytest.raises(PredictionError, match="absent holds no finished run"):
+    with pytest.raises(PredictionError, match="absent contains no finished run"):
         find_runs(str(tmp_path / "absent"))
 
 

@@ -67,7 +67,7 @@ PLANTED = {
 def test_label_in_a_features_values_is_refused(column, way):
     images = train_table()
     images[column] = PLANTED[column][way](images.cancer)
-    with pytest.raises(LeakError, match=f"^Column {column} alone tells cancer with an AUC of 1.000"):
+    with pytest.raises(LeakError, match=f"^Column {column} alone predicts cancer with an AUC of 1.000"):
         check_features(images, FEATURES)
 
 
@@ -75,7 +75,7 @@ def test_label_in_a_feature_is_refused_though_a_few_rows_say_otherwise():
     images = train_table(n=2000, positives=400)
     age = 40 + 30 * images.cancer
     check_features(images.assign(age=age.where(images.index % 10 != 0, 110 - age)), FEATURES)  # a tenth: AUC 0.9
-    with pytest.raises(LeakError, match="age alone tells cancer with an AUC of 0.99"):
+    with pytest.raises(LeakError, match="age alone predicts cancer with an AUC of 0.99"):
         check_features(images.assign(age=age.where(images.index % 200 != 0, 110 - age)), FEATURES)
 
 
@@ -93,7 +93,7 @@ def test_breasts_are_counted_not_images():
 def test_run_that_reads_a_planted_label_is_refused_before_it_begins(tmp_path):
     images = train_table()
     images["age"] = 40.0 + 30 * images.cancer
-    with pytest.raises(LeakError, match="Column age alone tells cancer"):
+    with pytest.raises(LeakError, match="Column age alone predicts cancer"):
         train_run(make_config(TINY, "rnn"), TrainingData(images, tmp_path / "cache"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with pytest.raises(TrainingError, match="lacks 200 of 200 images"):  # a model of images does not read age
@@ -178,7 +178,7 @@ def test_predictions_of_a_patient_in_no_fold_and_lost_predictions_are_refused(tm
     with pytest.raises(TrainingError, match=r"oof.csv: 1 of its patients are not in folds.csv, first new\."):
         Run(run).oof()
     rewrite(run, table[table.patient_id != "p3"])
-    with pytest.raises(TrainingError, match=r"oof.csv: it lacks 1 patients of the folds that it holds, first p3\."):
+    with pytest.raises(TrainingError, match=r"oof.csv: it lacks 1 patients of its folds, first p3\."):
         Run(run).oof()
     rewrite(run, table[table.fold == 1])  # the other fold is not finished
     assert set(Run(run).oof().fold) == {1}

@@ -89,7 +89,7 @@ def test_training_whose_run_folder_is_deleted_ends_and_leaves_the_new_one_alone(
 
     kept = []
     monkeypatch.setattr(Fitting, "_train", delete)
-    with pytest.raises(TrainingError, match="run was deleted or replaced while it was trained"):
+    with pytest.raises(TrainingError, match="run was deleted or replaced during its training"):
         train_run(config, TrainingData(images, cache_dir), run_dir)
     assert [(run_dir / "fold0" / "weights.safetensors").read_bytes()] == kept
     assert len(pd.read_csv(run_dir / "fold0" / "history.csv")) == 2

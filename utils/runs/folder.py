@@ -88,7 +88,7 @@ def check_same_run(run_dir: Path, config: TrainConfig, images: pd.DataFrame) -> 
     differing = differing_settings(run.config.to_json(), config)
     if differing:
         raise TrainingError(
-            f"{run_dir} holds a run with other settings ({', '.join(differing)}): choose another run_dir, or delete it."
+            f"{run_dir} contains a run with other settings ({', '.join(differing)}): choose another run_dir, or delete it."
         )
     if not run.patients().patient_id.isin(images.patient_id).all():
         raise _other_data(run)

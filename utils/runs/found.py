@@ -37,7 +37,7 @@ def find_runs(run_dirs: str | Sequence[str] | None = None) -> list[Path]:
     runs = [resolve(name.strip()) for name in names]
     for run in runs:
         if not (run / "oof.csv").is_file():
-            raise PredictionError(f"{run} holds no finished run (no oof.csv): let train.ipynb finish it, or leave it out.")
+            raise PredictionError(f"{run} contains no finished run (no oof.csv): let train.ipynb finish it, or leave it out.")
     return runs
 
 

@@ -9,7 +9,7 @@ from utils.core.environment import KitError
 from utils.metrics.scores import area_under_roc
 from utils.tables.competition import SHARED_COLUMNS
 
-TELLS_THE_LABEL = 0.99  # AUC of a single column; age and machine together reach 0.64 on the real set
+MOST_AUC_ALONE = 0.99  # of a single column; age and machine together reach 0.64 on the real set
 IDS = ("patient_id", "image_id")
 LEAST_POSITIVES = 20  # with fewer, a column may separate the classes by chance
 CODES = ("machine_id", "site_id")  # numbers without an order
@@ -33,7 +33,7 @@ def check_features(images: pd.DataFrame, columns: Iterable[str]) -> None:
     Raises
     ------
     LeakError
-        If a column is not in test.csv, or predicts cancer by itself with an AUC of `TELLS_THE_LABEL` or more. The AUC is tested
+        If a column is not in test.csv, or predicts cancer by itself with an AUC of `MOST_AUC_ALONE` or more. The AUC is tested
         only if there are `LEAST_POSITIVES` positive and as many negative breasts.
     """
     columns = list(columns)
@@ -44,15 +44,15 @@ def check_features(images: pd.DataFrame, columns: Iterable[str]) -> None:
     if min(breasts.cancer.sum(), (breasts.cancer == 0).sum()) < LEAST_POSITIVES:
         return
     for column in columns:
-        auc = _alone(breasts, column)
-        if auc >= TELLS_THE_LABEL:
+        auc = _auc_alone(breasts, column)
+        if auc >= MOST_AUC_ALONE:
             raise LeakError(
-                f"Column {column} alone tells cancer with an AUC of {auc:.3f} in train.csv: a label is in it. Correct the"
-                " column, or leave it out."
+                f"Column {column} alone predicts cancer with an AUC of {auc:.3f} in train.csv: it contains the label. Correct"
+                " the column, or leave it out."
             )
 
 
-def _alone(breasts: pd.DataFrame, column: str) -> float:
+def _auc_alone(breasts: pd.DataFrame, column: str) -> float:
     """Return the AUC of one column in whichever direction is better; texts and codes count as their share of cancer."""
     values = breasts[column]
     if column in CODES or not pd.api.types.is_numeric_dtype(values):

@@ -28,7 +28,7 @@ class FoldLock:
         """Check that the lock still excludes others; raise TrainingError if the run folder was deleted or replaced."""
         if _identity(self.path) != self.identity:
             raise TrainingError(
-                f"{self.path.parent} was deleted or replaced while it was trained. This training ends, since another one may"
+                f"{self.path.parent} was deleted or replaced during its training. This training stops, since another one may"
                 " have begun there."
             )
 
@@ -46,8 +46,8 @@ def training(fold_dir: Path) -> Iterator[FoldLock]:
     """
     path = fold_dir.parent / f".{fold_dir.name}.lock"
     busy = (
-        f"Another process is training {fold_dir}. Wait until it ends, or end it: a notebook's kernel outlives its page."
-        " To train both, choose another run_dir for one of them."
+        f"Another process is training {fold_dir}. Wait until it ends, or stop it: a notebook's kernel keeps running when"
+        " its page is closed. To train both, choose another run_dir for one of them."
     )
     with _locked(path, PATIENCE_FOR_FOLD, busy):
         yield FoldLock(path, _identity(path))
@@ -62,7 +62,7 @@ def changing(run_dir: Path) -> Iterator[None]:
     TrainingError
         If another process does so for a minute, or the disk does not support locks.
     """
-    busy = f"Another process has been writing the tables of {run_dir} for {PATIENCE_FOR_RUN:.0f} s. End it, and run again."
+    busy = f"Another process has been writing the tables of {run_dir} for {PATIENCE_FOR_RUN:.0f} s. Stop it, and run again."
     with _locked(run_dir / ".run.lock", PATIENCE_FOR_RUN, busy):
         yield
 
@@ -77,8 +77,8 @@ def _locked(path: Path, seconds: float, busy: str) -> Iterator[None]:
         raise TrainingError(busy) from None
     except (OSError, NotImplementedError) as error:  # older versions of filelock raise the second without lock support
         raise TrainingError(
-            f"{path} can't be locked ({error}). Choose a run_dir that can be written, on a disk that knows file locks, as a"
-            " local one does."
+            f"{path} can't be locked ({error}). Choose a run_dir that is writable, on a disk with file locks, such as a"
+            " local one."
         ) from error
     try:
         yield

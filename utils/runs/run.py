@@ -95,7 +95,7 @@ class Run:
     def _reading_config(self) -> Iterator[dict]:
         path = self.folder / "config.json"
         if not path.is_file():
-            raise TrainingError(f"{self.folder} is no run folder (it has no config.json): run train.ipynb first.")
+            raise TrainingError(f"{self.folder} is not a run folder (it has no config.json): run train.ipynb first.")
         with naming(path, TrainingError, REMEDY):
             yield read_object(path)
 

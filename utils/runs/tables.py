@@ -64,7 +64,7 @@ def read_folds(run_dir: str | Path) -> pd.DataFrame:
     """Read which fold held out which patient: patient_id (str), fold (int); raise TrainingError if unusable."""
     path = Path(run_dir) / "folds.csv"
     if not path.is_file():
-        raise TrainingError(f"{path} is missing: without it nobody can tell which model saw whom. Train the run again.")
+        raise TrainingError(f"{path} is missing: without it nobody knows which model saw which patient. Train the run again.")
     with naming(path, TrainingError, REMEDY):
         table = read_table(path, FOLD_COLUMNS)
         _refuse(table.patient_id.duplicated(keep=False), table, "patient_id", "in one row and one fold")
@@ -80,7 +80,7 @@ def check_predicted(oof: pd.DataFrame, folds: pd.DataFrame, path: str | Path) ->
         if strange:
             raise FormatError(f"{len(strange)} of its patients are not in folds.csv, first {', '.join(strange[:SHOWN])}.")
         if lost:
-            raise FormatError(f"it lacks {len(lost)} patients of the folds that it holds, first {', '.join(lost[:SHOWN])}.")
+            raise FormatError(f"it lacks {len(lost)} patients of its folds, first {', '.join(lost[:SHOWN])}.")
 
 
 def read_history_table(path: str | Path) -> pd.DataFrame:
