@@ -35,7 +35,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def plan() -> pd.DataFrame:
     """The tables of a phantom of the default size, without its pictures."""
-    return phantom._plan_images({"n_train_patients": 120, "n_test_patients": 40, "positive_share": 0.25, "seed": 0})
+    return phantom._plan_images(phantom.PhantomSettings())
 
 
 def table(folder: Path, name: str) -> pd.DataFrame:
@@ -319,7 +319,7 @@ def test_other_parameters_in_the_folder_are_refused(folder):
 
 def test_foreign_folder_is_refused(tmp_path):
     (tmp_path / "train.csv").write_text("mine")
-    with pytest.raises(FileExistsError, match="no phantom"):
+    with pytest.raises(FileExistsError, match="is not a phantom competition: choose another folder"):
         make_competition(tmp_path, **SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["train.csv"]
 

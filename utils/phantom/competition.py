@@ -12,6 +12,7 @@ import os
 import shutil
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -50,6 +51,26 @@ DENSITIES = {"B": 0.42, "C": 0.40, "A": 0.10, "D": 0.08}
 AGE_MEAN, AGE_DEVIATION, AGE_MORE_FOR_CANCER = 58.0, 10.0, 4.0
 # First words of the generators' seeds, so that no two purposes share a stream.
 TABLES, PICTURES = 1, 2
+
+
+@dataclass(frozen=True)
+class PhantomSettings:
+    """The content of phantom.json: the same settings give the same files. `make_competition` explains them."""
+
+    format_version: int = field(default=FORMAT_VERSION, init=False)
+    n_train_patients: int = 120
+    n_test_patients: int = 40
+    height: int = 512
+    positive_share: float = 0.25
+    contrast: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in {"n_train_patients": 1, "n_test_patients": 1, "height": 64, "contrast": 0, "seed": 0}.items():
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if not 0 <= self.positive_share <= 1:
+            raise ValueError(f"positive_share must be in [0, 1], not {self.positive_share}")
 
 
 def make_competition(
@@ -94,23 +115,21 @@ def make_competition(
     ValueError
         If a parameter is out of range.
     """
-    parameters = {
-        "format_version": FORMAT_VERSION,
-        "n_train_patients": int(n_train_patients),
-        "n_test_patients": int(n_test_patients),
-        "height": int(height),
-        "positive_share": float(positive_share),
-        "contrast": float(contrast),
-        "seed": int(seed),
-    }
-    _check_parameters(parameters)
+    settings = PhantomSettings(
+        n_train_patients=int(n_train_patients),
+        n_test_patients=int(n_test_patients),
+        height=int(height),
+        positive_share=float(positive_share),
+        contrast=float(contrast),
+        seed=int(seed),
+    )
     folder = Path(folder)
-    if _is_finished(folder, parameters):
+    if _is_finished(folder, settings):
         return folder
     unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        _build(unfinished, parameters, n_jobs or os.cpu_count() or 1)
-        _publish(unfinished, folder, parameters)
+        _build(unfinished, settings, n_jobs or os.cpu_count() or 1)
+        _publish(unfinished, folder, settings)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder
@@ -141,62 +160,55 @@ def read_truth(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 # -------------------
 
 
-def _check_parameters(parameters: dict) -> None:
-    for name, least in {"n_train_patients": 1, "n_test_patients": 1, "height": 64, "contrast": 0, "seed": 0}.items():
-        if not parameters[name] >= least:
-            raise ValueError(f"{name} must be at least {least}, not {parameters[name]}")
-    if not 0 <= parameters["positive_share"] <= 1:
-        raise ValueError(f"positive_share must be in [0, 1], not {parameters['positive_share']}")
-
-
-def _is_finished(folder: Path, parameters: dict) -> bool:
-    """True for a phantom of these parameters, False if ``folder`` is absent or empty; else raise FileExistsError."""
+def _is_finished(folder: Path, settings: PhantomSettings) -> bool:
+    """True for a phantom of these settings, False if ``folder`` is absent or empty; else raise FileExistsError."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     notes = folder / PARAMETERS_FILE
     if not notes.is_file():
-        raise FileExistsError(f"{folder} exists and is no phantom competition: name another folder")
-    found = json.loads(notes.read_text(encoding="utf-8"))
-    if found == parameters:
+        raise FileExistsError(f"{folder} exists and is not a phantom competition: choose another folder")
+    found, wanted = json.loads(notes.read_text(encoding="utf-8")), asdict(settings)
+    if found == wanted:
         return True
-    unlike = [name for name in parameters if found.get(name) != parameters[name]]
-    details = ", ".join(f"{name} is {found.get(name)}, not {parameters[name]}" for name in unlike)
-    raise FileExistsError(f"{folder} holds another phantom ({details}): delete it or name another folder")
+    details = ", ".join(
+        f"{name} is {found.get(name)}, not {value}" for name, value in wanted.items() if found.get(name) != value
+    )
+    raise FileExistsError(f"{folder} contains another phantom ({details}): delete it or choose another folder")
 
 
-def _publish(unfinished: Path, folder: Path, parameters: dict) -> None:
+def _publish(unfinished: Path, folder: Path, settings: PhantomSettings) -> None:
     """Rename the finished build; if another process was first with the same phantom, keep that one."""
     try:
         unfinished.replace(folder)
     except OSError:
-        if not _is_finished(folder, parameters):
+        if not _is_finished(folder, settings):
             raise
 
 
-def _build(folder: Path, parameters: dict, n_jobs: int) -> None:
-    images = _plan_images(parameters)
+def _build(folder: Path, settings: PhantomSettings, n_jobs: int) -> None:
+    images = _plan_images(settings)
     (folder / TRUTH_FOLDER).mkdir(parents=True)
     _write_tables(images, folder)
     for row in images[["split", "patient_id"]].drop_duplicates().itertuples():
         (folder / f"{row.split}_images" / row.patient_id).mkdir(parents=True)
-    boxes = _write_images(images, folder, parameters, n_jobs)
+    boxes = _write_images(images, folder, settings, n_jobs)
     pd.DataFrame(boxes, columns=BOX_COLUMNS).to_csv(folder / BOXES_FILE, index=False)
-    (folder / PARAMETERS_FILE).write_text(json.dumps(parameters, indent=2) + "\n", encoding="utf-8")
+    (folder / PARAMETERS_FILE).write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
 
 
-def _write_images(images: pd.DataFrame, folder: Path, parameters: dict, n_jobs: int) -> list[dict]:
+def _write_images(images: pd.DataFrame, folder: Path, settings: PhantomSettings, n_jobs: int) -> list[dict]:
     """Draw and write all images, one patient per task; return the lesions' boxes in the tables' order."""
     patients = [rows for _, rows in images.groupby("patient_index")]
     # Threads suffice: NumPy's generators and FFT, OpenCV and the codecs release the GIL. The pool waits for its threads
     # even on Ctrl-C, so that none still writes while the unfinished folder is removed.
     with ThreadPoolExecutor(n_jobs) as pool:
-        results = pool.map(partial(_write_patient, folder=folder, parameters=parameters), patients)
+        results = pool.map(partial(_write_patient, folder=folder, settings=settings), patients)
         bar = tqdm(results, total=len(patients), desc="Phantom", unit=" patient", mininterval=1)
         return [box for boxes in bar for box in boxes]
 
 
-def _write_patient(rows: pd.DataFrame, folder: Path, parameters: dict) -> list[dict]:
-    rng = np.random.default_rng([PICTURES, parameters["seed"], rows["patient_index"].iloc[0]])
+def _write_patient(rows: pd.DataFrame, folder: Path, settings: PhantomSettings) -> list[dict]:
+    rng = np.random.default_rng([PICTURES, settings.seed, rows["patient_index"].iloc[0]])
     boxes = []
     for _, views in rows.groupby("laterality"):
         first = views.iloc[0]
@@ -204,15 +216,15 @@ def _write_patient(rows: pd.DataFrame, folder: Path, parameters: dict) -> list[d
         lesions = draw_lesions(rng)
         breast = draw_breast(rng, first["true_density"], bool(first["implant"]), lesions if first["cancer"] else ())
         for row in views.itertuples():
-            boxes += _write_image(row, breast, folder, parameters, rng)
+            boxes += _write_image(row, breast, folder, settings, rng)
     return boxes
 
 
-def _write_image(row, breast, folder: Path, parameters: dict, rng: np.random.Generator) -> list[dict]:
+def _write_image(row, breast, folder: Path, settings: PhantomSettings, rng: np.random.Generator) -> list[dict]:
     machine = next(machine for machine in MACHINES if machine.machine_id == row.machine_id)
     picture, boxes, _ = draw_image(
-        breast, row.view, row.laterality, picture_shape(machine, parameters["height"]), rng,
-        contrast=parameters["contrast"], mirrored=row.mirrored, marker=row.marker, framed=row.framed,
+        breast, row.view, row.laterality, picture_shape(machine, settings.height), rng,
+        contrast=settings.contrast, mirrored=row.mirrored, marker=row.marker, framed=row.framed,
     )  # fmt: skip
     path = folder / f"{row.split}_images" / row.patient_id / f"{row.image_id}.dcm"
     write_dicom(path, picture, machine, row.patient_id, row.image_id)
@@ -235,12 +247,12 @@ def _deal(rng: np.random.Generator, n: int, shares: dict) -> list:
     return [dealt[place] for place in rng.permutation(n)]
 
 
-def _plan_images(parameters: dict) -> pd.DataFrame:
+def _plan_images(settings: PhantomSettings) -> pd.DataFrame:
     """Return one row per image of train and test: all columns of the tables, and what only the pictures need."""
-    rng = np.random.default_rng([TABLES, parameters["seed"]])
+    rng = np.random.default_rng([TABLES, settings.seed])
     splits = []
-    for split in ("train", "test"):
-        patients = _plan_patients(rng, parameters[f"n_{split}_patients"], split, parameters["positive_share"])
+    for split, n in (("train", settings.n_train_patients), ("test", settings.n_test_patients)):
+        patients = _plan_patients(rng, n, split, settings.positive_share)
         splits.append(_plan_views(rng, _plan_breasts(rng, patients)))
     images = pd.concat(splits, ignore_index=True)
     images["patient_index"] = images.groupby(["split", "patient_number"], sort=False).ngroup()
@@ -340,5 +352,12 @@ def main() -> None:
     parser.add_argument("--contrast", type=float, default=1.0, help="of the lesions; 0 hides them")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    sizes = (given.train_patients, given.test_patients, given.height)
-    make_competition(given.folder, *sizes, given.positive_share, given.contrast, given.seed)
+    make_competition(
+        given.folder,
+        n_train_patients=given.train_patients,
+        n_test_patients=given.test_patients,
+        height=given.height,
+        positive_share=given.positive_share,
+        contrast=given.contrast,
+        seed=given.seed,
+    )
