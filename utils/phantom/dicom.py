@@ -7,9 +7,8 @@ from pathlib import Path
 
 import imagecodecs
 import numpy as np
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
-from pydicom.pixels.encoders import RLELosslessEncoder
 from pydicom.uid import (
     DigitalMammographyXRayImageStorageForPresentation,
     ExplicitVRLittleEndian,
@@ -45,31 +44,27 @@ SIGMOID_WINDOWS = ((32768, 22000), (30500, 22000), (35000, 22000), (32768, 26000
 # In the real set too, 42 % of machine 49's images face the other side.
 MACHINES = (
     Machine(
-        *(49, 1, JPEG2000Lossless, "MONOCHROME2", 12, ((1600, 3000),), "LINEAR"),
-        boxed=True,
-        aspect=0.8125,
-        mirrored_share=0.42,
-        train_share=0.40,
-        test_share=0.34,
+        49, 1, JPEG2000Lossless, "MONOCHROME2", bits_stored=12, windows=((1600, 3000),), voi_function="LINEAR",
+        boxed=True, aspect=0.8125, mirrored_share=0.42, train_share=0.40, test_share=0.34,
     ),
     Machine(
-        *(48, 1, JPEG2000Lossless, "MONOCHROME1", 10, ((520, 900),)),
-        scale=0.9,
-        aspect=0.75,
-        train_share=0.20,
-        test_share=0.17,
+        48, 1, JPEG2000Lossless, "MONOCHROME1", bits_stored=10, windows=((520, 900),),
+        scale=0.9, aspect=0.75, train_share=0.20, test_share=0.17,
     ),
     Machine(
-        *(29, 2, JPEGLosslessSV1, "MONOCHROME1", 16, SIGMOID_WINDOWS, "SIGMOID"),
-        scale=1.25,
-        aspect=0.918,
-        train_share=0.20,
-        test_share=0.17,
+        29, 2, JPEGLosslessSV1, "MONOCHROME1", bits_stored=16, windows=SIGMOID_WINDOWS, voi_function="SIGMOID",
+        scale=1.25, aspect=0.918, train_share=0.20, test_share=0.17,
     ),
-    Machine(21, 2, JPEGLosslessSV1, "MONOCHROME2", 12, aspect=0.75, train_share=0.20, test_share=0.16),
-    Machine(101, 1, ExplicitVRLittleEndian, "MONOCHROME2", 12, ((2048, 4000),), "LINEAR", test_share=0.08),
-    Machine(102, 1, RLELossless, "MONOCHROME1", 14, ((8000, 14000),), "LINEAR", test_share=0.08),
-)
+    Machine(21, 2, JPEGLosslessSV1, "MONOCHROME2", bits_stored=12, aspect=0.75, train_share=0.20, test_share=0.16),
+    Machine(
+        101, 1, ExplicitVRLittleEndian, "MONOCHROME2", bits_stored=12, windows=((2048, 4000),), voi_function="LINEAR",
+        test_share=0.08,
+    ),
+    Machine(
+        102, 1, RLELossless, "MONOCHROME1", bits_stored=14, windows=((8000, 14000),), voi_function="LINEAR",
+        test_share=0.08,
+    ),
+)  # fmt: skip
 
 
 def picture_shape(machine: Machine, height: int) -> tuple[int, int]:
@@ -99,36 +94,24 @@ def stored_values(picture: np.ndarray, machine: Machine) -> np.ndarray:
 
 
 def encode_frame(stored: np.ndarray, machine: Machine) -> bytes:
-    """Encode stored values losslessly in the machine's transfer syntax, with a precision of ``bits_stored``.
+    """Encode stored values losslessly as JPEG 2000 or JPEG Lossless, with a precision of ``bits_stored``.
 
     JPEG 2000 has 5 levels of lower resolution, one layer and LRCP order, as in the real files, so that half, quarter
     and eighth sizes can be decoded alone. imagecodecs gives pictures under about 400 pixels fewer levels, but at least
     3.
     """
-    bits = machine.bits_stored
     if machine.transfer_syntax == JPEG2000Lossless:
-        codec = "jp2" if machine.boxed else "j2k"
         return imagecodecs.jpeg2k_encode(
-            stored, level=0, codecformat=codec, reversible=True, bitspersample=bits, resolutions=6, numthreads=1
+            stored,
+            level=0,
+            codecformat="jp2" if machine.boxed else "j2k",
+            reversible=True,
+            bitspersample=machine.bits_stored,
+            resolutions=6,
+            numthreads=1,
         )
-    if machine.transfer_syntax == JPEGLosslessSV1:  # SV1 is predictor 1
-        return imagecodecs.jpeg_encode(stored, lossless=True, predictor=1, bitspersample=bits)
-    if machine.transfer_syntax == RLELossless:
-        return RLELosslessEncoder.encode(stored, **_rle_options(stored, machine))
-    return stored.astype("<u2").tobytes()
-
-
-def _rle_options(stored: np.ndarray, machine: Machine) -> dict:
-    return {
-        "rows": stored.shape[0],
-        "columns": stored.shape[1],
-        "samples_per_pixel": 1,
-        "number_of_frames": 1,
-        "bits_allocated": 16,
-        "bits_stored": machine.bits_stored,
-        "pixel_representation": 0,
-        "photometric_interpretation": machine.photometric,
-    }
+    # SV1 is predictor 1
+    return imagecodecs.jpeg_encode(stored, lossless=True, predictor=1, bitspersample=machine.bits_stored)
 
 
 def write_dicom(path: Path, picture: np.ndarray, machine: Machine, patient_id: str, image_id: str) -> None:
@@ -138,36 +121,30 @@ def write_dicom(path: Path, picture: np.ndarray, machine: Machine, patient_id: s
     """
     stored = stored_values(picture, machine)
     dataset = _header(machine, patient_id, image_id)
-    dataset.Rows, dataset.Columns = stored.shape
-    frame = encode_frame(stored, machine)
-    compressed = machine.transfer_syntax != ExplicitVRLittleEndian
-    dataset.add_new("PixelData", "OB" if compressed else "OW", encapsulate([frame]) if compressed else frame)
-    dataset["PixelData"].is_undefined_length = compressed
+    dataset.set_pixel_data(stored, machine.photometric, machine.bits_stored, generate_instance_uid=False)
+    if machine.transfer_syntax == RLELossless:
+        dataset.compress(RLELossless, generate_instance_uid=False)
+    elif machine.transfer_syntax != ExplicitVRLittleEndian:
+        dataset.add_new("PixelData", "OB", encapsulate([encode_frame(stored, machine)]))
+        dataset.file_meta.TransferSyntaxUID = machine.transfer_syntax
     dataset.save_as(path, enforce_file_format=True)
 
 
 def _header(machine: Machine, patient_id: str, image_id: str) -> Dataset:
-    """Return everything but size and pixels; UIDs follow from the ids, so that the same seed gives the same bytes."""
+    """Return everything but the picture; UIDs follow from the ids, so that the same seed gives the same bytes."""
     dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = machine.transfer_syntax
     dataset.SOPClassUID = DigitalMammographyXRayImageStorageForPresentation
     dataset.SOPInstanceUID = generate_uid(entropy_srcs=["phantom image", patient_id, image_id])
     dataset.StudyInstanceUID = generate_uid(entropy_srcs=["phantom study", patient_id])
     dataset.SeriesInstanceUID = generate_uid(entropy_srcs=["phantom series", patient_id, image_id])
-    dataset.PatientID, dataset.InstanceNumber = patient_id, image_id
-    dataset.SamplesPerPixel, dataset.PixelRepresentation = 1, 0
-    dataset.PhotometricInterpretation = machine.photometric
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, machine.bits_stored, machine.bits_stored - 1
-    dataset.RescaleIntercept, dataset.RescaleSlope = "0", "1"
-    _add_windows(dataset, machine)
-    return dataset
-
-
-def _add_windows(dataset: Dataset, machine: Machine) -> None:
-    if not machine.windows:
-        return
-    centers, widths = zip(*machine.windows, strict=True)
-    dataset.WindowCenter, dataset.WindowWidth = list(centers), list(widths)
+    dataset.PatientID = patient_id
+    dataset.InstanceNumber = image_id
+    dataset.RescaleIntercept = "0"
+    dataset.RescaleSlope = "1"
+    if machine.windows:
+        centers, widths = zip(*machine.windows, strict=True)
+        dataset.WindowCenter = list(centers)
+        dataset.WindowWidth = list(widths)
     if machine.voi_function:  # if absent, LINEAR applies
         dataset.VOILUTFunction = machine.voi_function
+    return dataset
