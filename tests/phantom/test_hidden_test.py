@@ -100,5 +100,5 @@ def test_too_few_patients_are_refused(tmp_path):
 
 def test_a_folder_that_exists_is_left_alone(tmp_path):
     (tmp_path / "mine").mkdir()
-    with pytest.raises(FileExistsError, match="mine exists"):
+    with pytest.raises(FileExistsError, match="mine exists: delete it or choose another folder"):
         make_hidden_test(tmp_path / "mine", **SMALL)

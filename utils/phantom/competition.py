@@ -7,10 +7,12 @@ styles; the lesions' positions are kept apart in ``phantom_truth``. No real pati
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -126,13 +128,24 @@ def make_competition(
     folder = Path(folder)
     if _is_finished(folder, settings):
         return folder
+    try:
+        with replace_folder(folder) as unfinished:
+            _build(unfinished, settings, n_jobs or os.cpu_count() or 1)
+    except OSError:
+        if not _is_finished(folder, settings):  # another process may have been first with the same phantom
+            raise
+    return folder
+
+
+@contextlib.contextmanager
+def replace_folder(folder: Path) -> Iterator[Path]:
+    """Yield a hidden path next to ``folder`` (absent or empty), and rename it to ``folder`` if the block succeeds."""
     unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        _build(unfinished, settings, n_jobs or os.cpu_count() or 1)
-        _publish(unfinished, folder, settings)
+        yield unfinished
+        unfinished.replace(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return folder
 
 
 def is_phantom_competition(folder: str | Path) -> bool:
@@ -174,15 +187,6 @@ def _is_finished(folder: Path, settings: PhantomSettings) -> bool:
         f"{name} is {found.get(name)}, not {value}" for name, value in wanted.items() if found.get(name) != value
     )
     raise FileExistsError(f"{folder} contains another phantom ({details}): delete it or choose another folder")
-
-
-def _publish(unfinished: Path, folder: Path, settings: PhantomSettings) -> None:
-    """Rename the finished build; if another process was first with the same phantom, keep that one."""
-    try:
-        unfinished.replace(folder)
-    except OSError:
-        if not _is_finished(folder, settings):
-            raise
 
 
 def _build(folder: Path, settings: PhantomSettings, n_jobs: int) -> None:

@@ -7,14 +7,14 @@ broken.
 from __future__ import annotations
 
 import shutil
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from utils.core.environment import KitError
-from utils.phantom.competition import SUBMISSION_CONSTANT, TRUTH_FOLDER, make_competition
+from utils.phantom.competition import SUBMISSION_CONSTANT, TRUTH_FOLDER, make_competition, replace_folder
+from utils.tables.competition import image_paths
 
 FEWEST_PATIENTS = 3  # six breasts: one for each of five defects, one intact
 NEW_MACHINES = (901, 902)  # neither a phantom's training table nor the real one has these
@@ -76,51 +76,59 @@ def make_hidden_test(
     if n_patients < FEWEST_PATIENTS:
         raise KitError(f"A hidden test needs at least {FEWEST_PATIENTS} patients, not {n_patients}: give --patients.")
     if folder.exists():
-        raise FileExistsError(f"{folder} exists: a hidden test is made anew.")
-    unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
+        raise FileExistsError(f"{folder} exists: delete it or choose another folder.")
+    with replace_folder(folder) as unfinished:
         make_competition(unfinished, n_train_patients, n_patients, height, contrast=2.0, seed=seed)
         shutil.rmtree(unfinished / TRUTH_FOLDER)  # Kaggle does not mount the answers
-        found = _hide(unfinished)
-        unfinished.replace(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return HiddenTest(folder, *found)
+        table = pd.read_csv(unfinished / "test.csv", dtype=str, keep_default_na=False)
+        defects = _choose_breasts(table)
+        table = _keep_one_view(table, defects.one_view, unfinished)
+        _damage_files(table, defects, unfinished)
+        _write_tables(_changed(table), unfinished)
+    unreadable = (defects.cut_off, defects.empty, defects.absent)
+    return HiddenTest(folder, unreadable, defects.partly_readable, images=len(table))
 
 
-def _hide(folder: Path) -> tuple[tuple[str, ...], str, int]:
-    table = pd.read_csv(folder / "test.csv", dtype=str, keep_default_na=False)
-    roles = _choose_breasts(table)
-    table = _keep_one_view(table, roles["one view"], folder)
-    files = {name: _files(table, name, folder) for name in table.prediction_id.unique()}
-    for path in [*files[roles["cut off"]], files[roles["partly readable"]][0]]:
-        _cut(path)
-    for path in files[roles["empty"]]:
-        path.write_bytes(b"")
-    for path in files[roles["absent"]]:
-        path.unlink()
-    _write_tables(_changed(table), folder)
-    return tuple(roles[kind] for kind in ("cut off", "empty", "absent")), roles["partly readable"], len(table)
+@dataclass(frozen=True)
+class _Defects:
+    """The prediction_id of the breast that has each defect."""
+
+    one_view: str
+    partly_readable: str
+    cut_off: str
+    empty: str
+    absent: str
 
 
-def _choose_breasts(table: pd.DataFrame) -> dict[str, str]:
+def _choose_breasts(table: pd.DataFrame) -> _Defects:
     """Choose one breast for each defect, spread over the patients.
 
     The two that lose a view or have one broken file have at least two images.
     """
     counts = table.groupby("prediction_id", sort=False).size()
     several = counts.index[counts > 1]
-    roles = dict(zip(("one view", "partly readable"), (several[0], several[-1]), strict=True))
-    others = counts.index.difference(list(roles.values()), sort=False)
-    spread = [others[place * len(others) // 3] for place in range(3)]
-    return roles | dict(zip(("cut off", "empty", "absent"), spread, strict=True))
+    one_view, partly_readable = several[0], several[-1]
+    others = counts.index.difference([one_view, partly_readable], sort=False)
+    cut_off, empty, absent = (others[place * len(others) // 3] for place in range(3))
+    return _Defects(one_view, partly_readable, cut_off, empty, absent)
 
 
 def _keep_one_view(table: pd.DataFrame, prediction_id: str, folder: Path) -> pd.DataFrame:
     spare = (table.prediction_id == prediction_id) & table.duplicated("prediction_id")
-    for row in table[spare].itertuples():
-        _path(row, folder).unlink()
+    for path in image_paths(table[spare], folder, "test"):
+        path.unlink()
     return table[~spare].reset_index(drop=True)
+
+
+def _damage_files(table: pd.DataFrame, defects: _Defects, folder: Path) -> None:
+    paths = pd.Series(image_paths(table, folder, "test")).groupby(table.prediction_id).agg(list)
+    for path in [*paths[defects.cut_off], paths[defects.partly_readable][0]]:
+        content = path.read_bytes()
+        path.write_bytes(content[: content.index(PIXEL_DATA_TAG) + BYTES_OF_PIXELS])
+    for path in paths[defects.empty]:
+        path.write_bytes(b"")
+    for path in paths[defects.absent]:
+        path.unlink()
 
 
 def _changed(table: pd.DataFrame) -> pd.DataFrame:
@@ -138,16 +146,3 @@ def _write_tables(table: pd.DataFrame, folder: Path) -> None:
     table.to_csv(folder / "test.csv", index=False)
     wanted = table[["prediction_id"]].drop_duplicates().assign(cancer=SUBMISSION_CONSTANT)
     wanted.to_csv(folder / "sample_submission.csv", index=False)
-
-
-def _files(table: pd.DataFrame, prediction_id: str, folder: Path) -> list[Path]:
-    return [_path(row, folder) for row in table[table.prediction_id == prediction_id].itertuples()]
-
-
-def _path(row, folder: Path) -> Path:
-    return folder / "test_images" / row.patient_id / f"{row.image_id}.dcm"
-
-
-def _cut(path: Path) -> None:
-    content = path.read_bytes()
-    path.write_bytes(content[: content.index(PIXEL_DATA_TAG) + BYTES_OF_PIXELS])
