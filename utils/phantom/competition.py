@@ -22,8 +22,9 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from utils.phantom.dicom import MACHINES, picture_shape, write_dicom
+from utils.phantom.dicom import MACHINES, Machine, picture_shape, write_dicom
 from utils.phantom.pictures import draw_breast, draw_image, draw_lesions
+from utils.tables.boxes import COLUMNS as BOX_COLUMNS
 
 FORMAT_VERSION = 1
 TRUTH_FOLDER = "phantom_truth"
@@ -37,7 +38,6 @@ TRAIN_COLUMNS = (
 TEST_COLUMNS = (
     "site_id", "patient_id", "image_id", "laterality", "view", "age", "implant", "machine_id", "prediction_id",
 )  # fmt: skip
-BOX_COLUMNS = ("image_id", "x_min", "y_min", "x_max", "y_max", "label")
 # Share of breasts per set of views; in the real set 23 % have a duplicate, and few have one view or another view.
 VIEW_SETS = {
     ("CC", "MLO"): 0.73,
@@ -51,6 +51,7 @@ VIEW_SETS = {
 }
 DENSITIES = {"B": 0.42, "C": 0.40, "A": 0.10, "D": 0.08}
 AGE_MEAN, AGE_DEVIATION, AGE_MORE_FOR_CANCER = 58.0, 10.0, 4.0
+MACHINE_BY_ID = {machine.machine_id: machine for machine in MACHINES}
 # First words of the generators' seeds, so that no two purposes share a stream.
 TABLES, PICTURES = 1, 2
 
@@ -225,7 +226,7 @@ def _write_patient(rows: pd.DataFrame, folder: Path, settings: PhantomSettings) 
 
 
 def _write_image(row, breast, folder: Path, settings: PhantomSettings, rng: np.random.Generator) -> list[dict]:
-    machine = next(machine for machine in MACHINES if machine.machine_id == row.machine_id)
+    machine = MACHINE_BY_ID[row.machine_id]
     picture, boxes, _ = draw_image(
         breast, row.view, row.laterality, picture_shape(machine, settings.height), rng,
         contrast=settings.contrast, mirrored=row.mirrored, marker=row.marker, framed=row.framed,
@@ -264,16 +265,15 @@ def _plan_images(settings: PhantomSettings) -> pd.DataFrame:
 
 
 def _plan_patients(rng: np.random.Generator, n: int, split: str, positive_share: float) -> pd.DataFrame:
-    machine_ids = _deal(rng, n, _machine_shares(split))
-    sites = {machine.machine_id: machine.site_id for machine in MACHINES}
+    machines = _deal(rng, n, _machine_shares(split))
     positive = rng.permutation(n) < round(n * positive_share)
     age = np.rint(rng.normal(AGE_MEAN + AGE_MORE_FOR_CANCER * positive, AGE_DEVIATION)).clip(26, 89)
     return pd.DataFrame(
         {
             "split": split,
             "patient_number": np.arange(n),
-            "site_id": [sites[machine_id] for machine_id in machine_ids],
-            "machine_id": machine_ids,
+            "site_id": [machine.site_id for machine in machines],
+            "machine_id": [machine.machine_id for machine in machines],
             "age": np.where(_deal(rng, n, {False: 0.97, True: 0.03}), np.nan, age),
             "implant": _deal(rng, n, {0: 0.97, 1: 0.03}),
             "true_density": _deal(rng, n, DENSITIES),
@@ -282,13 +282,12 @@ def _plan_patients(rng: np.random.Generator, n: int, split: str, positive_share:
     )
 
 
-def _machine_shares(split: str) -> dict[int, float]:
+def _machine_shares(split: str) -> dict[Machine, float]:
     """Return a split's machines and shares: the most common first, then those only in the test, then the rest."""
-    shares = {machine.machine_id: getattr(machine, f"{split}_share") for machine in MACHINES}
-    only_test = [machine.machine_id for machine in MACHINES if machine.train_share == 0]
-    common, *others = [machine_id for machine_id in shares if shares[machine_id] > 0]
-    ordered = [common, *sorted(others, key=lambda machine_id: machine_id not in only_test)]
-    return {machine_id: shares[machine_id] for machine_id in ordered}
+    shares = {machine: machine.train_share if split == "train" else machine.test_share for machine in MACHINES}
+    common, *others = [machine for machine in MACHINES if shares[machine] > 0]
+    others.sort(key=lambda machine: machine.train_share > 0)
+    return {machine: shares[machine] for machine in (common, *others)}
 
 
 def _plan_breasts(rng: np.random.Generator, patients: pd.DataFrame) -> pd.DataFrame:
@@ -315,12 +314,10 @@ def _plan_views(rng: np.random.Generator, breasts: pd.DataFrame) -> pd.DataFrame
     """Return one row per image; what varies from image to image does not depend on the label."""
     images = breasts.assign(view=_deal(rng, len(breasts), VIEW_SETS)).explode("view", ignore_index=True)
     n = len(images)
-    by_id = {machine.machine_id: machine for machine in MACHINES}
-    mirrored_share = images["machine_id"].map({key: machine.mirrored_share for key, machine in by_id.items()})
-    images["mirrored"] = rng.random(n) < mirrored_share
+    machines = [MACHINE_BY_ID[machine_id] for machine_id in images["machine_id"]]
+    images["mirrored"] = rng.random(n) < [machine.mirrored_share for machine in machines]
     # A file without a window is stretched over its own range: a marker on each keeps the brightness comparable.
-    windowless = images["machine_id"].map({key: not machine.windows for key, machine in by_id.items()})
-    images["marker"] = (rng.random(n) < 0.35) | windowless
+    images["marker"] = (rng.random(n) < 0.35) | [not machine.windows for machine in machines]
     images["framed"] = _deal(rng, n, {False: 0.96, True: 0.04})
     return images
 

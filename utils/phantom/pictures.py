@@ -160,9 +160,8 @@ def _profile_and_amplitude(lesion: Lesion, height: int, rng: np.random.Generator
 
 def _box_of(profile: np.ndarray, top: int, left: int) -> dict[str, int]:
     """Return the half-open box around what is brighter than a tenth of the profile's peak."""
-    rows, columns = np.nonzero(profile > 0.1 * profile.max())
-    x, y = columns + left, rows + top
-    return {"x_min": int(x.min()), "y_min": int(y.min()), "x_max": int(x.max()) + 1, "y_max": int(y.max()) + 1}
+    x, y, width, height = cv2.boundingRect((profile > 0.1 * profile.max()).astype(np.uint8))
+    return {"x_min": left + x, "y_min": top + y, "x_max": left + x + width, "y_max": top + y + height}
 
 
 # Tissue and frame
