@@ -119,12 +119,7 @@ def make_competition(
         If a parameter is out of range.
     """
     settings = PhantomSettings(
-        n_train_patients=int(n_train_patients),
-        n_test_patients=int(n_test_patients),
-        height=int(height),
-        positive_share=float(positive_share),
-        contrast=float(contrast),
-        seed=int(seed),
+        int(n_train_patients), int(n_test_patients), int(height), float(positive_share), float(contrast), int(seed)
     )
     folder = Path(folder)
     if _is_finished(folder, settings):
