@@ -27,6 +27,11 @@ from utils.tables.competition import ID_PATTERN, image_paths
 NAME = "folder"
 PREFIX = "own"
 FILES_FILE = "files.csv"
+FILES_COLUMNS = [
+    "file", "patient_id", "laterality", "view", "age", "implant",
+    "competition_patient_id", "competition_image_id", "prediction_id",
+    "lacking", "taken_from", "notes", "left_out", "machine", "institution", "study",
+]  # fmt: skip
 UNKNOWN_SITE = 106  # the public sets have 101 to 105
 UNKNOWN_MACHINE = 10600
 FIRST_CODE, CODES = 10_000_000, 90_000_000  # for named institutions and machines; far from RSNA's
@@ -70,8 +75,8 @@ def convert_folder(
     images = _mark_given(images, table.add_to(images, source)) if table else images.assign(cancer=np.nan)
     images = _settle(images, source, any_modality, split == "train")
     images = _with_ids(images, prefix)
-    told = _files_table(images)
-    write_csv(destination / FILES_FILE, told)
+    images = images.assign(lacking=_lacking(images), notes=_notes(images))
+    write_csv(destination / FILES_FILE, _files_table(images))
     used = images[images.left_out == ""]
     if used.empty:
         reasons = "; ".join(f"{count}: {reason}" for reason, count in images.left_out.value_counts().items())
@@ -85,7 +90,7 @@ def convert_folder(
         link_or_copy(file, target, copy)
     rows = rows.sort_values(["patient_id", "image_id"]).reset_index(drop=True)
     write_csv(destination / f"{split}.csv", rows)
-    for line in _describe(told, rows, others, destination, split):
+    for line in _describe(images, rows, others, destination, split):
         print(line.encode(errors="backslashreplace").decode())  # a file's name need not be Unicode
     return rows
 
@@ -248,63 +253,72 @@ def _competition_table(images: pd.DataFrame, split: str) -> pd.DataFrame:
     return table.reindex(columns=list(TRAIN_COLUMNS if split == "train" else TEST_COLUMNS))
 
 
-def _lacking(row) -> str:
-    """Return what neither header nor label states about an image."""
-    missing = {
-        "patient": row.patient_from not in ("", GIVEN),
-        "laterality": row.laterality == "",
-        "view": row.view == "",
-        "age": np.isnan(row.age),
-        "implant": np.isnan(row.implant),
-        "machine": row.machine == "",
-        "institution": row.institution == "",
-    }
-    return ", ".join(name for name, is_missing in missing.items() if is_missing)
+def _lacking(images: pd.DataFrame) -> list[list[str]]:
+    """Return, for each image, the names of what neither header nor label states."""
+    missing = pd.DataFrame(
+        {
+            "patient": ~images.patient_from.isin(["", GIVEN]),
+            "laterality": images.laterality == "",
+            "view": images["view"] == "",
+            "age": images.age.isna(),
+            "implant": images.implant.isna(),
+            "machine": images.machine == "",
+            "institution": images.institution == "",
+        }
+    )
+    return [list(missing.columns[row]) for row in missing.to_numpy()]
+
+
+def _notes(images: pd.DataFrame) -> list[list[str]]:
+    births = images.birth_date.where(images.birth_date != "").groupby(images.patient).transform("nunique")
+    notes = []
+    for row, n_births in zip(images.itertuples(), births, strict=True):
+        notes.append([*row.notes])
+        if row.for_processing:
+            notes[-1].append("for processing: raw values")
+        if n_births > 1:
+            notes[-1].append("its patient has two dates of birth: if these are two patients, give them two patient_id")
+    return notes
 
 
 def _files_table(images: pd.DataFrame) -> pd.DataFrame:
     """Return the table of all DICOM files; its first columns are those that `Labels` reads."""
-    several = images[images.birth_date != ""].groupby("patient").birth_date.nunique()
-    two_births = set(several.index[several > 1])
-    rows = []
-    for row in images.itertuples():
-        elements = {"patient_id": row.patient_from} | row.taken_from
-        notes = [*row.notes]
-        if row.for_processing:
-            notes.append("for processing: raw values")
-        if row.patient in two_births:
-            notes.append("its patient has two dates of birth: if these are two patients, give them two patient_id")
-        is_used = row.left_out == ""
-        ids = [row.patient_id, row.image_id, row.prediction_id] if is_used else ["", "", ""]
-        told = [f"{name}: {element}" for name, element in elements.items() if element]
-        known = [row.file, row.patient, row.laterality if row.laterality != "B" else "", row.view, row.age, row.implant]
-        texts = [_lacking(row), "; ".join(told), "; ".join(notes), row.left_out, row.machine, row.institution, row.study]
-        rows.append([*known, *ids, *texts])
-    names = ["file", "patient_id", "laterality", "view", "age", "implant"]
-    names += ["competition_patient_id", "competition_image_id", "prediction_id"]
-    names += ["lacking", "taken_from", "notes", "left_out", "machine", "institution", "study"]
-    return pd.DataFrame(rows, columns=names)
+    is_used = images.left_out == ""
+    taken_from = [{"patient_id": row.patient_from} | row.taken_from for row in images.itertuples()]
+    table = images.assign(
+        patient_id=images.patient,
+        laterality=images.laterality.replace("B", ""),
+        competition_patient_id=images.patient_id.where(is_used, ""),
+        competition_image_id=images.image_id.where(is_used, ""),
+        prediction_id=images.prediction_id.where(is_used, ""),
+        lacking=images.lacking.str.join(", "),
+        taken_from=["; ".join(f"{name}: {element}" for name, element in taken.items() if element) for taken in taken_from],
+        notes=images.notes.str.join("; "),
+    )
+    return table[FILES_COLUMNS]
 
 
-def _describe(told: pd.DataFrame, rows: pd.DataFrame, others: int, destination: Path, split: str) -> Iterator[str]:
+def _describe(images: pd.DataFrame, rows: pd.DataFrame, others: int, destination: Path, split: str) -> Iterator[str]:
     """Yield lines about what was written, what the headers lack, and what was left out."""
-    used = told[told.left_out == ""]
+    is_used = images.left_out == ""
+    used = images[is_used]
     breasts = rows.drop_duplicates(["patient_id", "laterality"])
     cancer = f", {int(breasts.cancer.sum())} with cancer" if split == "train" else ""
     counts = f"{len(rows)} images, {rows.patient_id.nunique()} patients, {len(breasts)} breasts{cancer}"
     yield f"{destination / split}.csv: {counts}."
     yield f"  skipped, not DICOM: {others}"
-    for reason, count in told.left_out[told.left_out != ""].value_counts().items():
+    for reason, count in images.left_out[~is_used].value_counts().items():
         yield f"  left out {count}: {reason}"
-    lacking = used.lacking.str.split(", ").explode().value_counts().drop("", errors="ignore")
-    for name, count in lacking.items():
+    for name, count in used.lacking.explode().value_counts().items():
         yield f"  headers without {name}: {count} of {len(used)}{CONSEQUENCES.get(name, '')}"
-    described = used.file[used.taken_from.str.contains(f"laterality: (?!{GIVEN})")]
+    described = used.file[[taken.get("laterality", GIVEN) != GIVEN for taken in used.taken_from]]
     if len(described):
         yield f"  sides read from descriptions: {len(described)}, first {', '.join(described[:SHOWN])}; check them"
-    if (used.notes != "").any():
-        yield f"  images with notes in {FILES_FILE}: {(used.notes != '').sum()}"
-    several = (used[~used.lacking.str.contains("patient")].groupby("patient_id").study.nunique() > 1).sum()
+    noted = (used.notes.str.len() > 0).sum()
+    if noted:
+        yield f"  images with notes in {FILES_FILE}: {noted}"
+    is_named = ["patient" not in names for names in used.lacking]
+    several = (used[is_named].groupby("patient").study.nunique() > 1).sum()
     if several:
         yield f"  patients with several exams: {several}; these count as one, unless patient_id in a CSV tells them apart"
     yield f"{destination / FILES_FILE} has all of it, file by file. It names patients: do not pass it on."
