@@ -19,7 +19,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from utils.core.environment import read_picture
-from utils.dicom.file import DicomError, open_dicom, read_stored
+from utils.dicom.file import DicomError, open_dicom
 from utils.external.sets import cbis_findings, find, mias_lines, read_set_table
 from utils.tables.boxes import CORNERS
 
@@ -73,21 +73,23 @@ def cbis_boxes(source: Path, images: pd.DataFrame) -> pd.DataFrame:
 
 def _box_of_masks(masks: Iterable[Path], film: Path) -> np.ndarray | None:
     """Return the box of the first mask that can be read and has the film's shape; None if there is none."""
+    try:
+        with open_dicom(film) as file:
+            rows, columns = file.shape
+    except DicomError:
+        return None
     for path in masks:
         try:
-            with open_dicom(film) as file:
-                rows, columns = file.shape
             with open_dicom(path) as file:
                 height, width = file.shape
-            if abs(height * columns / (width * rows) - 1) > WHOLE_SHAPE_RATIO or height * 2 < rows:
-                continue
-            marked = read_stored(path) > 0
+                if abs(height * columns / (width * rows) - 1) > WHOLE_SHAPE_RATIO or height * 2 < rows:
+                    continue
+                left, top, across, down = cv2.boundingRect((file.stored() > 0).astype(np.uint8))
         except DicomError:
             continue
-        if marked.any():
-            across, down = np.flatnonzero(marked.any(axis=0)), np.flatnonzero(marked.any(axis=1))
-            box = np.array([across[0], down[0], across[-1] + 1, down[-1] + 1], dtype=float)
-            return box * np.array([columns / width, rows / height] * 2)
+        if across:
+            scale_x, scale_y = columns / width, rows / height
+            return np.array([left * scale_x, top * scale_y, (left + across) * scale_x, (top + down) * scale_y])
     return None
 
 
