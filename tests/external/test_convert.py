@@ -371,16 +371,16 @@ def test_id_that_is_a_path_is_refused(tmp_path):
 
 def test_folders_that_can_not_be_meant_are_refused(tmp_path):
     source = make_mias(tmp_path / "mias")
-    with pytest.raises(ExternalError, match="lies in .*choose another place"):
+    with pytest.raises(ExternalError, match="is in .*choose another place"):
         convert("mias", source, source / "new")
-    with pytest.raises(ExternalError, match="is no folder"):
+    with pytest.raises(ExternalError, match="is not a folder: give the one"):
         convert("mias", tmp_path / "nowhere", tmp_path / "new")
     with pytest.raises(ExternalError, match="holds no breast-level_annotations.csv"):
         convert("vindr", source, tmp_path / "new")
     with pytest.raises(ExternalError, match="choose from vindr, cmmd, cbis, inbreast, mias"):
         convert("ddsm", source, tmp_path / "new")
     convert("mias", source, tmp_path / "new")
-    with pytest.raises(ExternalError, match="holds a train.csv already"):
+    with pytest.raises(ExternalError, match="already contains train.csv: delete the folder"):
         convert("mias", source, tmp_path / "new")
 
 
@@ -396,7 +396,7 @@ def test_command_line_converts_or_ends_in_one_line(tmp_path, capsys):
     source = make_vindr(tmp_path / "vindr")
     main(["vindr", str(source), str(tmp_path / "new"), "--copy", "--birads-4", "1"])
     assert "vindr: 8 images" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="^ExternalError: .* holds a train.csv already"):
+    with pytest.raises(SystemExit, match="^ExternalError: .* already contains train.csv"):
         main(["vindr", str(source), str(tmp_path / "new")])
 
 

@@ -153,19 +153,19 @@ def test_files_are_linked_or_copied(tmp_path):
 def test_conversion_that_was_killed_begins_again_and_one_that_was_not_is_refused(tmp_path):
     source = write_exam(tmp_path / "source")
     first = convert_folder(source, tmp_path / "out")
-    with pytest.raises(ExternalError, match="holds a test.csv already: delete the folder"):
+    with pytest.raises(ExternalError, match="already contains test.csv: delete the folder"):
         convert_folder(source, tmp_path / "out")
     (tmp_path / "out" / "test.csv").unlink()
     pd.testing.assert_frame_equal(convert_folder(source, tmp_path / "out"), first)
 
 
 def test_folders_that_can_not_be_meant_are_refused(tmp_path):
-    with pytest.raises(ExternalError, match="is no folder"):
+    with pytest.raises(ExternalError, match="is not a folder: give the one"):
         convert_folder(tmp_path / "source", tmp_path / "out")
     (tmp_path / "source").mkdir()
     with pytest.raises(ExternalError, match="holds no DICOM file, and 0 others"):
         convert_folder(tmp_path / "source", tmp_path / "out")
-    with pytest.raises(ExternalError, match="lies in .*choose another place"):
+    with pytest.raises(ExternalError, match="is in .*choose another place"):
         convert_folder(tmp_path / "source", tmp_path / "source" / "out")
     with pytest.raises(ExternalError, match="prefix is '../x'"):
         convert_folder(tmp_path / "source", tmp_path / "out", prefix="../x")
@@ -337,7 +337,7 @@ def test_command_line_converts_a_folder_or_ends_in_one_line(tmp_path, capsys):
     main(["folder", str(source), str(tmp_path / "out"), "--labels", str(labels), "--copy", "--prefix", "north"])
     assert read_images(tmp_path / "out", "train").patient_id.unique().tolist() == ["north_P1"]
     assert "Next: papermill notebooks/train.ipynb" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="^ExternalError: .* holds a train.csv already"):
+    with pytest.raises(SystemExit, match="^ExternalError: .* already contains train.csv"):
         main(["folder", str(source), str(tmp_path / "out")])
     for arguments in (["vindr", "a", "b", "--labels", "c"], ["folder", "a", "b", "--birads-4", "1"]):
         with pytest.raises(SystemExit, match="2"):

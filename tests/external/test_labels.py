@@ -82,6 +82,6 @@ def test_table_that_would_be_written_over_is_refused(tmp_path):
     write_exam(tmp_path / "source")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "files.csv").write_text("file,cancer\nLCC,1\n")
-    with pytest.raises(ExternalError, match="lies in .*move it elsewhere"):
+    with pytest.raises(ExternalError, match="is in .*move it elsewhere"):
         converted(tmp_path, labels=tmp_path / "out" / "files.csv")
     assert (tmp_path / "out" / "files.csv").read_text() == "file,cancer\nLCC,1\n"

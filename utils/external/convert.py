@@ -13,20 +13,23 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+from pydicom.dataset import Dataset
+from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
 from tqdm import tqdm
 
 from utils.core.environment import KitError, link_or_copy, read_picture, resolve, write_atomic, write_csv
 from utils.external import folder
 from utils.external.boxes import BOXES, clip_boxes
-from utils.external.sets import LOSSLESS, SETS, UNKNOWN, ExternalError
+from utils.external.sets import LOSSLESS, RSNA_BIRADS, SETS, UNKNOWN, ExternalError, check_folders
 from utils.phantom.competition import TRAIN_COLUMNS
 from utils.tables.boxes import BOXES_FILE
 from utils.tables.boxes import COLUMNS as BOX_COLUMNS
 from utils.tables.competition import image_paths
 
 CONVERTED = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}  # what mirrors of DICOM sets contain
+NO_FILE = "its file is missing, or its header can't be read"
+NO_VIEW = "its side or view is not known"
+NO_TRUTH = "the truth of its breast is not known (BI-RADS 4, or no row in the set's table)"
 MACHINES_OF_SITE = 100  # machine_id is site_id * 100 + the model's number: far from RSNA's, which end at 216
 
 
@@ -45,8 +48,11 @@ def convert(
     if birads_4 not in (None, 0, 1):
         raise ExternalError(f"birads_4 is {birads_4!r}, but must be 0, 1 or None.")
     source, destination = resolve(source), resolve(destination)
-    _check_folders(source, destination)
-    images = _settle(SETS[name].read(source, UNKNOWN if birads_4 is None else float(birads_4)))
+    check_folders(source, destination, ("train.csv",))
+    images = SETS[name].read(source)
+    if birads_4 is not None:
+        images.loc[images.category == "4", "label"] = float(birads_4)
+    images = _settle(images)
     table = _as_train_table(images, name)
     targets = image_paths(table, destination, "train")
     rows = np.flatnonzero(images.reason == "")
@@ -107,36 +113,30 @@ def describe(table: pd.DataFrame, left_out: pd.Series, name: str) -> str:
     return "\n".join(lines + [f"  left out {count}: {reason}" for reason, count in left_out.items()])
 
 
-def _check_folders(source: Path, destination: Path) -> None:
-    if not source.is_dir():
-        raise ExternalError(f"{source} is no folder: give the one that the set was downloaded into.")
-    if destination.is_relative_to(source):
-        raise ExternalError(f"{destination} lies in {source}, whose files are searched: choose another place.")
-    if (destination / "train.csv").exists():
-        raise ExternalError(f"{destination} holds a train.csv already: delete the folder, or choose another.")
-
-
 def _settle(images: pd.DataFrame) -> pd.DataFrame:
     """Add ``cancer``, one label per breast, and ``reason``: why an image is left out, empty if it is used."""
     label = images.groupby(["patient", "laterality"]).label.transform("max")
     there = [isinstance(file, Path) and file.is_file() for file in images.file]
-    reasons = {
-        "its file is missing, or its header can't be read": ~np.array(there, dtype=bool),
-        "its side or view is not known": ~images.laterality.isin(["L", "R"]) | (images["view"] == ""),
-        "the truth of its breast is not known (BI-RADS 4, or no row in the set's table)": label == UNKNOWN,
-        "it is listed twice": images.image.duplicated(),
-    }
-    reason = np.select([np.asarray(holds, dtype=bool) for holds in reasons.values()], list(reasons), "")
+    is_seen = images.laterality.isin(["L", "R"]) & (images["view"] != "")
+    reason = np.select(
+        [~np.array(there, dtype=bool), ~is_seen, label == UNKNOWN, images.image.duplicated()],
+        [NO_FILE, NO_VIEW, NO_TRUTH, "it is listed twice"],
+        default="",
+    )
     return images.assign(cancer=(label == 1).astype(int), reason=reason)
 
 
 def _as_train_table(images: pd.DataFrame, name: str) -> pd.DataFrame:
     site = SETS[name].site_id
     models = {model: number for number, model in enumerate(sorted(set(images.model) - {""}), start=1)}
-    known = {column: images[column] for column in ("laterality", "view", "age", "cancer", "BIRADS", "density")}
-    ids = {"patient_id": f"{name}_" + images.patient, "image_id": f"{name}_" + images.image}
-    machines = site * MACHINES_OF_SITE + images.model.map(models).fillna(0).astype(int)
-    table = pd.DataFrame(known | ids).assign(site_id=site, machine_id=machines, implant=0)
+    table = images[["laterality", "view", "age", "cancer", "density"]].assign(
+        site_id=site,
+        patient_id=f"{name}_" + images.patient,
+        image_id=f"{name}_" + images.image,
+        BIRADS=images.category.map(RSNA_BIRADS),
+        implant=0,
+        machine_id=site * MACHINES_OF_SITE + images.model.map(models).fillna(0).astype(int),
+    )
     return table.reindex(columns=list(TRAIN_COLUMNS))
 
 
@@ -156,14 +156,11 @@ def _write_dicom(path: Path, picture: np.ndarray) -> None:
     """Write a grey picture, uint8 or uint16, uncompressed, with a window that leaves its values as they are."""
     bits = 8 * picture.itemsize
     dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.SOPClassUID, dataset.SOPInstanceUID = SecondaryCaptureImageStorage, generate_uid(entropy_srcs=[path.stem])
-    dataset.Rows, dataset.Columns = picture.shape
-    dataset.SamplesPerPixel, dataset.PixelRepresentation, dataset.PhotometricInterpretation = 1, 0, "MONOCHROME2"
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = bits, bits, bits - 1
-    dataset.WindowCenter, dataset.WindowWidth = 2 ** (bits - 1), 2**bits
-    dataset.add_new("PixelData", "OW", picture.astype(f"<u{picture.itemsize}").tobytes())
+    dataset.SOPClassUID = SecondaryCaptureImageStorage
+    dataset.SOPInstanceUID = generate_uid(entropy_srcs=[path.stem])
+    dataset.set_pixel_data(picture, "MONOCHROME2", bits, generate_instance_uid=False)
+    dataset.WindowCenter = 2 ** (bits - 1)
+    dataset.WindowWidth = 2**bits
     with write_atomic(path) as temporary:
         dataset.save_as(temporary, enforce_file_format=True)
 
@@ -189,9 +186,15 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--birads-4 goes with a public set")
     try:
         if is_folder:
-            places = given.source, given.destination
-            folder.convert_folder(*places, given.labels, given.copy, given.prefix, given.any_modality)
+            folder.convert_folder(
+                given.source,
+                given.destination,
+                labels=given.labels,
+                copy=given.copy,
+                prefix=given.prefix,
+                any_modality=given.any_modality,
+            )
         else:
-            convert(given.name, given.source, given.destination, given.copy, given.birads_4)
+            convert(given.name, given.source, given.destination, copy=given.copy, birads_4=given.birads_4)
     except KitError as error:
         sys.exit(f"{type(error).__name__}: {error}")

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from utils.core.environment import link_or_copy, resolve, write_csv
 from utils.external.headers import Facts, read_facts
 from utils.external.labels import Labels
-from utils.external.sets import SHOWN, ExternalError
+from utils.external.sets import SHOWN, ExternalError, check_folders
 from utils.phantom.competition import TEST_COLUMNS, TRAIN_COLUMNS
 from utils.tables.competition import ID_PATTERN, image_paths
 
@@ -67,7 +67,11 @@ def convert_folder(
     """
     source, destination = resolve(source), resolve(destination)
     labels = resolve(labels) if labels else None
-    _check_arguments(source, destination, labels, prefix)
+    check_folders(source, destination, ("train.csv", "test.csv"))
+    if labels and labels.is_relative_to(destination):
+        raise ExternalError(f"{labels} is in {destination}, where {FILES_FILE} is written: move it elsewhere first.")
+    if not re.fullmatch(r"[A-Za-z0-9]{1,20}", prefix):
+        raise ExternalError(f"The prefix is {prefix!r}, but must be 1 to 20 letters and digits.")
     table = Labels(labels) if labels else None
     split = "train" if table and table.has_cancer else "test"
     images, others = _read_folder(source)
@@ -93,20 +97,6 @@ def convert_folder(
     for line in _describe(images, rows, others, destination, split):
         print(line.encode(errors="backslashreplace").decode())  # a file's name need not be Unicode
     return rows
-
-
-def _check_arguments(source: Path, destination: Path, labels: Path | None, prefix: str) -> None:
-    if not source.is_dir():
-        raise ExternalError(f"{source} is no folder: give the one that holds the DICOM files.")
-    if destination.is_relative_to(source):
-        raise ExternalError(f"{destination} lies in {source}, whose files are searched: choose another place.")
-    for name in ("train.csv", "test.csv"):
-        if (destination / name).exists():
-            raise ExternalError(f"{destination} holds a {name} already: delete the folder, or choose another.")
-    if labels and labels.is_relative_to(destination):
-        raise ExternalError(f"{labels} lies in {destination}, where {FILES_FILE} is written: move it elsewhere first.")
-    if not re.fullmatch(r"[A-Za-z0-9]{1,20}", prefix):
-        raise ExternalError(f"The prefix is {prefix!r}, but must be 1 to 20 letters and digits.")
 
 
 def _read_folder(source: Path) -> tuple[pd.DataFrame, int]:

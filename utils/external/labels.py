@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from utils.core.formats import shown
+from utils.external.headers import LONGEST_LIFE, SIDES
 from utils.external.sets import SHOWN, ExternalError, read_age, read_separated
 
 FILE_KEYS = ("file", "image_id")  # the first that a table has
-SIDES = {"L": "L", "LEFT": "L", "R": "R", "RIGHT": "R"}
 OF_A_FILE = ("patient_id", "laterality", "view", "age", "implant", "cancer")
 OF_A_BREAST = ("age", "implant", "cancer")
 
@@ -72,7 +72,7 @@ class Labels:
         readers = {
             "laterality": (lambda text: SIDES.get(text.upper()), "must be L or R"),
             "view": (lambda text: text.upper() if text.isascii() and text.isalpha() else None, "must be letters, such as MLO"),
-            "age": (_read_age, "must be years from 1 to 120"),
+            "age": (_read_age, f"must be years from 1 to {LONGEST_LIFE}"),
             "implant": (_read_flag, "must be 0 or 1"),
             "cancer": (_read_flag, "must be 0 or 1, or empty"),
         }
@@ -146,7 +146,7 @@ def _below(text: str, source: Path) -> str:
 
 def _read_age(text: str) -> float | None:
     age = read_age(text)
-    return age if 0 < age <= 120 else None
+    return age if 0 < age <= LONGEST_LIFE else None
 
 
 def _read_flag(text: str) -> int | None:

@@ -34,7 +34,7 @@ from utils.external.headers import VIEW_CODES
 from utils.tables.competition import ID_PATTERN, TableError, read_table
 
 UNKNOWN = 0.5  # between 0 and 1, so that a breast's label is the maximum of its images: cancer, unknown, healthy
-COLUMNS = ["patient", "image", "laterality", "view", "label", "age", "density", "BIRADS", "model", "file"]
+COLUMNS = ["patient", "image", "laterality", "view", "label", "category", "age", "density", "model", "file"]
 BIRADS_LABELS = {"1": 0.0, "2": 0.0, "3": 0.0, "5": 1.0, "6": 1.0}
 # RSNA's column is the result of screening: 0 recalled, 1 negative, 2 benign; 3, an early control, is none of these.
 RSNA_BIRADS = {"1": 1.0, "2": 2.0, "4": 0.0, "5": 0.0, "6": 0.0}
@@ -61,21 +61,21 @@ class ExternalSet:
     """
 
     site_id: int
-    read: Callable[[Path, float], pd.DataFrame]
+    read: Callable[[Path], pd.DataFrame]
     origin: str
 
 
-def read_vindr(source: Path, birads_4: float) -> pd.DataFrame:
+def read_vindr(source: Path) -> pd.DataFrame:
     """Read VinDr-Mammo, both splits: breast-level_annotations.csv, metadata.csv, and images/STUDY/IMAGE.dicom.
 
-    ``birads_4`` is what BI-RADS 4 counts as: 0, 1 or `UNKNOWN`. Return one row per image with `COLUMNS`: ``label`` is
-    0, 1 or `UNKNOWN`; ``file`` is a Path that need not exist, or missing; other unknown values are NaN or empty. Raise
+    Return one row per image with `COLUMNS`: ``label`` is 0, 1 or `UNKNOWN`; ``category`` is the digit of BI-RADS, empty
+    if the set has none; ``file`` is a Path that need not exist, or missing; other unknown values are NaN or empty. Raise
     ExternalError if a table is missing or lacks a column.
     """
     path = find(source, "breast-level_annotations.csv")
     needed = ["study_id", "image_id", "laterality", "view_position", "breast_birads", "breast_density"]
     table = read_set_table(path, needed, ids=["study_id", "image_id"])
-    category = table.breast_birads.map(_digit)
+    category = _digits(table.breast_birads)
     known = _vindr_metadata(path.with_name("metadata.csv")).reindex(table.image_id)
     folder = path.parent / "images"
     return _as_images(
@@ -83,10 +83,10 @@ def read_vindr(source: Path, birads_4: float) -> pd.DataFrame:
         image=table.image_id,
         laterality=table.laterality,
         view=table.view_position,
-        label=category.map(lambda digit: _birads_label(digit, birads_4)),
+        label=category.map(BIRADS_LABELS).fillna(UNKNOWN),
+        category=category,
         age=known.age.to_numpy(),
         density=table.breast_density.str.removeprefix("DENSITY").str.strip(),
-        BIRADS=category.map(RSNA_BIRADS),
         model=known.model.to_numpy(),
         file=[folder / study / f"{image}.dicom" for study, image in zip(table.study_id, table.image_id, strict=True)],
     )
@@ -102,7 +102,7 @@ def _vindr_metadata(path: Path) -> pd.DataFrame:
     return pd.DataFrame(known).set_axis(table["SOP Instance UID"])
 
 
-def read_cmmd(source: Path, birads_4: float) -> pd.DataFrame:
+def read_cmmd(source: Path) -> pd.DataFrame:
     """Read CMMD: CMMD_clinicaldata_revision as .csv or .xlsx, and DICOMs, whose headers give patient, side and view.
 
     As `read_vindr`; there is no BI-RADS.
@@ -115,7 +115,13 @@ def read_cmmd(source: Path, birads_4: float) -> pd.DataFrame:
     headers = pd.DataFrame(_cmmd_headers(source), columns=["patient", "image", "laterality", "view", "file"])
     breast = pd.MultiIndex.from_frame(headers[["patient", "laterality"]])
     return _as_images(
-        **headers, label=labels.reindex(breast).fillna(UNKNOWN).to_numpy(), age=headers.patient.map(ages).astype(float)
+        patient=headers.patient,
+        image=headers.image,
+        laterality=headers.laterality,
+        view=headers["view"],
+        label=labels.reindex(breast).fillna(UNKNOWN),
+        age=headers.patient.map(ages).astype(float),
+        file=headers.file,
     )
 
 
@@ -138,7 +144,7 @@ def _cmmd_headers(source: Path) -> Iterator[tuple[str, str, str, str, Path | Non
             yield *ids, side, view, path
 
 
-def read_cbis(source: Path, birads_4: float) -> pd.DataFrame:
+def read_cbis(source: Path) -> pd.DataFrame:
     """Read CBIS-DDSM: {mass,calc}_case_description_{train,test}_set.csv, and the full mammograms.
 
     As `read_vindr`; the truth is proven, so BI-RADS is not used. The tables name files 000000.dcm in folders of UIDs,
@@ -203,7 +209,7 @@ def _cbis_file(path: str, folders: dict[str, Path]) -> Path | None:
     return found[0] if len(found) == 1 else None
 
 
-def read_inbreast(source: Path, birads_4: float) -> pd.DataFrame:
+def read_inbreast(source: Path) -> pd.DataFrame:
     """Read INbreast: INbreast.csv, and AllDICOMs/IMAGE_PATIENT_MG_SIDE_VIEW_ANON.dcm; only file names give the patient.
 
     As `read_vindr`; BI-RADS 6 is proven cancer.
@@ -213,20 +219,20 @@ def read_inbreast(source: Path, birads_4: float) -> pd.DataFrame:
     matches = (INBREAST_FILE.fullmatch(file.name) for file in sorted((path.parent / "AllDICOMs").glob("*.dcm")))
     found = {match[1]: match for match in matches if match}
     names = [found.get(name) for name in table["File Name"]]
-    category = table["Bi-Rads"].map(_digit)
+    category = _digits(table["Bi-Rads"])
     return _as_images(
         patient=[match[2] if match else "unknown" for match in names],
         image=table["File Name"],
         laterality=table.Laterality,
         view=table.View,
-        label=category.map(lambda digit: _birads_label(digit, birads_4)),
+        label=category.map(BIRADS_LABELS).fillna(UNKNOWN),
+        category=category,
         density=table.ACR.map(DENSITIES),
-        BIRADS=category.map(RSNA_BIRADS),
         file=[path.parent / "AllDICOMs" / match[0] if match else None for match in names],
     )
 
 
-def read_mias(source: Path, birads_4: float) -> pd.DataFrame:
+def read_mias(source: Path) -> pd.DataFrame:
     """Read mini-MIAS: Info.txt (README in the original archive), a line per finding, and mdbNNN.pgm, two per patient.
 
     As `read_vindr`; there is no BI-RADS, and the tissue's F, G, D is another scale than density's A to D. The README
@@ -285,28 +291,34 @@ SETS = {
 
 def _as_images(**columns) -> pd.DataFrame:
     """Build a reader's table; columns that it does not give are unknown."""
-    table = pd.DataFrame({name: np.asarray(values) if np.ndim(values) else values for name, values in columns.items()})
-    unknown = {"age": np.nan, "density": "", "BIRADS": np.nan, "model": ""}
-    table = table.assign(**{name: value for name, value in unknown.items() if name not in table})
+    known = pd.DataFrame({name: np.asarray(values) if np.ndim(values) else values for name, values in columns.items()})
+    images = pd.DataFrame({"category": "", "age": np.nan, "density": "", "model": ""}, index=known.index)
+    images[known.columns] = known
     for name in ("laterality", "view"):
-        table[name] = table[name].fillna("").str.strip().str.upper()
-    return table[COLUMNS].fillna({"density": "", "model": ""})
+        images[name] = images[name].fillna("").str.strip().str.upper()
+    return images[COLUMNS].fillna({"density": "", "model": ""})
 
 
-def _birads_label(digit: str, birads_4: float) -> float:
-    return birads_4 if digit == "4" else BIRADS_LABELS.get(digit, UNKNOWN)
-
-
-def _digit(text: str) -> str:
-    """Return the digit of a BI-RADS category such as "BI-RADS 5", "4a" or "6"; empty if there is none."""
-    found = re.search(r"\d", text)
-    return found[0] if found else ""
+def _digits(categories: pd.Series) -> pd.Series:
+    """Return the digits of BI-RADS categories such as "BI-RADS 5", "4a" or "6"; empty for those without one."""
+    return categories.str.extract(r"(\d)", expand=False).fillna("")
 
 
 def read_age(text: str) -> float:
     """Return the years of an age such as "053Y", "53" or "53.0"; NaN if it is 0 or no such number."""
     found = re.fullmatch(r"(\d{1,3})(?:\.0*)?Y?", text)
     return float(found[1]) if found and int(found[1]) else np.nan
+
+
+def check_folders(source: Path, destination: Path, tables: Sequence[str]) -> None:
+    """Raise ExternalError if ``source`` can't be searched, or ``destination`` is in it or contains one of ``tables``."""
+    if not source.is_dir():
+        raise ExternalError(f"{source} is not a folder: give the one that contains the downloaded set or your DICOM files.")
+    if destination.is_relative_to(source):
+        raise ExternalError(f"{destination} is in {source}, whose files are searched: choose another place.")
+    for name in tables:
+        if (destination / name).exists():
+            raise ExternalError(f"{destination} already contains {name}: delete the folder, or choose another.")
 
 
 def find_all(source: Path, *patterns: str) -> list[Path]:
