@@ -292,24 +292,23 @@ def _contradiction(header: pydicom.Dataset) -> str:
     except Exception as error:  # broken elements raise anything
         missing = [name for name in NEEDED if name not in header]
         return f"its header lacks {', '.join(missing)}" if missing else f"a needed header element is broken ({error})"
-    checks = {
-        _unsupported(syntax): syntax not in CODECS,
-        f"{rows} rows by {columns} columns is not a usable size": not 0 < rows * columns <= MAX_PIXELS,
-        f"it has {frames} frames; only single-frame files are mammograms": frames != 1,
-        f"{samples} samples per pixel, {photometric}; only {' and '.join(PHOTOMETRIC)} are mammograms": samples != 1
-        or photometric not in PHOTOMETRIC,
-        f"Bits Stored {bits} of Bits Allocated {allocated} is not supported": not (0 < bits <= allocated in (8, 16)),
-        f"Pixel Representation {signed} is neither 0 nor 1": signed not in (0, 1),
-    }
-    return next((reason for reason, broken in checks.items() if broken), "")
-
-
-def _unsupported(syntax: str) -> str:
-    name = UID_dictionary.get(syntax, ["a private or unknown one"])[0]
-    return (
-        f"its transfer syntax {syntax} ({name}) is not supported: convert it to Explicit VR Little Endian, "
-        "for example with `gdcmconv --raw IN OUT`"
-    )
+    if syntax not in CODECS:
+        name = UID_dictionary.get(syntax, ["a private or unknown one"])[0]
+        return (
+            f"its transfer syntax {syntax} ({name}) is not supported: convert it to Explicit VR Little Endian, "
+            "for example with `gdcmconv --raw IN OUT`"
+        )
+    if not 0 < rows * columns <= MAX_PIXELS:
+        return f"{rows} rows by {columns} columns is not a usable size"
+    if frames != 1:
+        return f"it has {frames} frames; only single-frame files are mammograms"
+    if samples != 1 or photometric not in PHOTOMETRIC:
+        return f"{samples} samples per pixel, {photometric}; only {' and '.join(PHOTOMETRIC)} are mammograms"
+    if not 0 < bits <= allocated in (8, 16):
+        return f"Bits Stored {bits} of Bits Allocated {allocated} is not supported"
+    if signed not in (0, 1):
+        return f"Pixel Representation {signed} is neither 0 nor 1"
+    return ""
 
 
 def _decode_plain(path: Path, codec: str) -> np.ndarray:
