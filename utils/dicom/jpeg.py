@@ -213,18 +213,14 @@ def _intervals(codestream: bytes, scan: Scan) -> Iterator[tuple[slice, slice]]:
 def _ends_in(codestream: bytes, coded: slice, values: np.ndarray, scan: Scan) -> bool:
     """True if the last differences of an interval's values are the last bits of its coded bytes."""
     stop = min(len(values), _last_uneven_row(values) + 2)  # all differences below are zero
-    first = max(0, stop - 3)
-    differences = _differences(values, first, stop, scan)
-    while first and not differences.any():
-        first = max(0, 2 * first - stop)
-        differences = _differences(values, first, stop, scan)
-    uneven = np.flatnonzero(differences)[-COMPARED_DIFFERENCES:]
-    if len(uneven) == COMPARED_DIFFERENCES:
-        differences = differences[uneven[0] :]
+    bits = _code(_last_differences(values, stop, scan), scan.difference_table)
     zero, below = _code(np.zeros(1, np.int64), scan.difference_table), (len(values) - stop) * scan.columns
-    # If zero bits code the rows below, most of these are a run of zero bytes: leave it out on both sides.
-    run = 0 if any(zero) else max(0, len(zero) * below // 8 - 2 * MARGIN)
-    bits = _code(differences, scan.difference_table) + (zero * below if not run else bytes(len(zero) * below - 8 * run))
+    if any(zero):
+        run = 0
+        bits += zero * below
+    else:  # most rows below are a run of zero bytes: leave it out on both sides
+        run = max(0, len(zero) * below // 8 - 2 * MARGIN)
+        bits += bytes(len(zero) * below - 8 * run)
     end = coded.stop
     while codestream[end - 1] == 0xFF:  # a fill byte
         end -= 1
@@ -236,6 +232,17 @@ def _ends_in(codestream: bytes, coded: slice, values: np.ndarray, scan: Scan) ->
     tail = (codestream[start:run_at] + codestream[run_at + run : end]).replace(b"\xff\0", b"\xff")
     tail_bits = np.unpackbits(np.frombuffer(tail, np.uint8)).tobytes()
     return any(tail_bits.endswith(bits, 0, len(tail_bits) - surplus) for surplus in range(SURPLUS_BITS + 1))
+
+
+def _last_differences(values: np.ndarray, stop: int, scan: Scan) -> np.ndarray:
+    """Return the differences before row ``stop``, at most as many as contain `COMPARED_DIFFERENCES` nonzero ones."""
+    first = max(0, stop - 3)
+    differences = _differences(values, first, stop, scan)
+    while first and not differences.any():
+        first = max(0, 2 * first - stop)
+        differences = _differences(values, first, stop, scan)
+    uneven = np.flatnonzero(differences)
+    return differences[uneven[-COMPARED_DIFFERENCES] :] if len(uneven) >= COMPARED_DIFFERENCES else differences
 
 
 def _last_uneven_row(values: np.ndarray, block: int = 64) -> int:
