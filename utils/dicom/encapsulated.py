@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import struct
 from collections.abc import Iterator
+from functools import cached_property
 from typing import BinaryIO
 
 import numpy as np
@@ -47,7 +49,7 @@ class Codestream:
         if discard:
             _check_size((self.layout.height, self.layout.width), shape)
             return jpeg2000.shrink(self._prefix, self.layout, discard)
-        whole = self._read_all()
+        whole = self._complete
         # Check the size before the decoder allocates memory for it.
         if self._is_jpeg2000:
             _check_size(jpeg2000.declared_size(whole), shape)
@@ -62,13 +64,15 @@ class Codestream:
     def check_decoded(self, values: np.ndarray) -> None:
         """Raise ValueError if a JPEG Lossless codestream codes more or fewer pixels than were decoded."""
         if self._scan:
-            jpeg.check_decoded(self._prefix.data, self._scan, values)
+            jpeg.check_decoded(self._complete, self._scan, values)
 
-    def _read_all(self) -> bytes:
-        if not isinstance(self._prefix.data, bytes):  # one read, since joining megabytes takes time
-            self._prefix.data = self._peek(0, self._length)
-            self.fragments.finish()
-        return self._prefix.data
+    @cached_property
+    def _complete(self) -> bytes:
+        """The complete codestream, in one read, since joining megabytes takes time."""
+        complete = self._peek(0, self._length)
+        self.fragments.finish()
+        self._prefix = jpeg2000.Prefix(io.BytesIO(complete).read)  # the fragments have no more to read
+        return complete
 
     def _measure(self, boxed: int | None) -> int:
         """Return the codestream's length in bytes without padding; raise ValueError if its end marker is missing.

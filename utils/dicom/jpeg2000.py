@@ -63,7 +63,7 @@ class Prefix:
 
     def __init__(self, read: Callable[[int], bytes], chunk: int = 2**15):
         self._read, self._chunk = read, chunk
-        self.data: bytes | bytearray = bytearray()
+        self.data = bytearray()
 
     def __getitem__(self, index: int) -> int:
         if index >= len(self.data):
@@ -81,7 +81,7 @@ class Prefix:
         self.require(size)
         del self.data[:size]
 
-    def require(self, size: int) -> bytes | bytearray:
+    def require(self, size: int) -> bytearray:
         """Return all data read so far, at least ``size`` bytes; raise ValueError if the stream ends before."""
         missing = size - len(self.data)
         if missing > 0:
