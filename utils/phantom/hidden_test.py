@@ -84,7 +84,10 @@ def make_hidden_test(
         defects = _choose_breasts(table)
         table = _keep_one_view(table, defects.one_view, unfinished)
         _damage_files(table, defects, unfinished)
-        _write_tables(_changed(table), unfinished)
+        _change(table)
+        table.to_csv(unfinished / "test.csv", index=False)
+        wanted = table[["prediction_id"]].drop_duplicates().assign(cancer=SUBMISSION_CONSTANT)
+        wanted.to_csv(unfinished / "sample_submission.csv", index=False)
     unreadable = (defects.cut_off, defects.empty, defects.absent)
     return HiddenTest(folder, unreadable, defects.partly_readable, images=len(table))
 
@@ -131,18 +134,11 @@ def _damage_files(table: pd.DataFrame, defects: _Defects, folder: Path) -> None:
         path.unlink()
 
 
-def _changed(table: pd.DataFrame) -> pd.DataFrame:
+def _change(table: pd.DataFrame) -> None:
     """Add what training has not seen: a column, new machines for the first patients, missing ages for the last ones."""
     patients = table.patient_id.unique()
-    table = table.assign(**{EXTRA_COLUMN: "v" + table.machine_id})
+    table[EXTRA_COLUMN] = "v" + table.machine_id
     for patient, machine in zip(patients, NEW_MACHINES, strict=False):
         table.loc[table.patient_id == patient, "machine_id"] = str(machine)
     table.loc[table.patient_id == patients[-1], "age"] = ""
     table.loc[table.index[table.patient_id == patients[-2]][0], "age"] = ""
-    return table
-
-
-def _write_tables(table: pd.DataFrame, folder: Path) -> None:
-    table.to_csv(folder / "test.csv", index=False)
-    wanted = table[["prediction_id"]].drop_duplicates().assign(cancer=SUBMISSION_CONSTANT)
-    wanted.to_csv(folder / "sample_submission.csv", index=False)

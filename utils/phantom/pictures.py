@@ -76,18 +76,9 @@ def draw_lesions(rng: np.random.Generator) -> tuple[Lesion, ...]:
 
 
 def mass_profile(radius: float, spicules: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw a mass of unit height: the projection of a ball with an uneven rim and, if asked, thin rays around it.
+    """Draw a mass of unit height, float32 (side, side), side odd: the projection of a ball with an uneven rim.
 
-    Parameters
-    ----------
-    radius : float
-        Pixels.
-    spicules : int
-        Number of rays; 0 gives a smooth mass.
-
-    Returns
-    -------
-    ndarray of shape (side, side), float32 in [0, 1], side odd
+    ``radius`` is in pixels; ``spicules`` is the number of thin rays around it.
     """
     reach = int(np.ceil(1.7 * radius))
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1].astype(np.float32)
@@ -147,7 +138,10 @@ def add_lesions(
         row, column = _lesion_center(lesion, breast, view, inside, reach)
         window = np.s_[row - reach : row + reach + 1, column - reach : column + reach + 1]
         picture[window] += np.float32(contrast * amplitude) * profile * (inside[window] > 0)
-        boxes.append(_box_of(profile, row - reach, column - reach) | {"label": lesion.label})
+        # the half-open box around what is brighter than a tenth of the peak
+        x, y, across, down = cv2.boundingRect((profile > 0.1 * profile.max()).astype(np.uint8))
+        left, top = column - reach + x, row - reach + y
+        boxes.append({"x_min": left, "y_min": top, "x_max": left + across, "y_max": top + down, "label": lesion.label})
     return boxes
 
 
@@ -156,12 +150,6 @@ def _profile_and_amplitude(lesion: Lesion, height: int, rng: np.random.Generator
     if lesion.label == "mass":
         return mass_profile(radius, lesion.spicules, rng), MASS_AMPLITUDE * lesion.strength
     return calcification_profile(radius, height, rng), CALCIFICATION_AMPLITUDE * lesion.strength
-
-
-def _box_of(profile: np.ndarray, top: int, left: int) -> dict[str, int]:
-    """Return the half-open box around what is brighter than a tenth of the profile's peak."""
-    x, y, width, height = cv2.boundingRect((profile > 0.1 * profile.max()).astype(np.uint8))
-    return {"x_min": left + x, "y_min": top + y, "x_max": left + x + width, "y_max": top + y + height}
 
 
 # Tissue and frame
