@@ -181,7 +181,7 @@ def test_long_run_of_zeros_is_even_air_where_zeros_code_it():
 def test_long_run_of_zeros_is_a_hole_where_zeros_code_steps():
     codestream = plain_lossless(tissue(), first=6)
     np.testing.assert_array_equal(read(codestream), tissue())
-    with pytest.raises(ValueError, match="a hole of 32 zero bytes"):
+    with pytest.raises(ValueError, match="a gap of 32 zero bytes"):
         read(codestream[:900] + bytes(ZERO_RUN) + codestream[900 + ZERO_RUN :])
 
 
@@ -236,7 +236,7 @@ def test_restart_markers_of_blocks_are_legal_and_counted():
 
 def test_early_marker_is_named():
     codestream = imagecodecs.jpeg8_encode(blocks(), level=90)
-    with pytest.raises(ValueError, match="the marker FFD8 stands in its JPEG data, 998 bytes before the end"):
+    with pytest.raises(ValueError, match="contains the marker FFD8 998 bytes before the end"):
         read(codestream[:-1000] + b"\xff\xd8" + codestream[-998:])
 
 

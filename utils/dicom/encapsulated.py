@@ -97,7 +97,7 @@ class Codestream:
 
 def _check_size(declared: tuple[int, int], shape: tuple[int, int]) -> None:
     if declared != shape:
-        raise ValueError(f"the compressed picture says {declared[0]} rows by {declared[1]} columns, the header {shape}")
+        raise ValueError(f"the compressed picture has {declared[0]} rows by {declared[1]} columns, but the header says {shape}")
 
 
 class Fragments:
@@ -112,7 +112,7 @@ class Fragments:
         if not element:
             raise ValueError("it has no pixel data")
         if len(element) < 12 or struct.unpack("<I", element[8:])[0] != UNDEFINED_LENGTH:
-            raise ValueError("its pixel data is not encapsulated, as its transfer syntax says")
+            raise ValueError("its pixel data is not encapsulated, but its transfer syntax says so")
         table, *self._fragments = list(self._items()) or [(file.tell(), 0)]  # the first item is the offset table
         self.length = sum(length for _, length in self._fragments)
         self._end = file.tell()

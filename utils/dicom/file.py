@@ -64,7 +64,7 @@ DECODERS: dict[str, Callable[[bytes], np.ndarray]] = {
 }
 UNDECODABLE = "its pixel data can't be decoded: fetch the file again, or store it uncompressed with another program"
 PHOTOMETRIC = ("MONOCHROME1", "MONOCHROME2")
-NEEDED = (
+NEEDED = [
     "Rows",
     "Columns",
     "SamplesPerPixel",
@@ -72,7 +72,7 @@ NEEDED = (
     "BitsAllocated",
     "BitsStored",
     "PixelRepresentation",
-)
+]
 
 
 def read_dicom(path: str | Path) -> np.ndarray:

@@ -122,7 +122,7 @@ def read_scan(codestream: bytes) -> Scan:
         elif marker in (SOI, EOI, SOS):
             break
         position += 2 + length
-    raise ValueError("its JPEG data has no frame header with a scan behind it")
+    raise ValueError("its JPEG data has no frame header followed by a scan")
 
 
 def _huffman_tables(body: bytes) -> dict[int, bytes]:
@@ -144,7 +144,7 @@ def check_scan(codestream: bytes, scan: Scan) -> None:
     if scan.frame != LOSSLESS:  # in JPEG Lossless, `check_decoded` finds an early marker faster
         _check_end(codestream, scan)
     if not scan.zeros_are_even and codestream.find(bytes(ZERO_RUN), scan.start) >= 0:
-        raise ValueError(f"its JPEG data has a hole of {ZERO_RUN} zero bytes or more")
+        raise ValueError(f"its JPEG data has a gap of {ZERO_RUN} zero bytes or more")
     if scan.restart_interval and scan.frame != JPEG_LS:
         _check_restarts(codestream, scan)
 
@@ -153,14 +153,14 @@ def _check_end(codestream: bytes, scan: Scan) -> None:
     for marker in MARKERS[scan.frame].finditer(codestream, scan.start):
         early = len(codestream) - marker.end()
         if early and not (scan.restart_interval and marker.group()[1] in RESTARTS):
-            raise ValueError(f"the marker {marker.group().hex().upper()} stands in its JPEG data, {early} bytes before the end")
+            raise ValueError(f"its JPEG data contains the marker {marker.group().hex().upper()} {early} bytes before the end")
 
 
 def _check_restarts(codestream: bytes, scan: Scan) -> None:
     numbers = [marker[1] - RESTARTS[0] for marker in RESTART.findall(codestream, scan.start)]
     expected = -(-scan.units // scan.restart_interval) - 1
     if numbers != [number % len(RESTARTS) for number in range(expected)]:
-        raise ValueError(f"{len(numbers)} restart markers stand in its JPEG data; {expected} in order belong there")
+        raise ValueError(f"its JPEG data has {len(numbers)} restart markers, not {expected} in order")
 
 
 def decode_blocks(codestream: bytes) -> np.ndarray:

@@ -152,9 +152,9 @@ def check_packets(packets: bytes) -> None:
     """
     marker = MARKER.search(packets)
     if marker:
-        raise ValueError(f"the marker {marker.group().hex().upper()} stands in the packets of its JPEG 2000 codestream")
+        raise ValueError(f"the packets of its JPEG 2000 codestream contain the marker {marker.group().hex().upper()}")
     if bytes(ZERO_RUN) in packets:
-        raise ValueError(f"its JPEG 2000 codestream has a hole of {ZERO_RUN} zero bytes or more")
+        raise ValueError(f"its JPEG 2000 codestream has a gap of {ZERO_RUN} zero bytes or more")
 
 
 def _layout(segments: dict[bytes, bytes], tile_part: bytes, sod: int, next_marker: bytes) -> Layout:
