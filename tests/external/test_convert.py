@@ -213,7 +213,7 @@ def test_vindr_takes_birads_5_as_cancer_and_leaves_4_out(converted):
     by_breast = table.groupby("prediction_id").cancer.agg(["first", "size"])
     assert by_breast["first"].tolist() == [0, 1, 0] and (by_breast["size"] == 2).all()
     assert "vindr: 6 images of 2 patients; 1 of 3 breasts have cancer. Site 101, 2 machine(s), age known of 100%." in printed
-    assert "left out 2: the truth of its breast is not known" in printed
+    assert "left out 2: the truth of its breast is unknown" in printed
     assert table.density.tolist() == ["C", "C", "B", "B", "B", "B"] and table.age.unique().tolist() == [52, 53, 55]
     assert table.groupby("patient_id").machine_id.unique().explode().tolist() == [10102, 10101]
 
@@ -251,7 +251,7 @@ def test_cmmd_labels_breasts_that_were_biopsied_and_no_others(converted):
     }
     assert table.groupby("prediction_id")["view"].apply(sorted).tolist() == [["CC", "MLO"]] * 2
     assert table.groupby("patient_id").age.first().tolist() == [44, 64]
-    assert "left out 2: the truth" in printed and "left out 1: its side or view is not known" in printed
+    assert "left out 2: the truth" in printed and "left out 1: its side or view is unknown" in printed
 
 
 def test_cmmd_takes_semicolons_and_a_byte_order_mark(converted, tmp_path):
@@ -364,7 +364,7 @@ def test_id_that_is_a_path_is_refused(tmp_path):
     source = make_vindr(tmp_path / "vindr")
     path = source / "breast-level_annotations.csv"
     pd.read_csv(path, dtype=str).assign(study_id="../../etc").to_csv(path, index=False)
-    with pytest.raises(ExternalError, match="column study_id: '../../etc' is no plain name"):
+    with pytest.raises(ExternalError, match="column study_id: '../../etc' is not a plain name"):
         convert("vindr", source, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
@@ -375,7 +375,7 @@ def test_folders_that_can_not_be_meant_are_refused(tmp_path):
         convert("mias", source, source / "new")
     with pytest.raises(ExternalError, match="is not a folder: give the one"):
         convert("mias", tmp_path / "nowhere", tmp_path / "new")
-    with pytest.raises(ExternalError, match="holds no breast-level_annotations.csv"):
+    with pytest.raises(ExternalError, match="does not contain breast-level_annotations.csv"):
         convert("vindr", source, tmp_path / "new")
     with pytest.raises(ExternalError, match="choose from vindr, cmmd, cbis, inbreast, mias"):
         convert("ddsm", source, tmp_path / "new")
@@ -498,7 +498,11 @@ def test_set_without_its_boxes_says_so(tmp_path, capsys):
     convert("vindr", make_vindr(tmp_path / "source"), tmp_path / "vindr")
     convert("cmmd", make_cmmd(tmp_path / "cmmd-source"), tmp_path / "cmmd")
     printed = capsys.readouterr().out
-    assert "no boxes:" in printed and "holds no finding_annotations.csv" in printed and "no boxes: the set has none" in printed
+    assert (
+        "no boxes:" in printed
+        and "does not contain finding_annotations.csv" in printed
+        and "no boxes: the set has none" in printed
+    )
     assert not (tmp_path / "vindr" / "boxes.csv").exists()
 
 

@@ -163,7 +163,7 @@ def test_folders_that_can_not_be_meant_are_refused(tmp_path):
     with pytest.raises(ExternalError, match="is not a folder: give the one"):
         convert_folder(tmp_path / "source", tmp_path / "out")
     (tmp_path / "source").mkdir()
-    with pytest.raises(ExternalError, match="holds no DICOM file, and 0 others"):
+    with pytest.raises(ExternalError, match="contains no DICOM file among 0 files"):
         convert_folder(tmp_path / "source", tmp_path / "out")
     with pytest.raises(ExternalError, match="is in .*choose another place"):
         convert_folder(tmp_path / "source", tmp_path / "source" / "out")
@@ -273,7 +273,7 @@ def test_side_comes_from_a_description_only_where_no_element_tells_it(tmp_path, 
     assert rows.laterality.to_dict() == {"own_told": "L", "own_wrong": "R"} and rows["view"].tolist() == ["CC", "MLO"]
     assert files.taken_from["told"] == "laterality: SeriesDescription; view: SeriesDescription"
     assert "SeriesDescription says L" in files.notes["wrong"]
-    assert "does not tell left or right" in files.left_out["split"]
+    assert "does not say left or right" in files.left_out["split"]
     assert "sides read from descriptions: 1, first told; check them" in capsys.readouterr().out
 
 

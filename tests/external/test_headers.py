@@ -102,8 +102,8 @@ def test_age_is_told_or_follows_from_two_dates(elements, age):
 @pytest.mark.parametrize(
     "elements, why",
     [
-        ({"SOPClassUID": CT, "Modality": "CT"}, "it is no mammogram but CT Image Storage"),
-        ({"SOPClassUID": TOMOSYNTHESIS}, "no mammogram but Breast Tomosynthesis"),
+        ({"SOPClassUID": CT, "Modality": "CT"}, "it is not a mammogram but CT Image Storage"),
+        ({"SOPClassUID": TOMOSYNTHESIS}, "not a mammogram but Breast Tomosynthesis"),
         ({"NumberOfFrames": 50}, "50 frames"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizer"),
         ({"view": "127457009"}, "specimen"),

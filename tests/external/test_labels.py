@@ -9,7 +9,7 @@ from utils.external.sets import ExternalError
 
 def test_side_that_headers_lack_is_read_from_the_table_that_was_written(tmp_path):
     write_exam(tmp_path / "source", ImageLaterality="", StudyInstanceUID="1.2")
-    with pytest.raises(ExternalError, match="4: its header does not tell left or right: say it .*files.csv"):
+    with pytest.raises(ExternalError, match="4: its header does not say left or right: add it .*files.csv"):
         converted(tmp_path)
     table = files_table(tmp_path / "out")
     table.assign(laterality=table.index.str[0]).to_csv(tmp_path / "filled.csv")
@@ -38,7 +38,7 @@ def test_label_of_one_image_holds_for_its_breast_and_breasts_without_one_are_lef
 def test_lines_of_patients_that_are_not_there_are_counted(tmp_path, capsys):
     write_exam(tmp_path / "source")
     converted(tmp_path, labels=write_csv(tmp_path, "patient_id,laterality,cancer", "P1,L,1", "P1,R,0", "P9,L,0"))
-    assert "1 of 3 lines fit no image" in capsys.readouterr().out
+    assert "1 of 3 lines match no image" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,8 @@ def test_lines_of_patients_that_are_not_there_are_counted(tmp_path, capsys):
         (["patient,cancer", "P1,1"], "needs the column file, or the columns patient_id and laterality; it has patient, cancer"),
         (["file,truth", "LCC,1"], "has no column of patient_id, laterality, view, age, implant, cancer"),
         (["file,cancer"], "has a header and no rows"),
-        (["file,cancer", "XCC.dcm,1"], "line 2, column file: 'XCC.dcm' is no DICOM file below"),
-        (["file,cancer", "notes.txt,1"], "'notes.txt' is no DICOM file below"),
+        (["file,cancer", "XCC.dcm,1"], "line 2, column file: 'XCC.dcm' is not a DICOM file in"),
+        (["file,cancer", "notes.txt,1"], "'notes.txt' is not a DICOM file in"),
         (["file,cancer", "LCC,1", "LMLO,0"], "breast L of patient 'P1' is 0 in one line and 1 in another"),
         (["file,cancer", "LCC,1", "LCC.dcm,0"], "line 3, column cancer: 0 contradicts line 2"),
         (["file,cancer", "LCC,malignant"], "line 2, column cancer: 'malignant' must be 0 or 1"),
@@ -57,7 +57,7 @@ def test_lines_of_patients_that_are_not_there_are_counted(tmp_path, capsys):
         (["file,implant", "LCC,2"], "'2' must be 0 or 1"),
         (["file,view", "LCC,../x"], "'../x' must be letters, such as MLO"),
         (["file,cancer", ",1"], "line 2, column file: '' must not be empty"),
-        (["patient_id,laterality,cancer", "P9,L,1"], "no line fits an image. Patients of the headers: P1"),
+        (["patient_id,laterality,cancer", "P9,L,1"], "no line matches an image. Patients in headers: P1"),
         (["patient_id,laterality,cancer", "P1,L,1", "P1,L,0"], "line 3, column cancer: 0 contradicts line 2"),
         (["file,cancer", "LCC"], "not a readable CSV"),
     ],
@@ -74,7 +74,7 @@ def test_table_that_can_not_be_meant_is_refused_with_its_line(tmp_path, lines, m
 def test_name_of_several_files_is_refused(tmp_path):
     for folder in "ab":
         write_exam(tmp_path / "source" / folder)
-    with pytest.raises(ExternalError, match=r"'LCC' names 2 files \(a/LCC.dcm, b/LCC.dcm\): give the path below"):
+    with pytest.raises(ExternalError, match=r"'LCC' names 2 files \(a/LCC.dcm, b/LCC.dcm\): give the path within"):
         converted(tmp_path, labels=write_csv(tmp_path, "file,cancer", "LCC,1"))
 
 

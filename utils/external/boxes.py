@@ -147,12 +147,9 @@ def clip_boxes(boxes: pd.DataFrame, files: pd.Series) -> pd.DataFrame:
         except DicomError:  # preprocessing reports it
             shapes[image_id] = (np.inf, np.inf)
     height, width = np.array([shapes[image_id] for image_id in boxes.image_id], dtype=float).reshape(-1, 2).T
-    clipped = boxes.assign(
-        x_min=boxes.x_min.clip(0, width),
-        y_min=boxes.y_min.clip(0, height),
-        x_max=boxes.x_max.clip(0, width),
-        y_max=boxes.y_max.clip(0, height),
-    )
+    clipped = boxes.copy()
+    for corner, limit in zip(CORNERS, (width, height, width, height), strict=True):
+        clipped[corner] = boxes[corner].clip(0, limit)
     return clipped[(clipped.x_max > clipped.x_min) & (clipped.y_max > clipped.y_min)]
 
 

@@ -28,8 +28,8 @@ from utils.tables.competition import image_paths
 
 CONVERTED = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}  # what mirrors of DICOM sets contain
 NO_FILE = "its file is missing, or its header can't be read"
-NO_VIEW = "its side or view is not known"
-NO_TRUTH = "the truth of its breast is not known (BI-RADS 4, or no row in the set's table)"
+NO_VIEW = "its side or view is unknown"
+NO_TRUTH = "the truth of its breast is unknown (BI-RADS 4, or no row in the set's table)"
 MACHINES_OF_SITE = 100  # machine_id is site_id * 100 + the model's number: far from RSNA's, which end at 216
 
 
@@ -44,7 +44,7 @@ def convert(
     or its files are not as expected, no image can be used, or ``destination`` is taken.
     """
     if name not in SETS:
-        raise ExternalError(f"The set is {name!r}; choose from {', '.join(SETS)}.")
+        raise ExternalError(f"There is no set {name!r}: choose from {', '.join(SETS)}.")
     if birads_4 not in (None, 0, 1):
         raise ExternalError(f"birads_4 is {birads_4!r}, but must be 0, 1 or None.")
     source, destination = resolve(source), resolve(destination)
@@ -64,13 +64,13 @@ def convert(
     if not len(used):
         reasons = "; ".join(left_out.index)
         raise ExternalError(f"{source}: none of {len(images)} images can be used: {reasons}.{_mirror(source, name)}")
-    boxes, said = _read_boxes(name, source, images[is_used], destination, used)
+    boxes, summary = _read_boxes(name, source, images[is_used], destination, used)
     (destination / BOXES_FILE).unlink(missing_ok=True)
     if len(boxes):
         write_csv(destination / BOXES_FILE, boxes)
     used = used.sort_values(["patient_id", "image_id"]).reset_index(drop=True)
     write_csv(destination / "train.csv", used)
-    print(describe(used, left_out, name), said, sep="\n")
+    print(describe(used, left_out, name), summary, sep="\n")
     return used
 
 

@@ -5,7 +5,6 @@ becomes a training part. ``files.csv`` in the new folder has a row per DICOM: it
 header lacks, and why it was left out. Fill in what is missing, and pass it as ``--labels``.
 """
 
-import filecmp
 import hashlib
 import os
 import re
@@ -43,10 +42,10 @@ NEXT = {
     "test": "Next: papermill notebooks/submit.ipynb outputs/submit.ipynb -p competition_dir {}",
 }
 GIVEN = "the CSV"
-NO_SIDE = "its header does not tell left or right: say it in the column laterality of a CSV (--labels)"
+NO_SIDE = "its header does not say left or right: add it in the column laterality of a CSV (--labels)"
 NO_LABEL = "the CSV does not say whether its breast has cancer"
 BOTH_SIDES = "it shows both breasts"
-RAW = "it is for processing, and a picture of the same view for presentation is there"
+RAW = "it is for processing, and a picture of the same view for presentation exists"
 
 
 def convert_folder(
@@ -106,7 +105,7 @@ def _read_folder(source: Path) -> tuple[pd.DataFrame, int]:
     facts = [read_facts(path, path.relative_to(source).as_posix()) for path in progress]
     found = [asdict(one) for one in facts if one is not None]
     if not found:
-        raise ExternalError(f"{source} holds no DICOM file, and {len(paths)} others: give the folder that the files are in.")
+        raise ExternalError(f"{source} contains no DICOM file among {len(paths)} files: give the folder that contains them.")
     images = pd.DataFrame(found, columns=[*Facts.__dataclass_fields__])
     text = ["patient", "issuer", "study", "instance", "laterality", "view", "machine", "institution", "left_out"]
     return images.astype(dict.fromkeys(text, object) | {"age": float, "implant": float}), len(paths) - len(found)
@@ -145,12 +144,12 @@ def _mark_given(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
 def _settle(images: pd.DataFrame, source: Path, any_modality: bool, is_train: bool) -> pd.DataFrame:
     """Set ``left_out``, the reason why an image is left out, else empty; for training, also one ``cancer`` a breast."""
     left_out = images.left_out.where(~(images.is_other_kind & any_modality), "")
-    left_out = left_out.where(~images.is_other_kind | (left_out == ""), left_out + " (--any-modality takes it all the same)")
+    left_out = left_out.where(~images.is_other_kind | (left_out == ""), left_out + " (--any-modality includes it)")
     images = images.assign(left_out=left_out)
     images = _leave_out(images, images.laterality == "B", BOTH_SIDES)
     images = _leave_out(images, ~images.laterality.isin(["L", "R"]), NO_SIDE)
-    for row, first in _repeated(images, source).items():
-        images.loc[row, "left_out"] = f"it is the same file as {first}"
+    repeated = _repeated(images, source)
+    images.loc[repeated.index, "left_out"] = "it is the same file as " + repeated
     is_used = images.left_out == ""
     view = ["patient", "study", "laterality", "view"]
     presented = (is_used & ~images.for_processing).groupby([images[name] for name in view]).transform("any")
@@ -165,23 +164,17 @@ def _leave_out(images: pd.DataFrame, which: pd.Series, reason: str) -> pd.DataFr
     return images.assign(left_out=images.left_out.mask(which & (images.left_out == ""), reason))
 
 
-def _repeated(images: pd.DataFrame, source: Path) -> dict[int, str]:
-    """Map each row whose file is a copy of an earlier one (same UID, same bytes) to that file's name.
+def _repeated(images: pd.DataFrame, source: Path) -> pd.Series:
+    """Return the rows whose file is a copy of an earlier one (same UID, same bytes), with that file's name.
 
     Careless anonymisers give all images one UID, so the UID alone proves nothing.
     """
     used = images[(images.left_out == "") & (images.instance != "")]
-    found = {}
-    for _, group in used[used.instance.duplicated(keep=False)].groupby("instance", sort=False):
-        kept: list[str] = []
-        for row, file in group.file.items():
-            same = (first for first in kept if filecmp.cmp(source / first, source / file, shallow=False))
-            first = next(same, None)
-            if first is None:
-                kept.append(file)
-            else:
-                found[row] = first
-    return found
+    used = used.assign(size=[(source / file).stat().st_size for file in used.file])
+    used = used[used.duplicated(["instance", "size"], keep=False)]
+    used = used.assign(digest=[hashlib.sha256((source / file).read_bytes()).digest() for file in used.file])
+    first = used.groupby(["instance", "digest"]).file.transform("first")
+    return first[first != used.file]
 
 
 def _with_ids(images: pd.DataFrame, prefix: str) -> pd.DataFrame:
@@ -310,6 +303,6 @@ def _describe(images: pd.DataFrame, rows: pd.DataFrame, others: int, destination
     is_named = ["patient" not in names for names in used.lacking]
     several = (used[is_named].groupby("patient").study.nunique() > 1).sum()
     if several:
-        yield f"  patients with several exams: {several}; these count as one, unless patient_id in a CSV tells them apart"
-    yield f"{destination / FILES_FILE} has all of it, file by file. It names patients: do not pass it on."
+        yield f"  patients with several exams: {several}; they count as one, unless a CSV gives each its own patient_id"
+    yield f"{destination / FILES_FILE} describes every file. It names patients: do not share it."
     yield NEXT[split].format(destination)

@@ -213,28 +213,27 @@ def side_and_view(text: str) -> tuple[str, str]:
         sides = {"L", "R"}
     side = sides.pop() if len(sides) == 1 else ""
     view = views.pop() if len(views) == 1 else ""
-    return side, "" if view in ("ML", "LM") and not side and not spelled else view
+    if view in ("ML", "LM") and not side and not spelled:
+        view = ""
+    return side, view
 
 
 def _add_side_and_view(facts: Facts, header: pydicom.Dataset) -> None:
     """Set side and view from the elements made for them, else from descriptions if these agree."""
-    view_position = _text(header, "ViewPosition").upper()
     told = {keyword: side_and_view(_text(header, keyword)) for keyword in ("ViewPosition", *DESCRIPTIONS)}
     facts.laterality = _declared_side(header)
     sides = {keyword: side for keyword, (side, _) in told.items() if side}
     if not facts.laterality and len({*sides.values()}) == 1:
-        facts.laterality, facts.taken_from["laterality"] = next(iter(sides.values())), next(iter(sides))
-    elif len({*sides.values()} - {facts.laterality}) > 0:
+        facts.taken_from["laterality"], facts.laterality = next(iter(sides.items()))
+    elif {*sides.values()} - {facts.laterality}:
         says = ", ".join(f"{keyword} says {side}" for keyword, side in sides.items())
-        facts.notes.append(f"the side is not certain: laterality is {facts.laterality or 'empty'}, {says}")
-    coded = _coded_view(header)
-    if coded == "AT" or view_position not in VIEWS:
-        facts.view = coded
-    else:
+        facts.notes.append(f"the side is uncertain: laterality is {facts.laterality or 'empty'}, {says}")
+    facts.view, view_position = _coded_view(header), _text(header, "ViewPosition").upper()
+    if view_position in VIEWS and facts.view != "AT":
         facts.view = view_position
     views = {keyword: view for keyword, (_, view) in told.items() if view}
     if not facts.view and len({*views.values()}) == 1:
-        facts.view, facts.taken_from["view"] = next(iter(views.values())), next(iter(views))
+        facts.taken_from["view"], facts.view = next(iter(views.items()))
 
 
 def _declared_side(header: pydicom.Dataset) -> str:
@@ -265,13 +264,13 @@ def _not_a_mammogram(header: pydicom.Dataset) -> str:
     sop_class = _sop_class(header)
     frames = _text(header, "NumberOfFrames") or "1"
     if sop_class and sop_class not in MAMMOGRAPHY | RADIOGRAPHY | {SECONDARY_CAPTURE}:
-        return f"it is no mammogram but {UID(sop_class).name}"
+        return f"it is not a mammogram but {UID(sop_class).name}"
     if frames.strip() not in ("0", "1"):
         return f"it has {frames} frames (tomosynthesis, or a film): only single pictures are read"
     if "LOCALIZER" in _text(header, "ImageType").upper():
         return "it is a localizer (Image Type)"
     if any(_text(item, "CodeValue") in SPECIMEN for item in _codes(header, "ViewCodeSequence")):
-        return "it shows a specimen, no breast (View Code Sequence)"
+        return "it shows a specimen, not a breast (View Code Sequence)"
     return ""
 
 

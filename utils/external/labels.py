@@ -61,7 +61,7 @@ class Labels:
             for line, value in self.rows[column].dropna().items():
                 for row in places[line]:
                     if values.setdefault(row, value) != value:
-                        self._refuse(line, column, value, f"contradicts line {lines[row]}: keep one of both")
+                        self._refuse(line, column, value, f"contradicts line {lines[row]}: keep one of them")
                     lines.setdefault(row, line)
             name = "patient" if column == "patient_id" else column
             images[name] = images[name].where(~images.index.isin(values), images.index.map(values))
@@ -106,10 +106,10 @@ class Labels:
             name = text if text in exact else _below(text, source)
             found = [exact[name]] if name in exact else sorted(names.get(name, ()))
             if not found:
-                self._refuse(line, self.key, text, f"is no DICOM file below {source}: correct the name, or leave the line out")
+                self._refuse(line, self.key, text, f"is not a DICOM file in {source}: correct the name, or delete the line")
             if len(found) > 1:
                 listed = ", ".join(images.file[found[:SHOWN]])
-                self._refuse(line, self.key, text, f"names {len(found)} files ({listed}): give the path below {source}")
+                self._refuse(line, self.key, text, f"names {len(found)} files ({listed}): give the path within {source}")
             places[line] = found
         return places
 
@@ -120,12 +120,12 @@ class Labels:
         if not any(places.values()):
             known = ", ".join(sorted({*images.patient} - {""})[:SHOWN]) or "none"
             raise ExternalError(
-                f"{self.path}, columns patient_id and laterality: no line fits an image. Patients of the headers: {known}, …;"
-                " a side that no header tells needs the column file."
+                f"{self.path}, columns patient_id and laterality: no line matches an image. Patients in headers: {known}, …;"
+                " if headers do not say the side, use the column file."
             )
         unused = sum(not rows for rows in places.values())
         if unused:
-            print(f"{self.path}: {unused} of {len(places)} lines fit no image.")
+            print(f"{self.path}: {unused} of {len(places)} lines match no image.")
         return places
 
     def _check_breasts(self, images: pd.DataFrame) -> None:

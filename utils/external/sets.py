@@ -26,11 +26,10 @@ from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
-import pydicom
 from tqdm import tqdm
 
 from utils.core.environment import KitError
-from utils.external.headers import VIEW_CODES
+from utils.external.headers import read_facts
 from utils.tables.competition import ID_PATTERN, TableError, read_table
 
 UNKNOWN = 0.5  # between 0 and 1, so that a breast's label is the maximum of its images: cancer, unknown, healthy
@@ -41,7 +40,6 @@ RSNA_BIRADS = {"1": 1.0, "2": 2.0, "4": 0.0, "5": 0.0, "6": 0.0}
 DENSITIES = {"1": "A", "2": "B", "3": "C", "4": "D"}  # numbers of the older BI-RADS editions
 CMMD_LABELS = {"BENIGN": 0.0, "MALIGNANT": 1.0}
 CBIS_LABELS = CMMD_LABELS | {"BENIGN_WITHOUT_CALLBACK": 0.0}
-CMMD_TAGS = ["PatientID", "SOPInstanceUID", "ImageLaterality", "ViewCodeSequence", "ViewPosition"]
 INBREAST_FILE = re.compile(r"(\d+)_([0-9a-f]+)_MG_[LR]_\w+_ANON\.dcm", re.IGNORECASE)
 MIAS_LINE = re.compile(r"^\s*mdb(\d{3})\s+[FGD]\s+([A-Z]{4})(?:\s+([BM]))?\b(?:\s+(\d+)\s+(\d+)\s+(\d+))?")
 LOSSLESS = (".pgm", ".png")
@@ -119,7 +117,7 @@ def read_cmmd(source: Path) -> pd.DataFrame:
         image=headers.image,
         laterality=headers.laterality,
         view=headers["view"],
-        label=labels.reindex(breast).fillna(UNKNOWN),
+        label=labels.reindex(breast).fillna(UNKNOWN).to_numpy(),
         age=headers.patient.map(ages).astype(float),
         file=headers.file,
     )
@@ -128,20 +126,13 @@ def read_cmmd(source: Path) -> pd.DataFrame:
 def _cmmd_headers(source: Path) -> Iterator[tuple[str, str, str, str, Path | None]]:
     files = sorted(source.rglob("*.dcm"))
     if not files:
-        raise ExternalError(f"{source} holds no .dcm below: give the folder that the set was downloaded into.")
+        raise ExternalError(f"{source} contains no .dcm file: give the folder that the set was downloaded into.")
     for path in tqdm(files, "Reading headers", unit=" files", mininterval=1):
-        try:
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=CMMD_TAGS)
-            codes = [str(item.CodeValue) for item in header.get("ViewCodeSequence") or ()]
-            ids = [str(header.PatientID), str(header.SOPInstanceUID)]
-            view = next((VIEW_CODES[code] for code in codes if code in VIEW_CODES), header.get("ViewPosition") or "")
-            side = header.get("ImageLaterality") or ""
-        except Exception:  # broken headers raise anything; the image is then left out, and counted
-            ids, view, side = [""], "", ""
-        if not all(re.fullmatch(ID_PATTERN, part) for part in ids):
+        facts = read_facts(path, path.name)
+        if facts and all(re.fullmatch(ID_PATTERN, part) for part in (facts.patient, facts.instance)):
+            yield facts.patient, facts.instance, facts.laterality, facts.view, path
+        else:  # left out, and counted
             yield "unknown", f"unknown_{path.stem}", "", "", None
-        else:
-            yield *ids, side, view, path
 
 
 def read_cbis(source: Path) -> pd.DataFrame:
@@ -190,14 +181,12 @@ def _cbis_folders(source: Path) -> dict[str, Path]:
 def _cbis_table(path: Path) -> pd.DataFrame:
     needed = ["patient_id", "left or right breast", "image view", "pathology", "image file path"]
     table = read_set_table(path, needed, ids=["patient_id", "image view"])
-    density = table.get(
-        "breast_density", table.get("breast density", pd.Series("", table.index))
-    )  # the name differs from file to file
+    table = table.rename(columns={"breast density": "breast_density"})  # the name differs from file to file
     return table.assign(
         side=table["left or right breast"].str[:1],
         view=table["image view"],
         label=table.pathology.str.upper().map(CBIS_LABELS).fillna(UNKNOWN),
-        density=density.map(DENSITIES),
+        density=table.get("breast_density", pd.Series("", table.index)).map(DENSITIES),
     )
 
 
@@ -291,9 +280,7 @@ SETS = {
 
 def _as_images(**columns) -> pd.DataFrame:
     """Build a reader's table; columns that it does not give are unknown."""
-    known = pd.DataFrame({name: np.asarray(values) if np.ndim(values) else values for name, values in columns.items()})
-    images = pd.DataFrame({"category": "", "age": np.nan, "density": "", "model": ""}, index=known.index)
-    images[known.columns] = known
+    images = pd.DataFrame({"category": "", "age": np.nan, "density": "", "model": ""} | columns)
     for name in ("laterality", "view"):
         images[name] = images[name].fillna("").str.strip().str.upper()
     return images[COLUMNS].fillna({"density": "", "model": ""})
@@ -325,7 +312,9 @@ def find_all(source: Path, *patterns: str) -> list[Path]:
     """Return files of these names in a folder or up to two folders below; raise ExternalError if there are none."""
     found = [path for pattern in patterns for depth in DEPTHS for path in sorted(source.glob(depth + pattern))]
     if not found:
-        raise ExternalError(f"{source} holds no {' or '.join(patterns)}: give the folder that the set was downloaded into.")
+        raise ExternalError(
+            f"{source} does not contain {' or '.join(patterns)}: give the folder that the set was downloaded into."
+        )
     return found
 
 
@@ -345,7 +334,7 @@ def read_set_table(path: Path, needed: Sequence[str], ids: Sequence[str] = ()) -
     for column in ids:
         bad = table[column][~table[column].str.fullmatch(ID_PATTERN).astype(bool)]
         if len(bad):
-            raise ExternalError(f"{path}, column {column}: {bad.iloc[0]!r} is no plain name. Download the table again.")
+            raise ExternalError(f"{path}, column {column}: {bad.iloc[0]!r} is not a plain name. Download the table again.")
     return table
 
 
