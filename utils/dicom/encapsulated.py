@@ -13,13 +13,13 @@ from typing import BinaryIO
 import numpy as np
 
 from utils.dicom import jpeg, jpeg2000
+from utils.dicom.header import UNDEFINED_LENGTH
 
 JPEG2000_CODECS = {"jpeg2000", "htj2k"}
 END_OF_CODESTREAM = b"\xff\xd9"  # EOI in JPEG, EOC in JPEG 2000
 JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  \r\n\x87\n"  # ISO/IEC 15444-1 I.5.1
 MAX_PADDING = 4096  # zero bytes after a codestream
 ITEM, SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
-UNDEFINED_LENGTH = 2**32 - 1
 
 
 class Codestream:
@@ -111,7 +111,7 @@ class Fragments:
         element = file.read(12)  # tag, VR, two bytes reserved, length
         if not element:
             raise ValueError("it has no pixel data")
-        if len(element) < 12 or struct.unpack("<I", element[8:])[0] != UNDEFINED_LENGTH:
+        if element[8:] != UNDEFINED_LENGTH:
             raise ValueError("its pixel data is not encapsulated, but its transfer syntax says so")
         table, *self._fragments = list(self._items()) or [(file.tell(), 0)]  # the first item is the offset table
         self.length = sum(length for _, length in self._fragments)

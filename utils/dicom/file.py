@@ -228,7 +228,9 @@ class DicomFile:
         if self.codec in DECODERS:
             self._codestream.check_decoded(values)
             if self.header.PixelRepresentation == 1:
-                values = _extend_sign(values, int(self.header.BitsStored))
+                # the lowest bits are two's complement (PS3.5 8.1.1), but the codestream may lack the sign
+                unused = 16 - int(self.header.BitsStored)
+                values = np.right_shift(np.left_shift(values.astype(np.int16), unused), unused)
         return values
 
     def grey(self, values: np.ndarray) -> np.ndarray:
@@ -325,9 +327,3 @@ def _decode_plain(path: Path, codec: str) -> np.ndarray:
         # pydicom would take pixels beyond the header's rows for padding, and drop them.
         warnings.filterwarnings("error", ".*padding", UserWarning)
         return pixel_array(dataset)
-
-
-def _extend_sign(stored: np.ndarray, bits: int) -> np.ndarray:
-    """Read the lowest ``bits`` bits as two's complement (PS3.5 8.1.1): the codestream may lack the sign."""
-    unused = 16 - bits
-    return np.right_shift(np.left_shift(stored.astype(np.int16), unused), unused)

@@ -157,20 +157,20 @@ def _profile_and_amplitude(lesion: Lesion, height: int, rng: np.random.Generator
 
 
 @lru_cache(maxsize=16)
-def _amplitudes(height: int, width: int, beta: float) -> np.ndarray:
-    """Return f^(-beta/2) on the half plane of ``rfft2``, 0 for the mean."""
+def _amplitudes(height: int, width: int) -> np.ndarray:
+    """Return f^(-`PARENCHYMA_BETA` / 2) on the half plane of ``rfft2``, 0 for the mean."""
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
     frequency[0, 0] = np.inf
-    return (frequency ** (-beta / 2)).astype(np.float32)
+    return (frequency ** (-PARENCHYMA_BETA / 2)).astype(np.float32)
 
 
-def power_law_texture(height: int, width: int, rng: np.random.Generator, beta: float = PARENCHYMA_BETA) -> np.ndarray:
-    """Draw a Gaussian field, float32 (height, width), whose power spectrum falls as 1/f^beta.
+def power_law_texture(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw a Gaussian field, float32 (height, width), whose power spectrum falls as 1/f^`PARENCHYMA_BETA`.
 
     Its mean is 0 and its standard deviation 1; it wraps around at the borders.
     """
     parts = rng.standard_normal((2, height, width // 2 + 1), dtype=np.float32)
-    field = np.fft.irfft2((parts[0] + 1j * parts[1]) * _amplitudes(height, width, beta), s=(height, width))
+    field = np.fft.irfft2((parts[0] + 1j * parts[1]) * _amplitudes(height, width), s=(height, width))
     return (field / field.std()).astype(np.float32)
 
 
