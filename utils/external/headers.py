@@ -164,14 +164,13 @@ def age_of(header: pydicom.Dataset) -> float:
     0 counts as unknown: anonymisers write it.
     """
     found = re.fullmatch(r"(\d{1,3})([DWMY])?", _text(header, "PatientAge").upper())
-    if found:
-        years = float(int(int(found[1]) / AGE_UNITS[found[2] or "Y"]))
-        return years if 0 < years <= LONGEST_LIFE else np.nan
     born = _date(_text(header, "PatientBirthDate"))
     taken = next((date for keyword in DATES if (date := _date(_text(header, keyword)))), None)
-    if not born or not taken:
-        return np.nan
-    years = taken.year - born.year - ((taken.month, taken.day) < (born.month, born.day))
+    years = 0
+    if found:
+        years = int(int(found[1]) / AGE_UNITS[found[2] or "Y"])
+    elif born and taken:
+        years = taken.year - born.year - ((taken.month, taken.day) < (born.month, born.day))
     return float(years) if 0 < years <= LONGEST_LIFE else np.nan
 
 
