@@ -260,7 +260,7 @@ def _notes(images: pd.DataFrame) -> list[list[str]]:
         if row.for_processing:
             notes[-1].append("for processing: raw values")
         if n_births > 1:
-            notes[-1].append("its patient has two dates of birth: if these are two patients, give them two patient_id")
+            notes[-1].append("its patient has two dates of birth: if these are two people, give each their own patient_id")
     return notes
 
 
