@@ -264,7 +264,7 @@ def test_damaged_jpeg_ls_scan_is_refused(near):
 
 @pytest.mark.parametrize("length", [0, 1, 2, 3, 10, 30])
 def test_header_without_a_scan_is_refused(length):
-    with pytest.raises(ValueError, match="no frame header with a scan"):
+    with pytest.raises(ValueError, match="no frame header followed by a scan"):
         read_scan(lossless(tissue())[:length])
-    with pytest.raises(ValueError, match="no frame header with a scan"):
+    with pytest.raises(ValueError, match="no frame header followed by a scan"):
         read_scan(b"\xff\xd8" + EOI + lossless(tissue()))
