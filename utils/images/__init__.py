@@ -1,1 +1,1 @@
-"""Grey values to one small cached picture."""
+"""Grey values to one small cached image."""

@@ -1,4 +1,4 @@
-"""Boxes around findings: read, carried from the stored picture to the cached one and back, and compared."""
+"""Boxes around findings: moved between stored and cached images, and compared."""
 
 import numpy as np
 import pandas as pd
@@ -8,27 +8,26 @@ from utils.images.settings import CacheSettings
 from utils.tables.boxes import CORNERS
 
 CROP = ["crop_top", "crop_left", "crop_bottom", "crop_right"]
-LEAST_SEEN = 0.5  # share of a box that must lie in the cached picture
+LEAST_SEEN = 0.5  # smallest share of a box inside the cached image
 
 
 def to_picture(boxes: pd.DataFrame, manifest: pd.DataFrame, settings: CacheSettings, cut: bool = True) -> pd.DataFrame:
-    """Carry boxes from the stored pictures to the cached ones.
+    """Move boxes from stored images to cached ones.
 
     Parameters
     ----------
     boxes : DataFrame
         From `read_boxes`; other columns are kept.
     manifest : DataFrame
-        The cache's, of the images that matter.
-    settings : CacheSettings
+        The cache's rows of the images in question; boxes of other images are dropped.
     cut : bool
-        Cut boxes off at the edges of the crop, and leave out those of which less than half lies in it. False leaves them as
-        they are: it undoes `to_source`.
+        Clip boxes to the crop, and drop those of which less than half is inside. False keeps them as they are, to undo
+        `to_source`.
 
     Returns
     -------
     DataFrame
-        Of the images in the manifest; corners as shares of the cached picture's sides, in [0, 1] if they are cut.
+        Corners as shares of the cached image's sides, in [0, 1] if clipped.
     """
     table = _with_crops(boxes, manifest[manifest.error == ""])
     scale_x, scale_y, top = _geometry(table, settings)
@@ -48,7 +47,7 @@ def to_picture(boxes: pd.DataFrame, manifest: pd.DataFrame, settings: CacheSetti
 
 
 def to_source(boxes: pd.DataFrame, manifest: pd.DataFrame, settings: CacheSettings) -> pd.DataFrame:
-    """Carry boxes from the cached pictures back to the stored ones; undoes `to_picture`."""
+    """Move boxes from cached images back to stored ones; undo `to_picture`."""
     table = _with_crops(boxes, manifest)
     scale_x, scale_y, top = _geometry(table, settings)
     x_min, x_max = _turned(*(table[name] * settings.image_width / scale_x for name in ("x_min", "x_max")), table)
@@ -62,18 +61,18 @@ def to_source(boxes: pd.DataFrame, manifest: pd.DataFrame, settings: CacheSettin
 
 
 def box_counts(boxes: pd.DataFrame, sets: dict[str, pd.DataFrame]) -> str:
-    """Say in how many images of each set boxes lie; ``sets`` holds the images by the set's name."""
+    """Return a line that says how many images of each set have boxes; ``sets`` maps a set's name to its images."""
     held = [(name, images.image_id.isin(boxes.image_id).sum(), len(images)) for name, images in sets.items()]
     return "Boxes: " + ", ".join(f"{count} of {total} images of {name}" for name, count, total in held)
 
 
 def largest_boxes(boxes: pd.DataFrame, image_ids: pd.Series) -> np.ndarray:
-    """Corners of each image's largest box.
+    """Return the corners of each image's largest box.
 
     Returns
     -------
     ndarray of shape (len(image_ids), 4), float32
-        NaN where an image has none.
+        NaN for an image without boxes.
     """
     order = np.argsort(-_areas(boxes[CORNERS].to_numpy()), kind="stable")
     largest = boxes.iloc[order].drop_duplicates("image_id").set_index("image_id")[CORNERS]
@@ -81,28 +80,28 @@ def largest_boxes(boxes: pd.DataFrame, image_ids: pd.Series) -> np.ndarray:
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Intersection over union of pairs of boxes, arrays of shape (n, 4)."""
+    """Return the intersection over union of pairs of boxes, both of shape (n, 4)."""
     shared = np.concatenate([np.maximum(a[:, :2], b[:, :2]), np.minimum(a[:, 2:], b[:, 2:])], axis=1)
     intersection = _areas(shared) * (shared[:, 2:] > shared[:, :2]).all(axis=1)
     return intersection / (_areas(a) + _areas(b) - intersection)
 
 
 def localisation(predicted: pd.DataFrame, boxes: pd.DataFrame) -> dict[str, float]:
-    """Say how well one predicted box an image finds the true ones.
+    """Measure how well one predicted box per image finds the true boxes.
 
     Parameters
     ----------
     predicted : DataFrame
-        image_id, corners, one row per image, with cancer or without.
+        image_id and corners, one row per image, whether it has a true box or not.
     boxes : DataFrame
-        image_id, corners, on the same scale: all true boxes.
+        image_id and corners of all true boxes, on the same scale.
 
     Returns
     -------
     dict
-        ``mean_iou``, over images that have a box, with the box that it overlaps most; ``hit_rate``, the share of true boxes
-        that hold the centre of their image's predicted box; ``false_marks``, marks per image whose centre lies in no true
-        box; ``images_with_box``. One mark an image can't give more than one false mark an image, so none is left out.
+        ``mean_iou``: mean over images with a box of the overlap with the true box that overlaps most. ``hit_rate``: share of
+        true boxes that contain the centre of their image's predicted box. ``false_marks``: predicted boxes per image whose
+        centre is in no true box; at most 1. ``images_with_box``: their number.
     """
     pairs = boxes.merge(predicted, on="image_id", suffixes=("", "_mark"))
     marks = pairs[[f"{name}_mark" for name in CORNERS]].to_numpy(dtype=float)
@@ -119,18 +118,18 @@ def localisation(predicted: pd.DataFrame, boxes: pd.DataFrame) -> dict[str, floa
 
 
 def _with_crops(boxes: pd.DataFrame, manifest: pd.DataFrame) -> pd.DataFrame:
-    """Boxes of the images in a manifest, beside its columns; the crop, which a manifest may hold as text, as numbers."""
+    """Join boxes to their images' manifest rows, with the crop as numbers: a manifest read from disk is text."""
     return boxes.merge(manifest, on="image_id").astype(dict.fromkeys(CROP, float))
 
 
 def _turned(x_min: np.ndarray, x_max: np.ndarray, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Mirror within the crop where the image was; the other way round it is the same."""
+    """Mirror horizontal edges within the crop if the image was mirrored; this is its own inverse."""
     width, flipped = table.crop_right - table.crop_left, table.flipped.astype(int) == 1
     return np.where(flipped, width - x_max, x_min), np.where(flipped, width - x_min, x_max)
 
 
 def _geometry(table: pd.DataFrame, settings: CacheSettings) -> tuple[pd.Series, pd.Series, pd.Series]:
-    """Scale along x and y from the crop to the cached picture, and the rows of padding above it; as the cache is made."""
+    """Return the scales along x and y from crop to cached image, and the rows of padding above, as in preprocessing."""
     height, width = table.crop_bottom - table.crop_top, table.crop_right - table.crop_left
     limits = settings.image_height, settings.image_width
     sizes = np.array([fitted_size(shape, *limits) for shape in zip(height, width, strict=True)]).reshape(-1, 2)
@@ -139,4 +138,5 @@ def _geometry(table: pd.DataFrame, settings: CacheSettings) -> tuple[pd.Series, 
 
 
 def _areas(corners: np.ndarray) -> np.ndarray:
+    """Return the area of each box."""
     return (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])

@@ -1,4 +1,4 @@
-"""Find the breast in a picture: its mask, its box, and the side of its chest wall."""
+"""Find the breast in an image: its mask, its box, and the side of its chest wall."""
 
 import math
 from dataclasses import dataclass
@@ -8,28 +8,28 @@ import numpy as np
 
 from utils.images.film import Box, film_box
 
-MASK_SIDE = 256  # px of the picture's longer side on which the breast is looked for
-TISSUE_LEVEL = 0.06  # of the range between air and the brightest tissue
-RAISED_LEVELS = np.arange(0.08, 0.5, 0.02)  # tried where the background is brighter than TISSUE_LEVEL
-MIN_FAINT_SHARE = 0.025  # of the picture up to twice TISSUE_LEVEL: with less, no background is that bright
-MIN_SLOPE = 0.006  # of the range, per pixel: measured 0.008 to 0.1 at the outline of breasts, 0.001 at that of scattered light
-FRAME_SHARE = 0.015  # of the side: how far in a frame border may reach
-DETACH_SHARE = 0.02  # of the side: what is thinner (letters, frame lines) does not count as breast
-REGROW_SHARE = 0.06  # of the side: how far detaching may have cut off a nipple or a skin fold
-FAINT_LEVEL = 0.03  # as TISSUE_LEVEL, next to the breast: a nipple in profile is thin and faint
-MIN_BREAST_SHARE = 0.02  # of the picture: less is no breast
+MASK_SIDE = 256  # px: longer side of the image on which the breast is searched
+TISSUE_LEVEL = 0.06  # share of the range between air and the brightest tissue
+RAISED_LEVELS = np.arange(0.08, 0.5, 0.02)  # tried if the background is brighter than TISSUE_LEVEL
+MIN_FAINT_SHARE = 0.025  # of all pixels, from TISSUE_LEVEL to twice that: with fewer, the background is dark
+MIN_SLOPE = 0.006  # of the range, per pixel; measured: 0.008 to 0.1 at outlines of breasts, 0.001 at those of scattered light
+FRAME_SHARE = 0.015  # of the longer side: widest frame border
+DETACH_SHARE = 0.02  # of the longer side: thinner parts (letters, frame lines) are not breast
+REGROW_SHARE = 0.06  # of the longer side: how much of a nipple or a skin fold detaching may cut off
+FAINT_LEVEL = 0.03  # TISSUE_LEVEL next to the breast: a nipple in profile is thin and faint
+MIN_BREAST_SHARE = 0.02  # of the image: smaller components are not a breast
 MIN_CONTRAST = 0.02  # between air and tissue on the [0, 1] scale
 
 
 @dataclass(frozen=True)
 class Crop:
-    """Where in the original picture a crop lies.
+    """Where a crop is in the original image.
 
-    ``top``, ``left``, ``bottom``, ``right`` are pixels of the original picture, half open; ``flipped`` says that the crop was
-    mirrored left to right; ``film`` is what lies in the white frame of a scanned film, None where there is no frame.
+    ``top``, ``left``, ``bottom``, ``right`` are pixels of the original, half open. ``flipped``: the crop is mirrored left to
+    right. ``film``: the box inside the white frame of a scanned film, or None if there is no frame.
 
-    ``flags`` names what was unusual: ``no_breast``, full frame taken; ``whole_frame``, the breast could not be told from what
-    is around it, or fills the picture; ``film_frame``, there is a white frame.
+    ``flags``: ``no_breast``, no breast was found, so the crop is the full frame; ``whole_frame``, the breast fills the image
+    or is indistinguishable from its background; ``film_frame``, there is a white frame.
     """
 
     top: int
@@ -42,7 +42,7 @@ class Crop:
 
 
 def find_breast(picture: np.ndarray, margin: float = 0.03, step: int = 1, shape: tuple[int, int] | None = None) -> Crop:
-    """Find the crop that holds the breast, and tell on which side its chest wall is.
+    """Find the crop that contains the breast, and the side of its chest wall.
 
     Parameters
     ----------
@@ -51,14 +51,14 @@ def find_breast(picture: np.ndarray, margin: float = 0.03, step: int = 1, shape:
     margin : float
         Added on each side, as a share of the original's longer side.
     step : int
-        Distance of the picture's samples on the original, in pixels; the first lies on the original's first.
+        Distance between samples of ``picture`` on the original, in pixels; the first sample is the original's first.
     shape : (int, int), optional
-        Of the original; by default that of the picture.
+        Shape of the original; that of ``picture`` by default.
 
     Returns
     -------
     Crop
-        In pixels of the original; the full frame, flagged ``no_breast``, where no breast was found.
+        In pixels of the original; the full frame, flagged ``no_breast``, if there is no breast.
     """
     shape = shape or picture.shape
     small = _shrink(picture, MASK_SIDE)
@@ -77,10 +77,10 @@ def find_breast(picture: np.ndarray, margin: float = 0.03, step: int = 1, shape:
 
 
 def breast_mask(image: np.ndarray) -> np.ndarray:
-    """Mark the breast on a downscaled copy of the picture.
+    """Mark the breast on a downscaled copy of an image.
 
-    Air is dark and tissue bright, so a low level between them separates the two; opening detaches burned-in labels and frame
-    borders, and the largest connected component is the breast.
+    A low level separates dark air from bright tissue, opening detaches burned-in labels and frame borders, and the largest
+    connected component is the breast.
 
     Parameters
     ----------
@@ -89,18 +89,19 @@ def breast_mask(image: np.ndarray) -> np.ndarray:
     Returns
     -------
     ndarray of shape (mask_height, mask_width), bool
-        Longer side at most `MASK_SIDE`; all False where there is no breast.
+        Longer side at most `MASK_SIDE`; all False if there is no breast.
     """
     small = _shrink(image, MASK_SIDE)
     return _tissue_mask(small, film_box(small, image.shape[0] / small.shape[0]))
 
 
 def _tissue_mask(small: np.ndarray, inside: Box) -> np.ndarray:
-    if inside != (0, 0, *small.shape):  # a film's frame counts as breast only where the tissue next to it does
+    """Mark the breast; raise the level if the outline is too flat to be skin, as with a bright background."""
+    if inside != (0, 0, *small.shape):  # a film's frame is breast only where the tissue next to it is
         top, left, bottom, right = inside
         around = (top, small.shape[0] - bottom), (left, small.shape[1] - right)
         small = np.pad(small[top:bottom, left:right], around, mode="edge")
-    # Percentiles, not extremes: neither a burned-in label nor a stray pixel sets the scale.
+    # Percentiles, so that neither a burned-in label nor a stray pixel sets the scale.
     ordered = np.sort(small, axis=None)  # several times faster than np.percentile
     air, bright = (_between(ordered, share * (ordered.size - 1)) for share in (0.01, 0.99))
     if bright - air < MIN_CONTRAST:
@@ -120,24 +121,25 @@ def _tissue_mask(small: np.ndarray, inside: Box) -> np.ndarray:
 
 
 def _between(ordered: np.ndarray, place: float) -> float:
-    """Interpolate between two of the sorted values."""
+    """Interpolate linearly at a fractional index of sorted values."""
     low = int(place)
     return ordered[low] + (ordered[min(low + 1, ordered.size - 1)] - ordered[low]) * (place - low)
 
 
 def _mask_above(level: np.ndarray, tissue: float, faint: float) -> np.ndarray:
+    """Return the largest component above the level ``tissue``, regrown into adjacent pixels above ``faint``."""
     breast = _largest_component(_detach((level > tissue).astype(np.uint8)), min_share=MIN_BREAST_SHARE)
     return _regrow(breast, (level > faint).astype(np.uint8))
 
 
 def _slopes(level: np.ndarray) -> np.ndarray:
-    """How much the level changes from pixel to pixel, noise smoothed away."""
+    """Return the level's change per pixel, after smoothing away noise."""
     smooth = cv2.GaussianBlur(level.astype(np.float32), (0, 0), 1.5)
     return np.hypot(cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)) / 8
 
 
 def _outline_slope(mask: np.ndarray, slopes: np.ndarray, percentile: float) -> float:
-    """Slope that all but ``percentile`` % of a mask's outline exceed; infinite where it lies on the rim alone."""
+    """Return the slope that all but ``percentile`` % of a mask's outline exceed; infinite if it is all on the rim."""
     outline = mask.astype(np.uint8) - cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8))
     rim = _rim(mask.shape) + 1
     found = slopes[rim:-rim, rim:-rim][outline[rim:-rim, rim:-rim] > 0]
@@ -145,17 +147,18 @@ def _outline_slope(mask: np.ndarray, slopes: np.ndarray, percentile: float) -> f
 
 
 def _shrink(image: np.ndarray, side: int) -> np.ndarray:
+    """Shrink an image so that its longer side is at most ``side``."""
     h, w = image.shape
     scale = min(1.0, side / max(h, w))
-    stride = max(1, int(0.5 / scale))  # a strided view first: averaging every pixel costs 10 times more and tells no more
+    stride = max(1, int(0.5 / scale))  # a strided view first: averaging every pixel costs 10 times more for the same mask
     size = (max(1, round(w * scale)), max(1, round(h * scale)))
     return cv2.resize(np.ascontiguousarray(image[::stride, ::stride]), size, interpolation=cv2.INTER_AREA)
 
 
 def _detach(tissue: np.ndarray) -> np.ndarray:
-    """Remove what is thin, such as frame borders, and cut burned-in labels off the breast."""
+    """Remove thin parts, such as frame borders, and cut burned-in labels off the breast."""
     rim = _rim(tissue.shape)
-    # A border lies on the rim itself, where opening can't remove it: it counts as breast only where the tissue next to it does.
+    # Opening can't remove a border on the rim itself: it is breast only where the tissue next to it is.
     height, width = tissue.shape
     inner = np.pad(tissue[rim : height - rim, rim : width - rim], rim, mode="edge")
     side = 2 * max(1, round(DETACH_SHARE * max(tissue.shape) / 2)) + 1
@@ -164,7 +167,7 @@ def _detach(tissue: np.ndarray) -> np.ndarray:
 
 
 def _regrow(breast: np.ndarray, tissue: np.ndarray) -> np.ndarray:
-    """Give back to the breast the tissue next to it that detaching cut off, such as the nipple."""
+    """Add adjacent tissue that detaching cut off, such as the nipple."""
     side = 2 * round(REGROW_SHARE * max(tissue.shape)) + 1
     near = cv2.dilate(breast.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)))
     rim = _rim(tissue.shape)
@@ -178,11 +181,12 @@ def _regrow(breast: np.ndarray, tissue: np.ndarray) -> np.ndarray:
 
 
 def _rim(shape: tuple[int, int]) -> int:
-    """Pixels of a mask's edge in which a frame border may lie; never the whole of a thin picture."""
+    """Return the width in pixels of the edge that a frame border may cover; less than half of a thin image."""
     return min(max(1, round(FRAME_SHARE * max(shape))), (min(shape) - 1) // 2)
 
 
 def _largest_component(tissue: np.ndarray, min_share: float) -> np.ndarray:
+    """Mark the largest connected component; nothing if it covers less than ``min_share`` of the image."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats(tissue, connectivity=4)
     if count < 2:
         return np.zeros(tissue.shape, dtype=bool)
@@ -191,12 +195,13 @@ def _largest_component(tissue: np.ndarray, min_share: float) -> np.ndarray:
 
 
 def _bounding_box(mask: np.ndarray) -> Box:
+    """Return the smallest box around a mask."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
 
 
 def _scaled(box: Box, old: tuple[int, int], new: tuple[int, int]) -> Box:
-    """Box of a picture of the shape ``old`` on the same picture in the shape ``new``."""
+    """Scale a box from an image of shape ``old`` to the same image of shape ``new``, rounded outwards."""
     top, left, bottom, right = box
     down, across = new[0] / old[0], new[1] / old[1]
     lower, outer = int(np.ceil(bottom * down)), int(np.ceil(right * across))
@@ -204,7 +209,7 @@ def _scaled(box: Box, old: tuple[int, int], new: tuple[int, int]) -> Box:
 
 
 def _on_original(box: Box, step: int, shape: tuple[int, int]) -> Box:
-    """Box on the original of a picture whose sample i lies on the original's sample ``step * i``."""
+    """Map a box to the original, where the image's sample i is sample ``step * i``; rounded outwards."""
     top, left, bottom, right = ((edge - 0.5) * step + 0.5 for edge in box)
     return (
         *(max(0, math.floor(top)), max(0, math.floor(left))),
@@ -213,13 +218,14 @@ def _on_original(box: Box, step: int, shape: tuple[int, int]) -> Box:
 
 
 def _grow(box: Box, margin: float, shape: tuple[int, int]) -> Box:
+    """Widen a box on each side by a share of the longer side, within the image."""
     by = round(margin * max(shape))
     top, left, bottom, right = box
     return max(0, top - by), max(0, left - by), min(shape[0], bottom + by), min(shape[1], right + by)
 
 
 def _chest_wall_is_right(mask: np.ndarray) -> bool:
-    """Tell whether the breast widens to the right: it is tall at the chest wall and tapers to the nipple."""
+    """True if the breast widens to the right: it is tall at the chest wall and tapers to the nipple."""
     heights = mask.sum(axis=0)
     columns = np.flatnonzero(heights)
     center = (heights * np.arange(mask.shape[1])).sum() / heights.sum()

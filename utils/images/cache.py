@@ -1,6 +1,6 @@
-"""The image cache: every DICOM once through the preprocessing, kept as a small 8-bit PNG, and a manifest of what was done.
+"""The image cache: preprocess every DICOM once, keep a small 8-bit PNG, and record it in a manifest.
 
-A cache folder holds ``settings.json``, and for each split ``{split}/{image_id}.png`` and ``{split}_manifest.csv``.
+A cache folder contains ``settings.json``, and for each split ``{split}/{image_id}.png`` and ``{split}_manifest.csv``.
 """
 
 import contextlib
@@ -33,15 +33,15 @@ from utils.images.preprocessing import preprocess
 from utils.images.settings import CacheError, CacheSettings
 from utils.tables.competition import image_paths, name_files, read_images
 
-# Loads in two thirds of the default filter's time and is no larger (benchmarks.cache_format); OpenCV before 4.11 has no choice.
+# Loads in two thirds of the default filter's time and is no larger (benchmarks.cache_format); OpenCV before 4.11 lacks it.
 PNG_OPTIONS = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP] if hasattr(cv2, "IMWRITE_PNG_FILTER") else []
 SHOWN_ERRORS = 5
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-READ_AHEAD = 2**19  # bytes: most pictures of 512 x 512 need fewer
+READ_AHEAD = 2**19  # bytes: enough for most images at 512 x 512
 
 
 def default_cache_dir(competition_dir: str | Path, settings: CacheSettings) -> Path:
-    """Folder that notebooks without a ``cache_dir`` share: one for each data folder and settings."""
+    """Return the cache folder of notebooks without a ``cache_dir``: one per data folder and settings."""
     folder = Path(competition_dir).resolve()
     place = hashlib.sha256(os.fsencode(folder)).hexdigest()[:4]
     size = f"{settings.image_height}x{settings.image_width}"
@@ -49,14 +49,14 @@ def default_cache_dir(competition_dir: str | Path, settings: CacheSettings) -> P
 
 
 def attached_cache_dir(competition_dir: str | Path, settings: CacheSettings) -> Path | None:
-    """Folder of the same cache among Kaggle's inputs, filled with the training set by another notebook; None without one."""
+    """Return this cache among Kaggle's inputs if another notebook filled it with the training set, else None."""
     name = default_cache_dir(competition_dir, settings).name
     folders = [folder for depth in ("*", "notebooks/*/*") for folder in KAGGLE_INPUT.glob(f"{depth}/cache/{name}")]
     return next((folder for folder in folders if _holds_training_set(folder, competition_dir, settings)), None)
 
 
 def _holds_training_set(folder: Path, competition_dir: str | Path, settings: CacheSettings) -> bool:
-    """Tell whether every training image was tried, and the pictures of those that did not fail are there."""
+    """True if every training image was tried and no image is missing from those that succeeded."""
     manifest = read_manifest(folder, "train", settings)
     tried = set(manifest.image_id) >= set(read_images(competition_dir, "train").image_id)
     return tried and not without_picture(manifest, folder / "train")
@@ -72,39 +72,36 @@ def build_cache(
     cluster: str = "",
     quiet: bool = False,
 ) -> pd.DataFrame:
-    """Preprocess the images that the cache lacks, and return the manifest's rows for all of ``images``.
+    """Preprocess the images that the cache lacks, and return the manifest rows of all ``images``.
 
-    A run that was killed resumes where it stopped; images that failed before are tried again, and so are those whose picture is
-    missing or shorter than it was written. A second run on the same cache waits for the first. In a folder that can't be
-    written to, images that were never tried stay missing, with an error in their row.
+    A killed run resumes where it stopped. Images that failed before, and those whose file is missing or truncated, are tried
+    again. A second run on the same cache waits for the first. A read-only cache is only read: an image that it lacks gets an
+    error in its row.
 
     Parameters
     ----------
     images : DataFrame
         From `utils.tables.read_images`.
-    competition_dir : path
     split : {"train", "test"}
     cache_dir : path
-        Made if needed.
-    settings : CacheSettings
+        Created if missing.
     num_workers : int
-        Number of processes; 0 works in this one, which a file that crashes its decoder would end.
+        Processes to use. 0 works in this process, which dies if a file crashes its decoder.
     cluster : str
         Address of a Dask scheduler whose workers see the same folders; empty works on this machine.
     quiet : bool
-        Show no progress bar.
+        Hide the progress bar.
 
     Returns
     -------
     DataFrame
-        One row per image, in the order of ``images``, with `utils.images.manifest.MANIFEST_COLUMNS`. ``error`` is empty where
-        the picture is in the cache, else it says why it is not. An image whose ids can't name a file
-        (`utils.tables.competition.name_files`) has none.
+        `utils.images.manifest.MANIFEST_COLUMNS`, one row per image in the order of ``images``. ``error`` is empty if the image
+        is in the cache, else the reason, which may be ids that can't name a file (`utils.tables.competition.name_files`).
 
     Raises
     ------
     CacheError
-        If the folder holds a cache with other settings, or can't be written to and lacks pictures that its manifest names.
+        If the folder is a cache with other settings, is unusable, or is read-only and lacks images that its manifest names.
     StopRunError
         If the disk is full.
     """
@@ -118,7 +115,7 @@ def build_cache(
         if missing() and is_writable:
             record = partial(_record, path=manifest_path(cache_dir, split), competition_dir=competition_dir, settings=settings)
             cache_one = partial(_cache_image, folder=cache_dir / split, settings=settings)
-            with _alone(cache_dir, split):  # another run may have been here until now
+            with _alone(cache_dir, split):  # list again: another run may have finished just now
                 remove_leftovers(cache_dir / split)
                 ahead = None if cluster else _read_ahead
                 title = "" if quiet else f"Preprocessing {split}"
@@ -133,13 +130,14 @@ def build_cache(
 
 
 def _missing(sources: dict[str, Path], cache_dir: Path, split: str, settings: CacheSettings) -> list[tuple[str, Path]]:
+    """Return the id and the file of each image that is not yet in the cache."""
     manifest = read_manifest(cache_dir, split, settings)
     done = set(manifest.image_id[manifest.error == ""]) - set(without_picture(manifest, cache_dir / split))
     return [(image_id, source) for image_id, source in sources.items() if image_id not in done]
 
 
 def _check_pictures(manifest: pd.DataFrame, cache_dir: Path, split: str) -> None:
-    """Refuse a cache whose manifest and pictures disagree: for one that can't be mended."""
+    """Raise CacheError if a read-only cache lacks images that its manifest names."""
     named, lost = (manifest.error == "").sum(), without_picture(manifest, cache_dir / split)
     if lost:
         raise CacheError(
@@ -150,7 +148,7 @@ def _check_pictures(manifest: pd.DataFrame, cache_dir: Path, split: str) -> None
 
 @contextlib.contextmanager
 def _alone(cache_dir: Path, split: str) -> Iterator[None]:
-    """Keep other runs from adding to the same split; the lock ends with the process, however that ends."""
+    """Keep other runs from filling the same split; the lock ends with the process, even if it is killed."""
     lock = FileLock(cache_dir / f".{split}.lock")
     try:
         lock.acquire(timeout=0)
@@ -164,9 +162,9 @@ def _alone(cache_dir: Path, split: str) -> Iterator[None]:
 
 
 def _record(outcomes: Iterable[Outcome], path: Path, competition_dir: str | Path, settings: CacheSettings) -> None:
-    """Add a row for each outcome as it comes."""
+    """Append a manifest row for each outcome as it arrives."""
     with _full_disk_stops_the_run(path.parent):
-        write_csv(path, read_rows(path, settings.hash))  # drops what a kill left half written
+        write_csv(path, read_rows(path, settings.hash))  # drops the row that a kill left half written
         with appending(path) as write_row:
             for outcome in outcomes:
                 write_row(_manifest_row(outcome, competition_dir, settings))
@@ -174,7 +172,7 @@ def _record(outcomes: Iterable[Outcome], path: Path, competition_dir: str | Path
 
 
 def summarise(manifest: pd.DataFrame) -> str:
-    """Say in a few lines how many images are in the cache, how they were decoded, which are flagged, and why others failed."""
+    """Return a text of a few lines: how many images are cached, how they were decoded, flags, and why others failed."""
     good, failed = manifest[manifest.error == ""], manifest[manifest.error != ""]
     lines = [f"{len(good)} of {len(manifest)} images in the cache, {len(failed)} failed."]
     for (codec, decoded), group in good.groupby(["codec", "decoded"]):
@@ -189,17 +187,17 @@ def summarise(manifest: pd.DataFrame) -> str:
 
 
 def manifest_path(cache_dir: str | Path, split: str) -> Path:
-    """Path of a split's manifest."""
+    """Return the path of a split's manifest."""
     return Path(cache_dir) / f"{split}_manifest.csv"
 
 
 def picture_path(cache_dir: str | Path, split: str, image_id: str) -> Path:
-    """Path of a cached picture."""
+    """Return the path of a cached image."""
     return Path(cache_dir) / split / f"{image_id}.png"
 
 
 def load_picture(cache_dir: str | Path, split: str, image_id: str) -> np.ndarray:
-    """Load a cached picture.
+    """Load a cached image.
 
     Returns
     -------
@@ -208,7 +206,7 @@ def load_picture(cache_dir: str | Path, split: str, image_id: str) -> np.ndarray
     Raises
     ------
     CacheError
-        If the picture is missing or broken.
+        If the file is missing or broken.
     """
     path = picture_path(cache_dir, split, image_id)
     picture = read_picture(path, cv2.IMREAD_GRAYSCALE)
@@ -218,12 +216,12 @@ def load_picture(cache_dir: str | Path, split: str, image_id: str) -> np.ndarray
 
 
 def read_manifest(cache_dir: str | Path, split: str, settings: CacheSettings) -> pd.DataFrame:
-    """Read a split's manifest: one row per image, empty where nothing has been cached yet."""
+    """Read a split's manifest: one row per image that was tried, none if there is no manifest yet."""
     return read_rows(manifest_path(cache_dir, split), settings.hash)
 
 
 def _claim(cache_dir: Path, settings: CacheSettings) -> None:
-    """Write the settings into a new cache, or check that they are those of an existing one."""
+    """Write the settings of a new cache, or raise CacheError if an existing one has others."""
     path = cache_dir / "settings.json"
     wanted = asdict(settings) | {"hash": settings.hash}
     try:
@@ -242,9 +240,9 @@ def _claim(cache_dir: Path, settings: CacheSettings) -> None:
 
 
 def _read_ahead(job: tuple[str, Path]) -> None:
-    """Ask the system to fetch the beginning of a file, while others are decoded; only a wish, so nothing can go wrong."""
-    with contextlib.suppress(OSError, AttributeError):  # Windows and macOS have no such call
-        file = os.open(job[1], os.O_RDONLY | os.O_NONBLOCK)  # else opening a named pipe would wait for its writer
+    """Ask the system to prefetch the beginning of a file while others are decoded; ignore failures."""
+    with contextlib.suppress(OSError, AttributeError):  # Windows and macOS lack posix_fadvise
+        file = os.open(job[1], os.O_RDONLY | os.O_NONBLOCK)  # opening a named pipe would wait for its writer
         try:
             os.posix_fadvise(file, 0, READ_AHEAD, os.POSIX_FADV_WILLNEED)
         finally:
@@ -252,13 +250,14 @@ def _read_ahead(job: tuple[str, Path]) -> None:
 
 
 def _cache_image(job: tuple[str, Path], folder: Path, settings: CacheSettings) -> dict:
+    """Preprocess one image into ``folder``, and return its manifest columns."""
     image_id, source = job
     picture, row = preprocess(source, *settings.arguments)
     return row | {"picture_bytes": _write_picture(folder / f"{image_id}.png", picture)}
 
 
 def _write_picture(path: Path, picture: np.ndarray) -> int:
-    """Write a picture, and return its size in bytes: the manifest keeps it, to find files that a power cut left short."""
+    """Write a cached image; return its size in bytes, which reveals files that a power cut truncated."""
     encoded = cv2.imencode(".png", picture, PNG_OPTIONS)[1]
     with _full_disk_stops_the_run(path.parent), write_atomic(path, sync=False) as temporary:
         return temporary.write_bytes(encoded)
@@ -266,10 +265,10 @@ def _write_picture(path: Path, picture: np.ndarray) -> int:
 
 @contextlib.contextmanager
 def _usable(cache_dir: Path) -> Iterator[None]:
-    """Name the remedy where something else is in a file's place, such as a link for a lock, or the disk has no locks."""
+    """Turn OSErrors into a CacheError with a remedy, such as a link in place of a file, or a disk without locks."""
     try:
         yield
-    except (OSError, NotImplementedError) as error:  # older versions of filelock raise the second where there are no locks
+    except (OSError, NotImplementedError) as error:  # older filelocks raise the latter if the disk has no locks
         raise CacheError(
             f"{cache_dir} can't be used ({error}). Delete what is in the way, or choose another cache_dir."
         ) from error
@@ -277,6 +276,7 @@ def _usable(cache_dir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _full_disk_stops_the_run(folder: Path) -> Iterator[None]:
+    """Turn the OSError of a full disk into StopRunError."""
     try:
         yield
     except OSError as error:
@@ -287,6 +287,7 @@ def _full_disk_stops_the_run(folder: Path) -> Iterator[None]:
 
 
 def _manifest_row(outcome: Outcome, competition_dir: str | Path, settings: CacheSettings) -> dict:
+    """Make the manifest row of an outcome."""
     image_id, source = outcome.item
     row = {"image_id": image_id, "source": str(Path(source).relative_to(competition_dir)), "error": on_one_line(outcome.error)}
     return row | (outcome.value or {}) | {"settings_hash": settings.hash}

@@ -1,4 +1,4 @@
-"""Figures of cached pictures, and what all figures share; nothing is computed in plots that anything else needs."""
+"""Figures of cached images, and helpers that all figures share."""
 
 from collections.abc import Iterable
 from itertools import zip_longest
@@ -14,19 +14,15 @@ COLUMNS = 6
 
 
 def show_pictures(images: pd.DataFrame, cache_dir: str | Path, split: str, count: int = 12) -> plt.Figure:
-    """Show cached pictures, half of them with cancer where the table tells, titled with view, laterality and label.
+    """Show cached images, half of them with cancer if the table has labels, titled with view, laterality and label.
 
     Parameters
     ----------
     images : DataFrame
         From `utils.tables.read_images`.
-    cache_dir : path
     split : {"train", "test"}
     count : int
-
-    Returns
-    -------
-    Figure
+        Number of images at most.
     """
     present = images[[picture_path(cache_dir, split, image_id).is_file() for image_id in images.image_id]]
     if "cancer" in present:
@@ -40,7 +36,7 @@ def show_pictures(images: pd.DataFrame, cache_dir: str | Path, split: str, count
 
 
 def draw_pictures(axes: Iterable[plt.Axes], images: pd.DataFrame, cache_dir: str | Path, split: str) -> None:
-    """Draw one cached picture into each of the axes, titled with view, laterality and label; left-over axes stay empty."""
+    """Draw one cached image into each of the axes, titled with view, laterality and label; blank the remaining axes."""
     for axis, row in zip_longest(axes, images.itertuples()):
         axis.axis("off")
         if row is None:
@@ -51,17 +47,17 @@ def draw_pictures(axes: Iterable[plt.Axes], images: pd.DataFrame, cache_dir: str
 
 
 def in_legend(name: str) -> str:
-    """Return a name of a run or a column so that a legend shows it: matplotlib leaves out those that begin with "_"."""
-    drawable = name.encode(errors="replace").decode()  # a folder's name need not be Unicode
+    """Return a name so that matplotlib shows it in a legend: it omits names that begin with "_"."""
+    drawable = name.encode(errors="replace").decode()  # a folder's name may not be Unicode
     return f" {drawable}" if drawable.startswith("_") else drawable
 
 
 def finished(figure: plt.Figure) -> plt.Figure:
-    """Close a figure that pyplot made, and give it to the notebook.
+    """Close a pyplot figure and return it, for a notebook to show.
 
-    Its texts are shown as they are written: between two "$" in names of runs or columns, matplotlib would read mathematics.
+    Its texts are shown literally: matplotlib would read names with two "$" as mathematics.
     """
     for text in figure.findobj(Text):
         text.set_parse_math(False)
-    plt.close(figure)  # a notebook shows the returned figure; without this it would show it twice
+    plt.close(figure)  # else a notebook shows it twice: when returned, and as an open figure
     return figure

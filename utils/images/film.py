@@ -1,32 +1,22 @@
-"""Find the bright frame around a scanned film: it is not tissue, and is drawn black."""
+"""Find the white frame around a scanned film: it is not tissue, and is drawn black."""
 
 import numpy as np
 
-REACH = 0.08  # of the longer side: how far in the frame may reach
-GAP = 0.02  # of the longer side: how far in it may begin
-LEVEL = 0.92  # of the brightest pixel: what is darker is not a white frame
-LENGTH = 0.3  # of the side: what is shorter is a label, or skin that touches the picture's edge
-GREY_LENGTH = 0.6  # as LENGTH, where the frame is not the brightest: a chest wall may look like it
-DROP = 0.9  # of the frame's level: two pixels behind it the picture is darker
-# A thinner line does no harm; an outline that software draws is 1 pixel, or 1/256 of the side.
+REACH = 0.08  # of the longer side: widest frame
+GAP = 0.02  # of the longer side: farthest from the edge that it may begin
+LEVEL = 0.92  # of the brightest pixel: a white frame is at least this bright
+LENGTH = 0.3  # of the side: shorter runs are a label, or skin that touches the edge of the image
+GREY_LENGTH = 0.6  # LENGTH of a frame that is not the brightest part: a chest wall may look like it
+DROP = 0.9  # of the frame's level: two pixels behind the frame, the image is darker than this
+# A thinner line is harmless; an outline that software draws is 1 pixel, or 1/256 of the side.
 THINNEST, FEWEST_PIXELS = 0.0035, 2
 Box = tuple[int, int, int, int]  # top, left, bottom, right, half open
 
 
 def film_box(small: np.ndarray, scale: float) -> Box:
-    """Find what lies in the white frame of a scanned film.
+    """Find the box inside the white frame of a scanned film; the entire image if there is no frame.
 
-    Parameters
-    ----------
-    small : ndarray of shape (height, width), float32
-        A shrunken picture.
-    scale : float
-        Pixels of the original in one of its pixels.
-
-    Returns
-    -------
-    Box
-        In pixels of ``small``; all of it where there is no frame.
+    ``small`` is a shrunken image, each of whose pixels is ``scale`` pixels of the original.
     """
     height, width = small.shape
     brightest = float(small.max())
@@ -36,7 +26,7 @@ def film_box(small: np.ndarray, scale: float) -> Box:
 
 
 def _frame_depth(lines: np.ndarray, brightest: float, scale: float) -> int:
-    """How many columns at the left are frame."""
+    """Return how many columns at the left are frame."""
     longest = max(lines.shape)
     reach = round(REACH * longest)
     if lines.shape[1] < 4 * reach or not reach:
@@ -48,7 +38,7 @@ def _frame_depth(lines: np.ndarray, brightest: float, scale: float) -> int:
         depth = max(depth, _white_depth(strip, LEVEL * usual, GREY_LENGTH))
     if not depth:
         return 0
-    # The first pixel is centred on the edge, and the one behind the frame may be frame in part.
+    # The first pixel is centred on the edge, and the pixel behind the frame may be part frame.
     bright = strip[strip[:, 0] >= 0.8 * np.percentile(strip[:, 0], 90)]
     at, behind, beyond = (np.median(bright[:, place]) for place in (depth - 1, depth, depth + 1))
     thickness = depth - 0.5 + float(np.clip((behind - beyond) / max(at - beyond, 1e-6), 0, 1))
@@ -56,7 +46,7 @@ def _frame_depth(lines: np.ndarray, brightest: float, scale: float) -> int:
 
 
 def _white_depth(strip: np.ndarray, level: float, length: float) -> int:
-    """How deep white reaches on ``length`` of the side: runs of it that begin near the edge and end with a sharp drop."""
+    """Return how deep white reaches on ``length`` of the side, in runs from near the edge to a sharp drop."""
     reach = strip.shape[1] - 3
     gap = round(GAP / REACH * reach)
     if np.count_nonzero(strip[:, : gap + 1].max(axis=1) >= level) < length * len(strip):

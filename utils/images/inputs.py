@@ -1,4 +1,4 @@
-"""What a notebook works on: which competition, pictures of which size, in which cache."""
+"""What a notebook works on: which competition, which image size, which cache."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ SMOKE_PHANTOM = {"n_train_patients": 16, "n_test_patients": 6, "height": 128}
 
 @dataclass(frozen=True)
 class Inputs:
-    """A competition's folder, whether it is the phantom, and the cache that belongs to it."""
+    """A competition's folder, whether it is the phantom, and its cache."""
 
     competition_dir: Path
     is_phantom: bool
@@ -33,64 +33,47 @@ class Inputs:
 
     @property
     def splits(self) -> list[str]:
-        """Those of train and test that the competition has."""
+        """Return which of train and test the competition has."""
         return [split for split in ("train", "test") if (self.competition_dir / f"{split}.csv").is_file()]
 
     def images(self, split: str) -> pd.DataFrame:
-        """Rows of train.csv or test.csv; those of a few patients in a smoke test."""
+        """Return the rows of train.csv or test.csv; only those of a few patients in a smoke test."""
         images = read_images(self.competition_dir, split)
         return few_patients(images, SMOKE_PATIENTS) if self.smoke_test else images
 
     def cached(self, split: str, num_workers: int, cluster: str = "") -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Images of a split and their manifest, after preprocessing those that the cache lacks."""
+        """Preprocess the images of a split that the cache lacks, and return all of its images and their manifest."""
         images = self.images(split)
         print(f"Pictures of {split}: {self.settings.image_height} x {self.settings.image_width} px, cached in {self.cache_dir}")
         return images, build_cache(images, self.competition_dir, split, self.cache_dir, self.settings, num_workers, cluster)
 
     def training_data(self, boxes: pd.DataFrame | None = None, extra_competition_dirs: str = "") -> TrainingData:
-        """Return what a run would train on, before any image is preprocessed; the boxes are from `boxes`."""
+        """Return what a run would train on, before any preprocessing; ``boxes`` is from `Inputs.boxes`."""
         extra = self.extra_images(extra_competition_dirs)
         return TrainingData(self.images("train"), self.cache_dir, boxes, extra, self.is_phantom, self.smoke_test)
 
     def cached_training_data(
         self, num_workers: int, boxes: pd.DataFrame | None = None, extra_competition_dirs: str = ""
     ) -> TrainingData:
-        """Return what a run trains on, after preprocessing the images that the caches lack; unreadable ones are left out."""
+        """Preprocess what the caches lack, and return what a run trains on, without unreadable images."""
         images, manifest = self.cached("train", num_workers)
         usable = images[(manifest.error == "").to_numpy()]
         extra = self.extra(extra_competition_dirs, num_workers)
         return TrainingData(usable, self.cache_dir, boxes, extra, self.is_phantom, self.smoke_test)
 
     def extra_images(self, extra_competition_dirs: str) -> pd.DataFrame | None:
-        """Train tables of other sets, as `extra` gives them, before their images are preprocessed."""
+        """Return the train tables of other sets with ``extra_set``, the folder's name, before any preprocessing."""
         folders = extra_folders(extra_competition_dirs, self.is_phantom)
         tables = [read_images(folder, "train").assign(extra_set=folder.name) for folder in folders]
         return pd.concat(tables, ignore_index=True) if tables else None
 
     def extra(self, extra_competition_dirs: str, num_workers: int) -> pd.DataFrame | None:
-        """Images of other sets to train on, after preprocessing those that their caches lack.
-
-        Parameters
-        ----------
-        extra_competition_dirs : str
-            Folders with train.csv and train_images, as from `utils.external`, with commas between.
-        num_workers : int
-
-        Returns
-        -------
-        DataFrame or None
-            Their train tables with ``cache_dir``, where an image's picture is, and ``extra_set``, the folder's name. None
-            where no folder is named.
-
-        Raises
-        ------
-        KitError
-            If a folder holds no train.csv, is the phantom beside real data, or none of its images can be read.
-        """
+        """Preprocess other sets, and return their readable images with ``cache_dir`` and ``extra_set``, or None."""
         parts = [self._extra_set(folder, num_workers) for folder in extra_folders(extra_competition_dirs, self.is_phantom)]
         return pd.concat(parts, ignore_index=True) if parts else None
 
     def _extra_set(self, folder: Path, num_workers: int) -> pd.DataFrame:
+        """Preprocess another set; raise KitError if none of its images can be read."""
         cache_dir = default_cache_dir(folder, self.settings)
         other = replace(self, competition_dir=folder, cache_dir=cache_dir)
         images, manifest = other.cached("train", num_workers)
@@ -102,19 +85,19 @@ class Inputs:
         return usable.assign(cache_dir=str(cache_dir), extra_set=folder.name)
 
     def boxes(self, boxes_path: str | Path | None, extra_competition_dirs: str = "") -> pd.DataFrame | None:
-        """Boxes around findings, of the competition and of other sets.
+        """Read the boxes around findings of the competition and of other sets.
 
         Parameters
         ----------
         boxes_path : path or None
-            A file that replaces the competition's boxes, and those of other sets for images that it names.
+            A file that replaces the competition's boxes, and those of other sets for the images that it names.
         extra_competition_dirs : str
-            As in `extra`.
+            Folders of other sets, separated by commas.
 
         Returns
         -------
         DataFrame or None
-            As from `utils.tables.boxes.read_boxes`; None where there are none.
+            As from `utils.tables.boxes.read_boxes`; None if there are no boxes.
         """
         own = self.competition_dir / (PHANTOM_BOXES if self.is_phantom else BOXES_FILE)
         first = resolve(boxes_path) if boxes_path else own
@@ -134,27 +117,25 @@ def open_inputs(
     smoke_test: bool = False,
     exact: bool = False,
 ) -> Inputs:
-    """Find the competition that the notebook's parameters mean, and say so; without any, make the phantom one.
+    """Find the competition that a notebook's parameters name, and print it; make the phantom if there is none.
 
     Parameters
     ----------
-    competition_dir, cache_dir : path or None
-        None looks in Kaggle's input folder, then in ``data/``; and takes the cache's default place.
+    competition_dir : path or None
+        None searches Kaggle's input folder, then ``data/``.
+    cache_dir : path or None
+        None uses a cache among Kaggle's inputs, else the default folder.
     image_height, image_width : int or None
-        None takes 1024 x 512 for real data, 160 x 96 for the phantom, 64 x 48 in a smoke test.
+        None is 1024 x 512 for real data, 160 x 96 for the phantom, 64 x 48 in a smoke test.
     smoke_test : bool
-        Few patients and small pictures: tells in a minute whether everything works, and nothing about quality.
+        Use few patients and small images: shows in a minute whether everything works, and nothing about quality.
     exact : bool
-        Decode every picture in full.
-
-    Returns
-    -------
-    Inputs
+        Decode every image at full resolution.
 
     Raises
     ------
     KitError
-        If ``competition_dir`` is named but not there, or `CacheSettings` refuses a size.
+        If ``competition_dir`` has no tables, or `CacheSettings` refuses a size.
     """
     folder, is_phantom = _find_or_make(competition_dir, smoke_test)
     settings = picture_settings(image_height, image_width, exact, is_phantom, smoke_test)
@@ -167,26 +148,14 @@ def open_inputs(
 def picture_settings(
     image_height: int | None, image_width: int | None, exact: bool, is_phantom: bool, smoke_test: bool
 ) -> CacheSettings:
-    """Settings of the pictures that `open_inputs` names, where it finds the phantom or not.
-
-    Raises
-    ------
-    KitError
-        As `CacheSettings` raises.
-    """
+    """Return the cache settings for a notebook's parameters; raise KitError as `CacheSettings` does."""
     default = SMOKE_SIZE if smoke_test else PHANTOM_SIZE if is_phantom else REAL_SIZE
     sides = [given or fallback for given, fallback in zip((image_height, image_width), default, strict=True)]
     return CacheSettings(*sides, exact=exact)
 
 
 def extra_folders(extra_competition_dirs: str, is_phantom: bool) -> list[Path]:
-    """Folders of other sets to train on, as in the parameter ``extra_competition_dirs``.
-
-    Raises
-    ------
-    KitError
-        If a folder holds no train.csv, or is the phantom beside real data.
-    """
+    """Return the folders of other sets; raise KitError if one has no train.csv, or is a phantom next to real data."""
     folders = [resolve(name.strip()) for name in extra_competition_dirs.split(",") if name.strip()]
     for folder in folders:
         if not (folder / "train.csv").is_file():
@@ -199,7 +168,7 @@ def extra_folders(extra_competition_dirs: str, is_phantom: bool) -> list[Path]:
 
 
 def site_of_breasts(competition_dir: str | Path | None) -> pd.Series:
-    """Site of each breast of train.csv.
+    """Return the site of each breast of train.csv.
 
     Returns
     -------
@@ -218,7 +187,7 @@ def site_of_breasts(competition_dir: str | Path | None) -> pd.Series:
 
 
 def few_patients(images: pd.DataFrame, count: int) -> pd.DataFrame:
-    """Keep the first patients with cancer and the first without, half and half; the first ones of a test table."""
+    """Keep the first patients, half of them with cancer and half without if the table has labels."""
     if "cancer" not in images:
         return images[images.patient_id.isin(images.patient_id.unique()[:count])]
     positives = breasts(images).groupby("patient_id", sort=False).cancer.max()
@@ -227,6 +196,7 @@ def few_patients(images: pd.DataFrame, count: int) -> pd.DataFrame:
 
 
 def _find_or_make(competition_dir: str | Path | None, smoke_test: bool) -> tuple[Path, bool]:
+    """Return the competition's folder and whether it is the phantom; make the phantom if there is no competition."""
     if competition_dir:
         folder = resolve(competition_dir)
         if not any((folder / name).is_file() for name in ("train.csv", "test.csv")):
@@ -243,6 +213,6 @@ def _find_or_make(competition_dir: str | Path | None, smoke_test: bool) -> tuple
 
 
 def has_real_data(competition_dir: str | Path = "") -> bool:
-    """Whether the competition that is named, else the one that is found, is real: not a phantom."""
+    """True if the named competition, or the one that is found, is real."""
     folder = competition_folder(competition_dir)
     return folder is not None and not is_phantom_competition(folder)

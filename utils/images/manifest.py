@@ -1,4 +1,4 @@
-"""A cache's manifest: one row for each image that was tried, appended as it is done, whatever ends the process."""
+"""A cache's manifest: one row per image that was tried, appended at once so that a kill loses nothing."""
 
 import contextlib
 import csv
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-# The settings' hash comes last: a row that a kill cut short lacks it, and is dropped on reading.
+# The settings' hash is last: a truncated row lacks it, and is dropped on reading.
 MANIFEST_COLUMNS = [
     "image_id",
     "source",
@@ -34,15 +34,9 @@ LONGEST_ERROR = 500
 
 
 def read_rows(path: Path, settings_hash: str) -> pd.DataFrame:
-    """Read the rows that were made with some settings, the last of each image; none where there is no file.
-
-    Returns
-    -------
-    DataFrame of str
-        Columns `MANIFEST_COLUMNS`; those that an older version did not write are empty.
-    """
+    """Read the rows with these settings, the last of each image, as text; none if there is no file."""
     lines = path.read_bytes().splitlines() if path.is_file() else []
-    # Older versions had fewer columns. If a power cut took the header, the rows are today's.
+    # Older versions had fewer columns. If a power cut destroyed the header, the rows have the current columns.
     headers = [line for line in lines if line.startswith(b"image_id,source,") and line.endswith(b",settings_hash")]
     header = headers[0] if headers else ",".join(MANIFEST_COLUMNS).encode()
     ending = f",{settings_hash}".encode()
@@ -53,7 +47,7 @@ def read_rows(path: Path, settings_hash: str) -> pd.DataFrame:
 
 
 def _is_whole(line: bytes, columns: int) -> bool:
-    """Tell a row, which is one line, from what a kill, a full disk or a power cut left, also with another row behind it."""
+    """True if a line is one complete row, not what a kill, a full disk or a power cut left of one or two."""
     if b"\0" in line:
         return False
     try:
@@ -66,10 +60,7 @@ def _is_whole(line: bytes, columns: int) -> bool:
 
 
 def without_picture(manifest: pd.DataFrame, folder: Path) -> list[str]:
-    """Images that are cached by their row, and whose picture in ``folder`` is missing or not as long as the row says.
-
-    Rows of older versions do not say it; their pictures must not be empty.
-    """
+    """Return the ids of cached images whose file in ``folder`` is missing, or not as long as the row says."""
     lengths = _lengths(folder)
     good = manifest[manifest.error == ""]
     found = [lengths.get(f"{image_id}.png", 0) for image_id in good.image_id]
@@ -80,24 +71,24 @@ def without_picture(manifest: pd.DataFrame, folder: Path) -> list[str]:
 
 
 def _lengths(folder: Path) -> dict[str, int]:
-    """Size in bytes of each file that is not hidden."""
+    """Return the size in bytes of each file that is not hidden."""
     lengths = {}
     with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
-            if not entry.name.startswith("."):  # a temporary file may be gone by now
+            if not entry.name.startswith("."):  # a temporary file may have been deleted since
                 lengths[entry.name] = entry.stat().st_size
     return lengths
 
 
 def on_one_line(error: str) -> str:
-    """Remove from a message what a line of a manifest can't hold: line ends, NUL, what is not Unicode, endless text."""
+    """Remove what a manifest row can't contain: line ends, NUL, characters outside Unicode, endless text."""
     printable = "".join(character if character.isprintable() else " " for character in error)
     return " ".join(printable.split())[:LONGEST_ERROR]
 
 
 @contextlib.contextmanager
 def appending(path: Path) -> Iterator[Callable[[dict], None]]:
-    """Give a function that adds one row to a manifest and flushes it, so that a kill loses no finished image."""
+    """Yield a function that appends one row and flushes it, so that a kill loses no finished image."""
     with open(path, "a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, MANIFEST_COLUMNS, restval="")
 

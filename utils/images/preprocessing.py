@@ -1,4 +1,4 @@
-"""One DICOM file to the picture that models see: find the breast on a small picture, then decode only what its size needs."""
+"""One DICOM file to the image that models see: find the breast on a small copy, then decode no more than needed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from utils.dicom.file import DicomFile, open_dicom
 from utils.images.breast import MASK_SIDE, Crop, find_breast
 from utils.images.resample import average_areas, fitted_size, fitting_scale, low_pass, pad, resize
 
-MIN_OVERSAMPLING = 1.2  # decoded pixels per cached pixel: with fewer the error passes Lanczos's difference from area averaging
-FILTERED_HALVINGS = 2  # of the overview of a picture decoded in full: more cost time and tell the breast no better from air
+MIN_OVERSAMPLING = 1.2  # decoded pixels per cached pixel: with fewer, the error exceeds that of Lanczos instead of areas
+FILTERED_HALVINGS = 2  # of the overview of an image decoded in full: more cost time and find the breast no better
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to decode of a file: halve it ``discard`` times, take ``crop``, and fit it into ``height`` x ``width``."""
+    """What to decode of a file: halve it ``discard`` times, take ``crop``, and shrink it to ``height`` x ``width``."""
 
     crop: Crop
     height: int
@@ -27,19 +27,17 @@ class Plan:
 
 
 def preprocess(path: str | Path, height: int, width: int, margin: float = 0.03, exact: bool = False) -> tuple[np.ndarray, dict]:
-    """Turn one DICOM file into the picture that models see; train and test images both go through here.
+    """Turn one DICOM file into the image that models see; train and test images both go through here.
 
     Parameters
     ----------
-    path : path
     height, width : int
-        Of the picture, in pixels.
+        Of the result, in pixels.
     margin : float
         Kept around the breast, as a share of the original's longer side.
     exact : bool
-        Decode every picture at full resolution and average over areas of it. Otherwise the picture is halved first, as often
-        as leaves `MIN_OVERSAMPLING` times the pixels needed: JPEG 2000 files are decoded at that size at once, others filtered
-        alike.
+        Average over areas of the full-resolution image. Otherwise the image is first halved as often as `MIN_OVERSAMPLING`
+        allows: JPEG 2000 files are decoded at that size, others pass the same filter.
 
     Returns
     -------
@@ -58,13 +56,13 @@ def preprocess(path: str | Path, height: int, width: int, margin: float = 0.03, 
 
 
 def finish(file: DicomFile, plan: Plan, height: int, width: int) -> tuple[np.ndarray, dict]:
-    """Give what `preprocess` gives of a file whose plan is made."""
+    """Return what `preprocess` returns, for an open file and its plan."""
     picture = np.rint(draw(file, plan) * 255).clip(0, 255).astype(np.uint8)
     return pad(picture, height, width), describe(file, plan)
 
 
 def make_plan(file: DicomFile, height: int, width: int, margin: float, exact: bool) -> Plan:
-    """Find the breast, and choose how often the picture is halved before it is fitted into ``height`` x ``width``."""
+    """Find the breast, and choose how often to halve the image before fitting it into ``height`` x ``width`` pixels."""
     step, overview = _overview(file)
     crop = find_breast(file.grey(overview), margin, step, file.shape)
     shape = crop.bottom - crop.top, crop.right - crop.left
@@ -76,13 +74,7 @@ def make_plan(file: DicomFile, height: int, width: int, margin: float, exact: bo
 
 
 def draw(file: DicomFile, plan: Plan) -> np.ndarray:
-    """Decode, crop, apply the window, and shrink to the plan's size.
-
-    Returns
-    -------
-    ndarray of shape (plan.height, plan.width), float32 in [0, 1]
-        Tissue bright, chest wall left.
-    """
+    """Decode, crop, window and shrink to the plan's size: float32 in [0, 1], tissue bright, chest wall left."""
     crop, size = plan.crop, (plan.height, plan.width)
     if not plan.discard:
         picture = resize(file.grey(file.stored()[crop.top : crop.bottom, crop.left : crop.right]), *size)
@@ -97,7 +89,7 @@ def draw(file: DicomFile, plan: Plan) -> np.ndarray:
 
 
 def describe(file: DicomFile, plan: Plan) -> dict:
-    """Say what was done to a file, in the manifest's columns."""
+    """Return the manifest's columns from ``source_height`` to ``file_bytes``."""
     crop = plan.crop
     decoded = min(plan.discard, file.levels)
     return {
@@ -118,7 +110,7 @@ def describe(file: DicomFile, plan: Plan) -> dict:
 
 
 def _without_frame(picture: np.ndarray, crop: Crop) -> np.ndarray:
-    """Blacken the white frame of a scanned film in a picture of the crop."""
+    """Blacken the white frame of a scanned film in an image of the crop."""
     if crop.film is None:
         return picture
     top, left, bottom, right = crop.film
@@ -131,7 +123,7 @@ def _without_frame(picture: np.ndarray, crop: Crop) -> np.ndarray:
 
 
 def _overview(file: DicomFile) -> tuple[int, np.ndarray]:
-    """Take every ``step``-th row and column of a picture, after the low-pass, so that `find_breast` need not shrink it."""
+    """Return the step and the image of an overview: low-pass filtered, small enough for `find_breast`."""
     halvings = 0
     while max(file.shape) > MASK_SIDE << halvings:
         halvings += 1
@@ -142,16 +134,16 @@ def _overview(file: DicomFile) -> tuple[int, np.ndarray]:
 
 
 def _halved(file: DicomFile, discard: int, rows: slice, columns: slice) -> np.ndarray:
-    """Part of the picture halved ``discard`` times: by the decoder as far as it can, then by the same filter."""
+    """Return part of the image halved ``discard`` times: by the decoder as far as it can, then by the same filter."""
     decoded = min(discard, file.levels)
     return low_pass(file.stored(decoded), discard - decoded, rows, columns)
 
 
 def _on_halved(start: int, stop: int, discard: int) -> tuple[float, float]:
-    """Edges on the picture halved ``discard`` times, whose sample i lies on the full picture's sample 2**discard * i."""
+    """Map edges to the image halved ``discard`` times, whose sample i is the full image's sample 2**discard * i."""
     return tuple((edge - 0.5) / 2**discard + 0.5 for edge in (start, stop))
 
 
 def _around(edges: tuple[float, float]) -> tuple[int, int]:
-    """Samples that linear interpolation between these edges needs."""
+    """Return the half-open range of samples that interpolation between these edges needs."""
     return max(0, int(np.floor(edges[0])) - 2), int(np.ceil(edges[1])) + 2

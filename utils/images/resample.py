@@ -1,4 +1,4 @@
-"""Pictures made smaller: the low-pass of JPEG 2000, and the average over the area of each new pixel."""
+"""Make images smaller: the low-pass of JPEG 2000, and the average over the area of each new pixel."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ import cv2
 import numpy as np
 from scipy import sparse
 
-CUBIC_SHARE = 0.5  # the error is least at 0.35 and 1 % more here, where calcifications keep 3 % more of their peaks
+CUBIC_SHARE = 0.5  # the error is least at 0.35; here it is 1 % more, but calcifications keep 3 % more of their peaks
 INT16_MAX = np.iinfo(np.int16).max
 ONE = np.float32((1,))
-ROUNDING = 0.25  # the wavelet rounds up twice per halving of an axis, by a quarter on average
+ROUNDING = 0.25  # the wavelet rounds up twice per halved axis, by a quarter on average
 LOW_PASS = np.float32((-1 / 8, 2 / 8, 6 / 8, 2 / 8, -1 / 8))  # of the reversible 5/3 wavelet, ISO/IEC 15444-1 F.3.8.2.1
 
 
 def low_pass(values: np.ndarray, levels: int, rows: slice = slice(None), columns: slice = slice(None)) -> np.ndarray:
-    """Halve a picture ``levels`` times as JPEG 2000's reversible wavelet does, up to its roundings; mirrored at the edges.
+    """Halve an image ``levels`` times as JPEG 2000's reversible wavelet does, except for its roundings.
 
-    Pictures of all codecs pass the same filter in this way, so that a model can't learn the codec from the noise.
+    Edges are mirrored. Images of all codecs pass this filter, so that a model can't learn the codec from the noise.
 
     Parameters
     ----------
     values : ndarray of shape (height, width), integers of up to 16 bits
     levels : int
-        0 gives the values themselves.
+        0 returns the values unchanged.
     rows, columns : slice
-        Of the result: only this part is computed.
+        The part of the result to compute.
 
     Returns
     -------
     ndarray, same dtype
-        The part ``[rows, columns]`` of the picture of shape (ceil(height / 2**levels), ceil(width / 2**levels)).
+        Part ``[rows, columns]`` of the image of shape (ceil(height / 2**levels), ceil(width / 2**levels)).
     """
     if not levels:
         return values[rows, columns]
@@ -47,18 +47,18 @@ def low_pass(values: np.ndarray, levels: int, rows: slice = slice(None), columns
 def average_areas(
     picture: np.ndarray, rows: tuple[float, float], columns: tuple[float, float], height: int, width: int
 ) -> np.ndarray:
-    """Average the picture, interpolated between its samples, over the area of each new pixel.
+    """Interpolate between the samples of an image, and average over the area of each new pixel.
 
-    The samples of a JPEG 2000 picture of lower resolution are no averages over areas. Linear interpolation between them is what
-    the inverse of the reversible wavelet gives where the discarded details are zero, and cubic interpolation keeps more of
-    small bright spots; half of each gives the area average of the full picture as far as it is known.
+    The samples of a low-resolution JPEG 2000 image are not averages over areas. Linear interpolation is the inverse of the
+    reversible wavelet with zero details, and cubic interpolation keeps more of small bright spots; half of each best
+    approximates the area average of the full image.
 
     Parameters
     ----------
     picture : ndarray of shape (h, w), float32
-        Sample (i, j) lies at (i + 0.5, j + 0.5).
+        Sample (i, j) is at (i + 0.5, j + 0.5).
     rows, columns : (float, float)
-        Part of the picture to take, in its own pixels; beyond its edges the outermost samples go on.
+        Part of the image to take, in its own pixels; the outermost samples extend beyond its edges.
     height, width : int
         Of the result, in pixels.
 
@@ -70,36 +70,27 @@ def average_areas(
 
 
 def fitting_scale(shape: tuple[int, int], height: int, width: int) -> float:
-    """What a picture of ``shape`` is multiplied by to fit into ``height`` x ``width`` with its aspect ratio kept."""
+    """Return the factor that fits an image of ``shape`` into ``height`` x ``width`` and keeps its aspect ratio."""
     return min(height / shape[0], width / shape[1])
 
 
 def fitted_size(shape: tuple[int, int], height: int, width: int) -> tuple[int, int]:
-    """(height, width) of a picture of ``shape`` after fitting it into ``height`` x ``width`` with its aspect ratio kept."""
+    """Return (height, width) of an image of ``shape`` after fitting it into ``height`` x ``width``."""
     scale = fitting_scale(shape, height, width)
     return max(1, min(height, round(shape[0] * scale))), max(1, min(width, round(shape[1] * scale)))
 
 
 def resize(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize a picture: area averaging where it shrinks, linear interpolation where it grows.
+    """Resize a float32 image: area averaging if it shrinks, linear interpolation if it grows.
 
-    Area averaging is the only interpolation of OpenCV's that uses every pixel, and calcifications are few pixels.
-
-    Parameters
-    ----------
-    picture : ndarray of shape (h, w), float32
-    height, width : int
-
-    Returns
-    -------
-    ndarray of shape (height, width), float32
+    Area averaging is the only interpolation of OpenCV that uses every pixel, and calcifications are few pixels.
     """
     interpolation = cv2.INTER_AREA if height < picture.shape[0] or width < picture.shape[1] else cv2.INTER_LINEAR
     return cv2.resize(np.ascontiguousarray(picture), (width, height), interpolation=interpolation)
 
 
 def pad(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Put a picture on a black one of ``height`` x ``width``: at the left edge, centred vertically."""
+    """Put an image on a black one of ``height`` x ``width``: at the left edge, centred vertically."""
     h, w = picture.shape
     top = (height - h) // 2
     padded = np.zeros((height, width), dtype=picture.dtype)
@@ -108,20 +99,20 @@ def pad(picture: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _around_zero(values: np.ndarray) -> tuple[np.ndarray, int]:
-    """Values without their middle, and the middle: as int16, in which filters are fastest, where overshoots have room."""
+    """Shift values so that filters can't overflow, as int16 (fastest) if possible; return them and the shift."""
     lowest, highest = int(values.min()), int(values.max())
     if max(-lowest, highest) <= INT16_MAX // 2:
         return values.view(np.int16) if values.dtype == np.uint16 else values.astype(np.int16, copy=False), 0
-    middle = (lowest + highest) // 4 * 2  # even, so that halves round as without it
+    middle = (lowest + highest) // 4 * 2  # even, so that halves round the same
     if highest - lowest > INT16_MAX:
         return values.astype(np.float32) - np.float32(middle), middle
-    return values.astype(np.int16) - np.uint16(middle % 2**16).astype(np.int16), middle  # modulo 2**16: right if unsigned too
+    return values.astype(np.int16) - np.uint16(middle % 2**16).astype(np.int16), middle  # modulo 2**16: right for uint16 too
 
 
 def _surroundings(part: slice, levels: int) -> tuple[slice, slice]:
-    """What of the full picture a part of the halved one depends on, and where that part then is.
+    """Return the slice of the full image on which a part of the halved one depends, and the part's slice in that.
 
-    Two more samples of the halved picture on each side cover the filters' reach, which is 2 * (2**levels - 1) pixels.
+    Two more samples of the halved image on each side cover the filters' reach, which is 2 * (2**levels - 1) pixels.
     """
     start = max(0, (part.start or 0) - 2)
     stop = None if part.stop is None else (part.stop + 2) << levels
@@ -130,7 +121,7 @@ def _surroundings(part: slice, levels: int) -> tuple[slice, slice]:
 
 
 def _area_weights(start: float, stop: float, count: int, samples: int) -> sparse.csr_array:
-    """Integrals of the samples' interpolating kernels over ``count`` equal parts of [start, stop]: (count, samples)."""
+    """Integrate the samples' interpolating kernels over ``count`` equal parts of [start, stop]: (count, samples)."""
     edges = np.linspace(start, stop, count + 1)
     reach = int(np.ceil((stop - start) / count)) + 5
     near = np.floor(edges[:-1] - 2.5).astype(int)[:, None] + np.arange(reach)
@@ -140,7 +131,7 @@ def _area_weights(start: float, stop: float, count: int, samples: int) -> sparse
 
 
 def _interpolation_integral(x: np.ndarray) -> np.ndarray:
-    """Integral from 0 to x of the interpolating kernel: `CUBIC_SHARE` of Catmull and Rom's cubic, the rest the linear hat."""
+    """Integrate from 0 to x the kernel: `CUBIC_SHARE` of Catmull and Rom's cubic, the rest the linear hat."""
     t = np.abs(x).clip(0, 2)
     near, far = t.clip(0, 1), t.clip(1, 2)
     hat = near - near**2 / 2
@@ -152,7 +143,7 @@ def _interpolation_integral(x: np.ndarray) -> np.ndarray:
 
 
 def _banded(columns: np.ndarray, weights: np.ndarray, width: int) -> sparse.csr_array:
-    """Sparse matrix whose row i holds ``weights[i]`` at ``columns[i]``; equal columns add up."""
+    """Return a sparse matrix with ``weights[i]`` at ``columns[i]`` of row i; equal columns add up."""
     count, taps = columns.shape
     matrix = sparse.csr_array((weights.ravel(), columns.ravel(), np.arange(0, count * taps + 1, taps)), shape=(count, width))
     matrix.sum_duplicates()
@@ -160,7 +151,7 @@ def _banded(columns: np.ndarray, weights: np.ndarray, width: int) -> sparse.csr_
 
 
 def _apply(down: sparse.csr_array, across: sparse.csr_array, picture: np.ndarray) -> np.ndarray:
-    """Compute ``down @ picture @ across.T`` of banded matrices, as float32."""
+    """Return ``down @ picture @ across.T`` of banded matrices, as float32."""
     down, top, bottom = _without_empty_columns(down)
     across, left, right = _without_empty_columns(across)
     lowered = down @ picture[top:bottom, left:right].astype(np.float32)
@@ -168,6 +159,6 @@ def _apply(down: sparse.csr_array, across: sparse.csr_array, picture: np.ndarray
 
 
 def _without_empty_columns(matrix: sparse.csr_array) -> tuple[sparse.csr_array, int, int]:
-    """A banded matrix without the empty columns on both sides, and the first and last column kept, half open."""
+    """Cut empty columns off both sides; return the matrix, and the half-open range of columns kept."""
     first, last = int(matrix.indices.min()), int(matrix.indices.max()) + 1
     return matrix[:, first:last], first, last

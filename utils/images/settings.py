@@ -1,4 +1,4 @@
-"""All that decides a cached pixel, as an object with a hash."""
+"""The settings that determine every cached pixel, with a hash."""
 
 import hashlib
 import json
@@ -7,32 +7,32 @@ from dataclasses import asdict, dataclass
 from utils.core.environment import KitError
 from utils.core.formats import check, check_types
 
-LARGEST_SIDE = 2**14  # pixels: three times the longer side of the largest mammograms
+LARGEST_SIDE = 2**14  # pixels: three times that of the largest mammograms
 
 
 class CacheError(KitError):
-    """A cache folder that can't be used as asked; the message says what to do."""
+    """A cache folder is unusable; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """All that decides a cached pixel, train or test.
+    """All settings that determine a cached pixel, train or test.
 
     Parameters
     ----------
     image_height, image_width : int
-        Size of a cached picture in pixels.
+        Size of a cached image in pixels.
     margin : float
-        Kept around the breast, as a share of the original's longer side.
+        Kept around the breast, as a share of the original's longer side, in [0, 1).
     exact : bool
-        Decode every picture at full resolution, as `utils.images.preprocessing.preprocess` explains.
+        Decode every image at full resolution; see `utils.images.preprocessing.preprocess`.
     version : int
-        Raised by whoever changes what preprocessing does to a pixel.
+        Raise it with every change of preprocessing that changes pixels.
 
     Raises
     ------
     CacheError
-        If a value is of another type or out of its range.
+        If a value has the wrong type or is out of range.
     """
 
     image_height: int = 1024
@@ -42,7 +42,7 @@ class CacheSettings:
     version: int = 2
 
     def __post_init__(self):
-        """Check types and ranges: they may come from a notebook, or from the config.json of somebody else."""
+        """Check types and ranges: values may come from a notebook or from another person's config.json."""
         check_types(self, CacheError)
         for name in ("image_height", "image_width"):
             value = getattr(self, name)
@@ -52,10 +52,10 @@ class CacheSettings:
 
     @property
     def arguments(self) -> tuple[int, int, float, bool]:
-        """What `utils.images.preprocessing.preprocess` takes after the path."""
+        """Return the arguments of `utils.images.preprocessing.preprocess` after the path."""
         return self.image_height, self.image_width, self.margin, self.exact
 
     @property
     def hash(self) -> str:
-        """12 hexadecimal digits that change with any setting."""
+        """Return 12 hexadecimal digits that change with any setting."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]

@@ -16,15 +16,14 @@ class TrainingData:
     Parameters
     ----------
     images : DataFrame
-        A train table; `with_folds` adds the column ``fold``. All of its images must be in the cache before training begins.
-    cache_dir : path
+        A train table; `with_folds` adds the column ``fold``. All images must be in the cache before training.
     boxes : DataFrame, optional
-        From `utils.tables.boxes.read_boxes`, in pixels of the stored images. Only images of ``extra`` may have some.
+        From `utils.tables.boxes.read_boxes`, in pixels of the stored images; perhaps only of images of ``extra``.
     extra : DataFrame, optional
-        Images of other sets, from `utils.images.inputs.Inputs.extra`. Every fold trains on them. They are never held out or
+        Images of other sets, from `utils.images.inputs.Inputs.extra`. Every fold trains on them; they are never held out or
         predicted, and do not count in the prevalence.
     is_phantom, smoke_test : bool
-        Written into the run, so that its models never predict real images.
+        Recorded in the run, so that its models never predict real images.
     """
 
     images: pd.DataFrame
@@ -51,15 +50,16 @@ class TrainingData:
 
     @property
     def cache_dirs(self) -> list[str | Path]:
-        """Caches of all sets."""
+        """Return the caches of all sets."""
         return [self.cache_dir, *([] if self.extra is None else self.extra.cache_dir.unique())]
 
     def __str__(self) -> str:
-        """Return two lines: how many images and patients there are, and how many images of which set have boxes."""
+        """Return two lines: numbers of images and patients, and how many images of which set have boxes."""
         patients, share = self.images.patient_id.nunique(), self.images.cancer.mean()
         return f"{len(self.images)} images, {patients} patients, {share:.1%} positive\n{self._boxes_by_set()}"
 
     def _boxes_by_set(self) -> str:
+        """Return a line that says how many images of which set have boxes."""
         if self.boxes is None:
             return "No boxes are used."
         sets = {"the competition": self.images}
