@@ -1,4 +1,4 @@
-"""boxes.csv of a competition folder: boxes around findings, in pixels of the stored pictures."""
+"""boxes.csv of a competition folder: boxes around findings, in pixels of the stored images."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def read_boxes(path: str | Path) -> pd.DataFrame:
     Parameters
     ----------
     path : path
-        A CSV. Corners are pixels of the stored picture, half-open; an image may have several boxes.
+        A CSV. Corners are pixels of the stored image, half open; an image may have several boxes.
 
     Returns
     -------
@@ -28,7 +28,7 @@ def read_boxes(path: str | Path) -> pd.DataFrame:
     Raises
     ------
     TableError
-        If the file can't be read, a column is missing, a corner is not a number, or a box is empty.
+        If the file can't be read, a column or a value is missing, a corner is not a finite number, or a box is empty.
     """
     try:
         boxes = read_table(path)

@@ -1,4 +1,4 @@
-"""The competition's tables: read, checked, and split into patient-grouped folds."""
+"""The competition's tables: read, checked, and split into folds by patient."""
 
 import csv
 import io
@@ -38,7 +38,7 @@ REQUIRED = {
 }
 ID_PATTERN = r"[A-Za-z0-9_.-]*[A-Za-z0-9_-][A-Za-z0-9_.-]*"  # a plain file name: no separator, not "." or ".."
 LONGEST_ID = 200  # characters of an id that names files; file systems take 255 bytes, suffixes included
-LARGEST_NUMBER = 2**53 - 1  # up to it float64 holds each whole number
+LARGEST_NUMBER = 2**53 - 1  # float64 represents every integer up to here
 FOLD_BY = ("patient", "machine")
 MOST_FOLDS = 1000
 SHOWN_ROWS = 3
@@ -46,7 +46,7 @@ SHOWN_CHARACTERS = 120  # of a value
 
 
 class TableError(KitError, ValueError):
-    """A table that breaks a rule; the message names the file, the column and the first offending rows."""
+    """A table breaks a rule; the message names the file, the column and the first bad rows."""
 
 
 def read_images(competition_dir: str | Path, split: str) -> pd.DataFrame:
@@ -55,23 +55,23 @@ def read_images(competition_dir: str | Path, split: str) -> pd.DataFrame:
     Parameters
     ----------
     competition_dir : path
-        Folder that holds the CSVs.
+        Folder of the CSVs.
     split : {"train", "test"}
 
     Returns
     -------
     DataFrame
         The file's rows in its order. Ids are str, ``cancer`` is int, ``age`` is float with NaN where missing.
-        A train table gets ``prediction_id`` (patient and laterality), a test table keeps its own.
-        A test table also keeps rows whose ids can't name a file: one of them must not cost the others their predictions.
-        `name_files` tells them apart, and `utils.images.cache.build_cache` counts them as unreadable.
+        ``prediction_id`` is patient and laterality in a train table, and the file's own in a test table.
+        A test table keeps rows whose ids can't name a file, since they must not cost the others their predictions. `name_files`
+        finds them, and `utils.images.cache.build_cache` records them as unreadable.
 
     Raises
     ------
     TableError
-        If the file is not a CSV as `read_table` wants it, or has no rows; a column is missing or badly typed; an id is
-        repeated; an id of a train table is empty or can't name a file; a laterality is not L or R; a label is not 0 or 1;
-        a breast has two labels; or a prediction_id spans two patients.
+        If `read_table` refuses the file, or it has no rows; a column is missing or badly typed; an id is repeated; an id of a
+        train table is empty or can't name a file; a laterality is not L or R; a label is not 0 or 1; a breast has two labels;
+        or a prediction_id has two patients.
     """
     path = Path(competition_dir) / f"{split}.csv"
     images = _read_csv(path, REQUIRED[split])
@@ -101,12 +101,12 @@ def read_sample_submission(competition_dir: str | Path) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Columns ``prediction_id`` (str, unique) and ``cancer`` (float).
+        ``prediction_id`` (str, unique) and ``cancer`` (float).
 
     Raises
     ------
     TableError
-        If a column is missing or an id is empty or repeated.
+        If a column is missing, or an id is empty or repeated.
     """
     path = Path(competition_dir) / "sample_submission.csv"
     sample = _read_csv(path, REQUIRED["sample_submission"], overrides={"cancer": "float64"})
@@ -121,28 +121,27 @@ def breasts(images: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Columns prediction_id, patient_id, laterality, site_id, cancer, and fold where ``images`` has it.
+        prediction_id, patient_id, laterality, site_id, cancer and fold, as far as ``images`` has them.
     """
     columns = ["prediction_id", "patient_id", "laterality", "site_id", "cancer", "fold"]
     return images[[c for c in columns if c in images]].drop_duplicates("prediction_id").reset_index(drop=True)
 
 
 def assign_folds(images: pd.DataFrame, n_folds: int, seed: int, fold_by: str = "patient") -> pd.DataFrame:
-    """Add an integer column ``fold``: patients whole, stratified by positive breasts and site; or machines whole.
+    """Add an integer column ``fold`` that never splits a patient.
 
-    A patient has zero, one or two positive breasts. Splitting the patients evenly within each (positive breasts, site) group
-    balances breasts, positives and sites at once, at the cost of one `StratifiedKFold` over patients.
+    By patient, folds are stratified by the patient's number of positive breasts (0, 1 or 2) and site, which balances breasts,
+    positives and sites.
 
     Parameters
     ----------
     images : DataFrame
         A train table as from `read_images`.
     n_folds : int
-        At least 2 and at most the number of patients.
-    seed : int
+        From 2 to the number of patients, or of groups of machines.
     fold_by : {"patient", "machine"}
-        ``machine`` holds machines out whole, with all their patients: what a model is worth on a machine that it never saw.
-        Positives are then as even as the machines allow, whatever the seed. Machines that share a patient stay together.
+        ``machine`` never splits a machine either, which shows what a model is worth on a new machine. Machines that share a
+        patient stay together, positives are as balanced as that allows, and ``seed`` has no effect.
 
     Returns
     -------
@@ -152,7 +151,7 @@ def assign_folds(images: pd.DataFrame, n_folds: int, seed: int, fold_by: str = "
     Raises
     ------
     TableError
-        If there are fewer patients, or machines, than folds, or ``fold_by`` is unknown.
+        If ``n_folds`` is out of range, or ``fold_by`` is unknown.
     """
     if fold_by not in FOLD_BY:
         raise TableError(f"fold_by is {fold_by!r}; choose from {', '.join(FOLD_BY)}.")
@@ -160,7 +159,7 @@ def assign_folds(images: pd.DataFrame, n_folds: int, seed: int, fold_by: str = "
         return _assign_machines(images, n_folds)
     patients = images.groupby("patient_id").agg(site_id=("site_id", "first"))
     patients["positives"] = breasts(images).groupby("patient_id").cancer.sum()
-    # Neighbouring groups even each other out where one is too small to reach every fold, so like goes next to like.
+    # A group too small for every fold is balanced by the next one, so similar groups are neighbours.
     patients = patients.sort_values(["positives", "site_id"], kind="stable")
     if not 2 <= n_folds <= len(patients):
         raise TableError(f"n_folds is {n_folds}, but {len(patients)} patients can be split into 2 to {len(patients)} folds.")
@@ -168,7 +167,7 @@ def assign_folds(images: pd.DataFrame, n_folds: int, seed: int, fold_by: str = "
     if stratum.value_counts().max() < n_folds:  # too few patients to stratify at all
         stratum = pd.Series("all", index=patients.index)
     folds = pd.Series(0, index=patients.index)
-    from sklearn.model_selection import StratifiedKFold  # here, since it takes a second that preprocessing does not need
+    from sklearn.model_selection import StratifiedKFold  # late: it takes a second that preprocessing does not need
 
     splitter = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
@@ -179,6 +178,7 @@ def assign_folds(images: pd.DataFrame, n_folds: int, seed: int, fold_by: str = "
 
 
 def _assign_machines(images: pd.DataFrame, n_folds: int) -> pd.DataFrame:
+    """Add a column ``fold`` that splits no machine and no patient."""
     group = _joined_machines(images)
     if not 2 <= n_folds <= group.nunique():
         raise TableError(
@@ -188,7 +188,7 @@ def _assign_machines(images: pd.DataFrame, n_folds: int) -> pd.DataFrame:
     from sklearn.model_selection import StratifiedGroupKFold
 
     folds = pd.Series(0, index=images.index)
-    splitter = StratifiedGroupKFold(n_folds)  # where it shuffles, scikit-learn 1.2.2 loses the stratification
+    splitter = StratifiedGroupKFold(n_folds)  # with shuffle, scikit-learn 1.2.2 loses the stratification
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
         for fold, (_, held_out) in enumerate(splitter.split(images, images.cancer, group)):
@@ -197,7 +197,7 @@ def _assign_machines(images: pd.DataFrame, n_folds: int) -> pd.DataFrame:
 
 
 def _joined_machines(images: pd.DataFrame) -> pd.Series:
-    """Number of each image's group of machines, where machines that share a patient are one group."""
+    """Number each image's group of machines; machines that share a patient are one group."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
@@ -208,13 +208,13 @@ def _joined_machines(images: pd.DataFrame) -> pd.Series:
 
 
 def image_paths(images: pd.DataFrame, competition_dir: str | Path, split: str) -> list[Path]:
-    """Paths of the images' DICOM files in Kaggle's layout: ``{split}_images/patient_id/image_id.dcm``."""
+    """Return the paths of the images' DICOM files in Kaggle's layout: ``{split}_images/patient_id/image_id.dcm``."""
     root = Path(competition_dir) / f"{split}_images"
     return [root / patient / f"{image}.dcm" for patient, image in zip(images.patient_id, images.image_id, strict=True)]
 
 
 def name_files(images: pd.DataFrame) -> pd.Series:
-    """Tell of which rows patient_id and image_id can name a folder and a file: bool, by row."""
+    """Return for each row, as bool, whether patient_id and image_id can name a folder and a file."""
     named = pd.Series(True, index=images.index)
     for column in FILE_IDS:
         named &= images[column].str.fullmatch(ID_PATTERN, na=False).astype(bool) & (images[column].str.len() <= LONGEST_ID)
@@ -222,14 +222,14 @@ def name_files(images: pd.DataFrame) -> pd.Series:
 
 
 def read_table(path: str | Path, separator: str = ",") -> pd.DataFrame:
-    """Read a CSV as text, strictly: what a lenient reader would guess is refused.
+    """Read a CSV as text, strictly: refuse what a lenient reader would guess.
 
     Parameters
     ----------
     path : path
         UTF-8, with or without a byte order mark.
     separator : str
-        Between the fields.
+        Between fields.
 
     Returns
     -------
@@ -239,8 +239,8 @@ def read_table(path: str | Path, separator: str = ",") -> pd.DataFrame:
     Raises
     ------
     TableError
-        If the file can't be read, two columns have the same name (upper or lower case and blanks around it do not count), or a
-        row has more or fewer fields than the header.
+        If the file can't be read, two columns have the same name (ignoring case and surrounding blanks), or a row has more or
+        fewer fields than the header.
     """
     try:
         header, rows = _split_csv(path, separator)
@@ -250,13 +250,13 @@ def read_table(path: str | Path, separator: str = ",") -> pd.DataFrame:
     repeated = [name for name, count in counts.items() if count > 1]
     if repeated:
         raise TableError(f"{path} has the column(s) {', '.join(repeated)} more than once; keep one of each.")
-    names = [name or f"unnamed {place}" for place, name in enumerate(header)]  # as an index that was written along
+    names = [name or f"unnamed {place}" for place, name in enumerate(header)]  # such as a saved index
     table = pd.DataFrame(list(rows.values()), index=list(rows), columns=names)
     return table.where(table != "")
 
 
 def _split_csv(path: str | Path, separator: str) -> tuple[list[str], dict[int, list[str]]]:
-    """Fields of a CSV's header, and of each row that is not empty, by its line."""
+    """Return the fields of a CSV's header, and of each non-empty row by its line."""
     with open(path, newline="", encoding="utf-8-sig") as file:
         text = file.read()
     if "\0" in text:
@@ -276,6 +276,7 @@ def _split_csv(path: str | Path, separator: str) -> tuple[list[str], dict[int, l
 
 
 def _read_csv(path: Path, required: list[str], overrides: dict | None = None) -> pd.DataFrame:
+    """Read a table with the columns ``required``, and convert known columns to their types."""
     if not path.is_file():
         raise TableError(f"{path} does not exist; competition_dir must hold train.csv, test.csv and sample_submission.csv.")
     table = read_table(path)
@@ -291,6 +292,7 @@ def _read_csv(path: Path, required: list[str], overrides: dict | None = None) ->
 
 
 def _to_number(table: pd.DataFrame, path: Path, column: str, dtype: str) -> pd.Series:
+    """Convert a column to a number; raise TableError if a value is not a number that its type can represent."""
     values = pd.to_numeric(table[column], errors="coerce")
     _reject(table, (values.isna() & table[column].notna()) | np.isinf(values), path, column, "must be a number")
     too_large = (values > LARGEST_NUMBER) | (values < -LARGEST_NUMBER)
@@ -302,23 +304,25 @@ def _to_number(table: pd.DataFrame, path: Path, column: str, dtype: str) -> pd.S
 
 
 def _check_ids(table: pd.DataFrame, path: Path, columns: list[str]) -> None:
+    """Raise TableError if an id is not a plain name."""
     for column in columns:
         plain = table[column].str.fullmatch(ID_PATTERN, na=False).astype(bool)
         _reject(table, ~plain, path, column, "must be a plain name of letters, digits, '_', '-' and '.'")
 
 
 def _check_labels(images: pd.DataFrame, path: Path) -> None:
+    """Raise TableError if a label is not 0 or 1, or a breast has two labels."""
     _reject(images, ~images.cancer.isin([0, 1]), path, "cancer", "must be 0 or 1")
     labels = images.groupby("prediction_id").cancer.transform("nunique")
     _reject(images, labels > 1, path, "cancer", "must be the same for all images of a breast")
 
 
 def _reject(table: pd.DataFrame, bad: pd.Series | np.ndarray, path: Path, column: str, rule: str) -> None:
-    """Raise a TableError that shows the first offending rows, if there are any."""
+    """Raise a TableError that shows the first bad rows, if there are any."""
     bad = np.asarray(bad, dtype=bool)
     if not bad.any():
         return
-    # str() and quotes instead of repr(), which would show a number's NumPy type.
+    # Not repr(), which would show a number's NumPy type.
     first = np.flatnonzero(bad)[:SHOWN_ROWS]
     shown = [f"line {table.index[row]}: '{str(table[column].iloc[row])[:SHOWN_CHARACTERS]}'" for row in first]
     raise TableError(f"{path}, column {column}: {rule}. {bad.sum()} row(s) break this, first {'; '.join(shown)}.")

@@ -1,4 +1,4 @@
-"""The metadata of an image that the test set has too, as numbers."""
+"""The metadata of an image, as numbers; only what the test set has too."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,14 @@ import pandas as pd
 
 METADATA = ("age", "age_missing", "implant", "view", "machine_id", "site_id")
 CATEGORIES = ("view", "machine_id", "site_id")
-MOST_DEVIATIONS = 5  # of an age from the mean: beyond them it is a slip of the pen
+MOST_DEVIATIONS = 5  # standard deviations of an age from the mean: beyond is a typing error
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What the metadata looked like in training: it turns a table into numbers, unseen and missing values included.
+    """What the metadata looked like in training: encodes a table as numbers, including unseen and missing values.
 
-    ``view``, ``machine_id``, ``site_id`` list the known values; their codes start at 1, and 0 stands for missing or unseen.
+    ``view``, ``machine_id``, ``site_id`` are the known values; their codes start at 1, and 0 is missing or unseen.
     """
 
     age_mean: float
@@ -25,19 +25,19 @@ class Vocabulary:
 
     @classmethod
     def from_images(cls, images: pd.DataFrame) -> "Vocabulary":
-        """Learn the vocabulary from training images alone."""
+        """Learn the vocabulary from training images only."""
         known = {column: tuple(sorted(images[column].dropna().astype(str).unique())) for column in CATEGORIES}
         age = images.age.dropna()
         mean, std = (float(age.mean()), float(age.std(ddof=0))) if len(age) else (0.0, 1.0)
         return cls(age_mean=mean, age_std=std or 1.0, **known)
 
     def encode(self, images: pd.DataFrame) -> np.ndarray:
-        """Encode metadata.
+        """Encode the metadata of images.
 
         Returns
         -------
         ndarray of shape (len(images), 6), float32
-            Columns `METADATA`: standardised age (0 where missing), whether it is missing, implant (0 or 1), and three codes.
+            Columns `METADATA`: standardised age (0 if missing), whether it is missing, implant (0 or 1), and three codes.
         """
         age = ((images.age - self.age_mean) / self.age_std).fillna(0).clip(-MOST_DEVIATIONS, MOST_DEVIATIONS)
         columns = [age, images.age.isna(), images.implant]
