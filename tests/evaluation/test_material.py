@@ -30,7 +30,7 @@ from utils.runs.config import ModelError
 from utils.runs.oof import PredictionError, oof_of_runs
 from utils.runs.tables import OOF_COLUMNS
 from utils.tables.boxes import read_boxes
-from utils.tables.competition import assign_folds
+from utils.tables.folds import assign_folds
 from utils.training.folds import train_run
 
 

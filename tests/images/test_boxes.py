@@ -12,7 +12,7 @@ from utils.phantom.competition import TRUTH_FOLDER
 from utils.phantom.dicom import MACHINES, write_dicom
 from utils.phantom.pictures import Breast, draw_image
 from utils.tables.boxes import COLUMNS, CORNERS, read_boxes
-from utils.tables.competition import TableError
+from utils.tables.strict_csv import TableError
 
 SHAPE = (300, 240)
 BREAST = Breast("C", half_height=0.35, depth=0.5, center=0.5, wobble=0.3)

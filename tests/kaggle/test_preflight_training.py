@@ -17,7 +17,7 @@ from utils.kaggle.preflight_training import preflight_submission
 from utils.phantom.competition import BOXES_FILE
 from utils.runs.folder import claim_run
 from utils.runs.parameters import make_execution, train_config
-from utils.tables.competition import assign_folds
+from utils.tables.folds import assign_folds
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 from utils.metrics.scores import area_under_roc
 from utils.runs.baseline import image_size_oof, images_per_breast_oof, metadata_oof
 from utils.runs.leaks import LeakError
-from utils.tables.competition import assign_folds
+from utils.tables.folds import assign_folds
 
 
 def make_images(n=200, seed=0):

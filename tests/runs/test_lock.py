@@ -16,7 +16,7 @@ from utils.images.training_data import TrainingData
 from utils.runs import lock as run_lock
 from utils.runs.errors import TrainingError
 from utils.runs.run import Run
-from utils.tables.competition import assign_folds
+from utils.tables.folds import assign_folds
 from utils.training import folds as training
 from utils.training.fitting import Fitting
 from utils.training.folds import fit_fold, train_run

@@ -6,7 +6,7 @@ from tests.helpers import write_run
 from utils.runs.leaks import LeakError
 from utils.runs.oof import AGGREGATIONS, PredictionError, aggregate, one_image_per_breast, oof_of_runs
 from utils.runs.summary import oof_summary
-from utils.tables.competition import assign_folds
+from utils.tables.folds import assign_folds
 from utils.training.folds import OOF_COLUMNS
 
 IMAGES = pd.DataFrame({"prediction_id": ["b", "a", "b", "b", "a"], "probability": [0.1, 0.4, 0.5, 0.9, 0.2]})

@@ -23,7 +23,7 @@ from utils.runs.execution import Execution
 from utils.runs.folder import claim_run
 from utils.runs.run import Run
 from utils.runs.tables import OOF_COLUMNS, read_oof
-from utils.tables.competition import assign_folds
+from utils.tables.folds import assign_folds
 from utils.tables.vocabulary import Vocabulary
 from utils.training import folds as training
 from utils.training.dataset import ImageDataset

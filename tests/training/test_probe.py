@@ -17,7 +17,7 @@ from utils.phantom.competition import TRUTH_FOLDER
 from utils.runs.summary import oof_summary
 from utils.runs.tables import read_oof
 from utils.tables.boxes import read_boxes
-from utils.tables.competition import assign_folds
+from utils.tables.folds import assign_folds
 from utils.tables.vocabulary import Vocabulary
 from utils.training.dataset import make_dataset
 from utils.training.fold_weights import load_fold

@@ -20,7 +20,7 @@ from utils.runs.config import TrainingError
 from utils.runs.leaks import LeakError
 from utils.runs.run import Run
 from utils.runs.starts import Start, read_start
-from utils.tables.competition import assign_folds
+from utils.tables.folds import assign_folds
 from utils.training.fitting import Fitting
 from utils.training.fold_weights import load_fold
 from utils.training.folds import train_run

@@ -164,7 +164,7 @@ def gather(
     ------
     PredictionError
         If train.csv lacks some of the runs' breasts or labels them differently.
-    utils.tables.competition.TableError
+    utils.tables.strict_csv.TableError
         If the boxes are unreadable.
     """
     tuned = find_threshold(runs, threshold_path)

@@ -9,7 +9,8 @@ from utils.core.parallel import map_items
 from utils.dicom.file import open_dicom
 from utils.explore.examples import with_files
 from utils.explore.summary import DERIVED, NOMINAL
-from utils.tables.competition import SHARED_COLUMNS, assign_folds, image_paths
+from utils.tables.competition import SHARED_COLUMNS, image_paths
+from utils.tables.folds import assign_folds
 
 N_FOLDS = 5
 MAX_CATEGORIES = 20  # a numeric column with more values is cut into bins

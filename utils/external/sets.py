@@ -30,7 +30,8 @@ from tqdm import tqdm
 
 from utils.core.environment import KitError
 from utils.external.headers import read_facts
-from utils.tables.competition import ID_PATTERN, TableError, read_table
+from utils.tables.competition import ID_PATTERN
+from utils.tables.strict_csv import TableError, read_table
 
 UNKNOWN = 0.5  # between 0 and 1, so that a breast's label is the maximum of its images: cancer, unknown, healthy
 COLUMNS = ["patient", "image", "laterality", "view", "label", "category", "age", "density", "model", "file"]

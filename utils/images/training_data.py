@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from utils.images.boxes import box_counts
-from utils.tables.competition import assign_folds
+from utils.tables.folds import assign_folds
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class TrainingData:
     smoke_test: bool = False
 
     def with_folds(self, n_folds: int, seed: int, fold_by: str) -> "TrainingData":
-        """Return a copy whose images are split into folds by `utils.tables.competition.assign_folds`."""
+        """Return a copy whose images are split into folds by `utils.tables.folds.assign_folds`."""
         return replace(self, images=assign_folds(self.images, n_folds, seed, fold_by))
 
     def inside(self, fold: int) -> pd.DataFrame:

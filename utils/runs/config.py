@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from utils.core.formats import build, check, check_types, is_number, is_whole
 from utils.images.settings import LARGEST_SIDE, CacheSettings
 from utils.runs.errors import ModelError, TrainingError
-from utils.tables.competition import FOLD_BY, MOST_FOLDS
+from utils.tables.folds import FOLD_BY, MOST_FOLDS
 
 LEVELS = ("image", "breast")
 RECURRENT_CELLS = ("gru", "lstm", "rnn")

@@ -9,7 +9,7 @@ from utils.core.formats import FormatError, naming
 from utils.metrics.scores import sigmoid
 from utils.runs.errors import REMEDY, TrainingError
 from utils.tables.boxes import BOXES_FILE, CORNERS
-from utils.tables.competition import MOST_FOLDS
+from utils.tables.folds import MOST_FOLDS
 
 OOF_COLUMNS = ["prediction_id", "patient_id", "laterality", "image_id", "fold", "cancer", "logit", "probability"]
 FOLD_COLUMNS = ["patient_id", "fold"]

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils.tables.competition import TableError, read_table
+from utils.tables.strict_csv import TableError, read_table
 
 CORNERS = ["x_min", "y_min", "x_max", "y_max"]
 COLUMNS = ["image_id", *CORNERS, "label"]
@@ -31,12 +31,9 @@ def read_boxes(path: str | Path) -> pd.DataFrame:
         If the file can't be read, a column or a value is missing, a corner is not a finite number, or a box is empty.
     """
     try:
-        boxes = read_table(path)
+        boxes = read_table(path, required=COLUMNS)
     except TableError as error:
         raise TableError(f"{error} boxes_path must name a CSV with {', '.join(COLUMNS)}.") from error
-    missing = [column for column in COLUMNS if column not in boxes]
-    if missing:
-        raise TableError(f"{path} lacks the column(s) {', '.join(missing)}; it has {', '.join(boxes.columns)}.")
     for column in CORNERS:
         boxes[column] = pd.to_numeric(boxes[column], errors="coerce").astype(float)
     whole = np.isfinite(boxes[CORNERS]).all(axis=1) & boxes.image_id.notna() & boxes.label.notna()
