@@ -2,6 +2,7 @@
 
 import plistlib
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,6 @@ from utils.external.convert import convert
 from utils.images.boxes import to_picture
 from utils.images.cache import build_cache, load_picture
 from utils.images.inputs import Inputs
-from utils.images.training_data import TrainingData
 from utils.tables.boxes import CORNERS, read_boxes
 from utils.tables.competition import read_images
 from utils.training import fold_data
@@ -117,15 +117,15 @@ def two_sets(competition, cache_dir, tmp_path, monkeypatch):
 
 def test_patch_stage_learns_from_the_boxes_of_the_one_set_that_has_them(two_sets, images, tmp_path, monkeypatch):
     inputs, others = two_sets
-    extra, boxes, made = inputs.extra(others, 0), inputs.boxes("", others), []
-    data = TrainingData(images, inputs.cache_dir, boxes=boxes, extra=extra)
+    boxes, made = inputs.boxes("", others), []
+    data = inputs.cached_training_data(0, boxes, others)
     assert str(data).endswith(f"Boxes: 0 of {len(images)} images of the competition, 6 of 8 images of vindr")
     dataset = fold_data.PatchDataset
     monkeypatch.setattr(fold_data, "PatchDataset", lambda *a, **k: made.append(dataset(*a, **k)) or made[-1])
     config = make_config(TINY, folds=(0,), epochs=1, patch_epochs=1, patch_size=32)
 
     def patch_weights(name, boxes):
-        train_run(config, TrainingData(images, inputs.cache_dir, boxes=boxes, extra=extra), tmp_path / name)
+        train_run(config, replace(data, boxes=boxes), tmp_path / name)
         return safetensors.torch.load_file(tmp_path / name / "fold0" / "patches" / "weights.safetensors")
 
     first, again = patch_weights("first", boxes), patch_weights("again", boxes)

@@ -438,7 +438,7 @@ def test_vindr_boxes_have_categories_and_birads_and_stay_in_the_picture(tmp_path
 
 def test_boxes_of_another_set_lie_on_its_lesions_in_mirrored_crops(inputs, tmp_path):
     convert("vindr", add_findings(make_vindr(tmp_path / "source")), tmp_path / "vindr")
-    extra = inputs.extra(str(tmp_path / "vindr"), 0)
+    extra = inputs.cached_training_data(0, None, str(tmp_path / "vindr")).extra
     boxes = read_boxes(tmp_path / "vindr" / "boxes.csv").iloc[1:]
     cache_dir = extra.cache_dir.iloc[0]
     manifest = read_manifest(cache_dir, "train", TINY)
@@ -527,7 +527,7 @@ def extra(inputs, tmp_path):
     """Six images of VinDr's look-alike and six of MIAS's, each in a cache of its own."""
     for name in ("vindr", "mias"):
         convert(name, MAKERS[name](tmp_path / "source" / name), tmp_path / name)
-    return inputs.extra(f"{tmp_path / 'vindr'}, {tmp_path / 'mias'}", 0)
+    return inputs.cached_training_data(0, None, f"{tmp_path / 'vindr'}, {tmp_path / 'mias'}").extra
 
 
 def test_extra_images_come_with_their_caches(inputs, extra, tmp_path):
@@ -535,28 +535,28 @@ def test_extra_images_come_with_their_caches(inputs, extra, tmp_path):
     assert extra.cache_dir.nunique() == 2 and str(inputs.cache_dir) not in set(extra.cache_dir)
     pictures = [load_picture(row.cache_dir, "train", row.image_id) for row in extra.itertuples()]
     assert {shape.shape for shape in pictures} == {(64, 48)}
-    assert inputs.extra(" ", 0) is None
+    assert inputs.cached_training_data(0, None, " ").extra is None
 
 
 def test_unreadable_extra_image_is_left_out(inputs, tmp_path, capsys):
     convert("vindr", make_vindr(tmp_path / "source"), tmp_path / "vindr", copy=True)
     paths = sorted((tmp_path / "vindr").rglob("*.dcm"))
     paths[0].write_bytes(b"no dicom")
-    assert len(inputs.extra(str(tmp_path / "vindr"), 0)) == 5
-    assert "Extra, to train on alone: 5 of 6 images of vindr" in capsys.readouterr().out
+    assert len(inputs.cached_training_data(0, None, str(tmp_path / "vindr")).extra) == 5
+    assert "Extra, for training only: 5 of 6 images of vindr" in capsys.readouterr().out
     convert("mias", make_mias(tmp_path / "films"), tmp_path / "mias")
     for path in (tmp_path / "mias").rglob("*.dcm"):
         path.write_bytes(b"no dicom")
     with pytest.raises(KitError, match="none of its images can be read: DicomError: "):
-        inputs.extra(str(tmp_path / "mias"), 0)
+        inputs.cached_training_data(0, None, str(tmp_path / "mias"))
 
 
 def test_extra_folders_that_can_not_be_meant_are_refused(inputs, competition, tmp_path, monkeypatch):
-    with pytest.raises(KitError, match="holds no train.csv: convert the set with python -m utils.external"):
-        inputs.extra(str(tmp_path), 0)
+    with pytest.raises(KitError, match="has no train.csv: convert the set with python -m utils.external"):
+        inputs.cached_training_data(0, None, str(tmp_path))
     real = Inputs(tmp_path, False, TINY, tmp_path / "cache", smoke_test=False)
-    with pytest.raises(KitError, match="is the phantom: no model for real images learns from it"):
-        real.extra(str(competition), 0)
+    with pytest.raises(KitError, match="is a phantom: real models must not train on it"):
+        real.cached_training_data(0, None, str(competition))
 
 
 @pytest.mark.parametrize("architecture", ["cnn", "rnn"])
@@ -635,7 +635,8 @@ def test_patches_are_learned_from_another_sets_boxes_where_the_competition_has_n
     images, cache_dir, inputs, tmp_path, monkeypatch, capsys
 ):
     convert("vindr", add_findings(make_vindr(tmp_path / "source")), tmp_path / "vindr")
-    extra, made, dataset = inputs.extra(str(tmp_path / "vindr"), 0), [], fold_data.PatchDataset
+    extra = inputs.cached_training_data(0, None, str(tmp_path / "vindr")).extra
+    made, dataset = [], fold_data.PatchDataset
     boxes = read_boxes(tmp_path / "vindr" / "boxes.csv")
     monkeypatch.setattr(fold_data, "PatchDataset", lambda *a: made.append(dataset(*a)) or made[-1])
     config = make_config(TINY, folds=(0,), epochs=1, patch_epochs=1, patch_size=32)
@@ -647,7 +648,8 @@ def test_patches_are_learned_from_another_sets_boxes_where_the_competition_has_n
 
 def test_box_head_learns_from_another_sets_boxes(images, cache_dir, inputs, tmp_path):
     convert("vindr", add_findings(make_vindr(tmp_path / "source")), tmp_path / "vindr")
-    extra, boxes = inputs.extra(str(tmp_path / "vindr"), 0), inputs.boxes("", str(tmp_path / "vindr"))
+    boxes = inputs.boxes("", str(tmp_path / "vindr"))
+    extra = inputs.cached_training_data(0, None, str(tmp_path / "vindr")).extra
     only = boxes[boxes.image_id.isin(extra.image_id)]
     config = make_config(TINY, folds=(0,), epochs=1, box_weight=1.0, model={"box_head": True})
     train_run(config, TrainingData(images, cache_dir, boxes=only, extra=extra), tmp_path / "run")

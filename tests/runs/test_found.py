@@ -54,7 +54,7 @@ def test_runs_in_folders_of_one_name_are_told_apart(tmp_path):
 def test_without_data_or_runs_an_example_is_trained_once_on_the_phantom(tmp_path, monkeypatch, capsys):
     for module in (environment, inputs, cache):
         monkeypatch.setattr(module, "working_dir", lambda: tmp_path)
-    monkeypatch.setattr(inputs, "find_competition", lambda: None)
+    monkeypatch.setattr(environment, "find_competition", lambda: None)
     monkeypatch.setattr(found_runs, "KAGGLE_INPUT", tmp_path / "input")
     runs = find_or_train_runs("", smoke_test=True)
     assert runs == [tmp_path / "runs-smoke" / "cnn-example"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils.core.environment import KitError, competition_folder, find_competition, resolve, working_dir
+from utils.core.environment import KitError, competition_folder, resolve, working_dir
 from utils.images.cache import attached_cache_dir, build_cache, default_cache_dir
 from utils.images.settings import CacheSettings
 from utils.images.training_data import TrainingData
@@ -18,7 +18,6 @@ REAL_SIZE = (1024, 512)
 PHANTOM_SIZE = (160, 96)
 SMOKE_SIZE = (64, 48)
 SMOKE_PATIENTS = 12
-SMOKE_PHANTOM = {"n_train_patients": 16, "n_test_patients": 6, "height": 128}
 
 
 @dataclass(frozen=True)
@@ -44,45 +43,61 @@ class Inputs:
     def cached(self, split: str, num_workers: int, cluster: str = "") -> tuple[pd.DataFrame, pd.DataFrame]:
         """Preprocess the images of a split that the cache lacks, and return all of its images and their manifest."""
         images = self.images(split)
-        print(f"Pictures of {split}: {self.settings.image_height} x {self.settings.image_width} px, cached in {self.cache_dir}")
+        print(f"Images of {split}: {self.settings.image_height} x {self.settings.image_width} px, cached in {self.cache_dir}")
         return images, build_cache(images, self.competition_dir, split, self.cache_dir, self.settings, num_workers, cluster)
 
     def training_data(self, boxes: pd.DataFrame | None = None, extra_competition_dirs: str = "") -> TrainingData:
         """Return what a run would train on, before any preprocessing; ``boxes`` is from `Inputs.boxes`."""
-        extra = self.extra_images(extra_competition_dirs)
-        return TrainingData(self.images("train"), self.cache_dir, boxes, extra, self.is_phantom, self.smoke_test)
+        extra = [other._as_extra(other.images("train")) for other in self._other_sets(extra_competition_dirs)]
+        return self._training_data(self.images("train"), boxes, extra)
 
     def cached_training_data(
         self, num_workers: int, boxes: pd.DataFrame | None = None, extra_competition_dirs: str = ""
     ) -> TrainingData:
-        """Preprocess what the caches lack, and return what a run trains on, without unreadable images."""
+        """Preprocess what the caches lack, and return what a run trains on, without unreadable images.
+
+        Raises
+        ------
+        KitError
+            If a folder of ``extra_competition_dirs`` has no train.csv, is a phantom next to real data, or none of its images
+            can be read.
+        """
+        others = self._other_sets(extra_competition_dirs)  # before hours of work: it may raise
         images, manifest = self.cached("train", num_workers)
-        usable = images[(manifest.error == "").to_numpy()]
-        extra = self.extra(extra_competition_dirs, num_workers)
-        return TrainingData(usable, self.cache_dir, boxes, extra, self.is_phantom, self.smoke_test)
+        extra = [other._cached_as_extra(num_workers) for other in others]
+        return self._training_data(_readable(images, manifest), boxes, extra)
 
-    def extra_images(self, extra_competition_dirs: str) -> pd.DataFrame | None:
-        """Return the train tables of other sets with ``extra_set``, the folder's name, before any preprocessing."""
-        folders = extra_folders(extra_competition_dirs, self.is_phantom)
-        tables = [read_images(folder, "train").assign(extra_set=folder.name) for folder in folders]
-        return pd.concat(tables, ignore_index=True) if tables else None
+    def _training_data(self, images: pd.DataFrame, boxes: pd.DataFrame | None, extra: list[pd.DataFrame]) -> TrainingData:
+        table = pd.concat(extra, ignore_index=True) if extra else None
+        return TrainingData(images, self.cache_dir, boxes, table, self.is_phantom, self.smoke_test)
 
-    def extra(self, extra_competition_dirs: str, num_workers: int) -> pd.DataFrame | None:
-        """Preprocess other sets, and return their readable images with ``cache_dir`` and ``extra_set``, or None."""
-        parts = [self._extra_set(folder, num_workers) for folder in extra_folders(extra_competition_dirs, self.is_phantom)]
-        return pd.concat(parts, ignore_index=True) if parts else None
+    def _other_sets(self, extra_competition_dirs: str) -> list["Inputs"]:
+        """Return other sets with their own caches; raise KitError if a folder has no train.csv or is a misplaced phantom."""
+        folders = [resolve(name.strip()) for name in extra_competition_dirs.split(",") if name.strip()]
+        for folder in folders:
+            if not (folder / "train.csv").is_file():
+                raise KitError(
+                    f"extra_competition_dirs {folder} has no train.csv: convert the set with python -m utils.external."
+                )
+            if is_phantom_competition(folder) and not self.is_phantom:
+                raise KitError(f"extra_competition_dirs {folder} is a phantom: real models must not train on it.")
+        return [replace(self, competition_dir=folder, cache_dir=default_cache_dir(folder, self.settings)) for folder in folders]
 
-    def _extra_set(self, folder: Path, num_workers: int) -> pd.DataFrame:
-        """Preprocess another set; raise KitError if none of its images can be read."""
-        cache_dir = default_cache_dir(folder, self.settings)
-        other = replace(self, competition_dir=folder, cache_dir=cache_dir)
-        images, manifest = other.cached("train", num_workers)
-        usable = images[(manifest.error == "").to_numpy()]
-        if usable.empty:
-            raise KitError(f"extra_competition_dirs {folder}: none of its images can be read: {manifest.error.iloc[0]}")
-        share = f"{usable.cancer.mean():.1%} positive"
-        print(f"Extra, to train on alone: {len(usable)} of {len(images)} images of {folder.name}, {share}")
-        return usable.assign(cache_dir=str(cache_dir), extra_set=folder.name)
+    def _as_extra(self, images: pd.DataFrame) -> pd.DataFrame:
+        """Add what `TrainingData.extra` needs: ``cache_dir``, and ``extra_set``, the folder's name."""
+        return images.assign(cache_dir=str(self.cache_dir), extra_set=self.competition_dir.name)
+
+    def _cached_as_extra(self, num_workers: int) -> pd.DataFrame:
+        """Preprocess the training set as another set's; raise KitError if none of its images can be read."""
+        images, manifest = self.cached("train", num_workers)
+        readable = _readable(images, manifest)
+        if readable.empty:
+            raise KitError(
+                f"extra_competition_dirs {self.competition_dir}: none of its images can be read: {manifest.error.iloc[0]}"
+            )
+        share = f"{readable.cancer.mean():.1%} positive"
+        print(f"Extra, for training only: {len(readable)} of {len(images)} images of {self.competition_dir.name}, {share}")
+        return self._as_extra(readable)
 
     def boxes(self, boxes_path: str | Path | None, extra_competition_dirs: str = "") -> pd.DataFrame | None:
         """Read the boxes around findings of the competition and of other sets.
@@ -101,7 +116,7 @@ class Inputs:
         """
         own = self.competition_dir / (PHANTOM_BOXES if self.is_phantom else BOXES_FILE)
         first = resolve(boxes_path) if boxes_path else own
-        others = [folder / BOXES_FILE for folder in extra_folders(extra_competition_dirs, self.is_phantom)]
+        others = [other.competition_dir / BOXES_FILE for other in self._other_sets(extra_competition_dirs)]
         tables = [read_boxes(first)] if boxes_path or first.is_file() else []
         known = tables[0].image_id if tables else []
         for table in (read_boxes(path) for path in others if path.is_file()):
@@ -138,33 +153,18 @@ def open_inputs(
         If ``competition_dir`` has no tables, or `CacheSettings` refuses a size.
     """
     folder, is_phantom = _find_or_make(competition_dir, smoke_test)
-    settings = picture_settings(image_height, image_width, exact, is_phantom, smoke_test)
+    height, width = _default_size(is_phantom, smoke_test)
+    settings = CacheSettings(image_height or height, image_width or width, exact=exact)
     default = attached_cache_dir(folder, settings) or default_cache_dir(folder, settings)
     cache = resolve(cache_dir) if cache_dir else default
-    print(f"Competition: {folder}{' (PHANTOM: synthetic pictures, no patient)' if is_phantom else ''}")
+    print(f"Competition: {folder}{' (PHANTOM: synthetic images, no patients)' if is_phantom else ''}")
     return Inputs(folder, is_phantom, settings, cache, smoke_test)
 
 
-def picture_settings(
-    image_height: int | None, image_width: int | None, exact: bool, is_phantom: bool, smoke_test: bool
-) -> CacheSettings:
-    """Return the cache settings for a notebook's parameters; raise KitError as `CacheSettings` does."""
-    default = SMOKE_SIZE if smoke_test else PHANTOM_SIZE if is_phantom else REAL_SIZE
-    sides = [given or fallback for given, fallback in zip((image_height, image_width), default, strict=True)]
-    return CacheSettings(*sides, exact=exact)
-
-
-def extra_folders(extra_competition_dirs: str, is_phantom: bool) -> list[Path]:
-    """Return the folders of other sets; raise KitError if one has no train.csv, or is a phantom next to real data."""
-    folders = [resolve(name.strip()) for name in extra_competition_dirs.split(",") if name.strip()]
-    for folder in folders:
-        if not (folder / "train.csv").is_file():
-            raise KitError(
-                f"extra_competition_dirs {folder} holds no train.csv: convert the set with python -m utils.external."
-            )
-        if is_phantom_competition(folder) and not is_phantom:
-            raise KitError(f"extra_competition_dirs {folder} is the phantom: no model for real images learns from it.")
-    return folders
+def _default_size(is_phantom: bool, smoke_test: bool) -> tuple[int, int]:
+    if smoke_test:
+        return SMOKE_SIZE
+    return PHANTOM_SIZE if is_phantom else REAL_SIZE
 
 
 def site_of_breasts(competition_dir: str | Path | None) -> pd.Series:
@@ -180,10 +180,14 @@ def site_of_breasts(competition_dir: str | Path | None) -> pd.Series:
     KitError
         If no competition is named and none is found.
     """
-    folder = resolve(competition_dir) if competition_dir else find_competition()
+    folder = competition_folder(competition_dir)
     if not folder:
         raise KitError("Thresholds for each site need the train.csv that the runs were trained on: give competition_dir.")
     return breasts(read_images(folder, "train")).set_index("prediction_id").site_id
+
+
+def _readable(images: pd.DataFrame, manifest: pd.DataFrame) -> pd.DataFrame:
+    return images[(manifest.error == "").to_numpy()]
 
 
 def few_patients(images: pd.DataFrame, count: int) -> pd.DataFrame:
@@ -197,19 +201,15 @@ def few_patients(images: pd.DataFrame, count: int) -> pd.DataFrame:
 
 def _find_or_make(competition_dir: str | Path | None, smoke_test: bool) -> tuple[Path, bool]:
     """Return the competition's folder and whether it is the phantom; make the phantom if there is no competition."""
-    if competition_dir:
-        folder = resolve(competition_dir)
-        if not any((folder / name).is_file() for name in ("train.csv", "test.csv")):
-            raise KitError(
-                f"competition_dir {folder} holds no train.csv and no test.csv; give the folder that holds them and the images."
-            )
-        return folder, is_phantom_competition(folder)
-    folder = find_competition()
-    if folder:
-        return folder, is_phantom_competition(folder)
-    folder = working_dir() / ("phantom-smoke" if smoke_test else "phantom")
-    print(f"No competition data found (Kaggle's input folder, data/): making the phantom competition in {folder}.")
-    return make_competition(folder, **(SMOKE_PHANTOM if smoke_test else {})), True
+    folder = competition_folder(competition_dir)
+    if folder is None:
+        print("No competition data found (Kaggle's input folder, data/): making the phantom competition.")
+        if smoke_test:
+            return make_competition(working_dir() / "phantom-smoke", n_train_patients=16, n_test_patients=6, height=128), True
+        return make_competition(working_dir() / "phantom"), True
+    if not any((folder / name).is_file() for name in ("train.csv", "test.csv")):
+        raise KitError(f"competition_dir {folder} has no train.csv and no test.csv; name the folder of the tables and images.")
+    return folder, is_phantom_competition(folder)
 
 
 def has_real_data(competition_dir: str | Path = "") -> bool:

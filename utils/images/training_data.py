@@ -20,8 +20,8 @@ class TrainingData:
     boxes : DataFrame, optional
         From `utils.tables.boxes.read_boxes`, in pixels of the stored images; perhaps only of images of ``extra``.
     extra : DataFrame, optional
-        Images of other sets, from `utils.images.inputs.Inputs.extra`. Every fold trains on them; they are never held out or
-        predicted, and do not count in the prevalence.
+        Images of other sets, with ``cache_dir`` and ``extra_set``, the set's name. Every fold trains on them; they are never
+        held out or predicted, and do not count in the prevalence.
     is_phantom, smoke_test : bool
         Recorded in the run, so that its models never predict real images.
     """
