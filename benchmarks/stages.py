@@ -5,6 +5,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from unittest import mock
@@ -52,9 +53,8 @@ def _measure(kind: str, paths: list[Path], target: tuple[int, int]) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         for path in paths:
             floor, read = _floor(path, settings)
-            job = path.stem, path
-            whole = _best(lambda job=job: cache._cache_image(job, Path(folder), settings))
-            stages = _stages(lambda job=job: cache._cache_image(job, Path(folder), settings))
+            make = partial(cache.Cache(Path(folder), "train", settings).make, (path.stem, path))
+            whole, stages = _best(make), _stages(make)
             rows.append({"ms": whole, "floor_ms": floor, "share_read": read / path.stat().st_size, "stages": stages})
     summed = {key: median(row[key] for row in rows) for key in ("ms", "floor_ms", "share_read")}
     stages = {stage: median(row["stages"][stage] for row in rows) for stage in STAGES}

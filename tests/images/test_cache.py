@@ -165,7 +165,7 @@ def test_read_only_cache_whose_rows_and_pictures_disagree_is_refused(few, settin
     path.unlink() if content is None else path.write_bytes(content)
     monkeypatch.setattr(cache.os, "access", lambda path, mode: False)
     with pytest.raises(
-        CacheError, match=rf"lacks 1 of the 6 pictures .* first {path.name}, and it is read-only. Copy it again"
+        CacheError, match=rf"is read-only, and 1 of 6 images .* missing or truncated, first {path.name}. Copy it again"
     ):
         build_cache(rows, data, "train", tmp_path / "cache", settings)
     others = rows[rows.image_id != path.stem]
@@ -239,14 +239,14 @@ def test_pictures_that_a_kill_left_half_written_are_deleted(few, settings, tmp_p
 def test_broken_settings_are_named(few, settings, tmp_path, content):
     data, rows = few
     (tmp_path / "settings.json").write_text(content)
-    with pytest.raises(CacheError, match="settings.json is not readable JSON.*delete it if"):
+    with pytest.raises(CacheError, match="settings.json is not valid JSON.*delete it if"):
         build_cache(rows, data, "train", tmp_path, settings)
 
 
 def test_cache_that_can_not_be_made_is_said_so(few, settings, tmp_path):
     data, rows = few
     (tmp_path / "file").write_text("")
-    with pytest.raises(CacheError, match="holds no cache, and none can be made"):
+    with pytest.raises(CacheError, match="can't be used as a cache .*choose another cache_dir"):
         build_cache(rows, data, "train", tmp_path / "file" / "cache", settings)
 
 
@@ -308,7 +308,7 @@ def test_full_disk_ends_the_run_and_says_so(few, settings, tmp_path, monkeypatch
     monkeypatch.setattr(cache, "write_atomic", no_space)
     jobs = list(zip(rows.image_id, image_paths(rows, data, "train"), strict=True))
     with pytest.raises(StopRunError, match="is full"):
-        cache._cache_image(jobs[0], tmp_path, settings)
+        cache.Cache(tmp_path, "train", settings).make(jobs[0])
 
 
 def test_run_on_a_full_disk_stops_and_is_completed_later(few, settings, tmp_path, monkeypatch):
@@ -443,6 +443,6 @@ def test_what_is_in_the_way_of_a_cache_file_is_told_and_left_alone(images, compe
         (tmp_path / name).mkdir()
     else:
         (tmp_path / name).symlink_to(tmp_path / "precious")
-    with pytest.raises(CacheError, match="can't be used .*Delete what is in the way, or choose another cache_dir"):
+    with pytest.raises(CacheError, match="can't be used as a cache .*Delete what is in the way, or choose another cache_dir"):
         build_cache(images.head(1), competition, "train", tmp_path, settings, quiet=True)
     assert (tmp_path / "precious").read_text() == "mine"

@@ -7,9 +7,8 @@ import contextlib
 import errno
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import cv2
@@ -28,7 +27,7 @@ from utils.core.environment import (
     write_json,
 )
 from utils.core.parallel import Outcome, StopRunError, map_items
-from utils.images.manifest import appending, on_one_line, read_rows, without_picture
+from utils.images.manifest import append_rows, on_one_line, read_rows, without_picture
 from utils.images.preprocessing import preprocess
 from utils.images.settings import CacheError, CacheSettings
 from utils.tables.competition import image_paths, name_files, read_images
@@ -51,15 +50,12 @@ def default_cache_dir(competition_dir: str | Path, settings: CacheSettings) -> P
 def attached_cache_dir(competition_dir: str | Path, settings: CacheSettings) -> Path | None:
     """Return this cache among Kaggle's inputs if another notebook filled it with the training set, else None."""
     name = default_cache_dir(competition_dir, settings).name
-    folders = [folder for depth in ("*", "notebooks/*/*") for folder in KAGGLE_INPUT.glob(f"{depth}/cache/{name}")]
-    return next((folder for folder in folders if _holds_training_set(folder, competition_dir, settings)), None)
-
-
-def _holds_training_set(folder: Path, competition_dir: str | Path, settings: CacheSettings) -> bool:
-    """True if every training image was tried and no image is missing from those that succeeded."""
-    manifest = read_manifest(folder, "train", settings)
-    tried = set(manifest.image_id) >= set(read_images(competition_dir, "train").image_id)
-    return tried and not without_picture(manifest, folder / "train")
+    for folder in [*KAGGLE_INPUT.glob(f"*/cache/{name}"), *KAGGLE_INPUT.glob(f"notebooks/*/*/cache/{name}")]:
+        manifest = read_manifest(folder, "train", settings)
+        all_tried = set(manifest.image_id) >= set(read_images(competition_dir, "train").image_id)
+        if all_tried and not without_picture(manifest, folder / "train"):
+            return folder
+    return None
 
 
 def build_cache(
@@ -105,70 +101,105 @@ def build_cache(
     StopRunError
         If the disk is full.
     """
-    cache_dir = Path(cache_dir)
-    named = name_files(images).to_numpy()
+    cache, named = Cache(Path(cache_dir), split, settings), name_files(images).to_numpy()
     sources = dict(zip(images.image_id[named], image_paths(images[named], competition_dir, split), strict=True))
-    missing = partial(_missing, sources, cache_dir, split, settings)
-    with _usable(cache_dir), _full_disk_stops_the_run(cache_dir):
-        _claim(cache_dir, settings)
-        is_writable = os.access(cache_dir, os.W_OK)
-        if missing() and is_writable:
-            record = partial(_record, path=manifest_path(cache_dir, split), competition_dir=competition_dir, settings=settings)
-            cache_one = partial(_cache_image, folder=cache_dir / split, settings=settings)
-            with _alone(cache_dir, split):  # list again: another run may have finished just now
-                remove_leftovers(cache_dir / split)
-                ahead = None if cluster else _read_ahead
-                title = "" if quiet else f"Preprocessing {split}"
-                record(map_items(cache_one, missing(), num_workers, title, "images", cluster, ahead))
-    manifest = read_manifest(cache_dir, split, settings).set_index("image_id").reindex(images.image_id.where(named))
+    cache.fill(sources, num_workers, cluster, quiet)
+    manifest = cache.manifest().set_index("image_id").reindex(images.image_id.where(named))
     manifest = manifest.reset_index().assign(image_id=images.image_id.to_numpy())
-    if not is_writable:
-        _check_pictures(manifest, cache_dir, split)
-    never_tried = manifest.settings_hash.isna()
-    error = manifest.error.mask(never_tried, f"{cache_dir} lacks it, and is read-only")
+    if not cache.is_writable:
+        cache.check(manifest)
+    error = manifest.error.fillna(f"{cache_dir} lacks it, and is read-only")
     return manifest.fillna("").assign(error=error.where(named, "its patient_id or image_id can't name a file"))
 
 
-def _missing(sources: dict[str, Path], cache_dir: Path, split: str, settings: CacheSettings) -> list[tuple[str, Path]]:
-    """Return the id and the file of each image that is not yet in the cache."""
-    manifest = read_manifest(cache_dir, split, settings)
-    done = set(manifest.image_id[manifest.error == ""]) - set(without_picture(manifest, cache_dir / split))
-    return [(image_id, source) for image_id, source in sources.items() if image_id not in done]
+@dataclass(frozen=True)
+class Cache:
+    """The images of one split in a cache folder, all preprocessed with the same settings."""
 
+    folder: Path
+    split: str
+    settings: CacheSettings
 
-def _check_pictures(manifest: pd.DataFrame, cache_dir: Path, split: str) -> None:
-    """Raise CacheError if a read-only cache lacks images that its manifest names."""
-    named, lost = (manifest.error == "").sum(), without_picture(manifest, cache_dir / split)
-    if lost:
-        raise CacheError(
-            f"{cache_dir} lacks {len(lost)} of the {named} pictures that its {split}_manifest.csv names, or has only parts of"
-            f" them, first {lost[0]}.png, and it is read-only. Copy it again from where it was made, or give another cache_dir."
-        )
+    @property
+    def pictures(self) -> Path:
+        """Return the folder of the split's images."""
+        return self.folder / self.split
 
+    @property
+    def is_writable(self) -> bool:
+        """True if images can be added."""
+        return os.access(self.folder, os.W_OK)
 
-@contextlib.contextmanager
-def _alone(cache_dir: Path, split: str) -> Iterator[None]:
-    """Keep other runs from filling the same split; the lock ends with the process, even if it is killed."""
-    lock = FileLock(cache_dir / f".{split}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"Another run is filling {cache_dir}: waiting for it.")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+    def manifest(self) -> pd.DataFrame:
+        """Read the rows of the images that were tried."""
+        return read_rows(manifest_path(self.folder, self.split), self.settings.hash)
 
+    def missing(self, sources: dict[str, Path]) -> list[tuple[str, Path]]:
+        """Return the id and the file of each image that is not yet in the cache."""
+        manifest = self.manifest()
+        done = set(manifest.image_id[manifest.error == ""]) - set(without_picture(manifest, self.pictures))
+        return [job for job in sources.items() if job[0] not in done]
 
-def _record(outcomes: Iterable[Outcome], path: Path, competition_dir: str | Path, settings: CacheSettings) -> None:
-    """Append a manifest row for each outcome as it arrives."""
-    with _full_disk_stops_the_run(path.parent):
-        write_csv(path, read_rows(path, settings.hash))  # drops the row that a kill left half written
-        with appending(path) as write_row:
-            for outcome in outcomes:
-                write_row(_manifest_row(outcome, competition_dir, settings))
-        write_csv(path, read_rows(path, settings.hash))
+    def check(self, manifest: pd.DataFrame) -> None:
+        """Raise CacheError if images are missing that these rows of the manifest name."""
+        lost = without_picture(manifest, self.pictures)
+        if lost:
+            raise CacheError(
+                f"{self.folder} is read-only, and {len(lost)} of {(manifest.error == '').sum()} images that its"
+                f" {self.split}_manifest.csv names are missing or truncated, first {lost[0]}.png. Copy it again from where it"
+                " was made, or choose another cache_dir."
+            )
+
+    def fill(self, sources: dict[str, Path], num_workers: int = 0, cluster: str = "", quiet: bool = False) -> None:
+        """Preprocess the images that are missing, and record each in the manifest, unless the folder is read-only."""
+        with _usable(self.folder), _full_disk_stops_the_run(self.folder):
+            self._claim()
+            if not (self.is_writable and self.missing(sources)):
+                return
+            with self._alone():
+                remove_leftovers(self.pictures)
+                missing = self.missing(sources)  # again: another run may have finished just now
+                title = "" if quiet else f"Preprocessing {self.split}"
+                ahead = None if cluster else _read_ahead
+                outcomes = map_items(self.make, missing, num_workers, title, "images", cluster, ahead)
+                path = manifest_path(self.folder, self.split)
+                write_csv(path, self.manifest())  # drops the row that a kill left half written
+                append_rows(path, (self._row(outcome) for outcome in outcomes))
+                write_csv(path, self.manifest())
+
+    def make(self, job: tuple[str, Path]) -> dict:
+        """Preprocess one image into the cache, and return its manifest columns; ``job`` is its id and file."""
+        image_id, source = job
+        picture, row = preprocess(source, *self.settings.arguments)
+        return row | {"picture_bytes": _write_picture(picture_path(self.folder, self.split, image_id), picture)}
+
+    def _row(self, outcome: Outcome) -> dict:
+        image_id, source = outcome.item
+        row = {"image_id": image_id, "source": str(Path(*source.parts[-3:])), "error": on_one_line(outcome.error)}
+        return row | (outcome.value or {}) | {"settings_hash": self.settings.hash}
+
+    def _claim(self) -> None:
+        """Write the settings of a new cache, or raise CacheError if an existing one has others."""
+        path = self.folder / "settings.json"
+        wanted = asdict(self.settings) | {"hash": self.settings.hash}
+        try:
+            if not path.exists():
+                write_json(path, wanted)
+            found = dict(read_json(path))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise CacheError(f"{path} is not valid JSON ({error}): delete it if the cache has this run's settings.") from error
+        other = [f"{key} is {found.get(key)} there, {value} here" for key, value in wanted.items() if found.get(key) != value]
+        if other:
+            raise CacheError(f"{self.folder} is a cache with other settings ({'; '.join(other)}): choose another cache_dir.")
+
+    def _alone(self) -> contextlib.AbstractContextManager:
+        """Wait until no other run fills the split, and keep others out; the lock ends with the process, even if killed."""
+        lock = FileLock(self.folder / f".{self.split}.lock")
+        try:
+            return lock.acquire(timeout=0)
+        except Timeout:
+            print(f"Another run is filling {self.folder}: waiting for it.")
+            return lock.acquire()
 
 
 def summarise(manifest: pd.DataFrame) -> str:
@@ -220,25 +251,6 @@ def read_manifest(cache_dir: str | Path, split: str, settings: CacheSettings) ->
     return read_rows(manifest_path(cache_dir, split), settings.hash)
 
 
-def _claim(cache_dir: Path, settings: CacheSettings) -> None:
-    """Write the settings of a new cache, or raise CacheError if an existing one has others."""
-    path = cache_dir / "settings.json"
-    wanted = asdict(settings) | {"hash": settings.hash}
-    try:
-        if not path.exists():
-            write_json(path, wanted)
-        found = dict(read_json(path))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise CacheError(f"{path} is not readable JSON ({error}): delete it if the cache has this run's settings.") from error
-    except OSError as error:
-        if error.errno in FULL_DISK:
-            raise
-        raise CacheError(f"{cache_dir} holds no cache, and none can be made ({error}): choose another cache_dir.") from error
-    differing = [f"{key} is {found.get(key)} there, {value} here" for key, value in wanted.items() if found.get(key) != value]
-    if differing:
-        raise CacheError(f"{cache_dir} holds a cache with other settings ({'; '.join(differing)}): choose another cache_dir.")
-
-
 def _read_ahead(job: tuple[str, Path]) -> None:
     """Ask the system to prefetch the beginning of a file while others are decoded; ignore failures."""
     with contextlib.suppress(OSError, AttributeError):  # Windows and macOS lack posix_fadvise
@@ -247,13 +259,6 @@ def _read_ahead(job: tuple[str, Path]) -> None:
             os.posix_fadvise(file, 0, READ_AHEAD, os.POSIX_FADV_WILLNEED)
         finally:
             os.close(file)
-
-
-def _cache_image(job: tuple[str, Path], folder: Path, settings: CacheSettings) -> dict:
-    """Preprocess one image into ``folder``, and return its manifest columns."""
-    image_id, source = job
-    picture, row = preprocess(source, *settings.arguments)
-    return row | {"picture_bytes": _write_picture(folder / f"{image_id}.png", picture)}
 
 
 def _write_picture(path: Path, picture: np.ndarray) -> int:
@@ -270,7 +275,7 @@ def _usable(cache_dir: Path) -> Iterator[None]:
         yield
     except (OSError, NotImplementedError) as error:  # older filelocks raise the latter if the disk has no locks
         raise CacheError(
-            f"{cache_dir} can't be used ({error}). Delete what is in the way, or choose another cache_dir."
+            f"{cache_dir} can't be used as a cache ({error}). Delete what is in the way, or choose another cache_dir."
         ) from error
 
 
@@ -284,10 +289,3 @@ def _full_disk_stops_the_run(folder: Path) -> Iterator[None]:
             message = f"The disk of {folder} is full: free some space and run again; what is cached stays."
             raise StopRunError(message) from error
         raise
-
-
-def _manifest_row(outcome: Outcome, competition_dir: str | Path, settings: CacheSettings) -> dict:
-    """Make the manifest row of an outcome."""
-    image_id, source = outcome.item
-    row = {"image_id": image_id, "source": str(Path(source).relative_to(competition_dir)), "error": on_one_line(outcome.error)}
-    return row | (outcome.value or {}) | {"settings_hash": settings.hash}

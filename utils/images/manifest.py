@@ -4,9 +4,10 @@ import contextlib
 import csv
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 # The settings' hash is last: a truncated row lacks it, and is dropped on reading.
@@ -61,23 +62,18 @@ def _is_whole(line: bytes, columns: int) -> bool:
 
 def without_picture(manifest: pd.DataFrame, folder: Path) -> list[str]:
     """Return the ids of cached images whose file in ``folder`` is missing, or not as long as the row says."""
-    lengths = _lengths(folder)
-    good = manifest[manifest.error == ""]
-    found = [lengths.get(f"{image_id}.png", 0) for image_id in good.image_id]
-    is_whole = [
-        str(length) == written if written else length > 0 for length, written in zip(found, good.picture_bytes, strict=True)
-    ]
-    return good.image_id[~pd.Series(is_whole, index=good.index, dtype=bool)].tolist()
+    cached = manifest[manifest.error == ""]
+    lengths = (cached.image_id + ".png").map(_lengths(folder)).fillna(0).astype(int)
+    # Rows of older versions don't say it; their files must not be empty.
+    is_complete = np.where(cached.picture_bytes == "", lengths > 0, lengths.astype(str) == cached.picture_bytes)
+    return cached.image_id[~is_complete].tolist()
 
 
 def _lengths(folder: Path) -> dict[str, int]:
-    """Return the size in bytes of each file that is not hidden."""
-    lengths = {}
+    """Return the size in bytes of each file that is not hidden, which a temporary file is."""
     with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
-        for entry in entries:
-            if not entry.name.startswith("."):  # a temporary file may have been deleted since
-                lengths[entry.name] = entry.stat().st_size
-    return lengths
+        return {entry.name: entry.stat().st_size for entry in entries if not entry.name.startswith(".")}
+    return {}
 
 
 def on_one_line(error: str) -> str:
@@ -86,14 +82,10 @@ def on_one_line(error: str) -> str:
     return " ".join(printable.split())[:LONGEST_ERROR]
 
 
-@contextlib.contextmanager
-def appending(path: Path) -> Iterator[Callable[[dict], None]]:
-    """Yield a function that appends one row and flushes it, so that a kill loses no finished image."""
+def append_rows(path: Path, rows: Iterable[dict]) -> None:
+    """Append rows as they come, and flush each, so that a kill loses no finished image."""
     with open(path, "a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, MANIFEST_COLUMNS, restval="")
-
-        def write_row(row: dict) -> None:
+        for row in rows:
             writer.writerow(row)
             file.flush()
-
-        yield write_row
