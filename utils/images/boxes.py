@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from utils.images.resample import fitted_size
+from utils.images.resample import fitted_size, rows_above
 from utils.images.settings import CacheSettings
 from utils.tables.boxes import CORNERS
 
@@ -37,33 +37,27 @@ def to_picture(boxes: pd.DataFrame, manifest: pd.DataFrame, settings: CacheSetti
     kept = (_areas(seen) >= LEAST_SEEN * _areas(in_crop)) | (not cut)
     x_min, y_min, x_max, y_max = seen.T if cut else in_crop.T
     x_min, x_max = _turned(x_min, x_max, table)
-    placed = {
-        "x_min": x_min * scale_x / settings.image_width,
-        "y_min": (y_min * scale_y + top) / settings.image_height,
-        "x_max": x_max * scale_x / settings.image_width,
-        "y_max": (y_max * scale_y + top) / settings.image_height,
-    }
-    return table[boxes.columns].assign(**placed)[kept].reset_index(drop=True)
+    placed = table[boxes.columns].assign(
+        x_min=x_min * scale_x / settings.image_width,
+        y_min=(y_min * scale_y + top) / settings.image_height,
+        x_max=x_max * scale_x / settings.image_width,
+        y_max=(y_max * scale_y + top) / settings.image_height,
+    )
+    return placed[kept].reset_index(drop=True)
 
 
 def to_source(boxes: pd.DataFrame, manifest: pd.DataFrame, settings: CacheSettings) -> pd.DataFrame:
     """Move boxes from cached images back to stored ones; undo `to_picture`."""
     table = _with_crops(boxes, manifest)
     scale_x, scale_y, top = _geometry(table, settings)
-    x_min, x_max = _turned(*(table[name] * settings.image_width / scale_x for name in ("x_min", "x_max")), table)
-    corners = {
-        "x_min": x_min + table.crop_left,
-        "x_max": x_max + table.crop_left,
-        "y_min": (table.y_min * settings.image_height - top) / scale_y + table.crop_top,
-        "y_max": (table.y_max * settings.image_height - top) / scale_y + table.crop_top,
-    }
-    return table[boxes.columns].assign(**corners)
-
-
-def box_counts(boxes: pd.DataFrame, sets: dict[str, pd.DataFrame]) -> str:
-    """Return a line that says how many images of each set have boxes; ``sets`` maps a set's name to its images."""
-    held = [(name, images.image_id.isin(boxes.image_id).sum(), len(images)) for name, images in sets.items()]
-    return "Boxes: " + ", ".join(f"{count} of {total} images of {name}" for name, count, total in held)
+    x_min, x_max = (table[name] * settings.image_width / scale_x for name in ("x_min", "x_max"))
+    x_min, x_max = _turned(x_min, x_max, table)
+    return table[boxes.columns].assign(
+        x_min=x_min + table.crop_left,
+        x_max=x_max + table.crop_left,
+        y_min=(table.y_min * settings.image_height - top) / scale_y + table.crop_top,
+        y_max=(table.y_max * settings.image_height - top) / scale_y + table.crop_top,
+    )
 
 
 def largest_boxes(boxes: pd.DataFrame, image_ids: pd.Series) -> np.ndarray:
@@ -133,7 +127,7 @@ def _geometry(table: pd.DataFrame, settings: CacheSettings) -> tuple[pd.Series, 
     height, width = table.crop_bottom - table.crop_top, table.crop_right - table.crop_left
     limits = settings.image_height, settings.image_width
     sizes = np.array([fitted_size(shape, *limits) for shape in zip(height, width, strict=True)]).reshape(-1, 2)
-    top = (settings.image_height - sizes[:, 0]) // 2
+    top = rows_above(sizes[:, 0], settings.image_height)
     return sizes[:, 1] / width, sizes[:, 0] / height, pd.Series(top, index=table.index)
 
 

@@ -1,12 +1,14 @@
 """Find the breast in an image: its mask, its box, and the side of its chest wall."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from utils.images.film import Box, film_box
+from utils.images.resample import rescaled
 
 MASK_SIDE = 256  # px: longer side of the image on which the breast is searched
 TISSUE_LEVEL = 0.06  # share of the range between air and the brightest tissue
@@ -61,12 +63,12 @@ def find_breast(picture: np.ndarray, margin: float = 0.03, step: int = 1, shape:
         In pixels of the original; the full frame, flagged ``no_breast``, if there is no breast.
     """
     shape = shape or picture.shape
-    small = _shrink(picture, MASK_SIDE)
-    inside = film_box(small, step * picture.shape[0] / small.shape[0])
-    mask = _tissue_mask(small, inside)
-    film, flags = None, ()
-    if inside != (0, 0, *small.shape):
-        film, flags = _on_original(_scaled(inside, small.shape, picture.shape), step, shape), ("film_frame",)
+    mask, inside = _mask_and_film(picture, step)
+    film = None
+    flags = ()
+    if inside != (0, 0, *mask.shape):
+        film = _on_original(_scaled(inside, mask.shape, picture.shape), step, shape)
+        flags = ("film_frame",)
     if not mask.any():
         return Crop(0, 0, *shape, flags=(*flags, "no_breast"), film=film)
     box = _on_original(_scaled(_bounding_box(mask), mask.shape, picture.shape), step, shape)
@@ -91,8 +93,14 @@ def breast_mask(image: np.ndarray) -> np.ndarray:
     ndarray of shape (mask_height, mask_width), bool
         Longer side at most `MASK_SIDE`; all False if there is no breast.
     """
-    small = _shrink(image, MASK_SIDE)
-    return _tissue_mask(small, film_box(small, image.shape[0] / small.shape[0]))
+    return _mask_and_film(image, 1)[0]
+
+
+def _mask_and_film(image: np.ndarray, step: int) -> tuple[np.ndarray, Box]:
+    """Return the breast's mask, and the box inside a film's frame on it; ``step`` is that of `find_breast`."""
+    small = _shrink(image)
+    inside = film_box(small, step * image.shape[0] / small.shape[0])
+    return _tissue_mask(small, inside), inside
 
 
 def _tissue_mask(small: np.ndarray, inside: Box) -> np.ndarray:
@@ -128,7 +136,7 @@ def _between(ordered: np.ndarray, place: float) -> float:
 
 def _mask_above(level: np.ndarray, tissue: float, faint: float) -> np.ndarray:
     """Return the largest component above the level ``tissue``, regrown into adjacent pixels above ``faint``."""
-    breast = _largest_component(_detach((level > tissue).astype(np.uint8)), min_share=MIN_BREAST_SHARE)
+    breast = _largest_component(_detach((level > tissue).astype(np.uint8)))
     return _regrow(breast, (level > faint).astype(np.uint8))
 
 
@@ -146,10 +154,10 @@ def _outline_slope(mask: np.ndarray, slopes: np.ndarray, percentile: float) -> f
     return float(np.percentile(found, percentile)) if found.size else np.inf
 
 
-def _shrink(image: np.ndarray, side: int) -> np.ndarray:
-    """Shrink an image so that its longer side is at most ``side``."""
+def _shrink(image: np.ndarray) -> np.ndarray:
+    """Shrink an image so that its longer side is at most `MASK_SIDE`."""
     h, w = image.shape
-    scale = min(1.0, side / max(h, w))
+    scale = min(1.0, MASK_SIDE / max(h, w))
     stride = max(1, int(0.5 / scale))  # a strided view first: averaging every pixel costs 10 times more for the same mask
     size = (max(1, round(w * scale)), max(1, round(h * scale)))
     return cv2.resize(np.ascontiguousarray(image[::stride, ::stride]), size, interpolation=cv2.INTER_AREA)
@@ -185,13 +193,14 @@ def _rim(shape: tuple[int, int]) -> int:
     return min(max(1, round(FRAME_SHARE * max(shape))), (min(shape) - 1) // 2)
 
 
-def _largest_component(tissue: np.ndarray, min_share: float) -> np.ndarray:
-    """Mark the largest connected component; nothing if it covers less than ``min_share`` of the image."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(tissue, connectivity=4)
-    if count < 2:
+def _largest_component(tissue: np.ndarray) -> np.ndarray:
+    """Mark the largest connected component; nothing if it covers less than `MIN_BREAST_SHARE` of the image."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(tissue, connectivity=4)
+    stats[0, cv2.CC_STAT_AREA] = 0  # the background
+    areas = stats[:, cv2.CC_STAT_AREA]
+    if areas.max() < MIN_BREAST_SHARE * tissue.size:
         return np.zeros(tissue.shape, dtype=bool)
-    areas = stats[1:, cv2.CC_STAT_AREA]
-    return labels == 1 + areas.argmax() if areas.max() >= min_share * tissue.size else np.zeros(tissue.shape, dtype=bool)
+    return labels == areas.argmax()
 
 
 def _bounding_box(mask: np.ndarray) -> Box:
@@ -204,24 +213,25 @@ def _scaled(box: Box, old: tuple[int, int], new: tuple[int, int]) -> Box:
     """Scale a box from an image of shape ``old`` to the same image of shape ``new``, rounded outwards."""
     top, left, bottom, right = box
     down, across = new[0] / old[0], new[1] / old[1]
-    lower, outer = int(np.ceil(bottom * down)), int(np.ceil(right * across))
-    return int(top * down), int(left * across), min(lower, new[0]), min(outer, new[1])
+    return _outwards((top * down, left * across, bottom * down, right * across), new)
 
 
 def _on_original(box: Box, step: int, shape: tuple[int, int]) -> Box:
     """Map a box to the original, where the image's sample i is sample ``step * i``; rounded outwards."""
-    top, left, bottom, right = ((edge - 0.5) * step + 0.5 for edge in box)
-    return (
-        *(max(0, math.floor(top)), max(0, math.floor(left))),
-        *(min(shape[0], math.ceil(bottom)), min(shape[1], math.ceil(right))),
-    )
+    return _outwards(rescaled(box, step), shape)
 
 
 def _grow(box: Box, margin: float, shape: tuple[int, int]) -> Box:
     """Widen a box on each side by a share of the longer side, within the image."""
     by = round(margin * max(shape))
     top, left, bottom, right = box
-    return max(0, top - by), max(0, left - by), min(shape[0], bottom + by), min(shape[1], right + by)
+    return _outwards((top - by, left - by, bottom + by, right + by), shape)
+
+
+def _outwards(box: Sequence[float], shape: tuple[int, int]) -> Box:
+    """Round a box to pixels, outwards but within an image of ``shape``."""
+    top, left, bottom, right = box
+    return max(0, math.floor(top)), max(0, math.floor(left)), min(shape[0], math.ceil(bottom)), min(shape[1], math.ceil(right))
 
 
 def _chest_wall_is_right(mask: np.ndarray) -> bool:

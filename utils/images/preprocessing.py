@@ -10,7 +10,7 @@ import numpy as np
 
 from utils.dicom.file import DicomFile, open_dicom
 from utils.images.breast import MASK_SIDE, Crop, find_breast
-from utils.images.resample import average_areas, fitted_size, fitting_scale, low_pass, pad, resize
+from utils.images.resample import average_areas, fitted_size, fitting_scale, low_pass, pad, rescaled, resize
 
 MIN_OVERSAMPLING = 1.2  # decoded pixels per cached pixel: with fewer, the error exceeds that of Lanczos instead of areas
 FILTERED_HALVINGS = 2  # of the overview of an image decoded in full: more cost time and find the breast no better
@@ -79,7 +79,8 @@ def draw(file: DicomFile, plan: Plan) -> np.ndarray:
     if not plan.discard:
         picture = resize(file.grey(file.stored()[crop.top : crop.bottom, crop.left : crop.right]), *size)
     else:
-        rows, columns = _on_halved(crop.top, crop.bottom, plan.discard), _on_halved(crop.left, crop.right, plan.discard)
+        rows = rescaled((crop.top, crop.bottom), 0.5**plan.discard)
+        columns = rescaled((crop.left, crop.right), 0.5**plan.discard)
         (top, bottom), (left, right) = _around(rows), _around(columns)
         part = _halved(file, plan.discard, slice(top, bottom), slice(left, right))
         rows, columns = [edge - top for edge in rows], [edge - left for edge in columns]
@@ -139,11 +140,6 @@ def _halved(file: DicomFile, discard: int, rows: slice, columns: slice) -> np.nd
     return low_pass(file.stored(decoded), discard - decoded, rows, columns)
 
 
-def _on_halved(start: int, stop: int, discard: int) -> tuple[float, float]:
-    """Map edges to the image halved ``discard`` times, whose sample i is the full image's sample 2**discard * i."""
-    return tuple((edge - 0.5) / 2**discard + 0.5 for edge in (start, stop))
-
-
-def _around(edges: tuple[float, float]) -> tuple[int, int]:
+def _around(edges: list[float]) -> tuple[int, int]:
     """Return the half-open range of samples that interpolation between these edges needs."""
-    return max(0, int(np.floor(edges[0])) - 2), int(np.ceil(edges[1])) + 2
+    return max(0, math.floor(edges[0]) - 2), math.ceil(edges[1]) + 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import cv2
 import numpy as np
 from scipy import sparse
@@ -80,6 +82,11 @@ def fitted_size(shape: tuple[int, int], height: int, width: int) -> tuple[int, i
     return max(1, min(height, round(shape[0] * scale))), max(1, min(width, round(shape[1] * scale)))
 
 
+def rescaled(edges: Iterable[float], step: float) -> list[float]:
+    """Map edges to the image whose sample ``i * step`` is sample i of the edges' image."""
+    return [(edge - 0.5) * step + 0.5 for edge in edges]
+
+
 def resize(picture: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize a float32 image: area averaging if it shrinks, linear interpolation if it grows.
 
@@ -89,10 +96,15 @@ def resize(picture: np.ndarray, height: int, width: int) -> np.ndarray:
     return cv2.resize(np.ascontiguousarray(picture), (width, height), interpolation=interpolation)
 
 
+def rows_above(fitted_height: int, height: int) -> int:
+    """Return how many rows `pad` adds above an image."""
+    return (height - fitted_height) // 2
+
+
 def pad(picture: np.ndarray, height: int, width: int) -> np.ndarray:
     """Put an image on a black one of ``height`` x ``width``: at the left edge, centred vertically."""
     h, w = picture.shape
-    top = (height - h) // 2
+    top = rows_above(h, height)
     padded = np.zeros((height, width), dtype=picture.dtype)
     padded[top : top + h, :w] = picture
     return padded
