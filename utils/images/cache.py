@@ -101,7 +101,8 @@ def build_cache(
     StopRunError
         If the disk is full.
     """
-    cache, named = Cache(Path(cache_dir), split, settings), name_files(images).to_numpy()
+    cache = Cache(Path(cache_dir), split, settings)
+    named = name_files(images).to_numpy()
     sources = dict(zip(images.image_id[named], image_paths(images[named], competition_dir, split), strict=True))
     cache.fill(sources, num_workers, cluster, quiet)
     manifest = cache.manifest().set_index("image_id").reindex(images.image_id.where(named))

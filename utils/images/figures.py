@@ -1,5 +1,6 @@
 """Figures of cached images, and helpers that all figures share."""
 
+import math
 from collections.abc import Iterable
 from itertools import zip_longest
 from pathlib import Path
@@ -26,10 +27,9 @@ def show_pictures(images: pd.DataFrame, cache_dir: str | Path, split: str, count
     """
     present = images[[picture_path(cache_dir, split, image_id).is_file() for image_id in images.image_id]]
     if "cancer" in present:
-        halves = [present[present.cancer == label].head(count // 2) for label in (1, 0)]
-        present = pd.concat(halves)
+        present = pd.concat([present[present.cancer == label].head(count // 2) for label in (1, 0)])
     present = present.head(count)
-    rows = max(1, -(-len(present) // COLUMNS))
+    rows = max(1, math.ceil(len(present) / COLUMNS))
     figure, axes = plt.subplots(rows, COLUMNS, figsize=(2 * COLUMNS, 3.4 * rows), squeeze=False, layout="tight")
     draw_pictures(axes.flat, present, cache_dir, split)
     return finished(figure)
@@ -42,7 +42,7 @@ def draw_pictures(axes: Iterable[plt.Axes], images: pd.DataFrame, cache_dir: str
         if row is None:
             continue
         axis.imshow(load_picture(cache_dir, split, row.image_id), cmap="gray", vmin=0, vmax=255)
-        label = {1: ", cancer", 0: ""}.get(getattr(row, "cancer", 0))
+        label = ", cancer" if getattr(row, "cancer", 0) == 1 else ""
         axis.set_title(f"{row.laterality} {row.view}{label}", fontsize=9)
 
 

@@ -9,7 +9,8 @@ LENGTH = 0.3  # of the side: shorter runs are a label, or skin that touches the 
 GREY_LENGTH = 0.6  # LENGTH of a frame that is not the brightest part: a chest wall may look like it
 DROP = 0.9  # of the frame's level: two pixels behind the frame, the image is darker than this
 # A thinner line is harmless; an outline that software draws is 1 pixel, or 1/256 of the side.
-THINNEST, FEWEST_PIXELS = 0.0035, 2
+THINNEST = 0.0035  # of the longer side
+FEWEST_PIXELS = 2
 Box = tuple[int, int, int, int]  # top, left, bottom, right, half open
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils.images.boxes import box_counts
 from utils.tables.folds import assign_folds
 
 
@@ -64,5 +63,6 @@ class TrainingData:
             return "No boxes are used."
         sets = {"the competition": self.images}
         if self.extra is not None:
-            sets |= dict(list(self.extra.groupby("extra_set")))
-        return box_counts(self.boxes, sets)
+            sets |= dict(iter(self.extra.groupby("extra_set")))
+        with_boxes = {name: images.image_id.isin(self.boxes.image_id) for name, images in sets.items()}
+        return "Boxes: " + ", ".join(f"{some.sum()} of {len(some)} images of {name}" for name, some in with_boxes.items())
