@@ -7,8 +7,6 @@ import pandas as pd
 from utils.tables.competition import breasts
 from utils.tables.strict_csv import TableError
 
-# scikit-learn is imported late: it takes 0.6 s, which every process that decodes images would spend on importing utils.tables.
-
 FOLD_BY = ("patient", "machine")
 MOST_FOLDS = 1000
 
@@ -46,6 +44,7 @@ def assign_folds(images: pd.DataFrame, n_folds: int, seed: int, fold_by: str = "
 
 
 def _by_patient(images: pd.DataFrame, n_folds: int, seed: int) -> pd.Series:
+    # Late, as below: it takes 0.6 s, and each process that decodes images imports utils.tables.
     from sklearn.model_selection import StratifiedKFold
 
     patients = images.groupby("patient_id").agg(site_id=("site_id", "first"))

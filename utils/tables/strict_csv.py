@@ -59,16 +59,16 @@ def _split_csv(path: str | Path, separator: str) -> tuple[list[str], dict[int, l
     with open(path, newline="", encoding="utf-8-sig") as file:
         text = file.read()
     if "\0" in text:
-        raise csv.Error("it holds NUL bytes")
+        raise csv.Error("it contains NUL bytes")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     header = next(reader, [])
     if not any(header):
         raise csv.Error("it has no header")
     rows, line = {}, reader.line_num + 1
     for row in reader:
-        if any(row) and len(row) != len(header):
-            raise csv.Error(f"line {line} has {len(row)} fields, and the header has {len(header)}")
         if any(row):
+            if len(row) != len(header):
+                raise csv.Error(f"line {line} has {len(row)} fields, and the header has {len(header)}")
             rows[line] = row
-        line = reader.line_num + 1  # a quoted field may hold line ends
+        line = reader.line_num + 1  # a quoted field may contain line ends
     return header, rows
