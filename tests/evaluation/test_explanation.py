@@ -227,15 +227,6 @@ def test_items_and_batches_do_not_change_maps(images, cache_dir):
     assert all(np.allclose(together[image_id], alone[image_id], atol=1e-4) for image_id in together)
 
 
-def test_asking_for_an_image_explains_its_breast_alone(images, cache_dir):
-    whole, model, dataset = make_explained(images, cache_dir, "rnn", count=2)
-    image_id = dataset.images.image_id[0]
-    breast = dataset.images.prediction_id[0]
-    part = explain(model, dataset, make_config(TINY, "rnn"), CPU, [image_id])
-    assert set(part) == set(dataset.images.image_id[dataset.images.prediction_id == breast])
-    assert np.allclose(part[image_id], whole[image_id], atol=1e-4)
-
-
 def test_mirrored_picture_has_its_share_of_the_map(images, cache_dir):
     _, model, dataset = make_explained(images, cache_dir, count=1)
     config = make_config(TINY, test_time_flip=True)
@@ -320,6 +311,20 @@ def test_run_is_explained_by_the_network_that_never_saw_the_patient(run, images,
 def test_only_the_images_asked_for_are_given(run, images, cache_dir):
     wanted = images.image_id.iloc[[0, -1]].tolist()
     assert set(explain_run(run, images, cache_dir, wanted)) == set(wanted)
+
+
+@pytest.mark.parametrize("max_views", [None, 1])
+def test_breast_is_explained_with_all_its_images_as_among_all_breasts_of_its_fold(images, cache_dir, tmp_path, max_views):
+    config = make_config(TINY, "rnn", epochs=1, max_views=max_views)
+    train_run(config, TrainingData(images, cache_dir), tmp_path / "rnn")
+    held_out = images[Run(tmp_path / "rnn").fold_of(images.patient_id) == 1]
+    model, vocabulary = load_fold(config, tmp_path / "rnn" / "fold1")
+    expected = explain(model, make_dataset(config, held_out, cache_dir, "train", vocabulary), config, CPU)
+    assert (set(expected) == set(held_out.image_id)) == (max_views is None)
+    wanted = [*held_out.image_id[:1], *held_out.image_id[-3:]]
+    found = explain_run(tmp_path / "rnn", images, cache_dir, wanted)
+    assert found.keys() == expected.keys() & set(wanted) and found
+    assert all(np.allclose(found[name], expected[name], atol=1e-4) for name in found)
 
 
 def test_what_is_explained_is_what_was_predicted(run, images, cache_dir):

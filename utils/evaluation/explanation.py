@@ -16,9 +16,8 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from torch.utils.data import Subset
 
-from utils.core.environment import KitError
+from utils.core.environment import KitError, pick_device
 from utils.images.boxes import CROP
 from utils.images.cache import read_manifest
 from utils.images.resample import fitted_size
@@ -48,7 +47,6 @@ def explain_run(
     images: pd.DataFrame,
     cache_dir: str | Path,
     image_ids: Iterable[str] | None = None,
-    device: torch.device | None = None,
     finer: int = FINER,
 ) -> Maps:
     """Explain a run's out-of-fold predictions: each image by the network that never saw its patient.
@@ -59,26 +57,19 @@ def explain_run(
     """
     config = Run(run_dir).config
     wanted = set(images.image_id if image_ids is None else image_ids)
-    images = images.assign(fold=_folds_of(run_dir, images))
+    images = images.assign(fold=Run(run_dir).fold_of(images.patient_id))
     _check_images(wanted, images, read_manifest(cache_dir, "train", config.preprocessing), cache_dir)
-    maps = {}
-    for fold in sorted(images.fold[images.image_id.isin(wanted)].unique().astype(int)):
-        model, vocabulary = load_fold(config, Path(run_dir) / f"fold{fold}")
-        # The complete fold, so that each breast has all the images that it was predicted from.
-        dataset = make_dataset(config, images[images.fold == fold], cache_dir, "train", vocabulary)
-        device = device or torch.device("cpu")
-        maps |= explain(model.to(device), dataset, config, device, wanted, finer)
+    item = images.prediction_id if config.model.item == "breast" else images.image_id
+    needed = images[item.isin(item[images.image_id.isin(wanted)])]
+    maps, device = {}, pick_device()
+    for fold, rows in needed.groupby("fold"):
+        model, vocabulary = load_fold(config, Path(run_dir) / f"fold{int(fold)}")
+        dataset = make_dataset(config, rows, cache_dir, "train", vocabulary)
+        maps |= explain(model.to(device), dataset, config, device, finer)
     return {image_id: heat for image_id, heat in maps.items() if image_id in wanted}
 
 
-def explain(
-    model: nn.Module,
-    dataset: ImageDataset,
-    config: TrainConfig,
-    device: torch.device,
-    image_ids: Iterable[str] | None = None,
-    finer: int = FINER,
-) -> Maps:
+def explain(model: nn.Module, dataset: ImageDataset, config: TrainConfig, device: torch.device, finer: int = FINER) -> Maps:
     """Explain the logit of each item by Grad-CAM on late maps of its encoders (Selvaraju et al., ICCV 2017).
 
     An encoder's map is the sum of its feature maps, each weighted by the logit's mean gradient. Times its number of
@@ -89,17 +80,15 @@ def explain(
     Cells are ``2 ** finer`` times smaller than those of the last maps. 0 takes the last maps, as the paper does, but
     their cells of mostly 32 x 32 pixels are larger than a small lesion. In a ViT all cells have the same size.
 
-    Items with one of ``image_ids`` are explained with all their images. Raise ExplanationError if an encoder has no
-    maps or tokens, or none so fine. It runs in float32, as gradients vanish in half precision, and needs a training
-    step's memory.
+    Raise ExplanationError if an encoder has no maps or tokens, or none so fine. It runs in float32, as gradients vanish
+    in half precision, and needs a training step's memory.
     """
     model.eval()
     for module in model.modules():
         if isinstance(module, nn.RNNBase):
             module.train()  # cuDNN has no gradient of recurrent cells in eval mode; without dropout the modes agree
     maps = {}
-    items = _items_with(dataset, image_ids)
-    for batch in make_loader(Subset(dataset, items), config.micro_batch_size or config.batch_size):
+    for batch in make_loader(dataset, config.micro_batch_size or config.batch_size):
         heats = _heats(model, batch, config, device, finer)
         maps |= zip(dataset.images.image_id.iloc[batch["rows"].tolist()], heats, strict=True)
     model.eval()
@@ -269,19 +258,6 @@ def _refuse(encoder: Encoder) -> NoReturn:
         f"{type(encoder.backbone).__name__} gives neither maps nor a token for each part of the picture, which Grad-CAM needs:"
         " explain another network, such as maxvit_nano_rw_256."
     )
-
-
-def _items_with(dataset: ImageDataset, image_ids: Iterable[str] | None) -> list[int]:
-    """Return the indices of the items that read one of the images."""
-    if image_ids is None:
-        return list(range(len(dataset)))
-    wanted = dataset.images.image_id.isin(set(image_ids)).to_numpy()
-    return [index for index in range(len(dataset)) if wanted[dataset._rows(index)].any()]
-
-
-def _folds_of(run_dir: str | Path, images: pd.DataFrame) -> pd.Series:
-    """Return each image's fold in the run."""
-    return Run(run_dir).fold_of(images.patient_id)
 
 
 def _check_images(wanted: set[str], images: pd.DataFrame, manifest: pd.DataFrame, cache_dir: str | Path) -> None:

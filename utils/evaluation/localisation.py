@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from utils.core.environment import pick_device
 from utils.evaluation.explanation import explain_run
 from utils.evaluation.marks import measure_marks, median_sizes
 from utils.evaluation.pointing import OWN, Landmarks, Place, play_pointing_game, read_landmarks, strongest_place
@@ -67,11 +66,11 @@ class BoxedImages:
         rows = self.images[self.images.image_id.isin(self.drawn)]
         folds = self._folds.loc[rows.image_id].to_numpy()
         ordered = rows.assign(fold=folds).sort_values(["fold", "prediction_id", "image_id"]).image_id.tolist()
-        places, device = {}, pick_device()
+        places = {}
         with tqdm(total=len(ordered), desc="Explaining", unit=" images", mininterval=1) as bar:
             for start in range(0, len(ordered), AT_ONCE):
                 part = ordered[start : start + AT_ONCE]
-                maps = explain_run(self.run_dir, self.images, self.cache_dir, part, device)
+                maps = explain_run(self.run_dir, self.images, self.cache_dir, part)
                 places |= {name: strongest_place(heat) for name, heat in maps.items()}
                 bar.update(len(part))
         return places

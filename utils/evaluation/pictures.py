@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from utils.core.environment import KitError, pick_device
+from utils.core.environment import KitError
 from utils.decision.thresholds import CHOICES
 from utils.evaluation.explanation import ExplanationError, check_network, choose_examples, explain_run
 from utils.evaluation.figures import show_explanations
@@ -117,7 +117,7 @@ def _show(material: Material, name: str, examples: pd.DataFrame) -> Figure:
         material.cache_of(material.runs[name]),
     )
     config = Run(run).config
-    maps = explain_run(run, images, cache, examples.image_id, pick_device())
+    maps = explain_run(run, images, cache, examples.image_id)
     boxes = material.boxes
     if config.box_weight:
         with contextlib.suppress(TrainingError):  # `_marks` shows the error
