@@ -15,19 +15,22 @@ from sklearn.metrics import roc_auc_score
 from tests.helpers import TINY, make_config, write_run
 from utils.core.environment import PROJECT, write_json
 from utils.decision import tuning
-from utils.decision.tuning import tune
+from utils.decision.tuning import find_threshold, tune
 from utils.evaluation import pictures
 from utils.evaluation.explanation import ExplanationError
-from utils.evaluation.material import SUSPICIOUS_AUC, gather
+from utils.evaluation.material import SUSPICIOUS_AUC
+from utils.evaluation.material import gather as gather_material
 from utils.evaluation.pictures import explanations, say_what_has_no_maps, trained_rows
-from utils.evaluation.subgroups import VERDICT
+from utils.evaluation.subgroups import IMAGES_PER_BREAST, METADATA, VERDICT
 from utils.images.boxes import CROP
 from utils.images.cache import read_manifest
+from utils.images.inputs import open_inputs
 from utils.images.training_data import TrainingData
 from utils.metrics.intervals import Interval
 from utils.phantom.competition import BOXES_FILE
 from utils.runs.config import ModelError
 from utils.runs.oof import PredictionError, oof_of_runs
+from utils.runs.run import Run
 from utils.runs.tables import OOF_COLUMNS
 from utils.tables.boxes import read_boxes
 from utils.tables.folds import assign_folds
@@ -51,6 +54,13 @@ def no_threshold_anywhere(tmp_path, monkeypatch):
 @pytest.fixture
 def run(tmp_path, images):
     return make_run(tmp_path / "a", images)
+
+
+def gather(runs, competition_dir, cache_dir, threshold_path="", **options):
+    """Gather as report.ipynb does."""
+    settings = Run(runs[0]).config.preprocessing
+    inputs = open_inputs(competition_dir, cache_dir, settings.image_height, settings.image_width)
+    return gather_material(runs, find_threshold(runs, threshold_path), inputs, **options)
 
 
 @pytest.fixture
@@ -134,8 +144,8 @@ def sources_with(count=CHANCE, verdict="better"):
     """A table of sources of AUC in which only two facts matter."""
     rows = {
         "the model": {"AUC [95 %]": Interval(0.8, 0.7, 0.9), VERDICT: ""},
-        "metadata (age)": {"AUC [95 %]": Interval(0.6, 0.5, 0.7), VERDICT: verdict},
-        "images per breast": {"AUC [95 %]": count, VERDICT: ""},
+        METADATA: {"AUC [95 %]": Interval(0.6, 0.5, 0.7), VERDICT: verdict},
+        IMAGES_PER_BREAST: {"AUC [95 %]": count, VERDICT: ""},
     }
     return pd.DataFrame(rows).T.rename_axis("source")
 
@@ -149,14 +159,14 @@ def test_number_of_images_that_tells_cancer_is_named_with_the_remedy(where, one_
     found = gather(**where, one_image=one_image).notes(sources_with(count=Interval(0.9, SUSPICIOUS_AUC + 0.01, 0.95)))
     assert len(found) == 1 and "AUC of 0.900 [0.610, 0.950]" in found[0]
     assert ("-p one_image True" in found[0] and "-p max_views 1" in found[0]) != one_image
-    assert ("left out of all" in found[0]) == one_image
+    assert ("all figures here leave it out" in found[0]) == one_image
 
 
 def test_number_of_images_within_noise_is_not_named(where):
     assert gather(**where).notes(sources_with(count=Interval(0.65, SUSPICIOUS_AUC, 0.8))) == []
 
 
-@pytest.mark.parametrize("verdict", ["worse", "no difference that this data can show"])
+@pytest.mark.parametrize("verdict", ["worse", "not measurably different"])
 def test_model_that_is_not_better_than_metadata_is_named(where, verdict):
     found = gather(**where).notes(sources_with(verdict=verdict))
     assert len(found) == 1 and "not better than metadata alone" in found[0]
@@ -186,14 +196,14 @@ def test_picture_that_is_gone_costs_its_image_and_a_breast_without_any_the_pictu
     (copy / "train").mkdir()
     for picture in (cache_dir / "train").glob("*.png"):
         (copy / "train" / picture.name).symlink_to(picture)
-    material = gather(**where | {"cache_dir": str(copy)})
-    assert material.readable_images(run).equals(images)
+    assert gather(**where | {"cache_dir": str(copy)}).readable_images[run].equals(images)
     first, *others = images.image_id[images.prediction_id == images.prediction_id.mode()[0]]
     (copy / "train" / f"{first}.png").unlink()
-    assert material.has_pictures(run) and first not in material.readable_images(run).image_id.tolist()
+    material = gather(**where | {"cache_dir": str(copy)})
+    assert material.has_pictures(run) and first not in material.readable_images[run].image_id.tolist()
     for name in others:
         (copy / "train" / f"{name}.png").unlink()
-    assert not material.has_pictures(run)
+    assert not gather(**where | {"cache_dir": str(copy)}).has_pictures(run)
 
 
 def test_explanations_that_cant_be_had_are_a_sentence(where, tmp_path, monkeypatch):

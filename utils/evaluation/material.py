@@ -2,18 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from utils.core.environment import resolve
 from utils.decision.threshold import Threshold
 from utils.decision.thresholds import CHOICES, nested_decisions, nested_site_decisions
-from utils.decision.tuning import find_threshold, tune
-from utils.evaluation.subgroups import VERDICT, with_traits
+from utils.decision.tuning import tune
+from utils.evaluation.subgroups import IMAGES_PER_BREAST, METADATA, VERDICT, with_traits
 from utils.images.cache import default_cache_dir, picture_path, read_manifest
-from utils.images.inputs import Inputs, open_inputs
+from utils.images.inputs import Inputs
 from utils.metrics.intervals import PatientBootstrap
 from utils.runs.found import name_runs
 from utils.runs.oof import PredictionError, oof_of_runs
@@ -31,9 +31,7 @@ class Material:
     runs : dict
         Name to run folder.
     inputs : Inputs
-        Data and cache of the first run.
-    cache_dir : Path or None
-        Cache of all runs; None for each run's default.
+        Data, and cache of the runs of the first run's image size.
     images : DataFrame
         The train table.
     tuned : Threshold
@@ -51,7 +49,6 @@ class Material:
 
     runs: dict[str, Path]
     inputs: Inputs
-    cache_dir: Path | None
     images: pd.DataFrame
     tuned: Threshold
     curves: dict[str, pd.DataFrame]
@@ -80,11 +77,10 @@ class Material:
         sources : DataFrame
             From `utils.evaluation.subgroups.sources_of_auc`.
         """
-        metadata = sources.index[sources.index.str.startswith("metadata")][0]
         precision = PatientBootstrap(self.breasts.patient_id).average_precision(self.breasts.cancer, self.breasts.probability)
         rows = {
             "AUC": (sources.loc["the model", "AUC [95 %]"], "1 is perfect, 0.5 is chance"),
-            "AUC of metadata alone": (sources.loc[metadata, "AUC [95 %]"], f"the model is {sources.loc[metadata, VERDICT]}"),
+            "AUC of metadata alone": (sources.loc[METADATA, "AUC [95 %]"], f"the model is {sources.loc[METADATA, VERDICT]}"),
             "average precision": (precision, f"{self.breasts.cancer.mean():.3f} is chance"),
             "pF1, nested over folds": (str(self.tuned.pf1_nested), self._worth),
             "pF1, nested over patients": (str(self.tuned.pf1_patient_nested), "without the folds' differences"),
@@ -103,60 +99,58 @@ class Material:
     def notes(self, sources: pd.DataFrame) -> list[str]:
         """Return what a reader must know before any figure: traps in the data, and what the figures do not show."""
         found = []
-        auc = sources.loc["images per breast", "AUC [95 %]"]
-        if auc.low > SUSPICIOUS_AUC and not self.tuned.one_image:
+        auc = sources.loc[IMAGES_PER_BREAST, "AUC [95 %]"]
+        if auc.low > SUSPICIOUS_AUC:
+            remedy = "a model of breasts may count them. Run again with -p one_image True, and train with -p max_views 1."
+            done = "all figures here leave it out by counting one random image of each breast."
             found.append(
-                f"How many images a breast has tells cancer with an AUC of {auc}: an artefact of the data, which a model of"
-                " breasts may count. Run again with -p one_image True, and train with -p max_views 1."
+                f"The number of images of a breast predicts cancer with an AUC of {auc}, an artefact of the data:"
+                f" {done if self.tuned.one_image else remedy}"
             )
-        metadata = sources.index[sources.index.str.startswith("metadata")][0]
-        if auc.low > SUSPICIOUS_AUC and self.tuned.one_image:
-            found.append(
-                f"How many images a breast has tells cancer with an AUC of {auc}: an artefact of the data, left out of all"
-                " figures here by counting one random image of each breast."
-            )
-        if sources.loc[metadata, VERDICT] != "better":
-            found.append("The model is not better than metadata alone: it has not yet shown that it reads the pictures.")
+        if sources.loc[METADATA, VERDICT] != "better":
+            found.append("The model is not better than metadata alone: it has not yet shown that it reads the images.")
         return found
 
     def cache_of(self, run: Path) -> Path:
-        """Return the cache folder of a run."""
-        return self.cache_dir or default_cache_dir(self.inputs.competition_dir, Run(run).config.preprocessing)
+        """Return the cache folder of a run: the named one, or the one of its image size."""
+        settings = Run(run).config.preprocessing
+        if settings == self.inputs.settings:
+            return self.inputs.cache_dir
+        return default_cache_dir(self.inputs.competition_dir, settings)
 
     def manifest_of(self, run: Path) -> pd.DataFrame:
         """Return the manifest of a run's cached images; empty if there is no cache."""
         return read_manifest(self.cache_of(run), "train", Run(run).config.preprocessing)
 
-    def readable_images(self, run: Path) -> pd.DataFrame:
-        """Return the rows of the train table whose images are in a run's cache: what it was trained on."""
-        cache, readable = self.cache_of(run), set(self.manifest_of(run).query("error == ''").image_id)
+    @cached_property
+    def readable_images(self) -> dict[Path, pd.DataFrame]:
+        """Return, by run, the rows of the train table whose images are in its cache: what it was trained on."""
+        return {run: self._readable_images(run) for run in self.runs.values()}
+
+    def _readable_images(self, run: Path) -> pd.DataFrame:
+        manifest, cache = self.manifest_of(run), self.cache_of(run)
+        readable = set(manifest.image_id[manifest.error == ""])
         kept = [name in readable and picture_path(cache, "train", name).is_file() for name in self.images.image_id]
         return self.images[kept]
 
     def has_pictures(self, run: Path) -> bool:
         """True if the cache has images of all the breasts in the report."""
-        return set(self.breasts.prediction_id) <= set(self.readable_images(run).prediction_id)
+        return set(self.breasts.prediction_id) <= set(self.readable_images[run].prediction_id)
 
 
-def gather(
-    runs: Sequence[Path],
-    threshold_path: str = "",
-    competition_dir: str = "",
-    cache_dir: str = "",
-    one_image: bool = False,
-    smoke_test: bool = False,
-    boxes_path: str = "",
-) -> Material:
-    """Find the threshold and data of runs, and check that they belong together.
+def gather(runs: Sequence[Path], tuned: Threshold, inputs: Inputs, one_image: bool = False, boxes_path: str = "") -> Material:
+    """Gather what a report on runs is made from, and check that it belongs together.
 
     Parameters
     ----------
     runs : sequence of Path
         Folders; see `utils.training.example_run.find_or_train_runs`.
-    threshold_path, competition_dir, cache_dir : str
-        The notebooks' parameters; empty to look for them.
+    tuned : Threshold
+        From `utils.decision.tuning.find_threshold`.
+    inputs : Inputs
+        From `utils.images.inputs.open_inputs` with the first run's image size.
     one_image : bool
-        Count one random image of each breast.
+        Count one random image of each breast, and tune again if ``tuned`` did not.
     boxes_path : str
         CSV of true boxes; empty for boxes.csv of the competition's folder, if it has one.
 
@@ -167,24 +161,23 @@ def gather(
     utils.tables.strict_csv.TableError
         If the boxes are unreadable.
     """
-    tuned = find_threshold(runs, threshold_path)
     if one_image and not tuned.one_image:
         tuned = tune(runs, tuned.aggregation, choice=tuned.choice, weights=tuned.weights_of(runs), one_image=True)
-    settings = Run(runs[0]).config.preprocessing
-    inputs = open_inputs(competition_dir, cache_dir, settings.image_height, settings.image_width, smoke_test)
-    images, boxes = inputs.images("train"), inputs.boxes(boxes_path)
-    named = name_runs(runs)
-    how = {"aggregation": tuned.aggregation, "one_image": tuned.one_image}
-    curves = {name: oof_of_runs([run], **how) for name, run in named.items()}
+    images, named = inputs.images("train"), name_runs(runs)
+    curves = {name: oof_of_runs([run], tuned.aggregation, one_image=tuned.one_image) for name, run in named.items()}
     breasts = tuned.out_of_fold(runs)
     _check_same_data(breasts, images, inputs.competition_dir)
     breasts = with_traits(breasts, images)
-    values = breasts.cancer, breasts.probability, breasts.fold
+    decisions = _nested_decisions(breasts, tuned)
+    return Material(named, inputs, images, tuned, curves, breasts, decisions, inputs.boxes(boxes_path))
+
+
+def _nested_decisions(breasts: pd.DataFrame, tuned: Threshold) -> np.ndarray:
+    """Decide each fold with the threshold of the other folds, by site if the threshold is."""
     choose = CHOICES[tuned.choice]
-    by_site = tuned.site_thresholds
-    decisions = nested_site_decisions(*values, breasts.site_id, choose) if by_site else nested_decisions(*values, choose)
-    cache = resolve(cache_dir) if cache_dir else None
-    return Material(named, inputs, cache, images, tuned, curves, breasts, decisions, boxes)
+    if tuned.site_thresholds:
+        return nested_site_decisions(breasts.cancer, breasts.probability, breasts.fold, breasts.site_id, choose)
+    return nested_decisions(breasts.cancer, breasts.probability, breasts.fold, choose)
 
 
 def _check_same_data(breasts: pd.DataFrame, images: pd.DataFrame, competition_dir: Path) -> None:

@@ -33,11 +33,13 @@ def say_what_has_no_maps(runs: dict[str, Path]) -> None:
 
 def trained_rows(material: Material) -> dict[str, pd.DataFrame]:
     """Predict again the breasts that trained each run whose images are in the cache."""
-    how = {"aggregation": material.tuned.aggregation, "one_image": material.tuned.one_image}
-    with_pictures = {name: run for name, run in material.runs.items() if material.has_pictures(run)}
+    tuned = material.tuned
     return {
-        name: predict_training_rows(run, material.readable_images(run), material.cache_of(run), **how)
-        for name, run in with_pictures.items()
+        name: predict_training_rows(
+            run, material.readable_images[run], material.cache_of(run), tuned.aggregation, tuned.one_image
+        )
+        for name, run in material.runs.items()
+        if material.has_pictures(run)
     }
 
 
@@ -76,7 +78,7 @@ def _gallery(material: Material, name: str) -> Figure:
     """Show a run's surest decisions, right and wrong, with Grad-CAM on the original images."""
     run, curve = material.runs[name], material.curves[name]
     threshold = CHOICES[material.tuned.choice](curve.cancer, curve.probability)
-    return _show(material, name, choose_examples(curve, material.readable_images(run), threshold, SHOWN_EXAMPLES))
+    return _show(material, name, choose_examples(curve, material.readable_images[run], threshold, SHOWN_EXAMPLES))
 
 
 def _pointing(material: Material, name: str, boxed: BoxedImages, seed: int = 0) -> list[tuple[Figure | pd.DataFrame, str]]:
@@ -106,18 +108,14 @@ def _boxed_images(material: Material, run: Path, most: int, seed: int) -> BoxedI
     """Draw images with true boxes to measure a run on; None if there are none."""
     if material.boxes is None:
         return None
-    return draw_boxed_images(run, material.readable_images(run), material.cache_of(run), material.boxes, most, seed)
+    return draw_boxed_images(run, material.readable_images[run], material.cache_of(run), material.boxes, most, seed)
 
 
 def _show(material: Material, name: str, examples: pd.DataFrame) -> Figure:
     """Show images with their maps, true boxes and predicted boxes."""
-    run, images, cache = (
-        material.runs[name],
-        material.readable_images(material.runs[name]),
-        material.cache_of(material.runs[name]),
-    )
-    config = Run(run).config
-    maps = explain_run(run, images, cache, examples.image_id)
+    run = material.runs[name]
+    config, cache = Run(run).config, material.cache_of(run)
+    maps = explain_run(run, material.readable_images[run], cache, examples.image_id)
     boxes = material.boxes
     if config.box_weight:
         with contextlib.suppress(TrainingError):  # `_marks` shows the error

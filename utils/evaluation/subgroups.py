@@ -14,6 +14,7 @@ from utils.runs.run import Run
 
 SUBGROUPS = ("site_id", "machine_id", "age", "density", "implant")
 VERDICT = "the model is"  # column with the verdict on a difference
+METADATA, IMAGES_PER_BREAST = "metadata (age, implant, view, machine, site)", "images per breast"  # sources of AUC
 LEAST_POSITIVES = 10  # a subgroup with fewer positives or negatives gets no AUC and F1
 
 
@@ -63,18 +64,15 @@ def _beside(table: pd.DataFrame, kind: pd.DataFrame, label: int) -> pd.DataFrame
 def _subgroup_row(column: str, value, table: pd.DataFrame, seed: int) -> dict:
     """Evaluate one subgroup: a row of `by_subgroup`."""
     positives, negatives = int(table.cancer.sum()), int((table.cancer == 0).sum())
-    found = {"AUC": "", "F1": ""}
-    if min(positives, negatives) >= LEAST_POSITIVES:
-        bootstrap = PatientBootstrap(table.patient_id, seed=seed)
-        found = {"AUC": str(bootstrap.auc(table.cancer, table.probability))}
-        found["F1"] = str(bootstrap.pf1(table.cancer, table.decision))
+    bootstrap = PatientBootstrap(table.patient_id, seed=seed) if min(positives, negatives) >= LEAST_POSITIVES else None
     recalled, cleared = (table.decision[table.cancer == label] == label for label in (1, 0))
     return {
         "subgroup": column,
         "value": value,
         "breasts": len(table),
         "positives": positives,
-        **found,
+        "AUC": str(bootstrap.auc(table.cancer, table.probability)) if bootstrap else "",
+        "F1": str(bootstrap.pf1(table.cancer, table.decision)) if bootstrap else "",
         "recall": str(proportion(recalled.sum(), positives)),
         "specificity": str(proportion(cleared.sum(), negatives)),
         "predicted": f"{table.probability.mean():.3f}",
@@ -132,9 +130,9 @@ def sources_of_auc(
     images = images[images.prediction_id.isin(breasts.prediction_id)]
     counted = one_image_per_breast(images) if one_image else images
     sources = {
-        "metadata (age, implant, view, machine, site)": metadata_oof(counted),
+        METADATA: metadata_oof(counted),
         "image size": image_size_oof(counted, manifest),
-        "images per breast": images_per_breast_oof(images),
+        IMAGES_PER_BREAST: images_per_breast_oof(images),
     }
     bootstrap = PatientBootstrap(breasts.patient_id, seed=seed)
     rows = {"the model": {"AUC [95 %]": bootstrap.auc(breasts.cancer, breasts.probability)}}
