@@ -47,7 +47,8 @@ def _test_row(submission_path: Path, competition_dir: Path) -> dict[str, str]:
     ids = {"prediction_id": str}
     table = labels.merge(pd.read_csv(submission_path, dtype=ids), on="prediction_id", suffixes=("", "_decided"))
     table = table.merge(pd.read_csv(submission_path.with_name("probabilities.csv"), dtype=ids), on="prediction_id")
-    auc = PatientBootstrap(table.prediction_id.str.split("_").str[0]).auc(table.cancer, table.probability)
+    patients = read_images(competition_dir, "test").drop_duplicates("prediction_id").set_index("prediction_id").patient_id
+    auc = PatientBootstrap(table.prediction_id.map(patients)).auc(table.cancer, table.probability)
     return {"test AUC [95 %]": str(auc), "test pF1": f"{probabilistic_f1(table.cancer, table.cancer_decided):.3f}"}
 
 

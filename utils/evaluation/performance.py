@@ -113,17 +113,24 @@ def _operating_points(breasts: pd.DataFrame, seed: int) -> tuple[Interval, Inter
     cuts = cut_points(probabilities)
     bins = cut_bins(probabilities, cuts)
     bootstrap = PatientBootstrap(breasts.patient_id, seed=seed)
-    drawn = [np.cumsum(bootstrap.histograms(bins, len(cuts), column), axis=1) for column in (labels, 1 - labels)]
-    once = [np.cumsum(np.bincount(bins, column, len(cuts)))[None] for column in (labels, 1 - labels)]
-    (true_draws, false_draws), (true, false) = ([_shares(part) for part in parts] for parts in (drawn, once))
-    sensitivity = [_highest(y, x, 0.1) for x, y in ((false, true), (false_draws, true_draws))]
-    # From the curve's other end: the share of missed cancers rises with the specificity.
-    specificity = [_highest(1 - x[:, ::-1], 1 - y[:, ::-1], 1 - 0.9) for x, y in ((false, true), (false_draws, true_draws))]
-    return tuple(bootstrap.interval(value[0], draws) for value, draws in (sensitivity, specificity))
+    once, drawn = [], []
+    for column in (labels, 1 - labels):
+        once.append(np.bincount(bins, column, len(cuts))[None])
+        drawn.append(bootstrap.histograms(bins, len(cuts), column))
+    values, draws = _read_roc(*once), _read_roc(*drawn)
+    return tuple(bootstrap.interval(value.item(), column) for value, column in zip(values, draws, strict=True))
 
 
-def _shares(sums: np.ndarray) -> np.ndarray:
-    """Return cumulative counts as shares of their total, starting at 0: (draws, n + 1); NaN if the total is 0."""
+def _read_roc(positives: np.ndarray, negatives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return sensitivity at 90 % specificity, and the reverse, from counts by falling probability: (draws, bins) each."""
+    true, false = _shares(positives), _shares(negatives)
+    # Read from the curve's other end, the share of missed cancers rises with the specificity.
+    return _highest(true, false, 0.1), _highest(1 - false[:, ::-1], 1 - true[:, ::-1], 1 - 0.9)
+
+
+def _shares(counts: np.ndarray) -> np.ndarray:
+    """Return cumulative sums of counts as shares of their total, starting at 0: (draws, bins + 1); NaN if the total is 0."""
+    sums = np.cumsum(counts, axis=1)
     with np.errstate(invalid="ignore"):
         return np.pad(sums, ((0, 0), (1, 0))) / sums[:, -1:]
 
