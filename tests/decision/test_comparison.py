@@ -11,7 +11,7 @@ from utils.metrics.intervals import Interval, PatientBootstrap
 from utils.metrics.scores import area_under_roc, probabilistic_f1, sigmoid
 from utils.runs.oof import PredictionError
 
-NOTHING = "no difference that this data can show"
+NOTHING = "not measurably different"
 N = 600
 LABELS = (np.arange(N) % 4 == 0).astype(int)
 

@@ -220,10 +220,10 @@ def test_proportion_of_nothing_is_nan():
     [
         (0.01, 0.2, "better"),
         (-0.2, -0.01, "worse"),
-        (-0.1, 0.1, "no difference that this data can show"),
-        (0.0, 0.1, "no difference that this data can show"),
-        (-0.1, 0.0, "no difference that this data can show"),
-        (np.nan, np.nan, "no difference that this data can show"),
+        (-0.1, 0.1, "not measurably different"),
+        (0.0, 0.1, "not measurably different"),
+        (-0.1, 0.0, "not measurably different"),
+        (np.nan, np.nan, "not measurably different"),
     ],
 )
 def test_verdict_is_what_the_interval_leaves_out(low, high, words):

@@ -57,8 +57,8 @@ def compare_runs(runs: dict[str, pd.DataFrame], seed: int = 0, choice: str = "pl
     Returns
     -------
     DataFrame
-        One row per pair: differences, first minus second, each with its verdict: "better", "worse", or "no difference that
-        this data can show".
+        One row per pair: differences, first minus second, each with its verdict: "better", "worse", or "not measurably
+        different".
 
     Raises
     ------

@@ -72,10 +72,9 @@ def marks_table(measured: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     for measure, title in titles.items():
         wide = measured.pivot(index="image_id", columns="kind", values=measure).loc[images.index]
         for kind in KINDS:
-            tried = trials[measure] * wide[kind].notna()  # there may be no mark of another patient
             value = bootstrap.ratio if measure == "overlap" else bootstrap.share
-            rows[kind][f"{title} [95 %]"] = value(wide[kind].fillna(0), tried)
-            difference = bootstrap.ratio((wide[OWN] - wide[kind]).fillna(0), tried)
+            rows[kind][f"{title} [95 %]"] = value(wide[kind], trials[measure])  # NaN without a mark of another patient
+            difference = bootstrap.ratio(wide[OWN] - wide[kind], trials[measure])
             rows[kind][f"{title}, {MINUS}"] = "" if kind == OWN else difference.signed
     return pd.DataFrame(rows).T.rename_axis("box")
 

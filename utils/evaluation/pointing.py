@@ -99,15 +99,14 @@ def pointing_table(hits: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
     Return one row per kind: number of images, share of hits as an `Interval`, Grad-CAM's minus it, and the verdict.
     """
-    bootstrap = PatientBootstrap(hits.patient_id, seed=seed)
+    bootstrap, images = PatientBootstrap(hits.patient_id, seed=seed), np.ones(len(hits))
     rows = {}
     for kind in hits.columns.drop("patient_id"):
-        tried = hits[kind].notna()  # there may be no map of another patient
-        share = bootstrap.share(hits[kind].fillna(0), tried)
-        rows[kind] = {"images": int(tried.sum()), "in a true box [95 %]": share}
+        count = int(hits[kind].count())  # there may be no map of another patient
+        rows[kind] = {"images": count, "in a true box [95 %]": bootstrap.share(hits[kind], images)}
         if kind != OWN:
-            difference = bootstrap.ratio((hits[OWN] - hits[kind]).fillna(0), tried)
-            rows[kind] |= {f"{OWN} minus it": difference.signed, f"{OWN} is": difference.verdict if tried.any() else ""}
+            difference = bootstrap.ratio(hits[OWN] - hits[kind], images)
+            rows[kind] |= {f"{OWN} minus it": difference.signed, f"{OWN} is": difference.verdict if count else ""}
     return pd.DataFrame(rows).T.fillna("").rename_axis("strongest place of")
 
 

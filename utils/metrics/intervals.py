@@ -41,10 +41,10 @@ class Interval:
 
     @property
     def verdict(self) -> str:
-        """Return what a difference shows: better, worse, or nothing that these data can show."""
+        """Return what the first of two is: "better", "worse", or "not measurably different" if the interval includes 0."""
         if self.low > 0:
             return "better"
-        return "worse" if self.high < 0 else "no difference that this data can show"
+        return "worse" if self.high < 0 else "not measurably different"
 
 
 def proportion(successes: int, n: int) -> Interval:
@@ -114,18 +114,19 @@ class PatientBootstrap:
         return self.interval(value, self.pf1_draws(labels, first) - self.pf1_draws(labels, second))
 
     def ratio(self, top: np.ndarray, bottom: np.ndarray) -> Interval:
-        """Return the sum of ``top`` divided by the sum of ``bottom``.
+        """Return the sum of ``top`` divided by the sum of ``bottom``, over the rows whose ``top`` is not NaN.
 
         With ones as ``bottom`` it is a mean. For the paired difference of two ratios with the same ``bottom``, pass the
         difference as ``top``.
         """
         top, bottom = np.asarray(top, dtype=float), np.asarray(bottom, dtype=float)
+        top, bottom = np.nan_to_num(top), bottom * ~np.isnan(top)
         value = top.sum() / bottom.sum() if bottom.sum() else np.nan
         with np.errstate(invalid="ignore", divide="ignore"):
             return self.interval(value, np.divide(*self.sums(top, bottom).T))
 
     def share(self, hits: np.ndarray, trials: np.ndarray) -> Interval:
-        """Return the share of hits in trials, both counted per row.
+        """Return the share of hits in trials, both counted per row; rows whose hits are NaN are left out.
 
         If all or no trials are hits, all draws are equal. The interval is then Wilson's for one trial per patient.
         """
@@ -172,7 +173,7 @@ class PatientBootstrap:
         """Sum columns over the drawn rows: shape (n_draws, number of columns)."""
         shape = (self._counts.shape[1],)
         by_patient = np.stack([np.bincount(self._codes, np.asarray(column, dtype=float), *shape) for column in columns], axis=1)
-        return np.concatenate([counts @ by_patient for counts in self._chunks()])
+        return np.concatenate([counts @ by_patient for counts in self._patient_weights()])
 
     def histograms(self, bins: np.ndarray, n_bins: int, values: np.ndarray) -> np.ndarray:
         """Sum ``values`` of the drawn rows within each bin.
@@ -188,32 +189,32 @@ class PatientBootstrap:
         """
         shape = (n_bins, self._counts.shape[1])
         by_patient = sparse.csr_matrix((np.asarray(values, dtype=float), (bins, self._codes)), shape=shape)
-        return np.concatenate([(by_patient @ counts.T).T for counts in self._chunks()])
+        return np.concatenate([(by_patient @ counts.T).T for counts in self._patient_weights()])
 
     def _weights(self, order: np.ndarray) -> Iterator[np.ndarray]:
         """Yield how often each row was drawn, rows in ``order``, some draws at a time: shape (draws, n), uint8."""
         codes = self._codes[order]
-        size = max(1, CHUNK // max(len(codes), 1))
-        for start in range(0, len(self._counts), size):
-            yield self._counts[start : start + size].take(codes, axis=1)
+        return (self._counts[chunk].take(codes, axis=1) for chunk in _chunks(len(self._counts), len(codes)))
 
-    def _chunks(self) -> Iterator[np.ndarray]:
+    def _patient_weights(self) -> Iterator[np.ndarray]:
         """Yield how often each patient was drawn, some draws at a time: shape (draws, patients), float."""
-        size = max(1, CHUNK // max(self._counts.shape[1], 1))
-        for start in range(0, len(self._counts), size):
-            yield self._counts[start : start + size].astype(float)
+        return (self._counts[chunk].astype(float) for chunk in _chunks(*self._counts.shape))
+
+
+def _chunks(n_draws: int, width: int) -> Iterator[slice]:
+    """Cut draws of ``width`` values into slices of at most `CHUNK` values; a slice has at least one draw."""
+    size = max(1, CHUNK // max(width, 1))
+    return (slice(start, min(start + size, n_draws)) for start in range(0, n_draws, size))
 
 
 def _draw(n: int, n_draws: int, seed: int) -> np.ndarray:
     """Count how often each of n patients is in each draw of n: shape (n_draws, n), uint8."""
-    generator = np.random.default_rng(seed)
-    size = max(1, CHUNK // max(n, 1))
-    parts = []
-    for start in range(0, n_draws, size):
-        draws = min(size, n_draws - start)
+    generator, counts = np.random.default_rng(seed), np.empty((n_draws, n), dtype=np.uint8)
+    for chunk in _chunks(n_draws, n):
+        draws = chunk.stop - chunk.start
         drawn = generator.integers(0, n, (draws, n)) + n * np.arange(draws)[:, None]
-        parts.append(np.bincount(drawn.ravel(), minlength=draws * n).reshape(draws, n).astype(np.uint8))
-    return np.concatenate(parts)
+        counts[chunk] = np.bincount(drawn.ravel(), minlength=draws * n).reshape(draws, n)
+    return counts
 
 
 def _ranked(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
