@@ -22,6 +22,7 @@ from utils.evaluation.pointing import strongest_place
 from utils.images.boxes import to_source
 from utils.images.breast import find_breast
 from utils.images.cache import read_manifest
+from utils.images.inputs import open_inputs
 from utils.images.settings import CacheSettings
 from utils.images.training_data import TrainingData
 from utils.networks.models import build_model
@@ -403,7 +404,8 @@ def test_gallery_shows_each_example_with_its_boxes(run, competition, images, cac
     breasts = oof.groupby("prediction_id", as_index=False)[["cancer", "probability"]].mean()
     examples = choose_examples(breasts, images, breasts.probability.median(), count=2)
     maps = explain_run(run, images, cache_dir, examples.image_id[1:])
-    figure = show_explanations(examples, maps, competition, cache_dir, TINY, read_boxes(competition / BOXES_FILE))
+    inputs = open_inputs(competition, cache_dir, TINY.image_height, TINY.image_width)
+    figure = show_explanations(examples, maps, inputs, read_boxes(competition / BOXES_FILE))
     titled = [axis for axis in figure.axes if axis.get_title()]
     assert len(titled) == len(examples)
     assert "no map" in titled[0].get_title()

@@ -264,13 +264,14 @@ def _check_images(wanted: set[str], images: pd.DataFrame, manifest: pd.DataFrame
     """Raise ExplanationError if an image cannot be explained out of fold from this cache."""
     cached = set(manifest.image_id[manifest.error == ""])
     reasons = {
-        "are not in the training table: take them from its column image_id": set(images.image_id),
-        "are of patients that the run did not have: use the table that it was trained on": set(
-            images.image_id[images.fold.notna()]
+        "not in the training table": (set(images.image_id), "take them from its column image_id"),
+        "of patients that the run did not have": (
+            set(images.image_id[images.fold.notna()]),
+            "use the table that it was trained on",
         ),
-        f"are not in the cache {cache_dir} at the run's settings: use the cache_dir that it was trained on": cached,
+        f"not in the cache {cache_dir} at the run's settings": (cached, "use the cache_dir that it was trained on"),
     }
-    for reason, known in reasons.items():
+    for reason, (known, remedy) in reasons.items():
         if unknown := sorted(wanted - known):
             shown = ", ".join(unknown[:SHOWN_IMAGES]) + (", …" if len(unknown) > SHOWN_IMAGES else "")
-            raise ExplanationError(f"{len(unknown)} of {len(wanted)} images ({shown}) {reason}.")
+            raise ExplanationError(f"Images {reason}: {len(unknown)} of {len(wanted)} ({shown}); {remedy}.")

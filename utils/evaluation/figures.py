@@ -15,7 +15,7 @@ from utils.evaluation.explanation import to_source_map
 from utils.evaluation.pointing import strongest_place
 from utils.images.cache import read_manifest
 from utils.images.figures import finished
-from utils.images.settings import CacheSettings
+from utils.images.inputs import Inputs
 from utils.tables.competition import image_paths
 
 TALLEST = 600  # px; height of a shown image, at most
@@ -27,29 +27,41 @@ TALLEST_SHAPE = 1.25  # height over width of an axis, at most
 HEAT = LinearSegmentedColormap.from_list("heat", ["#e69f00", "#ffe34d"])  # orange to yellow; nobody takes it for grey
 BOX_COLOUR, MARK_COLOUR = "#56b4e9", "#f0a3cc"  # sky blue; pink
 CAPTION = (
-    "Orange to yellow: where Grad-CAM is {least:.0%} to 100% of the image's strongest; not comparable between images."
+    f"Orange to yellow: where Grad-CAM is {LEAST_SHOWN:.0%} to 100% of the image's strongest; not comparable between images."
     " Cross: its strongest place."
 )
 
 
 def show_explanations(
-    examples: pd.DataFrame,
-    maps: dict[str, np.ndarray],
-    competition_dir: str | Path,
-    cache_dir: str | Path,
-    settings: CacheSettings,
-    boxes: pd.DataFrame | None = None,
-    split: str = "train",
+    examples: pd.DataFrame, maps: dict[str, np.ndarray], inputs: Inputs, boxes: pd.DataFrame | None = None
 ) -> plt.Figure:
     """Show maps on the original images, one row per kind of decision; an image without a map is shown bare.
 
-    ``boxes`` are outlined, those with a true ``predicted`` dashed.
+    ``inputs`` has the images and the cache that the maps are of. ``boxes`` are outlined, those with a true
+    ``predicted`` dashed.
     """
-    manifest = read_manifest(cache_dir, split, settings).set_index("image_id")
-    paths = dict(zip(examples.image_id, image_paths(examples, competition_dir, split), strict=True))
-    kinds = list(dict.fromkeys(examples.kind))
-    columns = max(examples.groupby("kind").size(), default=1)
-    rows = max(len(kinds), 1)
+    manifest = read_manifest(inputs.cache_dir, "train", inputs.settings).set_index("image_id")
+    paths = dict(zip(examples.image_id, image_paths(examples, inputs.competition_dir, "train"), strict=True))
+    figure, axes = _grid(examples, manifest)
+    for (_, rows), row_axes in zip(examples.groupby("kind", sort=False), axes, strict=False):
+        for row, axis in zip(rows.itertuples(), row_axes, strict=False):
+            heat, placed = maps.get(row.image_id), manifest.loc[row.image_id]
+            heat = None if heat is None else to_source_map(heat, placed, inputs.settings)
+            found = None if boxes is None else boxes[boxes.image_id == row.image_id]
+            shape = int(placed.source_height), int(placed.source_width)
+            draw_overlay(axis, read_original(paths[row.image_id]), shape, heat, found)
+            axis.set_title(_title(row, heat), fontsize=8)
+    blue = "" if boxes is None else " Blue: true findings."
+    dashed = " Dashed: predicted." if boxes is not None and "predicted" in boxes else ""
+    width = int(figure.get_figwidth() * 15)  # characters
+    figure.supxlabel(textwrap.fill(CAPTION + blue + dashed, width), fontsize=8)
+    return finished(figure)
+
+
+def _grid(examples: pd.DataFrame, manifest: pd.DataFrame) -> tuple[plt.Figure, np.ndarray]:
+    """Return a figure with empty axes for the examples: one row per kind, as tall as the tallest image needs."""
+    sizes = examples.groupby("kind").size()
+    rows, columns = max(len(sizes), 1), max(sizes, default=1)
     shapes = manifest.loc[examples.image_id, ["source_height", "source_width"]].astype(float)
     tallest = min((shapes.source_height / shapes.source_width).max(), TALLEST_SHAPE) if len(shapes) else TALLEST_SHAPE
     size = (COLUMN_WIDTH * max(columns, 2), (COLUMN_WIDTH * tallest + TITLE_HEIGHT) * rows + 0.5)
@@ -57,19 +69,7 @@ def show_explanations(
     figure.get_layout_engine().set(wspace=0.03)
     for axis in axes.flat:
         axis.axis("off")
-    for kind, row_axes in zip(kinds, axes, strict=False):
-        for axis, row in zip(row_axes, examples[examples.kind == kind].itertuples(), strict=False):
-            heat, placed = maps.get(row.image_id), manifest.loc[row.image_id]
-            heat = None if heat is None else to_source_map(heat, placed, settings)
-            found = None if boxes is None else boxes[boxes.image_id == row.image_id]
-            shape = int(placed.source_height), int(placed.source_width)
-            draw_overlay(axis, read_original(paths[row.image_id]), shape, heat, found)
-            axis.set_title(_title(row, heat), fontsize=8)
-    blue = "" if boxes is None else " Blue: true findings."
-    dashed = " Dashed: predicted." if boxes is not None and "predicted" in boxes else ""
-    caption = CAPTION.format(least=LEAST_SHOWN) + blue + dashed
-    figure.supxlabel(textwrap.fill(caption, width=int(size[0] * 15)), fontsize=8)
-    return finished(figure)
+    return figure, axes
 
 
 def draw_overlay(
@@ -108,10 +108,8 @@ def read_original(path: str | Path, tallest: int = TALLEST) -> np.ndarray:
     A JPEG 2000 file is decoded only to the resolution that this needs. Raise `utils.dicom.file.DicomError` if it fails.
     """
     with open_dicom(path) as file:
-        discard = 0
-        while discard < file.levels and file.shape[0] >> (discard + 1) >= tallest:
-            discard += 1
-        picture = file.grey(file.stored(discard))
+        halvings = max(0, int(np.log2(file.shape[0] / tallest)))  # those that leave ``tallest`` pixels
+        picture = file.grey(file.stored(min(halvings, file.levels)))
         height = min(tallest, file.shape[0])
         width = max(1, round(file.shape[1] * height / file.shape[0]))
     return cv2.resize(np.ascontiguousarray(picture), (width, height), interpolation=cv2.INTER_AREA)
@@ -119,6 +117,8 @@ def read_original(path: str | Path, tallest: int = TALLEST) -> np.ndarray:
 
 def _title(row, heat: np.ndarray | None) -> str:
     """Return kind, laterality, view, label and probability of an image, and why it shows no map."""
-    label = "cancer" if row.cancer else "no cancer"
-    empty = "\nno map" if heat is None else "" if heat.any() else "\nnothing speaks for cancer"
-    return f"{row.kind}: {row.laterality} {row.view}\n{label}, probability {row.probability:.2f}{empty}"
+    title = f"{row.kind}: {row.laterality} {row.view}\n{'cancer' if row.cancer else 'no cancer'}"
+    title += f", probability {row.probability:.2f}"
+    if heat is None:
+        return f"{title}\nno map"
+    return title if heat.any() else f"{title}\nnothing speaks for cancer"

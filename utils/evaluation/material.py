@@ -1,7 +1,7 @@
 """What a report is made from: runs, their out-of-fold breasts, their training table, and its cached images."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -85,7 +85,10 @@ class Material:
             "pF1, nested over folds": (str(self.tuned.pf1_nested), self._worth),
             "pF1, nested over patients": (str(self.tuned.pf1_patient_nested), "without the folds' differences"),
             "pF1, naive": (f"{self.tuned.pf1:.3f}", f"on the breasts that chose it; optimism {self.tuned.optimism:+.3f}"),
-            "threshold": (f"{self.tuned.threshold:.4f}", f"{self.tuned.choice}, of the calibrated probability"),
+            "threshold": (
+                f"{self.tuned.threshold:.4f}",
+                f"on the calibrated probability; how it was chosen: {self.tuned.choice}",
+            ),
         }
         return pd.DataFrame(rows, index=["value [95 %]", "what it says"]).T.rename_axis("figure")
 
@@ -93,7 +96,7 @@ class Material:
     def _worth(self) -> str:
         """Return what the nested pF1 is an estimate of."""
         if any(Run(run).config.keep_epoch == "best_auc" for run in self.runs.values()):
-            return "of new patients; a little too good: epochs were chosen on these breasts (keep_epoch best_auc)"
+            return "an estimate for new patients, a little too high: these breasts chose the epochs (keep_epoch best_auc)"
         return "an honest estimate for new patients"
 
     def notes(self, sources: pd.DataFrame) -> list[str]:
@@ -111,16 +114,18 @@ class Material:
             found.append("The model is not better than metadata alone: it has not yet shown that it reads the images.")
         return found
 
-    def cache_of(self, run: Path) -> Path:
-        """Return the cache folder of a run: the named one, or the one of its image size."""
+    def inputs_of(self, run: Path) -> Inputs:
+        """Return the data with a run's own cache: the named one, or the one of its image size."""
         settings = Run(run).config.preprocessing
         if settings == self.inputs.settings:
-            return self.inputs.cache_dir
-        return default_cache_dir(self.inputs.competition_dir, settings)
+            return self.inputs
+        cache_dir = default_cache_dir(self.inputs.competition_dir, settings)
+        return replace(self.inputs, settings=settings, cache_dir=cache_dir)
 
     def manifest_of(self, run: Path) -> pd.DataFrame:
         """Return the manifest of a run's cached images; empty if there is no cache."""
-        return read_manifest(self.cache_of(run), "train", Run(run).config.preprocessing)
+        inputs = self.inputs_of(run)
+        return read_manifest(inputs.cache_dir, "train", inputs.settings)
 
     @cached_property
     def readable_images(self) -> dict[Path, pd.DataFrame]:
@@ -128,7 +133,7 @@ class Material:
         return {run: self._readable_images(run) for run in self.runs.values()}
 
     def _readable_images(self, run: Path) -> pd.DataFrame:
-        manifest, cache = self.manifest_of(run), self.cache_of(run)
+        manifest, cache = self.manifest_of(run), self.inputs_of(run).cache_dir
         readable = set(manifest.image_id[manifest.error == ""])
         kept = [name in readable and picture_path(cache, "train", name).is_file() for name in self.images.image_id]
         return self.images[kept]

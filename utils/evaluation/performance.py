@@ -72,7 +72,7 @@ def paper_table(
             tables["trained on"] = trained[name], decide(trained[name].probability, threshold)
         for kind, (table, decisions) in tables.items():
             found = {figure: str(interval) for figure, interval in performance(table, decisions).items()}
-            rows.append(about | {"rows": kind} | found | {"breasts": len(table), "positives": int(table.cancer.sum())})
+            rows.append(about | {"rows": kind, "breasts": len(table), "positives": int(table.cancer.sum())} | found)
     return pd.DataFrame(rows)
 
 

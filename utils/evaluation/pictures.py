@@ -19,6 +19,7 @@ from utils.runs.config import TrainingError
 from utils.runs.run import Run
 
 SHOWN_EXAMPLES = 4  # of each kind of decision
+PROBABILITY = "The probability is this run's, of the breast, out of fold and not calibrated."
 BOX_IMAGES = 200  # images with boxes to measure maps and predicted boxes on, at most
 
 
@@ -36,7 +37,7 @@ def trained_rows(material: Material) -> dict[str, pd.DataFrame]:
     tuned = material.tuned
     return {
         name: predict_training_rows(
-            run, material.readable_images[run], material.cache_of(run), tuned.aggregation, tuned.one_image
+            run, material.readable_images[run], material.inputs_of(run).cache_dir, tuned.aggregation, tuned.one_image
         )
         for name, run in material.runs.items()
         if material.has_pictures(run)
@@ -67,18 +68,20 @@ def explanations(
         return [(f"{name}: the cache lacks its pictures; give the cache_dir that it was trained on.", "")]
     boxed = _boxed_images(material, run, box_images, seed)
     try:
-        shown = [(_gallery(material, name), f"{name}: the surest decisions, right and wrong.")]
+        shown = [_gallery(material, name)]
         shown += _pointing(material, name, boxed, seed) if boxed else []
     except ExplanationError as error:
         shown = [(f"{name}: {error}", "")]
     return shown + (_marks(material, name, boxed, seed) if boxed and boxed.config.box_weight else [])
 
 
-def _gallery(material: Material, name: str) -> Figure:
+def _gallery(material: Material, name: str) -> tuple[Figure, str]:
     """Show a run's surest decisions, right and wrong, with Grad-CAM on the original images."""
     run, curve = material.runs[name], material.curves[name]
     threshold = CHOICES[material.tuned.choice](curve.cancer, curve.probability)
-    return _show(material, name, choose_examples(curve, material.readable_images[run], threshold, SHOWN_EXAMPLES))
+    figure = _show(material, name, choose_examples(curve, material.readable_images[run], threshold, SHOWN_EXAMPLES))
+    at = f"at its own threshold of {threshold:.3f}, chosen on all its out-of-fold breasts"
+    return figure, f"{name}: the surest decisions, right and wrong, {at}. {PROBABILITY}"
 
 
 def _pointing(material: Material, name: str, boxed: BoxedImages, seed: int = 0) -> list[tuple[Figure | pd.DataFrame, str]]:
@@ -92,7 +95,8 @@ def _pointing(material: Material, name: str, boxed: BoxedImages, seed: int = 0) 
     examples = boxed.examples(hits, SHOWN_EXAMPLES)
     probability = material.curves[name].set_index("prediction_id").probability
     figure = _show(material, name, examples.assign(probability=probability.loc[examples.prediction_id].to_numpy()))
-    return [*tables, (figure, f"{name}: images drawn at random whose map points into a true box, and others.")]
+    said = f"{name}: images drawn at random whose map points into a true box, and others; no threshold. {PROBABILITY}"
+    return [*tables, (figure, said)]
 
 
 def _marks(material: Material, name: str, boxed: BoxedImages, seed: int = 0) -> list[tuple[pd.DataFrame | str, str]]:
@@ -108,17 +112,16 @@ def _boxed_images(material: Material, run: Path, most: int, seed: int) -> BoxedI
     """Draw images with true boxes to measure a run on; None if there are none."""
     if material.boxes is None:
         return None
-    return draw_boxed_images(run, material.readable_images[run], material.cache_of(run), material.boxes, most, seed)
+    return draw_boxed_images(run, material.readable_images[run], material.inputs_of(run).cache_dir, material.boxes, most, seed)
 
 
 def _show(material: Material, name: str, examples: pd.DataFrame) -> Figure:
     """Show images with their maps, true boxes and predicted boxes."""
     run = material.runs[name]
-    config, cache = Run(run).config, material.cache_of(run)
-    maps = explain_run(run, material.readable_images[run], cache, examples.image_id)
-    boxes = material.boxes
-    if config.box_weight:
+    inputs, boxes = material.inputs_of(run), material.boxes
+    maps = explain_run(run, material.readable_images[run], inputs.cache_dir, examples.image_id)
+    if Run(run).config.box_weight:
         with contextlib.suppress(TrainingError):  # `_marks` shows the error
             predicted = Run(run).marks().assign(predicted=True)
             boxes = pd.concat([predicted, *([] if boxes is None else [boxes.assign(predicted=False)])], ignore_index=True)
-    return show_explanations(examples, maps, material.inputs.competition_dir, cache, config.preprocessing, boxes)
+    return show_explanations(examples, maps, inputs, boxes)

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from utils.core.environment import KitError, write_atomic
+from utils.runs.config import ModelConfig
 from utils.runs.run import Run
 
 LARGEST = 10_000_000  # bytes; a larger page cannot be mailed
@@ -35,13 +36,12 @@ table { border-collapse: collapse; font-size: .88em; font-variant-numeric: tabul
 th, td { padding: .4em .6em; text-align: left; white-space: nowrap; border-bottom: 1px solid var(--line); }
 thead th { border-bottom: 2px solid var(--line); } tbody tr:last-child > * { border-bottom: 0; }
 tbody th { font-weight: 600; }
-td.long { white-space: normal; min-width: 13em; }
+td:last-child { white-space: normal; min-width: 13em; }
 .note { border-left: 4px solid #c77700; background: #fff8ec; padding: .6em 1em; max-width: 75ch; }
 @media (max-width: 600px) { body { padding: 0 14px 40px; font-size: 15px; } h1 { font-size: 1.5em; }
   table, figcaption { font-size: .95em; } .picture img { max-width: none; width: 640px; } }
 @media print { nav { display: none; } h2 { break-after: avoid; } figure, .wide { break-inside: avoid; } }
 """
-LONG_TEXT = 30  # characters; longer cells may wrap
 
 
 def describe_runs(runs: dict[str, Path]) -> pd.DataFrame:
@@ -53,9 +53,7 @@ def describe_runs(runs: dict[str, Path]) -> pd.DataFrame:
             "architecture": config.model.architecture,
             "picture": f"{config.model.image_height} × {config.model.image_width}",
             "reads": config.model.item,
-            "weights from": config.model.weights_path
-            and Path(config.model.weights_path).name
-            or ("timm" if config.model.pretrained else "scratch"),
+            "weights from": _weights_source(config.model),
             "folds": f"{config.n_folds} by {config.fold_by}",
             "epochs": config.epochs,
             "keep_epoch": config.keep_epoch,
@@ -64,6 +62,13 @@ def describe_runs(runs: dict[str, Path]) -> pd.DataFrame:
             "torch": notes.versions.get("torch", "unknown"),
         }
     return pd.DataFrame(rows).T.rename_axis("run")
+
+
+def _weights_source(model: ModelConfig) -> str:
+    """Return where a network's first weights came from: a file, timm, or none."""
+    if model.weights_path:
+        return Path(model.weights_path).name
+    return "timm" if model.pretrained else "scratch"
 
 
 class Page:
@@ -145,18 +150,6 @@ def _picture(figure: Figure, caption: str) -> str:
 
 def _table(table: pd.DataFrame) -> str:
     """Return a table as HTML, with its index unless it only counts the rows."""
-    leading = 0 if isinstance(table.index, pd.RangeIndex) else 1
-    named = table.reset_index() if leading else table
-    head = "".join(f"<th>{html.escape(str(column))}</th>" for column in named.columns)
-    rows = []
-    for row in named.itertuples(index=False):
-        cells = "".join(_cell(value, "th" if place < leading else "td") for place, value in enumerate(row))
-        rows.append(f"<tr>{cells}</tr>")
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-
-
-def _cell(value, tag: str) -> str:
-    """Return a value as a cell; None and NaN are empty."""
-    text = "" if value is None or value != value else f"{value:.4g}" if isinstance(value, float) else str(value)
-    kind = ' class="long"' if tag == "td" and len(text) > LONG_TEXT else ""
-    return f"<{tag}{kind}>{html.escape(text)}</{tag}>"
+    shown = table.astype(object).where(table.notna(), "").rename_axis(index=None, columns=table.index.name)
+    with pd.option_context("display.max_colwidth", None):
+        return shown.to_html(index=not isinstance(table.index, pd.RangeIndex), float_format="{:.4g}".format, border=0)
