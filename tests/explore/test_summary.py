@@ -13,6 +13,7 @@ from utils.explore.summary import (
     describe_views,
     views_per_breast,
 )
+from utils.tables.competition import image_paths
 
 OPTIONAL = ["biopsy", "invasive", "BIRADS", "density", "difficult_negative_case"]
 
@@ -115,11 +116,14 @@ def test_audit_finds_a_planted_leak_a_planted_shortcut_and_nothing_in_noise():
         biopsy=lambda breasts, rng: breasts.cancer,
     )
     audit = shortcut_audit(images, make_test_table().assign(machine_id=210))
-    assert audit.loc["report"].auc == 1 and audit.loc["report"].verdict == "leak: not in test.csv"
-    assert audit.loc["biopsy"].verdict == "leak: not in test.csv, known only after the diagnosis"
-    assert audit.loc["age"].auc > 0.8 and audit.loc["age"].verdict.startswith("shortcut: a trait of the patient")
-    assert audit.loc["machine_id"].verdict.startswith("shortcut") and audit.loc["machine_id"].new_in_test == 1
-    assert audit.loc[["implant", "view", "site_id"]].verdict.eq("harmless").all()
+    assert audit.loc["report"].auc == 1 and audit.loc["report", ["kind", "reason"]].tolist() == ["leak", "not in test.csv"]
+    assert audit.loc["biopsy"].kind == "leak"
+    assert audit.loc["biopsy"].reason == "not in test.csv, known only after the diagnosis"
+    assert audit.loc["age"].auc > 0.8 and audit.loc["age"].kind == "shortcut"
+    assert audit.loc["age"].reason.startswith("a trait of the patient")
+    assert audit.loc["machine_id"].kind == "shortcut" and audit.loc["machine_id"].new_in_test == 1
+    assert audit.loc[["implant", "view", "site_id"], "kind"].eq("harmless").all()
+    assert audit.loc[["implant", "view", "site_id"], "reason"].eq("").all()
 
 
 def test_chance_bounds_what_random_columns_reach():
@@ -132,8 +136,8 @@ def test_chance_bounds_what_random_columns_reach():
 def test_audit_finds_that_the_number_of_images_tells_the_label_and_that_ids_do_not():
     images = make_table()
     audit = shortcut_audit(images[(images.cancer == 1) | (images.view == "CC")].sort_values("image_id"))
-    assert audit.loc["images_per_breast"].auc == 1
-    assert audit.loc["images_per_breast"].verdict.startswith("shortcut: tells the label almost alone")
+    assert audit.loc["images_per_breast"].auc == 1 and audit.loc["images_per_breast"].kind == "shortcut"
+    assert audit.loc["images_per_breast"].reason.startswith("predicts the label almost alone")
     assert audit.loc["image_id"].auc < audit.loc["image_id"].chance
 
 
@@ -146,7 +150,7 @@ def test_audit_judges_headers_on_their_own_breasts():
 
 def test_audit_of_few_or_one_sided_breasts_says_that_it_can_not_tell():
     images = make_table(6).assign(cancer=0)
-    assert shortcut_audit(images).verdict.str.startswith("unclear").all()
+    assert shortcut_audit(images).kind.eq("unclear").all()
     assert np.isnan(shortcut_audit(images[images.patient_id == "0"]).auc).all()
 
 
@@ -178,6 +182,20 @@ def test_examples_and_segmentation_come_straight_from_the_files(competition, ima
     assert chosen.machine_id.nunique() == len(segmentations) == 2
     assert all(found.mask.any() and found.cached.shape == (64, 48) for found in segmentations)
     assert show_segmentation(segmentations).axes
+
+
+def test_machines_without_files_do_not_take_the_place_of_those_with_files(competition, images, tmp_path):
+    from utils.explore.examples import pick_by_machine
+
+    lost, *kept = images.machine_id.value_counts().index
+    assert len(kept) >= 2
+    for row in images.itertuples():  # the patients of the most common machine have folders, but no files
+        (tmp_path / "train_images" / row.patient_id).mkdir(parents=True, exist_ok=True)
+    chosen = images[images.machine_id != lost]
+    for path, target in zip(*(image_paths(chosen, folder, "train") for folder in (tmp_path, competition)), strict=True):
+        path.symlink_to(target)
+    assert set(pick_by_machine(images, tmp_path, count=len(kept)).machine_id) == set(kept)
+    assert pick_by_machine(images[images.machine_id == lost], tmp_path).empty
 
 
 def test_all_cancer_is_one_kind_where_the_table_has_no_invasive(competition, images):

@@ -14,7 +14,7 @@ from utils.core.parallel import map_items
 from utils.dicom.file import DicomFile, open_dicom
 from utils.images.breast import Crop, breast_mask
 from utils.images.preprocessing import finish, make_plan
-from utils.images.resample import low_pass
+from utils.images.resample import halvings_to, low_pass
 from utils.images.settings import CacheSettings
 from utils.tables.competition import image_paths
 
@@ -77,11 +77,12 @@ def pick_by_label(images: pd.DataFrame, competition_dir: str | Path, count: int 
 
 
 def pick_by_machine(images: pd.DataFrame, competition_dir: str | Path, count: int = 4) -> pd.DataFrame:
-    """Pick one image whose file exists from each of the ``count`` most common machines."""
+    """Pick one image from each of the ``count`` most common machines that have an image whose file exists."""
     present = with_files(images, competition_dir).sample(frac=1, random_state=0)
     machines = present.machine_id.value_counts().index
-    picked = [_first_with_file(present[present.machine_id == machine], competition_dir, 1) for machine in machines]
-    return pd.concat(picked[:count]) if picked else present
+    parts = (_first_with_file(present[present.machine_id == machine], competition_dir, 1) for machine in machines)
+    picked = list(islice((part for part in parts if len(part)), count))
+    return pd.concat(picked) if picked else present.head(0)
 
 
 def _first_with_file(images: pd.DataFrame, competition_dir: str | Path, count: int) -> pd.DataFrame:
@@ -132,8 +133,6 @@ def _segment(job: tuple[str, Path], settings: CacheSettings) -> Segmentation:
 
 def _shrink(file: DicomFile) -> np.ndarray:
     """Return the grey values of an original, halved until no side exceeds `SHOWN_SIDE`."""
-    halvings = 0
-    while max(file.shape) > SHOWN_SIDE << halvings:
-        halvings += 1
+    halvings = halvings_to(file.shape, SHOWN_SIDE)
     decoded = min(halvings, file.levels)
     return file.grey(low_pass(file.stored(decoded), halvings - decoded))

@@ -9,13 +9,13 @@ import pandas as pd
 from matplotlib.patches import Rectangle
 
 from utils.explore.examples import Segmentation
-from utils.explore.summary import UNKNOWN
+from utils.explore.summary import AGE_GROUPS, SHORT_AGE_GROUPS, UNKNOWN
 from utils.images.cache import load_picture, picture_path
 from utils.images.figures import finished, in_legend
 
 # Okabe and Ito's colours, which are distinct in every kind of colour vision.
 BLUE, SKY, ORANGE, RED, GREY = "#0072B2", "#56B4E9", "#E69F00", "#D55E00", "0.6"
-VERDICTS = {"leak": RED, "shortcut": ORANGE, "unclear": GREY, "harmless": BLUE}
+KINDS = {"leak": RED, "shortcut": ORANGE, "unclear": GREY, "harmless": BLUE}
 SHOWN_VIEWS = 10
 PICTURE_WIDTH = 1.4  # inches
 SHOWN_VALUES = 12
@@ -50,8 +50,8 @@ def _stack(axis: plt.Axes, table: pd.DataFrame) -> None:
     for colour, (density, values) in zip(colours, table.items(), strict=True):
         axis.bar(places, values, bottom=bottom, color=colour, edgecolor="white", linewidth=0.5, label=in_legend(density))
         bottom += values.to_numpy()
-    short = table.index.str.replace(" to ", "–").str.replace(" and over", "+").str.replace("39 and under", "< 40")
-    axis.set_xticks(places, short)
+    short = dict(zip(AGE_GROUPS, SHORT_AGE_GROUPS, strict=True))
+    axis.set_xticks(places, [short[group] for group in table.index])
     _plain(axis)
 
 
@@ -131,7 +131,7 @@ def _right_end(rates: pd.DataFrame) -> float:
 
 
 def show_audit(table: pd.DataFrame) -> plt.Figure:
-    """Show how well each column alone predicts the label, coloured by verdict.
+    """Show how well each column alone predicts the label, coloured by kind.
 
     Parameters
     ----------
@@ -142,9 +142,8 @@ def show_audit(table: pd.DataFrame) -> plt.Figure:
     if shown.empty:
         return _empty("Without positive and negative breasts no column can be judged.")
     figure, axis = plt.subplots(figsize=(8, 1.3 + 0.27 * len(shown)), layout="constrained")
-    kinds = shown.verdict.str.extract(r"^(\w+)")[0]
-    for kind, colour in VERDICTS.items():
-        places = np.flatnonzero(kinds == kind)
+    for kind, colour in KINDS.items():
+        places = np.flatnonzero(shown.kind == kind)
         if len(places):
             axis.barh(places, shown.auc.iloc[places] - 0.5, left=0.5, color=colour, label=kind)
     axis.plot(shown.chance, range(len(shown)), linestyle="", marker="|", markersize=12, color="black", label="chance, at most")

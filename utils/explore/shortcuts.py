@@ -62,7 +62,7 @@ def shortcut_audit(
     DataFrame
         One row per column, highest AUC first: auc (mean over folds; NaN if no fold has both labels), chance (AUC that
         an uninformative column may reach), in_test, new_in_test (share of test's breasts with a value that train lacks;
-        NaN for bins), verdict (its first word is leak, shortcut, harmless or unclear).
+        NaN for bins), kind (leak, shortcut, harmless or unclear) and reason.
     """
     folded = _breasts_with_folds(images, seed)
     traits = _traits(images)
@@ -71,7 +71,7 @@ def shortcut_audit(
     for column in headers if headers is not None else ():
         rows[column] = _audit(folded.loc[headers.index], headers[column], None) | {"in_test": True}
     table = pd.DataFrame(rows).T.infer_objects().rename_axis("column")
-    table["verdict"] = [_verdict(row) for row in table.itertuples()]
+    table[["kind", "reason"]] = [_judge(row) for row in table.itertuples()]
     return table.sort_values("auc", ascending=False, kind="stable")
 
 
@@ -185,20 +185,20 @@ def _category_auc(shares: np.ndarray, positives: np.ndarray, negatives: np.ndarr
     return positives @ (below + negatives / 2) / max(1, positives.sum() * negatives.sum())
 
 
-def _verdict(row) -> str:
-    """Judge one column of the audit, and give the reason."""
-    where = "" if row.in_test else "not in test.csv"
+def _judge(row) -> tuple[str, str]:
+    """Return the kind of a column of the audit, and the reason."""
+    absent = "" if row.in_test else "not in test.csv"
     if row.Index in LATE:
-        return "leak: " + ", ".join(filter(None, (where, LATE[row.Index])))
+        return "leak", ", ".join(filter(None, (absent, LATE[row.Index])))
     if row.auc <= LEAST_AUC and row.chance < VAGUE_CHANCE:
-        return "harmless, but not in test.csv" if where else "harmless"
+        return "harmless", absent
     if not row.auc > row.chance:  # NaN, too
-        return "unclear: too few positive or negative breasts to tell"
-    if where:
-        return f"leak: {where}"
+        return "unclear", "too few positive or negative breasts to tell"
+    if absent:
+        return "leak", absent
     if row.auc >= TELLING_AUC:
-        return "shortcut: tells the label almost alone; ask how these breasts were gathered"
-    return f"shortcut: {REASONS.get(row.Index, 'in test.csv too; ask why it tells the label')}"
+        return "shortcut", "predicts the label almost alone; ask how these breasts were gathered"
+    return "shortcut", REASONS.get(row.Index, "in test.csv too; ask why it predicts the label")
 
 
 def read_headers(

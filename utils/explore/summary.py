@@ -9,6 +9,7 @@ from utils.metrics.intervals import proportion
 
 AGE_EDGES = (0, 40, 50, 60, 70, 80, np.inf)  # years; each group includes its lower edge only
 AGE_GROUPS = ("39 and under", "40 to 49", "50 to 59", "60 to 69", "70 to 79", "80 and over")
+SHORT_AGE_GROUPS = ("< 40", "40–49", "50–59", "60–69", "70–79", "80+")
 UNKNOWN = "unknown"
 SCREENING_VIEWS = ("CC", "MLO")  # named before the others
 SHOWN_VALUES = 3
@@ -107,30 +108,23 @@ def views_per_breast(images: pd.DataFrame) -> pd.DataFrame:
         One row per combination, such as "CC + 2 MLO", the most common first: images (of such a breast), breasts, share,
         duplicate (a view occurs more than once), one_view (only one kind of view), positives (if the table has labels).
     """
-    views = images.view.fillna(UNKNOWN)
-    breasts = views.sort_values().groupby(images.prediction_id, sort=False).agg("|".join).to_frame("views")
+    views = images.view.fillna(UNKNOWN).groupby(images.prediction_id, sort=False).agg(tuple)
+    kinds = views.map(lambda taken: len(set(taken)))
+    breasts = pd.DataFrame({"images": views.map(len), "duplicate": kinds < views.map(len), "one_view": kinds == 1})
+    names = views.map(_name_views).rename("views")
+    table = breasts.groupby(names).first()
+    table.insert(1, "breasts", names.value_counts())
+    table.insert(2, "share", table.breasts / len(breasts))
     if "cancer" in images:
-        breasts["positives"] = images.groupby("prediction_id").cancer.max()
-    grouped = breasts.groupby("views")
-    counts = [Counter(name.split("|")) for name in grouped.groups]
-    table = pd.DataFrame(
-        {
-            "images": [count.total() for count in counts],
-            "breasts": grouped.size(),
-            "share": grouped.size() / len(breasts),
-            "duplicate": [max(count.values()) > 1 for count in counts],
-            "one_view": [len(count) == 1 for count in counts],
-        }
-        | ({"positives": grouped.positives.sum()} if "cancer" in images else {})
-    )
-    table.index = pd.Index([_name_views(count) for count in counts], name="views")
+        table["positives"] = images.groupby("prediction_id").cancer.max().groupby(names).sum()
     return table.sort_values("breasts", ascending=False, kind="stable")
 
 
-def _name_views(count: Counter) -> str:
-    """Return counted views as text such as "CC + 2 MLO"."""
-    views = sorted(count, key=lambda view: (view not in SCREENING_VIEWS, view))
-    return " + ".join(view if count[view] == 1 else f"{count[view]} {view}" for view in views)
+def _name_views(views: tuple[str, ...]) -> str:
+    """Return the views of a breast as text such as "CC + 2 MLO"."""
+    counts = Counter(views)
+    ordered = sorted(counts, key=lambda view: (view not in SCREENING_VIEWS, view))
+    return " + ".join(view if counts[view] == 1 else f"{counts[view]} {view}" for view in ordered)
 
 
 def describe_views(views: pd.DataFrame) -> str:
@@ -211,6 +205,6 @@ def describe_cancer_by(table: pd.DataFrame) -> str:
     name, noted = table.index.name, table[table.note != ""]
     if table.empty:
         return f"The tables have no column {name}."
-    lines = [f"{name} {row.Index}: {row.note}, {row.breasts or row.test_breasts:,} breast(s)." for row in noted.itertuples()]
+    lines = [f"{name} {row.Index}: {row.note} (breasts: {row.breasts or row.test_breasts:,})." for row in noted.itertuples()]
     known = ", and train.csv knows all of test.csv's" if "test_breasts" in table else ""
     return "\n".join(lines) or f"Every {name} has positive breasts{known}."

@@ -10,7 +10,7 @@ import numpy as np
 
 from utils.dicom.file import DicomFile, open_dicom
 from utils.images.breast import MASK_SIDE, Crop, find_breast
-from utils.images.resample import average_areas, fitted_size, fitting_scale, low_pass, pad, rescaled, resize
+from utils.images.resample import average_areas, fitted_size, fitting_scale, halvings_to, low_pass, pad, rescaled, resize
 
 MIN_OVERSAMPLING = 1.2  # decoded pixels per cached pixel: with fewer, the error exceeds that of Lanczos instead of areas
 FILTERED_HALVINGS = 2  # of the overview of an image decoded in full: more cost time and find the breast no better
@@ -125,9 +125,7 @@ def _without_frame(picture: np.ndarray, crop: Crop) -> np.ndarray:
 
 def _overview(file: DicomFile) -> tuple[int, np.ndarray]:
     """Return the step and the image of an overview: low-pass filtered, small enough for `find_breast`."""
-    halvings = 0
-    while max(file.shape) > MASK_SIDE << halvings:
-        halvings += 1
+    halvings = halvings_to(file.shape, MASK_SIDE)
     decoded = min(halvings, file.levels)
     skipped = max(0, halvings - decoded - FILTERED_HALVINGS)
     picture = file.stored(decoded)[:: 1 << skipped, :: 1 << skipped]

@@ -46,6 +46,11 @@ def low_pass(values: np.ndarray, levels: int, rows: slice = slice(None), columns
     return (np.rint(part[rows, columns]).astype(np.int32) + middle).clip(limits.min, limits.max).astype(values.dtype)
 
 
+def halvings_to(shape: tuple[int, int], side: int) -> int:
+    """Return how often a picture of ``shape`` must be halved until no side exceeds ``side`` pixels."""
+    return ((max(shape) - 1) // side).bit_length()
+
+
 def average_areas(
     picture: np.ndarray, rows: tuple[float, float], columns: tuple[float, float], height: int, width: int
 ) -> np.ndarray:
