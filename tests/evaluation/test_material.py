@@ -22,8 +22,9 @@ from utils.evaluation.material import SUSPICIOUS_AUC
 from utils.evaluation.material import gather as gather_material
 from utils.evaluation.pictures import explanations, say_what_has_no_maps, trained_rows
 from utils.evaluation.subgroups import IMAGES_PER_BREAST, METADATA, VERDICT
+from utils.images import cache
 from utils.images.boxes import CROP
-from utils.images.cache import read_manifest
+from utils.images.cache import build_cache, read_manifest
 from utils.images.inputs import open_inputs
 from utils.images.training_data import TrainingData
 from utils.metrics.intervals import Interval
@@ -181,6 +182,22 @@ def test_headline_says_what_threshold_json_does(where):
     assert values["pF1, nested over folds"] == f"{nested.value:.3f} [{nested.low:.3f}, {nested.high:.3f}]"
     assert values["threshold"] == f"{material.tuned.threshold:.4f}"
     assert table.loc["AUC of metadata alone", "what it says"] == "the model is better"
+
+
+def test_runs_of_another_image_size_have_a_cache_of_their_own(where, run, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "working_dir", lambda: tmp_path / "working")
+    other = make_run(tmp_path / "b", images, seed=1)
+    small = replace(TINY, image_height=32, image_width=24)
+    write_json(other / "config.json", make_config(small).to_json() | {"prevalence": 0.25})
+    material = gather(**where | {"runs": [run, other]})
+    assert material.has_pictures(run) and not material.has_pictures(other)
+    named = material.inputs_of[run]
+    assert named.cache_dir == Path(where["cache_dir"])
+    own = material.inputs_of[other].cache_dir
+    assert own == cache.default_cache_dir(named.competition_dir, small)
+    build_cache(images.head(1), named.competition_dir, "train", own, small)
+    found = gather(**where | {"runs": [run, other]}).readable_images[other]
+    assert found.image_id.tolist() == images.image_id[:1].tolist()
 
 
 def test_run_without_its_pictures_has_no_training_rows(where, run, tmp_path):

@@ -47,7 +47,6 @@ def explain_run(
     images: pd.DataFrame,
     cache_dir: str | Path,
     image_ids: Iterable[str] | None = None,
-    finer: int = FINER,
 ) -> Maps:
     """Explain a run's out-of-fold predictions: each image by the network that never saw its patient.
 
@@ -65,7 +64,7 @@ def explain_run(
     for fold, rows in needed.groupby("fold"):
         model, vocabulary = load_fold(config, Path(run_dir) / f"fold{int(fold)}")
         dataset = make_dataset(config, rows, cache_dir, "train", vocabulary)
-        maps |= explain(model.to(device), dataset, config, device, finer)
+        maps |= explain(model.to(device), dataset, config, device)
     return {image_id: heat for image_id, heat in maps.items() if image_id in wanted}
 
 
@@ -95,7 +94,7 @@ def explain(model: nn.Module, dataset: ImageDataset, config: TrainConfig, device
     return maps
 
 
-def check_network(config: TrainConfig, finer: int = FINER) -> None:
+def check_network(config: TrainConfig) -> None:
     """Check by shapes alone that a network can be explained, within a second; raise ExplanationError if not."""
     names = config.model.encoders if config.model.architecture == "rnn" else (config.model.architecture,)
     size = config.model.image_height, config.model.image_width
@@ -106,7 +105,7 @@ def check_network(config: TrainConfig, finer: int = FINER) -> None:
                 encoder = build_encoder(name, *size).eval()
             except RuntimeError:  # its constructor computes with values, which meta tensors lack
                 continue
-            layer = _layer(encoder, finer)
+            layer = _layer(encoder, FINER)
             with _kept_outputs({encoder: layer}) as outputs:
                 encoder(images)
             _as_maps(outputs.get(encoder), encoder, layer, images)

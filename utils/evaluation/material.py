@@ -31,7 +31,7 @@ class Material:
     runs : dict
         Name to run folder.
     inputs : Inputs
-        Data, and cache of the runs of the first run's image size.
+        Data, and the cache of the runs whose images it has.
     images : DataFrame
         The train table.
     tuned : Threshold
@@ -77,18 +77,16 @@ class Material:
         sources : DataFrame
             From `utils.evaluation.subgroups.sources_of_auc`.
         """
-        precision = PatientBootstrap(self.breasts.patient_id).average_precision(self.breasts.cancer, self.breasts.probability)
+        tuned, breasts = self.tuned, self.breasts
+        precision = PatientBootstrap(breasts.patient_id).average_precision(breasts.cancer, breasts.probability)
         rows = {
             "AUC": (sources.loc["the model", "AUC [95 %]"], "1 is perfect, 0.5 is chance"),
             "AUC of metadata alone": (sources.loc[METADATA, "AUC [95 %]"], f"the model is {sources.loc[METADATA, VERDICT]}"),
-            "average precision": (precision, f"{self.breasts.cancer.mean():.3f} is chance"),
-            "pF1, nested over folds": (str(self.tuned.pf1_nested), self._worth),
-            "pF1, nested over patients": (str(self.tuned.pf1_patient_nested), "without the folds' differences"),
-            "pF1, naive": (f"{self.tuned.pf1:.3f}", f"on the breasts that chose it; optimism {self.tuned.optimism:+.3f}"),
-            "threshold": (
-                f"{self.tuned.threshold:.4f}",
-                f"on the calibrated probability; how it was chosen: {self.tuned.choice}",
-            ),
+            "average precision": (precision, f"{breasts.cancer.mean():.3f} is chance"),
+            "pF1, nested over folds": (str(tuned.pf1_nested), self._worth),
+            "pF1, nested over patients": (str(tuned.pf1_patient_nested), "with random groups of patients in place of folds"),
+            "pF1, naive": (f"{tuned.pf1:.3f}", f"on the breasts that chose the threshold; optimism {tuned.optimism:+.3f}"),
+            "threshold": (f"{tuned.threshold:.4f}", f"on the calibrated probability; chosen by {tuned.choice}"),
         }
         return pd.DataFrame(rows, index=["value [95 %]", "what it says"]).T.rename_axis("figure")
 
@@ -114,18 +112,20 @@ class Material:
             found.append("The model is not better than metadata alone: it has not yet shown that it reads the images.")
         return found
 
-    def inputs_of(self, run: Path) -> Inputs:
-        """Return the data with a run's own cache: the named one, or the one of its image size."""
-        settings = Run(run).config.preprocessing
-        if settings == self.inputs.settings:
-            return self.inputs
-        cache_dir = default_cache_dir(self.inputs.competition_dir, settings)
+    @cached_property
+    def inputs_of(self) -> dict[Path, Inputs]:
+        """Return, by run, the data with the run's own cache: that of ``inputs`` if it has its images, else the default one."""
+        return {run: self._inputs_of(run) for run in self.runs.values()}
+
+    def _inputs_of(self, run: Path) -> Inputs:
+        settings, cache_dir = Run(run).config.preprocessing, self.inputs.cache_dir
+        if read_manifest(cache_dir, "train", settings).empty:
+            cache_dir = default_cache_dir(self.inputs.competition_dir, settings)
         return replace(self.inputs, settings=settings, cache_dir=cache_dir)
 
     def manifest_of(self, run: Path) -> pd.DataFrame:
         """Return the manifest of a run's cached images; empty if there is no cache."""
-        inputs = self.inputs_of(run)
-        return read_manifest(inputs.cache_dir, "train", inputs.settings)
+        return read_manifest(self.inputs_of[run].cache_dir, "train", self.inputs_of[run].settings)
 
     @cached_property
     def readable_images(self) -> dict[Path, pd.DataFrame]:
@@ -133,9 +133,9 @@ class Material:
         return {run: self._readable_images(run) for run in self.runs.values()}
 
     def _readable_images(self, run: Path) -> pd.DataFrame:
-        manifest, cache = self.manifest_of(run), self.inputs_of(run).cache_dir
+        manifest, cache_dir = self.manifest_of(run), self.inputs_of[run].cache_dir
         readable = set(manifest.image_id[manifest.error == ""])
-        kept = [name in readable and picture_path(cache, "train", name).is_file() for name in self.images.image_id]
+        kept = [name in readable and picture_path(cache_dir, "train", name).is_file() for name in self.images.image_id]
         return self.images[kept]
 
     def has_pictures(self, run: Path) -> bool:

@@ -99,8 +99,8 @@ def screening_figures(breasts: pd.DataFrame, decisions: np.ndarray, seed: int = 
         "sensitivity at 90 % specificity": (sensitivity_at, "cancers found where one in ten healthy breasts is called back"),
         "specificity at 90 % sensitivity": (specificity_at, "healthy breasts left alone where nine of ten cancers are found"),
         "recall rate": (proportion(decisions.sum(), len(labels)), "breasts called back at the threshold"),
-        "cancers found per breast": (per_thousand, "at the threshold; times 1,000 is the detection rate"),
-        "positive predictive value": (proportion(hits, decisions.sum()), "of those called back, who has cancer"),
+        "cancers found per breast": (per_thousand, "at the threshold; times 1,000, the detection rate per 1,000 breasts"),
+        "positive predictive value": (proportion(hits, decisions.sum()), "share of the breasts called back that have cancer"),
         "missed": (proportion(labels.sum() - hits, labels.sum()), "cancers that are not called back"),
     }
     table = {name: {"value [95 %]": str(interval), "": meaning} for name, (interval, meaning) in rows.items()}

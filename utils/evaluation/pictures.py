@@ -37,7 +37,7 @@ def trained_rows(material: Material) -> dict[str, pd.DataFrame]:
     tuned = material.tuned
     return {
         name: predict_training_rows(
-            run, material.readable_images[run], material.inputs_of(run).cache_dir, tuned.aggregation, tuned.one_image
+            run, material.readable_images[run], material.inputs_of[run].cache_dir, tuned.aggregation, tuned.one_image
         )
         for name, run in material.runs.items()
         if material.has_pictures(run)
@@ -112,13 +112,13 @@ def _boxed_images(material: Material, run: Path, most: int, seed: int) -> BoxedI
     """Draw images with true boxes to measure a run on; None if there are none."""
     if material.boxes is None:
         return None
-    return draw_boxed_images(run, material.readable_images[run], material.inputs_of(run).cache_dir, material.boxes, most, seed)
+    return draw_boxed_images(run, material.readable_images[run], material.inputs_of[run].cache_dir, material.boxes, most, seed)
 
 
 def _show(material: Material, name: str, examples: pd.DataFrame) -> Figure:
     """Show images with their maps, true boxes and predicted boxes."""
     run = material.runs[name]
-    inputs, boxes = material.inputs_of(run), material.boxes
+    inputs, boxes = material.inputs_of[run], material.boxes
     maps = explain_run(run, material.readable_images[run], inputs.cache_dir, examples.image_id)
     if Run(run).config.box_weight:
         with contextlib.suppress(TrainingError):  # `_marks` shows the error

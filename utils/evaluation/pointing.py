@@ -1,5 +1,6 @@
 """The pointing game: how often a map's strongest place is in a true box, next to places that need no network."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,9 +50,9 @@ def find_landmarks(picture: np.ndarray) -> Landmarks:
     return Landmarks(strongest_place(bright) or middle, middle, spread)
 
 
-def read_landmarks(image_ids: list[str], cache_dir: str | Path, split: str = "train") -> dict[str, Landmarks]:
-    """Find the landmarks of cached images."""
-    return {image_id: find_landmarks(load_picture(cache_dir, split, image_id)) for image_id in image_ids}
+def read_landmarks(image_ids: Iterable[str], cache_dir: str | Path) -> dict[str, Landmarks]:
+    """Find the landmarks of cached training images."""
+    return {image_id: find_landmarks(load_picture(cache_dir, "train", image_id)) for image_id in image_ids}
 
 
 def strongest_place(heat: np.ndarray) -> Place | None:

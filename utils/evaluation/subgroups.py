@@ -52,13 +52,9 @@ def by_subgroup(breasts: pd.DataFrame, decisions: np.ndarray, seed: int = 0) -> 
     for column, label in {"invasive": 1, "difficult_negative_case": 0}.items():
         if column in table:
             kinds = table[table.cancer == label].groupby(column)
-            rows += [_subgroup_row(column, value, _beside(table, kind, label), seed) for value, kind in kinds]
+            others = table[table.cancer != label]
+            rows += [_subgroup_row(column, value, pd.concat([kind, others]), seed) for value, kind in kinds]
     return pd.DataFrame(rows)
-
-
-def _beside(table: pd.DataFrame, kind: pd.DataFrame, label: int) -> pd.DataFrame:
-    """Return one kind of breasts with all breasts of the other label."""
-    return pd.concat([kind, table[table.cancer != label]])
 
 
 def _subgroup_row(column: str, value, table: pd.DataFrame, seed: int) -> dict:

@@ -38,9 +38,9 @@ class Segmentation:
     cached: np.ndarray
 
 
-def with_files(images: pd.DataFrame, competition_dir: str | Path, split: str = "train") -> pd.DataFrame:
-    """Keep the images of patients that have a folder: one listing instead of a look-up per file."""
-    folder = Path(competition_dir) / f"{split}_images"
+def with_files(images: pd.DataFrame, competition_dir: str | Path) -> pd.DataFrame:
+    """Keep the training images of patients that have a folder: one listing instead of a look-up per file."""
+    folder = Path(competition_dir) / "train_images"
     present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     return images[images.patient_id.isin(present)]
 

@@ -157,20 +157,19 @@ def show_audit(table: pd.DataFrame) -> plt.Figure:
     return finished(figure)
 
 
-def show_examples(examples: pd.DataFrame, cache_dir: str | Path, split: str = "train") -> plt.Figure:
-    """Show cached images of each kind side by side.
+def show_examples(examples: pd.DataFrame, cache_dir: str | Path) -> plt.Figure:
+    """Show cached training images of each kind side by side.
 
     Parameters
     ----------
     examples : DataFrame
         From `utils.explore.examples.pick_by_label`; images that the cache lacks are left out.
-    split : {"train", "test"}
     """
-    present = examples[[picture_path(cache_dir, split, image_id).is_file() for image_id in examples.image_id]]
+    present = examples[[picture_path(cache_dir, "train", image_id).is_file() for image_id in examples.image_id]]
     if present.empty:
         return _empty("There is no picture to show.")
     kinds = {kind: list(rows.itertuples()) for kind, rows in present.groupby("example", sort=False)}
-    pictures = {image_id: load_picture(cache_dir, split, image_id) for image_id in present.image_id}
+    pictures = {image_id: load_picture(cache_dir, "train", image_id) for image_id in present.image_id}
     height, width = pictures[present.image_id.iloc[0]].shape
     columns = max(2, *map(len, kinds.values()))
     size = (PICTURE_WIDTH * columns * len(kinds), PICTURE_WIDTH * height / width + 0.8)

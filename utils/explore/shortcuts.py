@@ -92,7 +92,8 @@ def _traits(images: pd.DataFrame) -> pd.DataFrame:
     by_breast = images.groupby("prediction_id", sort=False)
     columns = [column for column in images if column not in (*DERIVED, "cancer")]
     traits = pd.DataFrame({column: _per_breast(images, column) for column in columns})
-    return traits.assign(**{IMAGES_PER_BREAST: by_breast.size()}).loc[list(by_breast.groups)]
+    traits[IMAGES_PER_BREAST] = by_breast.size()
+    return traits.loc[list(by_breast.groups)]
 
 
 def _per_breast(images: pd.DataFrame, column: str) -> pd.Series:

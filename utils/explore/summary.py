@@ -180,7 +180,7 @@ def cancer_by(images: pd.DataFrame, column: str, test: pd.DataFrame | None = Non
 def _breasts_by(images: pd.DataFrame, column: str):
     """Group breasts by the values of a column; without that column there are no groups."""
     if column not in images:
-        images = images.head(0).assign(**{column: pd.Series(dtype=object)})
+        images = images.head(0).reindex(columns=[*images, column])
     pairs = images.drop_duplicates(["prediction_id", column])
     return pairs.groupby(pairs[column].astype(object).fillna(UNKNOWN), sort=False)
 

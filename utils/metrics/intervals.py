@@ -171,8 +171,8 @@ class PatientBootstrap:
 
     def sums(self, *columns: np.ndarray) -> np.ndarray:
         """Sum columns over the drawn rows: shape (n_draws, number of columns)."""
-        shape = (self._counts.shape[1],)
-        by_patient = np.stack([np.bincount(self._codes, np.asarray(column, dtype=float), *shape) for column in columns], axis=1)
+        patients = self._counts.shape[1]
+        by_patient = np.stack([np.bincount(self._codes, np.asarray(column, float), patients) for column in columns], axis=1)
         return np.concatenate([counts @ by_patient for counts in self._patient_weights()])
 
     def histograms(self, bins: np.ndarray, n_bins: int, values: np.ndarray) -> np.ndarray:
