@@ -1,4 +1,4 @@
-"""What training does to a picture so that no model learns it by heart; validation and test pictures stay as they are."""
+"""Augmentation of training images; validation and test images stay as they are."""
 
 import threading
 
@@ -12,28 +12,28 @@ class Augment:
     Parameters
     ----------
     strength : float
-        1 as tuned; 0 does nothing; scales ranges, not probabilities.
+        Scales ranges, not probabilities: 1 is the tuned strength, and 0 changes nothing.
     """
 
     def __init__(self, strength: float = 1.0):
         self.strength = strength
-        self._local = threading.local()  # a pipeline holds its generator, so each thread needs its own
+        self._local = threading.local()  # a pipeline has its own generator, so each thread needs one
 
     def __call__(self, picture: np.ndarray, seed: int, box: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-        """Augment one picture; the same seed gives the same result in any process.
+        """Augment one image; the same seed gives the same result in any process.
 
         Parameters
         ----------
         picture : ndarray of shape (height, width), uint8
         seed : int
         box : ndarray of shape (4,), optional
-            x_min, y_min, x_max, y_max as shares of the picture's sides; moves with the picture.
+            x_min, y_min, x_max, y_max as shares of the image's sides; moves with the image.
 
         Returns
         -------
         picture : ndarray of shape (height, width), uint8
         box : ndarray of shape (4,), float32, or None
-            NaN where less than half of it is left in the picture.
+            NaN if less than half of it remains in the image.
         """
         if self.strength == 0:
             return picture, box
@@ -52,7 +52,7 @@ class Augment:
         return self._local.pipeline
 
     def __getstate__(self) -> dict:
-        return {"strength": self.strength}  # for a process that is spawned
+        return {"strength": self.strength}  # for spawned processes
 
     def __setstate__(self, state: dict) -> None:
         self.__init__(**state)
@@ -80,6 +80,6 @@ def _make_pipeline(strength: float) -> A.Compose:
                 p=0.3 * strength,
             ),
         ],
-        # CoarseDropout would erase boxes that a hole covers in part.
+        # Without min_visibility, CoarseDropout would erase boxes that a hole covers in part.
         bbox_params=A.BboxParams(format="albumentations", min_visibility=0.5, clip=True),
     )

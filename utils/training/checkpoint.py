@@ -1,4 +1,4 @@
-"""checkpoint.pt of an unfinished fold, checked before a training resumes from it."""
+"""checkpoint.pt of an unfinished fold, which is checked before training resumes from it."""
 
 import math
 from collections.abc import Mapping
@@ -13,30 +13,13 @@ from utils.tables.vocabulary import Vocabulary
 from utils.training.fold_weights import check_tensors, read_vocabulary
 
 KEYS = {"config", "history", "micro_batch_size", "checkpoints", "model", "ema", "optimizer", "schedule", "scaler"}
-METRICS = ("valid_loss", "valid_auc")  # that choose the kept epoch
+METRICS = ("valid_loss", "valid_auc")  # they choose the kept epoch
 
 
 def read_checkpoint(path: Path, config: TrainConfig, fold: int, parts: Mapping, device: torch.device) -> dict:
-    """Read a checkpoint, and check that it is of this very training.
+    """Read a checkpoint, and check that it belongs to this training; raise TrainingError with the remedy if not.
 
-    Parameters
-    ----------
-    path : Path
-    config : TrainConfig
-    fold : int
-    parts : mapping of str to object
-        What is restored (model, ema, optimizer, schedule, scaler), as newly made.
-    device : torch.device
-
-    Returns
-    -------
-    dict
-        As from `make_checkpoint`.
-
-    Raises
-    ------
-    TrainingError
-        If it is cut, not a checkpoint of this version of the kit, or of another run or fold; names the file and the remedy.
+    ``parts`` are the newly made objects that it restores (model, ema, optimizer, schedule, scaler).
     """
     remedy = f"Delete it and run again with the same run_dir: fold {fold} starts from its first epoch."
     with naming(path, TrainingError, remedy):
@@ -50,28 +33,16 @@ def read_checkpoint(path: Path, config: TrainConfig, fold: int, parts: Mapping, 
         check(is_flag(state["checkpoints"]), "checkpoints", state["checkpoints"], "true or false")
         for name in ("model", "ema", "schedule"):
             _check_form(state[name], parts[name].state_dict(), name)
-        if state["scaler"] and parts["scaler"].is_enabled():  # one that was not needed is empty
+        if state["scaler"] and parts["scaler"].is_enabled():  # it is empty if it was not needed
             _check_form(state["scaler"], parts["scaler"].state_dict(), "scaler")
         _check_optimizer(state["optimizer"], parts["optimizer"])
     return state
 
 
 def check_kept(fold_dir: Path, fold: int, vocabulary: Vocabulary, wanted: Mapping[str, torch.Tensor]) -> None:
-    """Refuse to resume next to weights that are missing, broken, or of another training.
+    """Raise TrainingError if the fold's weights are missing, broken, or of another training.
 
-    Parameters
-    ----------
-    fold_dir : Path
-    fold : int
-    vocabulary : Vocabulary
-        Of the fold's training images.
-    wanted : mapping of str to tensor
-        State dict that was kept.
-
-    Raises
-    ------
-    TrainingError
-        Naming the folder and the remedy.
+    ``wanted`` is the state dict that was kept.
     """
     path = fold_dir / "weights.safetensors"
     remedy = f"Delete the folder {fold_dir}: fold {fold} starts from its first epoch."
@@ -83,7 +54,7 @@ def check_kept(fold_dir: Path, fold: int, vocabulary: Vocabulary, wanted: Mappin
 def _load(path: Path, device: torch.device) -> object:
     try:
         return torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises many kinds on a broken or unsafe file, and advises to load it unsafely
+    except Exception as error:  # torch raises many types on a broken or unsafe file, and advises unsafe loading
         raise FormatError(f"it is cut, or holds more than plain values ({type(error).__name__}).") from error
 
 
@@ -102,7 +73,7 @@ def _check_history(history: object, fold: int, epochs: int) -> None:
         check(row.get("epoch") == number, "history: epoch", row.get("epoch"), str(number))
         for name in METRICS:
             value = row.get(name)
-            is_nan = isinstance(value, float) and math.isnan(value)  # where only one class is held out
+            is_nan = isinstance(value, float) and math.isnan(value)  # if only one class is held out
             check(is_number(value) or is_nan, f"history: {name}", value, "a number")
 
 
@@ -122,7 +93,7 @@ def _check_optimizer(found: object, optimizer: torch.optim.Optimizer) -> None:
 
 
 def _check_form(found: object, wanted: object, name: str) -> None:
-    """Refuse a state whose names, kinds, lengths or shapes differ from those of a newly made one."""
+    """Raise FormatError if a state's names, kinds, lengths or shapes differ from those of a newly made one."""
     if isinstance(wanted, torch.Tensor):
         if not isinstance(found, torch.Tensor) or (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
             raise FormatError(f"{name} is {_form(found)}, but must be {_form(wanted)}.")

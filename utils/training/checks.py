@@ -1,4 +1,4 @@
-"""Refuse data that do not suit a configuration, before any image is preprocessed."""
+"""Checks that the data suit a configuration, before any image is preprocessed."""
 
 import pandas as pd
 
@@ -12,7 +12,7 @@ NO_BOX = "No box lies in any of the images: is boxes_path the file of this compe
 
 
 def check_training(config: TrainConfig, data: TrainingData, execution: Execution) -> TrainingData:
-    """Refuse data that a configuration can't be trained on; the images need not be cached yet.
+    """Check that a configuration can be trained on the data; the images need not be cached yet.
 
     Returns
     -------
@@ -39,7 +39,7 @@ def check_training(config: TrainConfig, data: TrainingData, execution: Execution
 
 
 def check_boxes(config: TrainConfig, data: TrainingData) -> None:
-    """Refuse a configuration that needs boxes if there are none, or none in these images."""
+    """Raise TrainingError if boxes are needed and there are none, or none in these images."""
     if data.boxes is None and config.needs_boxes:
         raise TrainingError(
             "box_weight and patch_epochs need boxes: give boxes_path, or other sets that hold a boxes.csv (utils.external"
@@ -50,13 +50,13 @@ def check_boxes(config: TrainConfig, data: TrainingData) -> None:
 
 
 def check_shares(config: TrainConfig, execution: Execution) -> None:
-    """Refuse a batch that the processes of a fold can't share evenly."""
+    """Raise TrainingError if a fold's processes can't share a batch evenly."""
     if config.batch_size % execution.world_size:
         raise TrainingError(f"batch_size is {config.batch_size}, which {execution.world_size} processes can't share evenly.")
 
 
 def check_apart(images: pd.DataFrame, extra: pd.DataFrame) -> None:
-    """Refuse extra images of patients that a fold may hold out, and those that come twice."""
+    """Raise TrainingError if an extra image occurs twice, or is of a patient whom a fold may hold out."""
     shared = extra.patient_id[extra.patient_id.isin(images.patient_id)]
     if len(shared):
         raise TrainingError(
@@ -69,7 +69,7 @@ def check_apart(images: pd.DataFrame, extra: pd.DataFrame) -> None:
 
 
 def check_classes(data: TrainingData, fold: int) -> None:
-    """Refuse a fold whose training images of the competition are all of one class."""
+    """Raise TrainingError if a fold's training images of the competition are all of one class."""
     inside = data.images[data.images.fold != fold]
     if inside.cancer.nunique() < 2:
         found = "cancer" if inside.cancer.any() else "no cancer"
@@ -80,7 +80,7 @@ def check_classes(data: TrainingData, fold: int) -> None:
 
 
 def check_patches(data: TrainingData, fold: int) -> None:
-    """Refuse a fold whose training images have no boxes to cut patches around."""
+    """Raise TrainingError if a fold's training images have no boxes to cut patches around."""
     inside = data.inside(fold)
     if not inside.image_id.isin(data.boxes.image_id).any():
         raise TrainingError(

@@ -1,7 +1,6 @@
-"""Cached pictures and metadata as items: an image, or a breast with its images.
+"""Cached images and metadata as items: one image, or a breast with its images.
 
-Both kinds of item have the same form, so that one training loop serves both; `utils.training.loading` says what a batch
-of them is.
+Both kinds of item have the same form, so one training loop serves both. `utils.training.loading` describes a batch.
 """
 
 import copy
@@ -24,7 +23,7 @@ from utils.tables.vocabulary import Vocabulary
 from utils.training.augment import Augment
 
 NO_BOX = np.full(4, np.nan, dtype=np.float32)
-VIEW_ORDER = ("CC", "MLO", "ML", "LM", "LMO", "AT")  # the two screening views first; others follow by name
+VIEW_ORDER = ("CC", "MLO", "ML", "LM", "LMO", "AT")  # screening views first; others follow by name
 
 
 class ImageDataset(Dataset):
@@ -33,16 +32,16 @@ class ImageDataset(Dataset):
     Parameters
     ----------
     images : DataFrame
-        Rows of train.csv or test.csv whose pictures are in the cache.
+        Rows of train.csv or test.csv whose images are in the cache.
     cache_dir : path
     split : {"train", "test"}
     vocabulary : Vocabulary
     augment : Augment or None
         None for validation and test.
     seed : int
-        With ``epoch`` and the item's index, it decides every random choice.
+        Decides every random choice, together with ``epoch`` and the item's index.
     boxes : DataFrame, optional
-        From `utils.images.boxes.to_picture`; an image's largest is its target.
+        From `utils.images.boxes.to_picture`; an image's target is its largest box.
     """
 
     def __init__(
@@ -61,12 +60,12 @@ class ImageDataset(Dataset):
         self.augment, self.seed = augment, seed
         self.items = self.images
         self.boxes = None if boxes is None else largest_boxes(boxes, self.images.image_id)
-        # In shared memory, so that the processes of a loader that live on see the next epoch.
+        # In shared memory, so that a loader's persistent processes see the next epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     @property
     def epoch(self) -> int:
-        """Number of the epoch, which decides what is drawn."""
+        """Epoch number, which decides random choices."""
         return int(self._epoch)
 
     @epoch.setter
@@ -81,17 +80,17 @@ class ImageDataset(Dataset):
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """Labels of the items, int array; zeros where the table has none."""
+        """Labels of the items, int array; zeros if the table has none."""
         return self.items["cancer"].to_numpy() if "cancer" in self.items else np.zeros(len(self.items), dtype=int)
 
     @cached_property
     def sizes(self) -> np.ndarray:
-        """Numbers of pictures of the items, int array."""
+        """Number of images of each item, int array."""
         return np.array([len(self._rows(index)) for index in range(len(self))], dtype=int)
 
     @cached_property
     def auxiliary(self) -> torch.Tensor:
-        """Auxiliary targets of the items, as from `utils.networks.auxiliary.auxiliary_targets`."""
+        """Auxiliary targets of the items, from `utils.networks.auxiliary.auxiliary_targets`."""
         return torch.from_numpy(auxiliary_targets(self.items))
 
     def __len__(self) -> int:
@@ -117,7 +116,7 @@ class ImageDataset(Dataset):
         return list(_threads().map(self.__getitem__, indices))
 
     def _rows(self, index: int) -> list[int]:
-        """Rows of an item's images."""
+        """Return the rows of an item's images."""
         return [index]
 
     def _picture(self, row: int) -> tuple[torch.Tensor, np.ndarray]:
@@ -138,12 +137,12 @@ class ImageDataset(Dataset):
 class BreastDataset(ImageDataset):
     """One item per breast: all its images in view order, or ``max_views`` of them drawn at random.
 
-    In training the draw changes with the epoch; in validation it is the same every time.
+    The draw changes with the epoch in training, and stays the same in validation.
 
     Parameters
     ----------
     max_views : int or None
-        None takes all. 1 is needed where the number of images of a breast tells its label.
+        None takes all images. Use 1 if the number of a breast's images reveals its label.
     """
 
     def __init__(self, images: pd.DataFrame, *args, max_views: int | None = None, **kwargs):
@@ -159,7 +158,7 @@ class BreastDataset(ImageDataset):
         rows = self.groups[index]
         if self.max_views is None or len(rows) <= self.max_views:
             return rows.tolist()
-        # The breast's own stream, whatever else is in the table, and apart from those that augment its pictures.
+        # A stream of the breast's own: independent of the rest of the table, and of the streams that augment its images.
         breast = zlib.crc32(self.items.prediction_id.iloc[index].encode())
         generator = np.random.default_rng([self.seed, self.epoch if self.augment else 0, breast, 1])
         return sorted(generator.choice(rows, self.max_views, replace=False).tolist())
@@ -174,7 +173,7 @@ def make_dataset(
     augment: Augment | None = None,
     boxes: pd.DataFrame | None = None,
 ) -> ImageDataset:
-    """Make the data set that a model reads, of images or of breasts; the arguments are those of `ImageDataset`."""
+    """Make a model's data set, of images or of breasts; see `ImageDataset` for the arguments."""
     arguments = (images, cache_dir, split, vocabulary, augment, config.seed)
     if config.model.item == "image":
         return ImageDataset(*arguments, boxes=boxes)

@@ -1,4 +1,4 @@
-"""Runs for a notebook: those that there are, else a small one that is trained on the phantom as an example."""
+"""Runs for a notebook: existing ones, or a small example that is trained on the phantom."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from utils.training.folds import train_run
 def find_or_train_runs(
     run_dirs: str | Sequence[str] | None = None, smoke_test: bool = False, competition_dir: str | Path = ""
 ) -> list[Path]:
-    """Find finished runs; where there is none and no real competition's data either, train a small one on the phantom.
+    """Find finished runs; if there are none and no real competition's data either, train a small one on the phantom.
 
     Raises
     ------
@@ -44,6 +44,6 @@ def find_or_train_runs(
 def runs_to_submit(
     run_dirs: str = "", threshold_path: str = "", smoke_test: bool = False, competition_dir: str | Path = ""
 ) -> list[Path]:
-    """Runs that are named; else those that a threshold was tuned on, wherever they lie now; else all."""
+    """Return the named runs; else those that a threshold was tuned on, wherever they are now; else all."""
     tuned = [] if run_dirs else tuned_runs(threshold_path, smoke_test, competition_dir)
     return tuned or find_or_train_runs(run_dirs, smoke_test, competition_dir)

@@ -1,4 +1,4 @@
-"""Figures of a training, while it runs and after."""
+"""Figures of a training, during and after it."""
 
 import contextlib
 import io
@@ -16,13 +16,9 @@ LOOK_EVERY = 2.0  # seconds between looks at a run's history
 
 @contextlib.contextmanager
 def live_history(run_dir: str | Path) -> Iterator[None]:
-    """Show in a notebook what a run's folds have reached, epoch by epoch, while the block trains them.
+    """Show the history of a run's folds in a notebook, epoch by epoch, while the block trains them.
 
-    It reads the folds' ``history.csv``, so it does not matter which process, or which machine, writes them.
-
-    Parameters
-    ----------
-    run_dir : path
+    It reads the folds' ``history.csv``, so any process on any machine may write them.
     """
     from IPython.display import display
 
@@ -68,7 +64,7 @@ def draw_history(history: pd.DataFrame) -> Figure:
     Returns
     -------
     Figure
-        Made without pyplot, which threads must not share.
+        Made without pyplot, which is not thread-safe.
     """
     figure = Figure(figsize=(13, 3.5), layout="tight")
     losses, *others = figure.subplots(1, 3)

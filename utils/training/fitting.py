@@ -1,4 +1,4 @@
-"""One fold's training: a loop that advances epoch by epoch, and goes on where it was stopped."""
+"""One fold's training: the loop over epochs, which resumes after the last finished one."""
 
 import json
 import math
@@ -37,7 +37,7 @@ try:
 except ImportError:  # Windows
     resource = None
 
-REFRESH = 2.0  # seconds between looks at the loss: each makes a GPU wait
+REFRESH = 2.0  # seconds between readings of the loss: each makes a GPU wait
 
 
 class Fitting:
@@ -76,7 +76,7 @@ class Fitting:
         self.validation_loader = make_loader(torch.utils.data.Subset(data.held_out_set, own), at_once, **options)
 
     def run(self) -> None:
-        """Train from the last checkpoint to the last epoch; the kept epoch's weights are then in the fold's folder."""
+        """Train from the last checkpoint to the last epoch, and leave the kept epoch's weights in the fold's folder."""
         self._restore()
         items = len(self.loader) * self.config.batch_size
         with tqdm(
@@ -95,13 +95,13 @@ class Fitting:
             self.history.append(self._row_of_floor())
             self._keep()
         if self.ranks.is_first:
-            write_csv(self.fold_dir / "history.csv", pd.DataFrame(self.history))  # a kill may have come before the last row
+            write_csv(self.fold_dir / "history.csv", pd.DataFrame(self.history))  # a kill may have prevented the last row
             print(f"Fold {self.data.fold}: {peak_memory(self.device)}")
-        self.ranks.gather(None)  # nobody reads the weights before they are written
+        self.ranks.gather(None)  # no process reads the weights before they are written
 
     def start_from(self, path: Path) -> None:
-        """Take the encoder of another network of the same architecture."""
-        read_vocabulary(path)  # refuses a broken file
+        """Load the encoder of another network of the same architecture."""
+        read_vocabulary(path)  # raises if the file is broken
         state = safetensors.torch.load_file(path, device=str(self.device))
         prefix = "encoder."
         encoder = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
@@ -109,7 +109,7 @@ class Fitting:
         self.learner.ema.set(self.learner.model)
 
     def fit_head(self) -> Predictions | None:
-        """Start the head from a logistic regression on the encoder's features, and predict the held-out items with it.
+        """Start the head from a logistic regression on the encoder's features; return its predictions of held-out items.
 
         Return None if a checkpoint shows that training has begun.
         """
@@ -120,20 +120,20 @@ class Fitting:
         loader = make_loader(own, self.learner.micro_batch_size, num_workers=self.loader.num_workers)
         parts = self.ranks.gather(encode(self.learner.model.encoder, loader, self.config, self.device))
         index, features, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
-        order = np.argsort(index)  # of all processes, so that each fits the same numbers
+        order = np.argsort(index)  # so that each process fits the same numbers
         fit_head(self.learner.model.head.cancer, features[order], labels[order], self.config.positive_share)
         self.learner.ema.set(self.learner.model)
         self.floor = self.predict(self.learner.averaged)
         return self.floor
 
     def _row_of_floor(self) -> dict:
-        """History of a fold that trains for 0 epochs."""
+        """Return the history row of a fold that trains for 0 epochs."""
         metrics = validation_metrics(self.data.held_out_set, self.floor.logits)
         row = {"fold": self.data.fold, "epoch": 0, "learning_rate": 0.0, "train_loss": math.nan, "data_wait": 0.0, **metrics}
         return row | {"items_per_second": math.nan, "seconds": 0.0}
 
     def _epoch(self, epoch: int, bar: tqdm) -> dict:
-        # Every random choice hangs on (seed, fold, epoch) alone, so a resumed run repeats it without stored generators.
+        # Every random choice depends only on seed, fold and epoch, so a resumed run repeats it without stored generators.
         seed_everything(derive_seed(self.config.seed, self.data.fold, epoch, self.ranks.rank))
         self.sampler.epoch = self.data.training_set.epoch = epoch
         learning_rate = self.learner.learning_rate
@@ -154,7 +154,7 @@ class Fitting:
         return row
 
     def predict(self, model: nn.Module) -> Predictions:
-        """Predict the validation set, each process its part, and give all of it to each."""
+        """Predict the held-out items, each process its share; return all predictions in each process."""
         self.ranks.align(model)
         with explained(self.validation_loader):
             mine = predict(model, self.validation_loader, self.config, self.device, self.learner.micro_batch_size)
@@ -167,7 +167,7 @@ class Fitting:
         return predictions
 
     def _train(self, epoch: int, bar: tqdm) -> dict[str, float]:
-        """Train one epoch; returns its mean loss, and the share of its time that passed waiting for data."""
+        """Train one epoch; return its mean loss and the share of time spent waiting for data."""
         self.learner.network.train()
         losses = _LossWatch(self, epoch)
         start = looked = time.perf_counter()
@@ -185,7 +185,7 @@ class Fitting:
         return {"train_loss": losses.mean(), "data_wait": waited / (time.perf_counter() - start)}
 
     def _keep(self) -> None:
-        """Save the weights if this epoch is to be kept, then the checkpoint, then the history; the first process does it."""
+        """Save the weights if this epoch is the one to keep, then checkpoint and history, in the first process."""
         if not self.ranks.is_first:
             return
         if self.ranks.lock:
@@ -197,7 +197,7 @@ class Fitting:
         if self.config.keep_epoch == "last" or len(self.history) - 1 == best_epoch(self.history):
             metadata = {"vocabulary": json.dumps(asdict(self.data.vocabulary)), "epoch": str(len(self.history) - 1)}
             with write_atomic(self.fold_dir / "weights.safetensors") as temporary:
-                # Not save_file, which replaces the file by one of its own, with other permissions.
+                # save_file would replace the file by its own, with other permissions.
                 temporary.write_bytes(safetensors.torch.save(plain_state(self.learner.averaged), metadata))
         with write_atomic(self.checkpoint_path) as temporary:
             torch.save(self._state(), temporary)
@@ -223,7 +223,7 @@ class Fitting:
 
 
 class _LossWatch:
-    """Mean of an epoch's losses, kept on the device: to ask for a number makes a GPU wait for its work."""
+    """Running mean of an epoch's losses, kept on the device: reading a number makes a GPU wait for its work."""
 
     def __init__(self, fitting: Fitting, epoch: int):
         self.fitting, self.epoch, self.count = fitting, epoch, 0
@@ -236,13 +236,7 @@ class _LossWatch:
         self.first_bad = torch.where((self.first_bad < 0) & ~torch.isfinite(loss), step, self.first_bad)
 
     def mean(self) -> float:
-        """Give the mean so far.
-
-        Raises
-        ------
-        TrainingError
-            If a loss was not a finite number.
-        """
+        """Return the mean so far; raise TrainingError if a loss was not finite."""
         mean = self.total.item() / self.count
         if not math.isfinite(mean):
             path, rate = self.fitting.checkpoint_path, self.fitting.config.learning_rate
@@ -256,9 +250,9 @@ class _LossWatch:
 
 
 def validation_metrics(dataset: ImageDataset, logits: np.ndarray) -> dict[str, float]:
-    """Loss per item; AUC and pF1 per breast of the mean of its items' probabilities, its threshold tuned on these breasts."""
+    """Return loss per item, and AUC and pF1 per breast (mean probability of its items; threshold tuned on these breasts)."""
     labels = dataset.labels
-    if not len(labels):  # no box is held out, in training on patches
+    if not len(labels):  # patch training may hold out no box
         return dict.fromkeys(("valid_loss", "valid_auc", "valid_pf1"), math.nan)
     loss = np.logaddexp(0, np.where(labels == 1, -logits, logits)).mean()  # binary cross-entropy
     breasts = dataset.items.assign(probability=sigmoid(logits), cancer=labels)
@@ -271,24 +265,24 @@ def validation_metrics(dataset: ImageDataset, logits: np.ndarray) -> dict[str, f
 
 
 def best_epoch(history: Sequence[dict]) -> int:
-    """Epoch with the highest AUC, the first of equals; by the lowest loss where AUC is undefined."""
+    """Return the first epoch with the highest AUC, or with the lowest loss if AUC is undefined."""
     if any(math.isnan(row["valid_auc"]) for row in history):
         return int(np.argmin([row["valid_loss"] for row in history]))
     return int(np.argmax([row["valid_auc"] for row in history]))
 
 
 def plain_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """State dict for inference: on the CPU, without the auxiliary head."""
+    """Return the state dict for inference: on the CPU, without the auxiliary head."""
     return {key: value.detach().cpu().contiguous() for key, value in kept_state(model).items()}
 
 
 def kept_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """State dict without the auxiliary head, which training alone needs."""
+    """Return the state dict without the auxiliary head, which only training needs."""
     return {key: value for key, value in model.state_dict().items() if not key.startswith("head.auxiliary.")}
 
 
 def derive_seed(*numbers: int) -> int:
-    """One seed from several numbers."""
+    """Derive one seed from several numbers."""
     return int(np.random.SeedSequence(list(numbers)).generate_state(1)[0])
 
 
@@ -305,7 +299,7 @@ def peak_memory(device: torch.device) -> str:
 
 def _set_determinism(deterministic: bool) -> None:
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without which cuBLAS is not
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without it
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
 

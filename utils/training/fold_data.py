@@ -1,4 +1,4 @@
-"""The items that one fold trains on and holds out: whole images or breasts, or patches around boxes."""
+"""The items that one fold trains on and holds out: whole images, breasts, or patches around boxes."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,12 @@ from utils.training.patches import PatchDataset
 
 @dataclass(frozen=True)
 class FoldData:
-    """What `utils.training.fitting.Fitting` learns from.
+    """The items of one fold, and their vocabulary and auxiliary targets.
 
     Parameters
     ----------
     fold : int
-        Number of the fold that is held out.
+        Number of the held-out fold.
     training_set, held_out_set : ImageDataset
     vocabulary : Vocabulary
     auxiliary_sizes : tuple of int
@@ -33,10 +33,10 @@ class FoldData:
 
 
 def whole_images(config: TrainConfig, data: TrainingData, fold: int) -> FoldData:
-    """Make the items of a fold; the boxes of ``data`` are those of `utils.images.boxes.to_picture`.
+    """Make the items of a fold, of images or breasts; the boxes of ``data`` are from `utils.images.boxes.to_picture`.
 
-    The vocabulary includes sites and machines of other sets. If they were unseen, an unseen machine would come to mean as much
-    cancer as those sets have.
+    The vocabulary includes sites and machines of other sets. Without them, an unseen machine would come to mean as much cancer
+    as those sets have.
     """
     inside, held_out = data.inside(fold), data.held_out(fold)
     vocabulary = Vocabulary.from_images(inside)

@@ -1,4 +1,4 @@
-"""weights.safetensors of a fold: its header, vocabulary and tensors are checked before any tensor is read."""
+"""weights.safetensors of a fold; header, vocabulary and tensor shapes are checked before any tensor is read."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -33,10 +33,7 @@ SHOWN = 3
 def read_vocabulary(path: str | Path, remedy: str = REMEDY) -> Vocabulary:
     """Read the vocabulary from the header of a fold's weights.
 
-    Raises
-    ------
-    TrainingError
-        If the file is cut, not safetensors or not of this kit, or the vocabulary has unknown, missing or wrong values.
+    Raise TrainingError if the file is cut, not safetensors or not of this kit, or a value is unknown, missing or wrong.
     """
     with _opened(path, remedy) as file:
         metadata = file.metadata() or {}
@@ -52,20 +49,9 @@ def read_vocabulary(path: str | Path, remedy: str = REMEDY) -> Vocabulary:
 
 
 def check_tensors(path: str | Path, wanted: Mapping[str, torch.Tensor], remedy: str = REMEDY) -> None:
-    """Refuse weights whose names, shapes or number formats are not those of a network.
+    """Raise TrainingError if names, shapes or number formats of a file's tensors differ from ``wanted``, a state dict.
 
-    Parameters
-    ----------
-    path : path
-    wanted : mapping of str to tensor
-        The network's state dict; on the device ``meta`` it costs nothing.
-    remedy : str
-        The last sentence of the message.
-
-    Raises
-    ------
-    TrainingError
-        Naming the first tensors that do not fit.
+    ``remedy`` is the last sentence of the message.
     """
     with _opened(path, remedy) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
@@ -83,7 +69,7 @@ def load_fold(config: TrainConfig, fold_dir: str | Path) -> tuple[nn.Module, Voc
     Raises
     ------
     TrainingError
-        If the weights are missing or broken, or are those of another network; names the file and the remedy.
+        If the weights are missing, broken, or of another network; names the file and the remedy.
     """
     path = Path(fold_dir) / "weights.safetensors"
     if not path.is_file():
@@ -97,7 +83,7 @@ def load_fold(config: TrainConfig, fold_dir: str | Path) -> tuple[nn.Module, Voc
 
 
 def build_empty(config: ModelConfig, vocabulary: Vocabulary) -> nn.Module:
-    """Build a run's network for its own weights: what it started from no longer matters, and need not exist here."""
+    """Build a run's network for its own weights; the weights that it started from need not exist."""
     return build_model(replace(config, pretrained=False, weights_path=""), vocabulary)
 
 

@@ -1,4 +1,4 @@
-"""Train one configuration over k folds: one way for all architectures, resumable after every epoch."""
+"""Train one configuration over k folds, the same way for all architectures; resumable after every epoch."""
 
 import contextlib
 import time
@@ -84,7 +84,7 @@ def train_run(
 
 
 def _tell(run_dir: Path, trained: Sequence[int], found: Sequence[int], seconds: float) -> None:
-    """Say which folds were trained, and which had been before."""
+    """Print which folds were trained, and which were already finished."""
     if trained:
         print(f"Finished after {seconds:.0f} s: {_named(trained)}.")
     if found:
@@ -108,14 +108,7 @@ def fit_fold(
 ) -> None:
     """Train on all folds but one, predict that one, and write its rows of ``oof.csv`` into ``fold_dir``.
 
-    Parameters
-    ----------
-    data : TrainingData
-        With folds; its boxes are from `utils.images.boxes.to_picture`.
-    start : Start, optional
-        Weights to start from; from `utils.training.sources.find_starts`.
-    device_number : int
-        Number of the GPU, if each fold has its own.
+    ``data`` has folds, and boxes from `utils.images.boxes.to_picture`. ``device_number`` is the GPU if each fold has its own.
     """
     if data.held_out(fold).cancer.nunique() < 2:
         print(
@@ -155,7 +148,7 @@ def fit_fold(
 
 @contextlib.contextmanager
 def _alone(ranks: Ranks, fold_dir: Path) -> Iterator[Ranks]:
-    """Lock a fold's folder in the process that writes there, and note the lock."""
+    """Lock a fold's folder in the process that writes there, and note the lock in its ranks."""
     if not ranks.is_first:
         yield ranks
         return
@@ -165,7 +158,7 @@ def _alone(ranks: Ranks, fold_dir: Path) -> Iterator[Ranks]:
 
 
 def _boxes_in_pictures(data: TrainingData, config: TrainConfig) -> pd.DataFrame:
-    """Carry boxes to the cached images of all sets."""
+    """Map boxes to the cached images of all sets."""
     settings = config.preprocessing
     placed = [to_picture(data.boxes, read_manifest(folder, "train", settings), settings) for folder in data.cache_dirs]
     placed = pd.concat(placed, ignore_index=True)
@@ -175,13 +168,7 @@ def _boxes_in_pictures(data: TrainingData, config: TrainConfig) -> pd.DataFrame:
 
 
 def patch_model(config: TrainConfig) -> ModelConfig:
-    """Network that learns patches before the whole images, with the same encoder.
-
-    Raises
-    ------
-    TrainingError
-        If the encoder's weights depend on the size of its images.
-    """
+    """Return the network that learns patches first; raise TrainingError if its weights depend on the image size."""
     if not takes_any_size(config.model.architecture):
         raise TrainingError(
             f"{config.model.architecture} has other weights for patches than for images: leave patch_epochs at 0."

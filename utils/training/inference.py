@@ -16,7 +16,7 @@ from utils.training.optimisation import autocast
 
 @dataclass(frozen=True)
 class Predictions:
-    """Logits (n,) and boxes (n, 4) of items, and the items' numbers; ``boxes`` is None where no box is predicted."""
+    """Item numbers, logits (n,) and boxes (n, 4); ``boxes`` is None if none are predicted."""
 
     index: np.ndarray
     logits: np.ndarray
@@ -49,7 +49,7 @@ def predict_logits(
 def predict(
     model: nn.Module, loader: DataLoader, config: TrainConfig, device: torch.device, at_once: int | None = None
 ) -> Predictions:
-    """Predict what a loader gives, in its order; ``at_once`` items at a time, a batch if None."""
+    """Predict a loader's items, in its order, ``at_once`` items at a time (a batch if None)."""
     model.eval()
     indices, outputs = [], []
     with torch.inference_mode(), autocast(config, device):
@@ -65,7 +65,7 @@ def predict(
 
 
 def forward(model: nn.Module, batch: Batch, device: torch.device, images: torch.Tensor | None = None) -> Outputs:
-    """Pass a batch through a network on its device; ``images`` stand in for the batch's where they are given."""
+    """Pass a batch through a network on its device; ``images`` replace the batch's if given."""
     images = batch["images"].to(device, non_blocking=True) if images is None else images
     metadata = batch["metadata"].to(device, non_blocking=True)
     return model(images, metadata, batch["lengths"])  # lengths stay on the CPU, where they are read

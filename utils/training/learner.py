@@ -1,4 +1,4 @@
-"""One step of training: forward, loss, backward, and the move of the weights."""
+"""One step of training: forward, loss, backward, and the update of the weights."""
 
 from contextlib import nullcontext
 
@@ -18,21 +18,13 @@ from utils.training.mixing import mix
 from utils.training.optimisation import autocast, is_out_of_memory, make_optimizer, make_schedule, pick_precision
 from utils.training.processes import Ranks
 
-EMA_WARMUP_POWER = 2 / 3  # the average forgets its random start early, also in a run of few steps
+EMA_WARMUP_POWER = 2 / 3  # the average forgets its random start early, even in a short run
 
 
 class Learner:
-    """A network and all that moves its weights; called with a batch, it learns from it.
+    """A network with its optimizer, schedule and running average; a call with a batch is one training step.
 
-    Parameters
-    ----------
-    config : TrainConfig
-    model : Module
-        From `utils.networks.models.build_model`.
-    ranks : Ranks
-    steps_per_epoch : int
-    auxiliary_sizes : tuple of int
-        Classes of each auxiliary target; empty where none is learned.
+    ``auxiliary_sizes`` is the number of classes of each auxiliary target, empty if none is learned.
     """
 
     def __init__(
@@ -41,7 +33,7 @@ class Learner:
         self.config, self.ranks, self.device, self.auxiliary_sizes = config, ranks, ranks.device, auxiliary_sizes
         self.micro_batch_size = config.micro_batch_size or config.batch_size
         if ranks.world_size > 1 and self.device.type == "cuda":
-            model = convert_sync_batchnorm(model)  # statistics of the whole step; torch has it for GPUs alone
+            model = convert_sync_batchnorm(model)  # statistics of the entire step; torch supports GPUs only
         for encoder in encoders_of(model):
             if encoder.is_trained:
                 encoder.freeze(config.freeze_stages, config.freeze_norms)
@@ -58,21 +50,13 @@ class Learner:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=pick_precision(config, self.device) == torch.float16)
 
     def __call__(self, batch: Batch, step: int) -> torch.Tensor:
-        """Learn from a batch; returns its mean loss, on the device.
-
-        Parameters
-        ----------
-        batch : dict
-            Of `utils.training.loading`.
-        step : int
-            From the beginning of the training.
-        """
+        """Learn from a batch; return its mean loss, on the device. ``step`` counts from the start of training."""
         loss = self._gradients_that_fit(batch)
         self._move(step)
         return loss
 
     def _gradients(self, batch: Batch) -> torch.Tensor:
-        """Add up the gradients of a batch's parts; returns their mean loss."""
+        """Accumulate the gradients of a batch's parts; return their mean loss."""
         parts = split_batch(batch, self.micro_batch_size)
         total = torch.zeros((), device=self.device)
         for number, part in enumerate(parts, start=1):
@@ -119,7 +103,7 @@ class Learner:
             self.ema.update(self.model, step=step)
 
     def _gradients_that_fit(self, batch: Batch) -> torch.Tensor:
-        """Compute a step's gradients; where the memory does not suffice, in smaller parts from now on."""
+        """Compute a step's gradients; if memory runs out, in smaller parts from now on."""
         before = self.micro_batch_size
         while True:
             try:
@@ -129,7 +113,7 @@ class Learner:
                 if not is_out_of_memory(error):
                     raise
                 reason = str(error).splitlines()[0]
-            self._make_room(len(batch["label"]), reason)  # out here, since the error held on to the memory
+            self._make_room(len(batch["label"]), reason)  # out here, as the error keeps the memory alive
         if self.micro_batch_size != before:
             twice = ", activations computed twice" if self._checkpoints() else ""
             print(
@@ -160,11 +144,11 @@ class Learner:
 
     @property
     def learning_rate(self) -> float:
-        """That of the next step."""
+        """The learning rate of the next step."""
         return self.optimizer.param_groups[-1]["lr"]
 
     def parts(self) -> dict:
-        """All that a checkpoint keeps, by name."""
+        """Return all that a checkpoint keeps, by name."""
         return {
             "model": self.model,
             "ema": self.ema,
@@ -174,13 +158,13 @@ class Learner:
         }
 
     def memory(self) -> dict:
-        """What was learned about the memory: how many items fit, and whether activations are computed twice."""
+        """Return how many items fit into memory, and whether activations are computed twice."""
         return {"micro_batch_size": self.micro_batch_size, "checkpoints": self._checkpoints()}
 
     def restore(self, state: dict) -> None:
-        """Take a checkpoint's `parts` and `memory`."""
+        """Restore a checkpoint's `parts` and `memory`."""
         for name, part in self.parts().items():
-            if state[name]:  # a scaler that was not needed has none
+            if state[name]:  # empty for a scaler that was not needed
                 part.load_state_dict(state[name])
         self.micro_batch_size = min(self.micro_batch_size, state["micro_batch_size"])
         if state["checkpoints"]:
@@ -191,14 +175,14 @@ class Learner:
 
 
 def encoders_of(model: nn.Module) -> list[Encoder]:
-    """List the encoders inside a network."""
+    """Return the encoders inside a network."""
     return [module for module in model.modules() if isinstance(module, Encoder)]
 
 
 def checkpoint_activations(model: nn.Module) -> bool:
-    """Compute a network's activations twice instead of keeping them; False where none of its encoders can.
+    """Recompute a network's activations instead of keeping them; return False if none of its encoders can.
 
-    Batch normalisation then updates its running statistics twice a step, with the same pictures.
+    Batch normalisation then updates its running statistics twice a step, with the same images.
     """
     able = [_checkpoint(encoder.backbone) for encoder in encoders_of(model)]
     model.checkpoints_activations = any(able)
@@ -208,6 +192,6 @@ def checkpoint_activations(model: nn.Module) -> bool:
 def _checkpoint(backbone: nn.Module) -> bool:
     try:
         backbone.set_grad_checkpointing(True)
-    except (AttributeError, AssertionError):  # networks of timm that have it not say so in either way
+    except (AttributeError, AssertionError):  # raised by timm's networks without it
         return False
     return True

@@ -1,14 +1,14 @@
-"""Items as batches: in which order they come, how they are joined and split, and the loader that does it.
+"""Items as batches: their order, how they are joined and split, and the loader.
 
-A batch of B items with N pictures is a dict:
+A batch of B items with N images is a dict:
 
-- ``images``: uint8 tensor (N, 1, height, width), the pictures of all items one after the other
-- ``metadata``: float32 tensor (N, 6), one row per picture, columns `utils.tables.vocabulary.METADATA`
-- ``rows``: int64 tensor (N,), the pictures' rows in ``dataset.images``
-- ``lengths``: int64 tensor (B,), how many pictures each item has; sums to N
+- ``images``: uint8 tensor (N, 1, height, width), the images of all items one after the other
+- ``metadata``: float32 tensor (N, 6), one row per image, columns `utils.tables.vocabulary.METADATA`
+- ``rows``: int64 tensor (N,), the images' rows in ``dataset.images``
+- ``lengths``: int64 tensor (B,), the number of images of each item; sums to N
 - ``label``: float32 tensor (B,)
 - ``auxiliary``: int64 tensor (B, targets), see `utils.networks.auxiliary`
-- ``box``: float32 tensor (B, 4), corners as shares of the picture's sides; NaN where there is none
+- ``box``: float32 tensor (B, 4), corners as shares of the image's sides; NaN if there is none
 - ``index``: int64 tensor (B,), the item's row in ``dataset.items``
 """
 
@@ -29,9 +29,9 @@ from utils.core.environment import KitError
 from utils.training.dataset import ImageDataset
 
 PER_PICTURE = ("images", "metadata", "rows")
-PREFETCHED = 4  # batches a process, so that a slow one does not keep the network waiting
-PATIENCE = 600.0  # seconds without a batch; the slowest disks take some for one
-SHARED_MEMORY = Path("/dev/shm")  # where Linux has it
+PREFETCHED = 4  # batches a process, so that a slow batch does not keep the network waiting
+PATIENCE = 600.0  # seconds without a batch; the slowest disks take some seconds for one
+SHARED_MEMORY = Path("/dev/shm")  # on Linux
 REMEDY = "start the container with more shared memory (docker run --shm-size 8g), or give fewer num_workers; 0 needs none"
 
 Batch = dict[str, torch.Tensor]
@@ -43,23 +43,16 @@ class LoadingError(KitError):
 
 @dataclass(frozen=True)
 class Unshared:
-    """In place of a batch: why there was no shared memory for it."""
+    """Replaces a batch that got no shared memory, and says why."""
 
     reason: str
 
 
 class ShareSampler(Sampler):
-    """Order of an epoch's items: every item once, or as many with a set share of positives, spread evenly.
+    """Order of an epoch's items: each once if ``positive_share`` is None, else that share of positives in each step.
 
-    Parameters
-    ----------
-    labels : ndarray of int
-    positive_share : float or None
-        None shuffles. Else positives are repeated, and negatives left out, so that their share in each step is this, give or
-        take one item, and at least one.
-    seed : int
-    batch_size : int
-        Items of a step.
+    Positives are then repeated and negatives left out. Each step has the share give or take one item, and at least one
+    positive.
     """
 
     def __init__(self, labels: np.ndarray, positive_share: float | None, seed: int, batch_size: int):
@@ -92,18 +85,11 @@ def _draw(pool: np.ndarray, count: int, generator: np.random.Generator) -> np.nd
 
 
 class StepSampler(Sampler):
-    """The part that one process has of each step's items: every ``world_size``-th of them, from number ``rank`` on.
+    """One process's share of each step's items: every ``world_size``-th of them, from number ``rank`` on.
 
-    All processes together do the steps that one would do alone, with the same items in each.
-
-    Parameters
-    ----------
-    order : Sampler
-        Of all items; the same in each process.
-    batch_size : int
-        Items of a step over all processes; a multiple of ``world_size``. An incomplete last step is left out if there is a
-        complete one: batch normalisation over one or two left-over pictures does harm.
-    rank, world_size : int
+    Together, the processes do the steps that one would do alone, with the same items. ``batch_size`` is a step's over all
+    processes, and a multiple of ``world_size``. An incomplete last step is left out unless it is the only one: batch
+    normalisation over one or two left-over images does harm.
     """
 
     def __init__(self, order: Sampler, batch_size: int, rank: int = 0, world_size: int = 1):
@@ -119,19 +105,14 @@ class StepSampler(Sampler):
 
 
 def by_size(sizes: np.ndarray, pictures: int) -> list[list[int]]:
-    """Batches of items for prediction: those with the most pictures first, so that memory runs out at once or never.
+    """Return batches of items for prediction, those with the most images first, so that memory runs out at once or never.
 
     Parameters
     ----------
     sizes : ndarray of int
-        Pictures of each item.
+        Number of images of each item.
     pictures : int
-        Of a batch at most, unless one item alone has more.
-
-    Returns
-    -------
-    list of list of int
-        Every item once.
+        Most images of a batch, unless one item alone has more.
     """
     order = np.argsort(-sizes, kind="stable")
     batches: list[list[int]] = []
@@ -143,7 +124,7 @@ def by_size(sizes: np.ndarray, pictures: int) -> list[list[int]]:
 
 
 def collate(items: list[dict]) -> Batch:
-    """Join items into a batch; see the module's first lines."""
+    """Join items into a batch as the module's docstring describes it."""
     return {
         **{key: torch.cat([item[key] for item in items]) for key in PER_PICTURE},
         "lengths": torch.tensor([len(item["images"]) for item in items]),
@@ -154,9 +135,9 @@ def collate(items: list[dict]) -> Batch:
 
 
 def collate_shared(items: list[dict]) -> Batch | Unshared:
-    """Join items in shared memory, where another process finds them.
+    """Join items in shared memory, for another process.
 
-    The queue between the processes would do this too, but loses a batch for which no memory is left; its reader waits for ever.
+    The queue between the processes would do this too, but it loses a batch if no memory is left, and its reader waits forever.
     """
     try:
         return {key: value.share_memory_() for key, value in collate(items).items()}
@@ -165,7 +146,7 @@ def collate_shared(items: list[dict]) -> Batch | Unshared:
 
 
 def free_shared_memory() -> int | None:
-    """Bytes of shared memory that are free; None where the system does not say."""
+    """Return the bytes of free shared memory; None if the system does not say."""
     return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else None
 
 
@@ -180,7 +161,7 @@ def split_batch(batch: Batch, size: int) -> list[Batch]:
 
 
 class Loader(DataLoader):
-    """A loader of batches whose processes' failures end it, with an error that says what to do."""
+    """A loader that ends with an error that says what to do if one of its processes fails."""
 
     def __iter__(self) -> Iterator[Batch]:
         batches = super().__iter__()
@@ -205,26 +186,21 @@ class Loader(DataLoader):
             yield batch
 
     def dead(self) -> list[str]:
-        """Say how processes ended that should live."""
+        """Return the signals or exit codes of processes that should be alive."""
         codes = [process.exitcode for process in getattr(self._iterator, "_workers", [])]
         return [signal.Signals(-code).name if code < 0 else f"exit code {code}" for code in codes if code is not None]
 
     def stop(self) -> None:
-        """End the processes now: an error that a notebook keeps would keep them, and their memory."""
+        """End the processes now: an error that a notebook keeps would keep them and their memory."""
         if self._iterator is not None:
-            with contextlib.suppress(RuntimeError):  # torch tells of one more that died
+            with contextlib.suppress(RuntimeError):  # torch reports another dead process
                 self._iterator._shutdown_workers()
             self._iterator = None
 
 
 @contextlib.contextmanager
 def explained(*loaders: Loader) -> Iterator[None]:
-    """Say what to do where a loader's process dies: torch raises RuntimeError then, wherever the reader is.
-
-    Raises
-    ------
-    LoadingError
-    """
+    """Turn torch's RuntimeError about a dead loader process into a LoadingError, wherever it is raised."""
     try:
         yield
     except RuntimeError as error:
@@ -246,15 +222,14 @@ def make_loader(
 
     Parameters
     ----------
-    dataset : ImageDataset
     batch_size : int
-        Items of a batch, where there is no sampler.
+        Items of a batch, without a sampler.
     num_workers : int
         Processes that load; 0 loads in threads of this one.
     sampler : Sampler, optional
-        Gives each batch's items; without, every item comes once, in order.
+        Yields the items of each batch; without one, every item comes once, in order.
     pin_memory : bool
-        For copies to a GPU that run beside its work.
+        For copies to a GPU during its work.
     """
     order = {"batch_sampler": sampler} if sampler else {"batch_size": batch_size}
     workers = {}
@@ -265,10 +240,10 @@ def make_loader(
             "worker_init_fn": _one_thread,
             "timeout": PATIENCE,
         }
-    # A generator of its own: it would draw from torch's in some epochs and not in others, as its processes live on or not.
+    # Its own generator: it would draw from torch's in some epochs and not in others, depending on its processes.
     apart = {"collate_fn": collate_shared if num_workers else collate, "generator": torch.Generator()}
     return Loader(dataset, **order, num_workers=num_workers, pin_memory=pin_memory, **apart, **workers)
 
 
 def _one_thread(worker: int) -> None:
-    cv2.setNumThreads(1)  # one process a core
+    cv2.setNumThreads(1)  # each core has a process

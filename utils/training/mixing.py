@@ -1,27 +1,14 @@
-"""Blending the images of a batch with each other: mixup."""
+"""Mixup: blends the images of a batch with each other."""
 
 import numpy as np
 import torch
 
 
 def mix(images: torch.Tensor, mixup: float) -> tuple[torch.Tensor, float]:
-    """Mix each image with the one at its place in the reversed batch.
+    """Mix each image with the one at its place in the reversed batch (Zhang et al., mixup, 2018).
 
-    Parameters
-    ----------
-    images : tensor of shape (N, 1, H, W), uint8
-    mixup : float
-        Parameter of the beta distribution.
-
-    Returns
-    -------
-    images : tensor of shape (N, 1, H, W), float, on the same scale
-    share : float
-        Of each image itself; the rest is its partner's, whose target counts by that much.
-
-    References
-    ----------
-    Zhang et al., mixup, 2018.
+    Return float images on the same scale, and the share that each image itself has; ``mixup`` is the beta distribution's
+    parameter.
     """
     share = float(np.random.beta(mixup, mixup))
     images = images.float()

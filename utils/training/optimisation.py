@@ -1,4 +1,4 @@
-"""How weights are moved: groups of parameters, the schedule, and the number format."""
+"""The optimizer's groups of parameters, the schedule, and the number format."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from utils.runs.config import TrainConfig
 
-# As the C++ allocator, CUDA, cuBLAS, cuDNN and oneDNN say it.
+# In messages of the C++ allocator, CUDA, cuBLAS, cuDNN and oneDNN.
 OUT_OF_MEMORY = (
     "can't allocate memory",
     "CUDA error: out of memory",
@@ -20,7 +20,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW; biases and norms do not decay."""
+    """Make AdamW; biases and norms do not decay."""
     groups = param_groups_weight_decay(model, config.weight_decay)
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
 
@@ -28,12 +28,12 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
 def make_schedule(
     optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear warm-up, then cosine to zero, by the step."""
+    """Make a schedule of linear warm-up, then cosine to zero, by the step."""
     return torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(config, steps_per_epoch))
 
 
 def warmup_cosine(config: TrainConfig, steps_per_epoch: int):
-    """Factor of the learning rate as a function of the step."""
+    """Return the factor of the learning rate as a function of the step."""
     total = config.epochs * steps_per_epoch
     warmup = max(1, round(config.warmup_share * total))
 
@@ -55,11 +55,11 @@ def pick_precision(config: TrainConfig, device: torch.device) -> torch.dtype:
 
 
 def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
-    """Context in which a network computes in the configuration's number format."""
+    """Return a context in which a network computes in the configuration's number format."""
     dtype = pick_precision(config, device)
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Tell whether an error means that the GPU's memory, or the machine's, did not suffice."""
+    """True if an error means that the GPU's or the machine's memory ran out."""
     return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)

@@ -1,6 +1,6 @@
-"""Patches of cached pictures, around boxes and elsewhere: an encoder learns lesions close up before it sees whole images.
+"""Patches of cached images, around boxes and elsewhere: an encoder learns lesions close up before whole images.
 
-After the end-to-end route from patches to whole images that the paper takes over from Shen et al. 2019.
+This is the end-to-end route of Shen et al., 2019, from patches to whole images.
 """
 
 from functools import cached_property
@@ -16,31 +16,19 @@ from utils.training.augment import Augment
 from utils.training.dataset import NO_BOX, ImageDataset
 
 LEAST_TISSUE = 0.5  # share of a background patch that is brighter than black
-MOST_OF_BOX = 0.25  # share of a box that a background patch may hold
-TRIES = 20  # places that are drawn for a background patch
+MOST_OF_BOX = 0.25  # largest share of a box in a background patch
+TRIES = 20  # places drawn for a background patch
 
 
 class PatchDataset(ImageDataset):
     """One patch around each box, and one elsewhere in the same image.
 
-    Both come from the same images, so that no other difference between marked and unmarked images, such as the set that they
-    are from, tells them apart. The label is the image's for a patch around a box, and 0 elsewhere; the one auxiliary target is
-    the box's label, or "background".
+    Both come from the same images, so that nothing else that differs between marked and unmarked images, such as their set,
+    tells them apart. The label is the image's for a patch around a box, and 0 elsewhere. The one auxiliary target is the box's
+    label, or "background". Boxes are from `utils.images.boxes.to_picture`, and a patch has ``size`` pixels a side.
 
-    Parameters
-    ----------
-    images : DataFrame
-        Of one side of the folds.
-    cache_dir : path
-    vocabulary : Vocabulary
-    boxes : DataFrame
-        From `utils.images.boxes.to_picture`; those of other images are left out.
-    size : int
-        Side of a patch in pixels.
-    augment : Augment or None
-        None centres patches on their boxes; otherwise a box lies anywhere in its patch. The picture is augmented, then the
-        patch is cut, so that no border of black comes between it and its surroundings.
-    seed : int
+    Without ``augment``, patches are centred on their boxes; with it, a box is anywhere in its patch. The image is augmented
+    before the patch is cut, so that no black border comes between the patch and its surroundings.
     """
 
     def __init__(
@@ -60,19 +48,19 @@ class PatchDataset(ImageDataset):
         elsewhere = around.assign(around_box=False, cancer=0, label="")
         items = pd.concat([around, elsewhere], ignore_index=True)
         super().__init__(items, cache_dir, "train", vocabulary, augment, seed)
-        # Each patch is a finding of its own to the metrics.
+        # The metrics count each patch as a finding of its own.
         self.items = self.items.assign(prediction_id=[str(number) for number in range(len(items))])
         self.size = size
 
     @cached_property
     def auxiliary(self) -> torch.Tensor:
-        """Number of each item's kind of box, 0 for background; one column."""
+        """Kind of each item's box, 0 for background; one column."""
         numbers = {kind: number for number, kind in enumerate(self.kinds, start=1)}
         return torch.tensor(self.items.label.map(numbers).fillna(0).to_numpy(dtype=np.int64))[:, None]
 
     @property
     def auxiliary_sizes(self) -> tuple[int, ...]:
-        """Classes of the auxiliary target."""
+        """Number of classes of the auxiliary target."""
         return (len(self.kinds) + 1,)
 
     def _picture(self, row: int) -> tuple[torch.Tensor, np.ndarray]:
@@ -85,7 +73,7 @@ class PatchDataset(ImageDataset):
         return torch.from_numpy(patch.copy())[None], NO_BOX  # (1, size, size), (4,)
 
     def _augmented(self, picture: np.ndarray, place: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Augment a picture, and follow a place (row, column) in it; both stay as they are where it would leave the picture."""
+        """Augment an image and move a place (row, column) with it; return both as they were if the place would leave it."""
         height, width = picture.shape
         row, column = np.clip(place, 1, [height - 1, width - 1])
         box = np.array([(column - 1) / width, (row - 1) / height, (column + 1) / width, (row + 1) / height], dtype=np.float32)
@@ -95,7 +83,7 @@ class PatchDataset(ImageDataset):
         return augmented, np.array([(moved[1] + moved[3]) / 2 * height, (moved[0] + moved[2]) / 2 * width])
 
     def _choose_place(self, picture: np.ndarray, item: pd.Series, generator: np.random.Generator) -> np.ndarray:
-        """Choose the middle of a patch: row and column."""
+        """Choose the centre of a patch: row and column."""
         if not item.around_box:
             return choose_background(picture, self.corners[item.image_id], self.size, generator)
         height, width = picture.shape
@@ -105,19 +93,10 @@ class PatchDataset(ImageDataset):
 
 
 def choose_background(picture: np.ndarray, corners: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
-    """Choose the middle (row, column) of a square of tissue away from all boxes.
+    """Choose the centre (row, column) of a square of tissue away from all boxes.
 
-    Of a few random places, the first with enough tissue is taken, else the one with the most. If boxes fill the picture, the
-    square may hold a part of one.
-
-    Parameters
-    ----------
-    picture : ndarray of shape (height, width), uint8
-    corners : ndarray of shape (boxes, 4)
-        As shares of the picture's sides.
-    size : int
-        Side of the square in pixels.
-    generator : Generator
+    Of a few random places, take the first with enough tissue, else the one with the most. If boxes fill the image, the square
+    may contain a part of one. ``corners`` (boxes, 4) are shares of the image's sides.
     """
     height, width = picture.shape
     boxes = corners * [width, height, width, height]
@@ -134,7 +113,7 @@ def choose_background(picture: np.ndarray, corners: np.ndarray, size: int, gener
 
 
 def _is_apart(place: np.ndarray, boxes: np.ndarray, size: int) -> bool:
-    """Tell whether a square around a place (row, column) holds little of each box, and is not centred in one."""
+    """True if a square around a place (row, column) contains little of each box, and is not centred in one."""
     row, column = place
     left, top, right, bottom = boxes.T
     shared_width = np.clip(np.minimum(right, column + size / 2) - np.maximum(left, column - size / 2), 0, None)
@@ -145,7 +124,7 @@ def _is_apart(place: np.ndarray, boxes: np.ndarray, size: int) -> bool:
 
 
 def cut_patch(picture: np.ndarray, centre: np.ndarray, size: int) -> np.ndarray:
-    """Cut a square around a point (row, column); what lies outside of the picture is black."""
+    """Cut a square around a point (row, column), black outside the image."""
     top, left = (int(round(float(value))) - size // 2 for value in centre)
     padded = cv2.copyMakeBorder(picture, size, size, size, size, cv2.BORDER_CONSTANT, value=0)
     return padded[top + size : top + 2 * size, left + size : left + 2 * size]

@@ -1,10 +1,7 @@
-"""What an encoder's features are worth before it is trained any further: a logistic regression on them.
+"""A logistic regression on an encoder's features, before the encoder is trained any further.
 
-It is the floor that training must rise above, and a head that starts from it does not spoil the encoder in its first steps.
-
-References
-----------
-Kumar et al., Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution, 2022.
+It is the floor that training must rise above. A head that starts from it does not spoil the encoder in its first steps
+(Kumar et al., Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution, 2022).
 """
 
 import numpy as np
@@ -18,21 +15,13 @@ from utils.training.optimisation import autocast
 
 # Out of fold on 1,226 films with masses, ImageNet weights, 944 features: AUC a breast 0.757 with 0.003, 0.753 with 0.001.
 INVERSE_PENALTY = 1e-3
-LEAST_SPREAD = 1e-5  # of a feature, relative to its mean: below it there is nothing but rounding errors
+LEAST_SPREAD = 1e-5  # of a feature, relative to its mean; less is rounding error
 
 
 def encode(
     encoder: nn.Module, loader: DataLoader, config: TrainConfig, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Encode the pictures of a loader whose items are images.
-
-    Returns
-    -------
-    index : ndarray of shape (n,), int
-        Of the items.
-    features : ndarray of shape (n, encoder.num_features), float32
-    labels : ndarray of shape (n,), float32
-    """
+    """Encode a loader's images; return index (n,), features (n, encoder.num_features) and labels (n,), the last two float32."""
     encoder.eval()
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     with torch.inference_mode(), autocast(config, device):
@@ -43,20 +32,12 @@ def encode(
 
 
 def fit_head(head: nn.Linear, features: np.ndarray, labels: np.ndarray, positive_share: float | None = None) -> None:
-    """Set a linear layer to the logistic regression of labels on standardised features.
+    """Set a linear layer to the logistic regression of labels (0 and 1, both present) on standardised features.
 
-    Parameters
-    ----------
-    head : Linear
-        From the features to one logit.
-    features : ndarray of shape (n, features), float32
-    labels : ndarray of shape (n,)
-        0 or 1, both there.
-    positive_share : float, optional
-        Share of positives that training will draw: the logit moves to it.
+    ``positive_share`` is the share of positives that training will draw; the bias is moved to it.
     """
     mean, scale = features.mean(axis=0), features.std(axis=0)
-    scale[scale <= LEAST_SPREAD * np.abs(mean)] = np.inf  # which leaves the feature out
+    scale[scale <= LEAST_SPREAD * np.abs(mean)] = np.inf  # leaves the feature out
     model = LogisticRegression(C=INVERSE_PENALTY, max_iter=1000).fit((features - mean) / scale, labels)
     weights = model.coef_[0] / scale
     bias = model.intercept_[0] - (weights * mean).sum()

@@ -1,4 +1,4 @@
-"""Processes that share the work: those of one fold (torch's own launcher and DDP), and folds side by side (here or on Dask)."""
+"""Processes that share one fold's steps (torch's launcher and DDP), and folds side by side (here or on Dask)."""
 
 import contextlib
 import os
@@ -20,14 +20,14 @@ from utils.runs.config import TrainingError
 from utils.runs.execution import Execution
 from utils.runs.lock import FoldLock
 
-PATIENCE = timedelta(minutes=10)  # for a process that lives and does not answer; a dead one of this machine is seen at once
+PATIENCE = timedelta(minutes=10)  # for a process that does not answer; a dead one on this machine is noticed at once
 STANDALONE = "localhost:0"  # a free port of this machine
 UNLIMITED = Limits(seconds=None, memory=None, threads=None)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which of the processes that share a fold this one is, its device, and the fold's lock where this one writes."""
+    """Rank of this process among those that share a fold, its device, and the fold's lock if it writes."""
 
     device: torch.device
     rank: int = 0
@@ -36,22 +36,22 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes and reports."""
+        """True if this process writes and reports."""
         return self.rank == 0
 
     def mean(self, value: float) -> float:
-        """Mean of a number over the processes."""
+        """Return the mean of a number over the processes."""
         values = self.gather(value)
         return sum(values) / len(values)
 
     def align(self, module: torch.nn.Module) -> None:
-        """Give a module's buffers the values of the first process."""
+        """Set a module's buffers to those of the first process."""
         if self.world_size > 1:
             for buffer in module.buffers():
                 distributed.broadcast(buffer, 0)
 
     def gather(self, value) -> list:
-        """What each process has, in the order of their ranks."""
+        """Return each process's value, in the order of their ranks."""
         if self.world_size == 1:
             return [value]
         values = [None] * self.world_size
@@ -61,13 +61,7 @@ class Ranks:
 
 @contextlib.contextmanager
 def joined(device_number: int = 0) -> Iterator[Ranks]:
-    """Join the other processes that torchrun started, if it did; alone otherwise.
-
-    Parameters
-    ----------
-    device_number : int
-        GPU of a process that is alone, modulo their number.
-    """
+    """Join the other processes that torchrun started, if any; alone, use GPU ``device_number`` modulo their number."""
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     if world_size == 1:
         yield Ranks(pick_device(device_number))
@@ -78,11 +72,11 @@ def joined(device_number: int = 0) -> Iterator[Ranks]:
         raise TrainingError(f"num_processes is {here}, but there are {torch.cuda.device_count()} GPUs: one process each.")
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     yield Ranks(device, distributed.get_rank(), world_size)
-    distributed.destroy_process_group()  # after an error it could wait for the others, whom the launcher ends
+    distributed.destroy_process_group()  # not after an error: it could wait for the others, which the launcher ends
 
 
 def trainers_at_once(execution: Execution, folds: int) -> int:
-    """Processes that train on this machine at a time: those of one fold, or one for each of the folds side by side."""
+    """Return how many processes train on this machine at once: those of one fold, or one for each fold side by side."""
     if execution.world_size > 1:
         return execution.num_processes
     if execution.cluster:
@@ -93,16 +87,8 @@ def trainers_at_once(execution: Execution, folds: int) -> int:
 def run_tasks(tasks: Sequence[Callable], execution: Execution) -> None:
     """Train folds: one after the other, here or in several processes each, or side by side.
 
-    Parameters
-    ----------
-    tasks : sequence of callable
-        Picklable; one a fold; each takes ``device_number``.
-    execution : Execution
-
-    Raises
-    ------
-    TrainingError
-        If a fold fails or its process dies; folds beside it are finished first.
+    Each task is picklable, trains a fold and takes ``device_number``. Raise TrainingError if a fold fails or its process dies;
+    folds next to it are finished first.
     """
     if execution.world_size > 1:
         for task in tasks:
@@ -111,7 +97,7 @@ def run_tasks(tasks: Sequence[Callable], execution: Execution) -> None:
         _run_side_by_side([[task] for task in tasks], cluster=execution.cluster, limits=UNLIMITED)
     elif (count := trainers_at_once(execution, len(tasks))) > 1:
         threads = max(1, cpu_count() // count)
-        groups = [tasks[start::count] for start in range(count)]  # each has a GPU of its own
+        groups = [tasks[start::count] for start in range(count)]  # each with its own GPU
         _run_side_by_side(groups, num_workers=count, limits=replace(UNLIMITED, threads=threads))
     else:
         for task in tasks:
@@ -128,7 +114,7 @@ def _run_together(task: Callable, execution: Execution) -> None:
         rdzv_backend="c10d",
         rdzv_endpoint=execution.rendezvous or STANDALONE,
         max_restarts=0,
-        start_method="spawn",  # fork would copy whatever threads and locks a notebook has
+        start_method="spawn",  # fork would copy a notebook's threads and locks
     )
     threads = max(1, cpu_count() // execution.num_processes)
     with _environment(OMP_NUM_THREADS=str(threads)), _kept_signal_handlers():
@@ -140,7 +126,7 @@ def _run_together(task: Callable, execution: Execution) -> None:
 
 
 def _call(task: Callable) -> None:
-    task()  # the launcher wants a function with a name
+    task()  # the launcher needs a function with a name
 
 
 def _reason(failure) -> str:
@@ -178,8 +164,8 @@ def _environment(**variables: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _kept_signal_handlers() -> Iterator[None]:
-    """The launcher takes over the signals, and leaves them so: a notebook could not be interrupted afterwards."""
-    names = [name for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]  # Windows has two of them
+    """Restore the signal handlers that the launcher replaces, so that a notebook can be interrupted afterwards."""
+    names = [name for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]  # Windows has only two
     before = {name: signal.getsignal(getattr(signal, name)) for name in names}
     try:
         with warnings.catch_warnings():

@@ -1,7 +1,7 @@
 """Weights that a run starts from: a file, or another run of this kit.
 
-Of a run, each fold takes a network that never saw the fold's patients. So stages are trained one after the other, each from the
-one before: patches, whole images, another set.
+From a run, each fold takes a network that never saw the fold's patients. So stages are trained one after the other, each
+from the one before: patches, whole images, another set.
 """
 
 import hashlib
@@ -25,15 +25,7 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class Source:
-    """A run of this kit whose encoders may start another.
-
-    Parameters
-    ----------
-    run_dir : Path
-    config : TrainConfig
-    files : mapping of int to Path
-        Weights by fold, of the last stage that is finished: whole images, else patches.
-    """
+    """A run whose encoders may start another; ``files`` has the weights of each fold's last finished stage."""
 
     run_dir: Path
     config: TrainConfig
@@ -43,17 +35,16 @@ class Source:
 def find_starts(config: TrainConfig, images: pd.DataFrame, run_dir: Path) -> dict[int, Start]:
     """Find what each fold of a run starts from.
 
-    A fold that was begun before keeps to what it started from then; one that is finished needs nothing. Any other takes the
-    source's fold of the same number if that never saw the patients whom the new fold holds out, nor did the runs that it
-    started from; else another fold of which this is true.
+    A fold that was begun before keeps its start; a finished one needs none. Any other takes the source's fold of the same
+    number if neither it nor the runs that it started from saw the patients whom the new fold holds out, else another such
+    fold.
 
     Parameters
     ----------
-    config : TrainConfig
     images : DataFrame
         The train table, with the column ``fold``.
     run_dir : Path
-        Of the new run.
+        Folder of the new run.
 
     Returns
     -------
@@ -82,7 +73,7 @@ def find_starts(config: TrainConfig, images: pd.DataFrame, run_dir: Path) -> dic
 
 
 def _choose_all(model: ModelConfig, held_out: Mapping[int, set[str]]) -> dict[int, Start]:
-    """Find what folds start from that hold out these patients and were not begun before."""
+    """Find the starts of folds that hold out these patients and were not begun before."""
     source, path = open_source(model.weights_path) if held_out else None, Path(model.weights_path)
     if not source:
         return {fold: Start(str(path), "", _hash_of(path), is_known=not is_of_kit(path)) for fold in held_out}
@@ -93,9 +84,9 @@ def _choose_all(model: ModelConfig, held_out: Mapping[int, set[str]]) -> dict[in
 
 
 def _check_same_source(run_dir: Path, weights_path: str) -> None:
-    """Refuse to resume a run from another place, unless the weights that its folds started from lie there too."""
+    """Raise TrainingError if a run resumes from another place that lacks the weights its folds started from."""
     if not (run_dir / "config.json").is_file() or Run(run_dir).config.model.weights_path in ("", weights_path):
-        return  # to start from weights at all is another setting, which `utils.runs.folder.check_same_run` refuses
+        return  # `utils.runs.folder.check_same_run` refuses a change from or to no weights
     starts = {path.parent: read_start(path.parent) for path in start_files(run_dir)}
     for fold_dir, start in starts.items():
         if not _is_there(start, weights_path):
@@ -106,7 +97,7 @@ def _check_same_source(run_dir: Path, weights_path: str) -> None:
 
 
 def _is_there(start: Start, weights_path: str) -> bool:
-    """Whether a fold's weights lie in ``weights_path``, with the same content."""
+    """True if ``weights_path`` contains a fold's weights, unchanged."""
     path = replace(start, weights_path=weights_path).path
     return path.is_file() and _hash_of(path) == start.sha256
 
@@ -120,12 +111,9 @@ def _other_weights(fold_dir: Path, start: Start, weights_path: str) -> TrainingE
 
 
 def open_source(weights_path: str | Path) -> Source | None:
-    """Open the run that ``weights_path`` names, or of which it is a file; None for other files.
+    """Open the run that ``weights_path`` names, or that its file is part of; return None for other files.
 
-    Raises
-    ------
-    KitError
-        If there is nothing, the run can't be read, or none of its folds has finished a stage.
+    Raise KitError if there is nothing, the run can't be read, or none of its folds has finished a stage.
     """
     path = Path(weights_path)
     if (path / "config.json").is_file():
@@ -136,7 +124,7 @@ def open_source(weights_path: str | Path) -> Source | None:
             raise TrainingError(f"weights_path {path}: no fold of this run is finished. Let train.ipynb finish one.")
         return Source(path, config, files)
     if not path.is_file():
-        read_weights(path)  # which says what is wrong
+        read_weights(path)  # raises what is wrong
     fold_dir = path.absolute().parent
     fold_dir = fold_dir.parent if fold_dir.name == PATCHES else fold_dir
     if not FOLD.fullmatch(fold_dir.name) or not (fold_dir.parent / "config.json").is_file():
@@ -145,26 +133,20 @@ def open_source(weights_path: str | Path) -> Source | None:
 
 
 def check_source(model: ModelConfig) -> None:
-    """Refuse a run as ``weights_path`` that lacks an encoder of a network.
-
-    Raises
-    ------
-    TrainingError
-        Naming the run and what it has.
-    """
+    """Raise TrainingError if ``weights_path`` is a run that lacks an encoder of a network."""
     source = open_source(model.weights_path)
     if source:
         _check_architecture(model, source)
 
 
 def example_file(weights_path: str) -> str:
-    """Give the path of one file of weights: that of a run's first fold, where a run is named."""
+    """Return the path of one file of weights; a run's first fold if it is a run."""
     source = open_source(weights_path)
     return str(next(iter(source.files.values()))) if source else weights_path
 
 
 def describe_start(start: Start, fold: int) -> str:
-    """Say what a fold starts from, and whether anybody knows which patients it had seen."""
+    """Return a sentence on what a fold starts from, with a warning if the patients whom it saw are unknown."""
     if start.is_known:
         return f"Fold {fold} starts from {start.path}."
     return (
@@ -174,7 +156,7 @@ def describe_start(start: Start, fold: int) -> str:
 
 
 def _last_stage(fold_dir: Path, patch_epochs: int) -> Path | None:
-    """Weights of a fold's last finished stage; those of whole images change until ``oof.csv`` is there."""
+    """Return the weights of a fold's last finished stage; those of whole images change until ``oof.csv`` exists."""
     weights, patches = fold_dir / WEIGHTS, fold_dir / PATCHES / WEIGHTS
     if weights.is_file() and (fold_dir / "oof.csv").is_file():
         return weights
@@ -184,7 +166,7 @@ def _last_stage(fold_dir: Path, patch_epochs: int) -> Path | None:
 
 
 def _check_architecture(model: ModelConfig, source: Source) -> None:
-    """Refuse a source that lacks an encoder of the new network; the plain CNN of ``rnn`` always starts from scratch."""
+    """Raise TrainingError if a source lacks an encoder of the new network; the plain CNN of ``rnn`` starts from scratch."""
     has, wanted = _encoders(source.config.model), _encoders(model)
     if model.architecture == "rnn":
         wanted = [name for name in wanted if name != "cnn"]
@@ -201,7 +183,7 @@ def _encoders(model: ModelConfig) -> list[str]:
 
 
 def _choose(source: Source, seen: Mapping[int, set[str]], fold: int, held_out: set[str]) -> int:
-    """Choose the source's fold of the same number, else the next one, that saw no patient who is held out."""
+    """Return the source's fold of the same number, else the next one, that saw no held-out patient."""
     shared = {number: sorted(seen[number] & held_out) for number in source.files}
     free = [number for number in shared if not shared[number]]
     if free:
@@ -225,7 +207,7 @@ def _advice(source: Source, fold: int) -> str:
 def _start_of(source: Source, number: int, weights_path: Path, seen: set[str]) -> Start:
     path, before = source.files[number], read_start(source.run_dir / f"fold{number}")
     file = "" if path == weights_path else path.relative_to(weights_path).as_posix()
-    is_known = before.is_known if before else not source.config.model.weights_path  # an earlier version wrote no start.json
+    is_known = before.is_known if before else not source.config.model.weights_path  # earlier versions wrote no start.json
     return Start(str(weights_path), file, _hash_of(path), tuple(sorted(seen)), is_known)
 
 

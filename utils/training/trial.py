@@ -1,4 +1,4 @@
-"""A training's networks tried on one image before the images are made, since they would fail hours later."""
+"""Tries a training's networks on one image before the images are made, as they would fail hours later."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ ANY = Vocabulary(age_mean=0.0, age_std=1.0, view=("CC", "MLO"), machine_id=("0",
 
 
 def try_networks(config: TrainConfig, execution: Execution) -> None:
-    """Build the networks of a training with their weights, and pass an image through.
+    """Build a training's networks with their weights, and pass an image through.
 
     Raises
     ------
@@ -41,15 +41,15 @@ def try_networks(config: TrainConfig, execution: Execution) -> None:
 
 
 def _learns_one_by_one(config: TrainConfig, execution: Execution) -> bool:
-    """Whether a part of a step, which is computed at once, is a single image."""
-    if config.model.item != "image" or execution.world_size > 1:  # processes normalise together
+    """True if a part of a step, which is computed at once, is a single image."""
+    if config.model.item != "image" or execution.world_size > 1:  # several processes normalise together
         return False
     part = min(config.micro_batch_size or config.batch_size, config.batch_size)
     return 1 in (part, config.batch_size % part)
 
 
 def _try_network(model: ModelConfig, one_by_one: bool, freeze_stages: int = 0) -> None:
-    network = build_model(model, ANY, SIZES).eval()  # with numbers: on the meta device, timm can't resize weights
+    network = build_model(model, ANY, SIZES).eval()  # not on the meta device, where timm can't resize weights
     for encoder in (module for module in network.modules() if isinstance(module, Encoder)):
         if freeze_stages and encoder.is_trained:
             encoder.freeze(freeze_stages, norms=False)
@@ -65,18 +65,18 @@ def _try_network(model: ModelConfig, one_by_one: bool, freeze_stages: int = 0) -
 
 
 def _learns_from(network: nn.Module, model: ModelConfig, images: int) -> bool:
-    """Whether a network computes a step's part, by its shapes alone."""
+    """True if a network can compute a part of a step, judged by shapes alone."""
     network.to("meta").train()
     try:
         with torch.device("meta"):
             network.encoder(torch.zeros(images, 1, model.image_height, model.image_width, dtype=torch.uint8))
-    except Exception:  # each network refuses in its own way
+    except Exception:  # each network raises its own error
         return False
     return True
 
 
 def _check_pretrained(model: ModelConfig) -> None:
-    """Refuse networks that timm has no weights of."""
+    """Raise ModelError if timm has no weights of a network."""
     names = model.encoders if model.architecture == "rnn" else (model.architecture,)
     for name in names:
         if timm.is_model(name) and not timm.models.is_model_pretrained(name):
