@@ -15,7 +15,7 @@ from utils.runs.config import TrainConfig, TrainingError
 from utils.training.inference import forward
 from utils.training.loading import Batch, split_batch
 from utils.training.mixing import mix
-from utils.training.optimisation import autocast, is_out_of_memory, make_optimizer, make_schedule, pick_precision
+from utils.training.optimisation import autocast, is_out_of_memory, make_optimizer, pick_precision, warmup_cosine
 from utils.training.processes import Ranks
 
 EMA_WARMUP_POWER = 2 / 3  # the average forgets its random start early, even in a short run
@@ -46,7 +46,7 @@ class Learner:
             devices = [self.device] if self.device.type == "cuda" else None
             self.network = DistributedDataParallel(self.model, device_ids=devices)
         self.optimizer = make_optimizer(self.model, config)
-        self.schedule = make_schedule(self.optimizer, config, steps_per_epoch)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, warmup_cosine(config, steps_per_epoch))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=pick_precision(config, self.device) == torch.float16)
 
     def __call__(self, batch: Batch, step: int) -> torch.Tensor:

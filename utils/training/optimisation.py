@@ -1,6 +1,7 @@
 """The optimizer's groups of parameters, the schedule, and the number format."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from timm.optim import param_groups_weight_decay
@@ -25,15 +26,11 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
 
 
-def make_schedule(
-    optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int
-) -> torch.optim.lr_scheduler.LambdaLR:
-    """Make a schedule of linear warm-up, then cosine to zero, by the step."""
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(config, steps_per_epoch))
+def warmup_cosine(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], float]:
+    """Return the learning rate's factor as a function of the step: linear warm-up, then cosine to zero.
 
-
-def warmup_cosine(config: TrainConfig, steps_per_epoch: int):
-    """Return the factor of the learning rate as a function of the step."""
+    torch's SequentialLR of LinearLR and CosineAnnealingLR multiplies step by step, and rounds to other rates.
+    """
     total = config.epochs * steps_per_epoch
     warmup = max(1, round(config.warmup_share * total))
 
