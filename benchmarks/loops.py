@@ -79,8 +79,8 @@ class Loop:
 
     def __init__(self, config: TrainConfig, table: pd.DataFrame, folder: Path, device: torch.device):
         vocabulary = Vocabulary.from_images(table)
-        augment = Augment(config.augment_strength)
-        training_set = make_dataset(config, table, folder, "train", vocabulary, augment)
+        training_set = make_dataset(config, table, folder, "train", vocabulary)
+        training_set.augment = Augment(config.augment_strength)
         data = FoldData(0, training_set, make_dataset(config, table, folder, "train", vocabulary), vocabulary)
         execution = Execution(num_workers=cpu_count() if device.type == "cuda" else 0)
         self.fitting = Fitting(config, data, folder, Ranks(device), execution)

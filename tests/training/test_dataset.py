@@ -36,7 +36,8 @@ def test_breast_item_holds_all_its_images_in_view_order(images, cache_dir, vocab
 
 
 def test_max_views_draws_anew_each_epoch_in_training_and_never_in_validation(images, cache_dir, vocabulary):
-    training = BreastDataset(images, cache_dir, "train", vocabulary, Augment(), max_views=1)
+    training = BreastDataset(images, cache_dir, "train", vocabulary, max_views=1)
+    training.augment = Augment()
     validation = BreastDataset(images, cache_dir, "train", vocabulary, max_views=1)
     drawn = {"training": set(), "validation": set()}
     for epoch in range(6):
@@ -48,8 +49,8 @@ def test_max_views_draws_anew_each_epoch_in_training_and_never_in_validation(ima
 
 
 def test_augmentation_hangs_on_seed_epoch_and_item_alone(images, cache_dir, vocabulary):
-    make = lambda: ImageDataset(images, cache_dir, "train", vocabulary, Augment(), seed=5)  # noqa: E731
-    first, second = make(), make()
+    first, second = (ImageDataset(images, cache_dir, "train", vocabulary, seed=5) for _ in range(2))
+    first.augment = second.augment = Augment()
     second[1]  # another order of access
     assert torch.equal(first[0]["images"], second[0]["images"])
     second.epoch = 1
@@ -95,7 +96,8 @@ def boxes(images):
 
 
 def test_box_of_an_item_is_its_images_largest(images, cache_dir, vocabulary, boxes):
-    dataset = ImageDataset(images, cache_dir, "train", vocabulary, boxes=boxes)
+    dataset = ImageDataset(images, cache_dir, "train", vocabulary)
+    dataset.add_boxes(boxes)
     for number, row in ((1, 1), (4, 2)):
         assert dataset[number]["box"].dtype == torch.float32
         assert dataset[number]["box"].tolist() == pytest.approx(boxes[CORNERS].iloc[row].tolist())
@@ -104,8 +106,9 @@ def test_box_of_an_item_is_its_images_largest(images, cache_dir, vocabulary, box
 
 
 def test_box_moves_with_the_augmented_picture(images, cache_dir, vocabulary, boxes):
-    augment = Augment()
-    dataset = ImageDataset(images, cache_dir, "train", vocabulary, augment, seed=5, boxes=boxes)
+    dataset = ImageDataset(images, cache_dir, "train", vocabulary, seed=5)
+    dataset.augment = augment = Augment()
+    dataset.add_boxes(boxes)
     found = set()
     for dataset.epoch in range(5):
         item = dataset[1]

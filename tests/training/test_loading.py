@@ -168,7 +168,8 @@ def test_loader_gives_the_steps_of_its_sampler(images, cache_dir, vocabulary):
 
 
 def test_processes_that_live_on_see_the_next_epoch(images, cache_dir, vocabulary):
-    dataset = ImageDataset(images.head(6), cache_dir, "train", vocabulary, Augment())
+    dataset = ImageDataset(images.head(6), cache_dir, "train", vocabulary)
+    dataset.augment = Augment()
     loader, here = make_loader(dataset, 2, num_workers=1), make_loader(dataset, 2)
     epochs = []
     for dataset.epoch in range(3):

@@ -6,7 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.helpers import TINY, make_config
 from utils.images.cache import picture_path
+from utils.images.training_data import TrainingData
 from utils.tables.boxes import COLUMNS
 from utils.tables.vocabulary import Vocabulary
 from utils.training.augment import Augment
@@ -53,7 +55,10 @@ def boxes():
 @pytest.fixture
 def make(cache, images, boxes):
     def patches(augment: Augment | None = None, seed: int = 0, images: pd.DataFrame = images) -> PatchDataset:
-        return PatchDataset(images, cache, VOCABULARY, boxes, SIZE, augment, seed)
+        config = make_config(TINY, patch_size=SIZE, seed=seed)
+        dataset = PatchDataset(config, TrainingData(images, cache, boxes), images, VOCABULARY)
+        dataset.augment = augment
+        return dataset
 
     return patches
 

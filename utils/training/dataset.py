@@ -36,30 +36,26 @@ class ImageDataset(Dataset):
     cache_dir : path
     split : {"train", "test"}
     vocabulary : Vocabulary
-    augment : Augment or None
-        None for validation and test.
     seed : int
         Decides every random choice, together with ``epoch`` and the item's index.
-    boxes : DataFrame, optional
-        From `utils.images.boxes.to_picture`; an image's target is its largest box.
+
+    Attributes
+    ----------
+    augment : Augment or None
+        Set it for training.
+    boxes : ndarray of shape (images, 4) or None
+        Target of each image; see `add_boxes`.
     """
 
-    def __init__(
-        self,
-        images: pd.DataFrame,
-        cache_dir: str | Path,
-        split: str,
-        vocabulary: Vocabulary,
-        augment: Augment | None = None,
-        seed: int = 0,
-        boxes: pd.DataFrame | None = None,
-    ):
+    def __init__(self, images: pd.DataFrame, cache_dir: str | Path, split: str, vocabulary: Vocabulary, seed: int = 0):
         self.images = images.reset_index(drop=True)
-        self.cache_dir, self.split = cache_dir, split
-        self.metadata = torch.from_numpy(vocabulary.encode(self.images))
-        self.augment, self.seed = augment, seed
         self.items = self.images
-        self.boxes = None if boxes is None else largest_boxes(boxes, self.images.image_id)
+        self.cache_dir = cache_dir
+        self.split = split
+        self.metadata = torch.from_numpy(vocabulary.encode(self.images))
+        self.seed = seed
+        self.augment: Augment | None = None
+        self.boxes: np.ndarray | None = None
         # In shared memory, so that a loader's persistent processes see the next epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -71,6 +67,10 @@ class ImageDataset(Dataset):
     @epoch.setter
     def epoch(self, number: int) -> None:
         self._epoch.fill_(number)
+
+    def add_boxes(self, boxes: pd.DataFrame) -> None:
+        """Make each image's largest box its target; ``boxes`` are from `utils.images.boxes.to_picture`."""
+        self.boxes = largest_boxes(boxes, self.images.image_id)
 
     def plain(self) -> "ImageDataset":
         """Return the same items without augmentation."""
@@ -145,10 +145,18 @@ class BreastDataset(ImageDataset):
         None takes all images. Use 1 if the number of a breast's images reveals its label.
     """
 
-    def __init__(self, images: pd.DataFrame, *args, max_views: int | None = None, **kwargs):
+    def __init__(
+        self,
+        images: pd.DataFrame,
+        cache_dir: str | Path,
+        split: str,
+        vocabulary: Vocabulary,
+        seed: int = 0,
+        max_views: int | None = None,
+    ):
         order = images.view.map({view: rank for rank, view in enumerate(VIEW_ORDER)}).fillna(len(VIEW_ORDER))
         images = images.assign(_order=order).sort_values(["_order", "view", "image_id"]).drop(columns="_order")
-        super().__init__(images, *args, **kwargs)
+        super().__init__(images, cache_dir, split, vocabulary, seed)
         self.max_views = max_views
         groups = self.images.groupby("prediction_id", sort=False).indices
         self.groups = list(groups.values())
@@ -165,19 +173,12 @@ class BreastDataset(ImageDataset):
 
 
 def make_dataset(
-    config: TrainConfig,
-    images: pd.DataFrame,
-    cache_dir: str | Path,
-    split: str,
-    vocabulary: Vocabulary,
-    augment: Augment | None = None,
-    boxes: pd.DataFrame | None = None,
+    config: TrainConfig, images: pd.DataFrame, cache_dir: str | Path, split: str, vocabulary: Vocabulary
 ) -> ImageDataset:
     """Make a model's data set, of images or of breasts; see `ImageDataset` for the arguments."""
-    arguments = (images, cache_dir, split, vocabulary, augment, config.seed)
     if config.model.item == "image":
-        return ImageDataset(*arguments, boxes=boxes)
-    return BreastDataset(*arguments, max_views=config.max_views)
+        return ImageDataset(images, cache_dir, split, vocabulary, config.seed)
+    return BreastDataset(images, cache_dir, split, vocabulary, config.seed, config.max_views)
 
 
 @cache

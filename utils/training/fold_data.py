@@ -38,19 +38,22 @@ def whole_images(config: TrainConfig, data: TrainingData, fold: int) -> FoldData
     The vocabulary includes sites and machines of other sets. Without them, an unseen machine would come to mean as much cancer
     as those sets have.
     """
-    inside, held_out = data.inside(fold), data.held_out(fold)
+    inside = data.inside(fold)
     vocabulary = Vocabulary.from_images(inside)
-    augment = Augment(config.augment_strength)
-    training_set = make_dataset(config, inside, data.cache_dir, "train", vocabulary, augment, data.boxes)
-    held_out_set = make_dataset(config, held_out, data.cache_dir, "train", vocabulary, boxes=data.boxes)
+    training_set = make_dataset(config, inside, data.cache_dir, "train", vocabulary)
+    held_out_set = make_dataset(config, data.held_out(fold), data.cache_dir, "train", vocabulary)
+    training_set.augment = Augment(config.augment_strength)
+    if data.boxes is not None and config.model.item == "image":
+        training_set.add_boxes(data.boxes)
+        held_out_set.add_boxes(data.boxes)
     return FoldData(fold, training_set, held_out_set, vocabulary)
 
 
 def patches(config: TrainConfig, data: TrainingData, fold: int) -> FoldData:
     """Make the patches around the boxes of a fold's images."""
-    inside, held_out = data.inside(fold), data.held_out(fold)
+    inside = data.inside(fold)
     vocabulary = Vocabulary.from_images(inside)
-    common = (data.cache_dir, vocabulary, data.boxes, config.patch_size)
-    training_set = PatchDataset(inside, *common, Augment(config.augment_strength), config.seed)
-    held_out_set = PatchDataset(held_out, *common, None, config.seed)
+    training_set = PatchDataset(config, data, inside, vocabulary)
+    held_out_set = PatchDataset(config, data, data.held_out(fold), vocabulary)
+    training_set.augment = Augment(config.augment_strength)
     return FoldData(fold, training_set, held_out_set, vocabulary, training_set.auxiliary_sizes)

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from utils.images.training_data import TrainingData
+from utils.runs.config import TrainConfig
 from utils.tables.boxes import CORNERS
 from utils.tables.vocabulary import Vocabulary
-from utils.training.augment import Augment
 from utils.training.dataset import NO_BOX, ImageDataset
 
 LEAST_TISSUE = 0.5  # share of a background patch that is brighter than black
@@ -25,32 +26,23 @@ class PatchDataset(ImageDataset):
 
     Both come from the same images, so that nothing else that differs between marked and unmarked images, such as their set,
     tells them apart. The label is the image's for a patch around a box, and 0 elsewhere. The one auxiliary target is the box's
-    label, or "background". Boxes are from `utils.images.boxes.to_picture`, and a patch has ``size`` pixels a side.
+    label, or "background". The boxes of ``data`` are from `utils.images.boxes.to_picture`.
 
     Without ``augment``, patches are centred on their boxes; with it, a box is anywhere in its patch. The image is augmented
     before the patch is cut, so that no black border comes between the patch and its surroundings.
     """
 
-    def __init__(
-        self,
-        images: pd.DataFrame,
-        cache_dir,
-        vocabulary: Vocabulary,
-        boxes: pd.DataFrame,
-        size: int,
-        augment: Augment | None,
-        seed: int,
-    ):
-        boxes = boxes[boxes.image_id.isin(images.image_id)]
+    def __init__(self, config: TrainConfig, data: TrainingData, images: pd.DataFrame, vocabulary: Vocabulary):
+        boxes = data.boxes[data.boxes.image_id.isin(images.image_id)]
         self.kinds = tuple(sorted(boxes.label.unique()))
         self.corners = {image_id: table[CORNERS].to_numpy() for image_id, table in boxes.groupby("image_id")}
         around = images.merge(boxes[["image_id", "label", *CORNERS]], on="image_id").assign(around_box=True)
         elsewhere = around.assign(around_box=False, cancer=0, label="")
         items = pd.concat([around, elsewhere], ignore_index=True)
-        super().__init__(items, cache_dir, "train", vocabulary, augment, seed)
+        super().__init__(items, data.cache_dir, "train", vocabulary, config.seed)
         # The metrics count each patch as a finding of its own.
         self.items = self.items.assign(prediction_id=[str(number) for number in range(len(items))])
-        self.size = size
+        self.size = config.patch_size
 
     @cached_property
     def auxiliary(self) -> torch.Tensor:
