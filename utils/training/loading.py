@@ -13,17 +13,14 @@ A batch of B items with N images is a dict:
 """
 
 import contextlib
-import shutil
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Sampler, SequentialSampler
 
 from utils.core.environment import KitError
 from utils.training.dataset import ImageDataset
@@ -31,21 +28,13 @@ from utils.training.dataset import ImageDataset
 PER_PICTURE = ("images", "metadata", "rows")
 PREFETCHED = 4  # batches a process, so that a slow batch does not keep the network waiting
 PATIENCE = 600.0  # seconds without a batch; the slowest disks take some seconds for one
-SHARED_MEMORY = Path("/dev/shm")  # on Linux
-REMEDY = "start the container with more shared memory (docker run --shm-size 8g), or give fewer num_workers; 0 needs none"
+REMEDY = "start the container with more shared memory (docker run --shm-size 8g), or set fewer num_workers; 0 needs none"
 
 Batch = dict[str, torch.Tensor]
 
 
 class LoadingError(KitError):
     """A loader's process that can't deliver; the message says what to do."""
-
-
-@dataclass(frozen=True)
-class Unshared:
-    """Replaces a batch that got no shared memory, and says why."""
-
-    reason: str
 
 
 class ShareSampler(Sampler):
@@ -56,8 +45,11 @@ class ShareSampler(Sampler):
     """
 
     def __init__(self, labels: np.ndarray, positive_share: float | None, seed: int, batch_size: int):
-        self.labels, self.positive_share, self.seed, self.epoch = np.asarray(labels), positive_share, seed, 0
+        self.labels = np.asarray(labels)
+        self.positive_share = positive_share
+        self.seed = seed
         self.batch_size = batch_size
+        self.epoch = 0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -93,15 +85,18 @@ class StepSampler(Sampler):
     """
 
     def __init__(self, order: Sampler, batch_size: int, rank: int = 0, world_size: int = 1):
-        self.order, self.batch_size, self.rank, self.world_size = order, batch_size, rank, world_size
+        self.order = order
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
 
     def __len__(self) -> int:
         return max(1, len(self.order) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         order = list(self.order)
-        for step in range(len(self)):
-            yield order[step * self.batch_size : (step + 1) * self.batch_size][self.rank :: self.world_size]
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            yield order[start : start + self.batch_size][self.rank :: self.world_size]
 
 
 def by_size(sizes: np.ndarray, pictures: int) -> list[list[int]]:
@@ -134,20 +129,15 @@ def collate(items: list[dict]) -> Batch:
     }
 
 
-def collate_shared(items: list[dict]) -> Batch | Unshared:
-    """Join items in shared memory, for another process.
+def collate_shared(items: list[dict]) -> Batch | str:
+    """Join items in shared memory, for another process; return the reason as text if there is not enough.
 
     The queue between the processes would do this too, but it loses a batch if no memory is left, and its reader waits forever.
     """
     try:
         return {key: value.share_memory_() for key, value in collate(items).items()}
     except RuntimeError as error:
-        return Unshared(str(error).splitlines()[0])
-
-
-def free_shared_memory() -> int | None:
-    """Return the bytes of free shared memory; None if the system does not say."""
-    return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else None
+        return str(error).splitlines()[0]
 
 
 def split_batch(batch: Batch, size: int) -> list[Batch]:
@@ -175,18 +165,18 @@ class Loader(DataLoader):
             except Exception as error:
                 self.stop()
                 if isinstance(error, RuntimeError) and self.timeout and time.monotonic() - asked >= self.timeout:
-                    waited = f"No batch came within {self.timeout / 60:.0f} minutes."
-                    raise LoadingError(f"{waited} Remedy: check the disk, or {REMEDY}.") from error
+                    minutes = self.timeout / 60
+                    raise LoadingError(
+                        f"No batch came within {minutes:.0f} minutes. Remedy: check the disk, or {REMEDY}."
+                    ) from error
                 raise
-            if isinstance(batch, Unshared):
-                free = free_shared_memory()
+            if isinstance(batch, str):
                 self.stop()
-                left = "" if free is None else f" {SHARED_MEMORY} has {free / 1e6:.0f} MB free."
-                raise LoadingError(f"A batch got no shared memory ({batch.reason}).{left} Remedy: {REMEDY}.")
+                raise LoadingError(f"A batch got no shared memory ({batch}). Remedy: {REMEDY}.")
             yield batch
 
     def dead(self) -> list[str]:
-        """Return the signals or exit codes of processes that should be alive."""
+        """Return the signals or exit codes of processes that have died."""
         codes = [process.exitcode for process in getattr(self._iterator, "_workers", [])]
         return [signal.Signals(-code).name if code < 0 else f"exit code {code}" for code in codes if code is not None]
 
@@ -210,7 +200,7 @@ def explained(*loaders: Loader) -> Iterator[None]:
         for loader in loaders:
             loader.stop()
         raise LoadingError(
-            f"A process that loads pictures died ({causes[0]}). After SIGBUS shared memory ran out, after SIGKILL memory."
+            f"A process that loads images died ({causes[0]}). SIGBUS means that shared memory ran out, SIGKILL that memory did."
             f" Remedy: {REMEDY}."
         ) from error
 
@@ -231,18 +221,21 @@ def make_loader(
     pin_memory : bool
         For copies to a GPU during its work.
     """
-    order = {"batch_sampler": sampler} if sampler else {"batch_size": batch_size}
-    workers = {}
-    if num_workers:
-        workers = {
-            "persistent_workers": True,
-            "prefetch_factor": PREFETCHED,
-            "worker_init_fn": _one_thread,
-            "timeout": PATIENCE,
-        }
-    # Its own generator: it would draw from torch's in some epochs and not in others, depending on its processes.
-    apart = {"collate_fn": collate_shared if num_workers else collate, "generator": torch.Generator()}
-    return Loader(dataset, **order, num_workers=num_workers, pin_memory=pin_memory, **apart, **workers)
+    if sampler is None:
+        sampler = BatchSampler(SequentialSampler(dataset), batch_size, drop_last=False)
+    return Loader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=collate_shared if num_workers else collate,
+        pin_memory=pin_memory,
+        timeout=PATIENCE if num_workers else 0,
+        worker_init_fn=_one_thread,
+        # It would draw from torch's generator in some epochs and not in others, depending on its processes.
+        generator=torch.Generator(),
+        prefetch_factor=PREFETCHED if num_workers else None,
+        persistent_workers=num_workers > 0,
+    )
 
 
 def _one_thread(worker: int) -> None:
