@@ -193,9 +193,9 @@ def test_configuration_of_before_metadata_is_that_of_a_run_without(tmp_path):
 
 
 def test_patches_are_learned_without_metadata():
-    from utils.training.folds import patch_model
+    from utils.training.folds import patch_config
 
-    assert not patch_model(make_config(TINY, model={"metadata": True}, patch_epochs=1)).metadata
+    assert not patch_config(make_config(TINY, model={"metadata": True}, patch_epochs=1)).model.metadata
 
 
 def test_resumed_training_keeps_what_metadata_had_learned(images, cache_dir, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from utils.runs.run import Run
 from utils.tables.folds import assign_folds
 from utils.training import folds as training
 from utils.training.fitting import Fitting
-from utils.training.folds import fit_fold, train_run
+from utils.training.folds import FoldTask, train_run
 from utils.training.processes import Ranks
 
 
@@ -67,7 +67,7 @@ def test_fold_that_another_process_finished_in_the_meantime_is_left_alone(images
     (tmp_path / "fold1" / "oof.csv").write_text("its")
     monkeypatch.setattr(training, "Fitting", None)
     data = TrainingData(assign_folds(images, 2, 0), tmp_path)
-    fit_fold(make_config(settings), data, 1, tmp_path / "fold1", training.Execution())
+    FoldTask(make_config(settings), data, 1, tmp_path / "fold1", training.Execution())()
     assert (
         tmp_path / "fold1" / "oof.csv"
     ).read_text() == "its" and "another process has finished it" in capsys.readouterr().out

@@ -285,7 +285,7 @@ def test_held_out_fold_of_one_class_is_said_so_and_keeps_the_epoch_of_lowest_los
     folds = assign_folds(few, 2, 0)
     without = 1 - int(folds.fold[folds.patient_id == positive].iloc[0])
     train_run(make_config(settings, folds=(without,), epochs=2), TrainingData(few, cache_dir), tmp_path / "run")
-    assert f"Fold {without} holds out breasts of one class alone" in capsys.readouterr().out
+    assert f"Fold {without} holds out breasts of one class only" in capsys.readouterr().out
     history = pd.read_csv(tmp_path / "run" / "history.csv")
     assert history.valid_auc.isna().all()
     with safetensors.safe_open(tmp_path / "run" / f"fold{without}" / "weights.safetensors", "pt") as file:

@@ -3,8 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from utils.images.cache import read_manifest
 from utils.images.training_data import TrainingData
 from utils.metrics.scores import sigmoid
 from utils.networks.encoders import takes_any_size
-from utils.runs.config import ModelConfig, TrainConfig, TrainingError
+from utils.runs.config import TrainConfig, TrainingError
 from utils.runs.execution import Execution
 from utils.runs.folder import claim_run, collect_folds, hash_data
 from utils.runs.lock import changing, training
@@ -27,6 +26,7 @@ from utils.training.checks import NO_BOX, check_patches, check_training
 from utils.training.fitting import Fitting
 from utils.training.fold_data import patches, whole_images
 from utils.training.fold_weights import load_fold
+from utils.training.inference import Predictions
 from utils.training.processes import Ranks, joined, run_tasks, trainers_at_once
 from utils.training.sources import describe_start, find_starts
 
@@ -70,7 +70,7 @@ def train_run(
     for fold in (fold for fold in missing if fold in starts):
         print(describe_start(starts[fold], fold))
     shared = execution.share_workers(trainers_at_once(execution, len(missing)))
-    tasks = [partial(fit_fold, config, data, fold, fold_dir, shared, starts.get(fold)) for fold, fold_dir in missing.items()]
+    tasks = [FoldTask(config, data, fold, fold_dir, shared, starts.get(fold)) for fold, fold_dir in missing.items()]
     start = time.perf_counter()
     run_tasks(tasks, execution)
     _tell(run_dir, list(missing), [fold for fold in folds if fold not in missing], time.perf_counter() - start)
@@ -97,53 +97,89 @@ def _named(folds: Sequence[int]) -> str:
     return ", ".join(f"fold{fold}" for fold in folds)
 
 
-def fit_fold(
-    config: TrainConfig,
-    data: TrainingData,
-    fold: int,
-    fold_dir: Path,
-    execution: Execution,
-    start: Start | None = None,
-    device_number: int = 0,
-) -> None:
+@dataclass(frozen=True)
+class FoldTask:
     """Train on all folds but one, predict that one, and write its rows of ``oof.csv`` into ``fold_dir``.
 
-    ``data`` has folds, and boxes from `utils.images.boxes.to_picture`. ``device_number`` is the GPU if each fold has its own.
+    ``data`` has folds, and boxes from `utils.images.boxes.to_picture`; ``start`` is from `find_starts`. A task can be pickled.
     """
-    if data.held_out(fold).cancer.nunique() < 2:
-        print(
-            f"Fold {fold} holds out breasts of one class alone: it has no AUC, and keeps its epoch of lowest loss. Fewer folds"
-            " would have both classes in each."
-        )
-    items = whole_images(config, data, fold)
-    held_out = items.held_out_set.items.assign(fold=fold)
-    with joined(device_number) as ranks, _alone(ranks, fold_dir) as ranks:
-        if ranks.gather((fold_dir / "oof.csv").is_file())[0]:
+
+    config: TrainConfig
+    data: TrainingData
+    fold: int
+    fold_dir: Path
+    execution: Execution
+    start: Start | None = None
+
+    def __call__(self, device_number: int = 0) -> None:
+        """Do it; ``device_number`` is the GPU if each fold has its own."""
+        with joined(device_number) as ranks, _alone(ranks, self.fold_dir) as ranks:
+            if ranks.gather((self.fold_dir / "oof.csv").is_file())[0]:
+                if ranks.is_first:
+                    print(f"Fold {self.fold}: another process has finished it in the meantime.")
+                return
             if ranks.is_first:
-                print(f"Fold {fold}: another process has finished it in the meantime.")
-            return
-        if start:
-            config = replace(config, model=replace(config.model, weights_path=str(start.path)))
+                self._prepare()
+            fitting = self._make_fitting(ranks)
+            fitting.run()
+            model, _ = load_fold(self.config, self.fold_dir)
+            predictions = fitting.predict(model.to(ranks.device))
             if ranks.is_first:
-                start.write(fold_dir)
-        pretrained = _fit_patches(config, data, fold, fold_dir, ranks, execution) if config.patch_epochs else None
-        fitting = Fitting(config, items, fold_dir, ranks, execution)
-        if pretrained:
-            fitting.start_from(pretrained)
-        if config.fits_head:
-            probe = fitting.fit_head()
-            if probe and ranks.is_first:
-                _write_oof(fold_dir / PROBE_FILE, held_out, probe.logits, config)
-        fitting.run()
-        model, _ = load_fold(config, fold_dir)
-        predictions = fitting.predict(model.to(ranks.device))
-        if ranks.is_first:
-            ranks.lock.check()
-            if predictions.boxes is not None:
-                marked = held_out.assign(probability=sigmoid(predictions.logits))
-                write_csv(fold_dir / "boxes.csv", _box_table(marked, predictions.boxes, data.cache_dir, config))
-            _write_oof(fold_dir / "oof.csv", held_out, predictions.logits, config)
+                ranks.lock.check()
+                self._write(fitting.data.held_out_set.items, predictions)
+                fitting.checkpoint_path.unlink(missing_ok=True)
+
+    def _prepare(self) -> None:
+        """Note what the fold starts from, and warn if its held-out images are all of one class."""
+        if self.data.held_out(self.fold).cancer.nunique() < 2:
+            print(
+                f"Fold {self.fold} holds out breasts of one class only: its AUC is undefined, so it keeps the epoch of lowest"
+                " loss. With fewer folds, each would hold out both classes."
+            )
+        if self.start:
+            self.start.write(self.fold_dir)
+
+    def _make_fitting(self, ranks: Ranks) -> Fitting:
+        """Make the training of whole images or breasts, which starts from patches or a fitted head if configured."""
+        config = self.config
+        if self.start:
+            config = replace(config, model=replace(config.model, weights_path=str(self.start.path)))
+        patch_weights = self._fit_patches(config, ranks) if config.patch_epochs else None
+        fitting = Fitting(config, whole_images(config, self.data, self.fold), self.fold_dir, ranks, self.execution)
+        if patch_weights:
+            fitting.start_from(patch_weights)
+        probe = fitting.fit_head() if config.fits_head else None
+        if probe and ranks.is_first:
+            self._write_oof(PROBE_FILE, fitting.data.held_out_set.items, probe.logits)
+        return fitting
+
+    def _fit_patches(self, config: TrainConfig, ranks: Ranks) -> Path:
+        """Train an encoder on patches of the fold's training images; return the path of its weights."""
+        folder = self.fold_dir / "patches"
+        stage = patch_config(config)
+        check_patches(self.data, self.fold)
+        if not (folder / "history.csv").is_file() or len(read_history_table(folder / "history.csv")) < stage.epochs:
+            fitting = Fitting(stage, patches(config, self.data, self.fold), folder, ranks, self.execution)
+            fitting.run()
             fitting.checkpoint_path.unlink(missing_ok=True)
+        return folder / "weights.safetensors"
+
+    def _write(self, items: pd.DataFrame, predictions: Predictions) -> None:
+        """Write the predictions of the held-out items; ``oof.csv`` comes last, as it marks the fold as finished."""
+        if predictions.boxes is not None:
+            settings = self.config.preprocessing
+            table = items[["image_id"]].assign(fold=self.fold, probability=sigmoid(predictions.logits))
+            table[CORNERS] = predictions.boxes
+            write_csv(
+                self.fold_dir / "boxes.csv", to_source(table, read_manifest(self.data.cache_dir, "train", settings), settings)
+            )
+        self._write_oof("oof.csv", items, predictions.logits)
+
+    def _write_oof(self, name: str, items: pd.DataFrame, logits: np.ndarray) -> None:
+        table = items.assign(fold=self.fold, logit=logits, probability=sigmoid(logits))
+        if self.config.model.item != "image":
+            table["image_id"] = ""
+        write_csv(self.fold_dir / name, table[OOF_COLUMNS].reset_index(drop=True))
 
 
 @contextlib.contextmanager
@@ -167,39 +203,21 @@ def _boxes_in_pictures(data: TrainingData, config: TrainConfig) -> pd.DataFrame:
     return placed
 
 
-def patch_model(config: TrainConfig) -> ModelConfig:
-    """Return the network that learns patches first; raise TrainingError if its weights depend on the image size."""
+def patch_config(config: TrainConfig) -> TrainConfig:
+    """Return the configuration of patch training; raise TrainingError if the encoder's weights depend on the image size."""
     if not takes_any_size(config.model.architecture):
         raise TrainingError(
             f"{config.model.architecture} has other weights for patches than for images: leave patch_epochs at 0."
         )
     size = config.patch_size
-    return replace(config.model, level="image", box_head=False, metadata=False, image_height=size, image_width=size)
-
-
-def _fit_patches(
-    config: TrainConfig, data: TrainingData, fold: int, fold_dir: Path, ranks: Ranks, execution: Execution
-) -> Path:
-    """Train an encoder on patches of the fold's training images; return the path of its weights."""
-    folder, model = fold_dir / "patches", patch_model(config)
-    check_patches(data, fold)
-    stage = replace(config, model=model, epochs=config.patch_epochs, patch_epochs=0, box_weight=0.0, mixup=0.0)
-    stage = replace(stage, auxiliary_weight=1.0, keep_epoch="last", positive_share=None)
-    if not (folder / "history.csv").is_file() or len(read_history_table(folder / "history.csv")) < stage.epochs:
-        fitting = Fitting(stage, patches(config, data, fold), folder, ranks, execution)
-        fitting.run()
-        fitting.checkpoint_path.unlink(missing_ok=True)
-    return folder / "weights.safetensors"
-
-
-def _write_oof(path: Path, items: pd.DataFrame, logits: np.ndarray, config: TrainConfig) -> None:
-    """Write the predictions of a fold's held-out items."""
-    items = items.assign(logit=logits, probability=sigmoid(logits))
-    if config.model.item != "image":
-        items["image_id"] = ""
-    write_csv(path, items[OOF_COLUMNS].reset_index(drop=True))
-
-
-def _box_table(items: pd.DataFrame, boxes: np.ndarray, cache_dir: str | Path, config: TrainConfig) -> pd.DataFrame:
-    table = items[["image_id", "fold", "probability"]].assign(**dict(zip(CORNERS, boxes.T, strict=True)))
-    return to_source(table, read_manifest(cache_dir, "train", config.preprocessing), config.preprocessing)
+    return replace(
+        config,
+        model=replace(config.model, level="image", box_head=False, metadata=False, image_height=size, image_width=size),
+        epochs=config.patch_epochs,
+        patch_epochs=0,
+        box_weight=0.0,
+        mixup=0.0,
+        auxiliary_weight=1.0,
+        keep_epoch="last",
+        positive_share=None,
+    )

@@ -13,7 +13,7 @@ from utils.networks.models import build_model
 from utils.runs.config import ModelConfig, ModelError, TrainConfig
 from utils.runs.execution import Execution
 from utils.tables.vocabulary import Vocabulary
-from utils.training.folds import patch_model
+from utils.training.folds import patch_config
 from utils.training.sources import check_source, example_file
 
 ANY = Vocabulary(age_mean=0.0, age_std=1.0, view=("CC", "MLO"), machine_id=("0",), site_id=("0",))
@@ -35,7 +35,7 @@ def try_networks(config: TrainConfig, execution: Execution) -> None:
     alone = _learns_one_by_one(config, execution)
     _try_network(model, alone, config.freeze_stages)
     if config.patch_epochs:
-        _try_network(replace(patch_model(config), weights_path=model.weights_path, pretrained=False), alone)
+        _try_network(replace(patch_config(config).model, weights_path=model.weights_path, pretrained=False), alone)
     if config.model.pretrained and not path:
         _check_pretrained(config.model)
 
