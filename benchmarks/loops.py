@@ -33,7 +33,7 @@ from utils.training.dataset import make_dataset
 from utils.training.fitting import REFRESH, Fitting
 from utils.training.fold_data import FoldData
 from utils.training.optimisation import autocast, make_optimizer, pick_precision
-from utils.training.processes import Ranks
+from utils.training.ranks import Ranks
 
 LEAST_ROUNDS = 3
 VIEWS = ("CC", "MLO")

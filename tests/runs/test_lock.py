@@ -20,7 +20,7 @@ from utils.tables.folds import assign_folds
 from utils.training import folds as training
 from utils.training.fitting import Fitting
 from utils.training.folds import FoldTask, train_run
-from utils.training.processes import Ranks
+from utils.training.ranks import Ranks
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from utils.training.dataset import make_dataset
 from utils.training.fitting import Fitting, plain_state
 from utils.training.fold_data import FoldData
 from utils.training.folds import train_run
-from utils.training.processes import Ranks
+from utils.training.ranks import Ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -169,7 +169,7 @@ from utils.runs.execution import Execution
 from utils.tables.vocabulary import Vocabulary
 from utils.training.fitting import Fitting
 from utils.training.fold_data import FoldData
-from utils.training.processes import Ranks
+from utils.training.ranks import Ranks
 class Items(torch.utils.data.Dataset):
     labels, epoch = np.array([0, 1] * 16), 0
     def __len__(self):

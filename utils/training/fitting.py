@@ -30,7 +30,7 @@ from utils.training.inference import Predictions, predict
 from utils.training.learner import Learner, encoders_of
 from utils.training.loading import ShareSampler, StepSampler, explained, make_loader
 from utils.training.probe import encode, fit_head
-from utils.training.processes import Ranks
+from utils.training.ranks import Ranks
 
 try:
     import resource

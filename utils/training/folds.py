@@ -27,7 +27,8 @@ from utils.training.fitting import Fitting
 from utils.training.fold_data import patches, whole_images
 from utils.training.fold_weights import load_fold
 from utils.training.inference import Predictions
-from utils.training.processes import Ranks, joined, run_tasks, trainers_at_once
+from utils.training.processes import run_tasks, trainers_at_once
+from utils.training.ranks import Ranks, joined
 from utils.training.sources import describe_start, find_starts
 
 

@@ -16,7 +16,7 @@ from utils.training.inference import forward
 from utils.training.loading import Batch, split_batch
 from utils.training.mixing import mix
 from utils.training.optimisation import autocast, is_out_of_memory, make_optimizer, pick_precision, warmup_cosine
-from utils.training.processes import Ranks
+from utils.training.ranks import Ranks
 
 EMA_WARMUP_POWER = 2 / 3  # the average forgets its random start early, even in a short run
 
