@@ -91,14 +91,13 @@ class Loop:
         """Do one step, so that threads, processes and buffers are there."""
         fitting = self.fitting
         fitting.learner.network.train()
-        fitting.learner(next(iter(fitting.loader)), 0)
+        fitting.learner.step(next(iter(fitting.loader)), 0)
 
     def train_epoch(self) -> None:
         """Train one epoch, without validation; ``data_wait`` is then its share of time that passed waiting for data."""
         fitting = self.fitting
-        fitting.sampler.epoch = fitting.data.training_set.epoch = self.epoch
         bar = tqdm(total=len(fitting.loader) * fitting.config.batch_size, file=io.StringIO(), mininterval=REFRESH)
-        self.data_wait = fitting._train(self.epoch, bar)["data_wait"]
+        self.data_wait = fitting.train_epoch(self.epoch, bar)["data_wait"]
         self.epoch += 1
 
 

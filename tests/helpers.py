@@ -63,7 +63,7 @@ def killed_in_second_epoch(monkeypatch):
     """Let a training that happens inside be interrupted at the beginning of its second epoch."""
     from utils.training.fitting import Fitting  # the oldest versions are tested without torch
 
-    train = Fitting._train
+    train = Fitting.train_epoch
 
     def kill(self, epoch, bar):
         if epoch == 1:
@@ -71,7 +71,7 @@ def killed_in_second_epoch(monkeypatch):
         return train(self, epoch, bar)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Fitting, "_train", kill)
+        patch.setattr(Fitting, "train_epoch", kill)
         yield
 
 

@@ -76,19 +76,19 @@ def test_fold_that_another_process_finished_in_the_meantime_is_left_alone(images
 def test_training_whose_run_folder_is_deleted_ends_and_leaves_the_new_one_alone(
     images, cache_dir, settings, tmp_path, monkeypatch
 ):
-    train_epoch, run_dir = Fitting._train, tmp_path / "run"
+    train_epoch, run_dir = Fitting.train_epoch, tmp_path / "run"
     config = make_config(settings, folds=(0,), epochs=2)
 
     def delete(self, epoch, bar):
         if epoch == 1:
-            monkeypatch.setattr(Fitting, "_train", train_epoch)
+            monkeypatch.setattr(Fitting, "train_epoch", train_epoch)
             shutil.rmtree(run_dir)
             train_run(config, TrainingData(images, cache_dir), run_dir)
             kept.append((run_dir / "fold0" / "weights.safetensors").read_bytes())
         return train_epoch(self, epoch, bar)
 
     kept = []
-    monkeypatch.setattr(Fitting, "_train", delete)
+    monkeypatch.setattr(Fitting, "train_epoch", delete)
     with pytest.raises(TrainingError, match="run was deleted or replaced during its training"):
         train_run(config, TrainingData(images, cache_dir), run_dir)
     assert [(run_dir / "fold0" / "weights.safetensors").read_bytes()] == kept

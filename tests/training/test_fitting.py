@@ -19,10 +19,11 @@ from utils.images.training_data import TrainingData
 from utils.runs.config import TrainingError
 from utils.runs.execution import Execution
 from utils.tables.vocabulary import Vocabulary
-from utils.training import fitting, inference, learner
+from utils.training import inference, learner, monitoring
 from utils.training.dataset import make_dataset
-from utils.training.fitting import Fitting, plain_state
+from utils.training.fitting import Fitting
 from utils.training.fold_data import FoldData
+from utils.training.fold_weights import kept_state
 from utils.training.folds import train_run
 from utils.training.ranks import Ranks
 
@@ -48,7 +49,7 @@ def make(images, cache_dir, settings, tmp_path):
 
 def weights_after(fold):
     fold.run()
-    return torch.cat([value.flatten().float() for value in plain_state(fold.learner.averaged).values()])
+    return torch.cat([value.flatten().float() for value in kept_state(fold.learner.averaged).values()])
 
 
 @pytest.mark.parametrize("changes", [{}, {"model": {"level": "breast"}}, {"auxiliary_weight": 0.5, "label_smoothing": 0.1}])
@@ -77,7 +78,7 @@ def test_short_memory_halves_the_part_and_keeps_the_step(make, monkeypatch, caps
     halved = weights_after(fold)
     assert fold.learner.micro_batch_size == 2 and torch.allclose(whole, halved, atol=2e-4)
     printed = capsys.readouterr().out
-    assert printed.count("The memory did not suffice") == 1  # once, not for each halving or step
+    assert printed.count("Memory ran out") == 1  # once, not for each halving or step
     assert "2 items at a time from now on; a step stays 8 items" in printed
 
 
@@ -87,7 +88,7 @@ def test_memory_too_short_for_one_item_computes_activations_twice_then_gives_up(
     fold.run()
     assert fold.learner.micro_batch_size == 1 and "activations computed twice" in capsys.readouterr().out
     short_of_memory(monkeypatch, lambda model: 0)
-    with pytest.raises(TrainingError, match="Even one image is too much: choose smaller pictures"):
+    with pytest.raises(TrainingError, match="Even one image is too much: choose smaller images"):
         make().run()
 
 
@@ -105,7 +106,7 @@ def test_resumed_run_remembers_that_it_computes_activations_twice(make, monkeypa
     fold.run()
     again = make()
     again.checkpoint_path, again.fold_dir = fold.checkpoint_path, fold.fold_dir
-    again._restore()
+    again._resume()
     assert again.learner.model.checkpoints_activations and again.learner.micro_batch_size == 1
 
 
@@ -116,7 +117,7 @@ def test_training_resumes_only_next_to_its_own_weights(make):
     def resume():
         again = make("cnn")
         again.checkpoint_path, again.fold_dir = fold.checkpoint_path, fold.fold_dir
-        again._restore()
+        again._resume()
         return len(again.history)
 
     assert resume() == 1
@@ -184,7 +185,7 @@ data = FoldData(0, Items(), Items(), Vocabulary(0, 1, (), (), ()))
 fold = Fitting(config, data, Path(sys.argv[1]), cpu, Execution())
 in_use = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (in_use + 6 * 10**8, -1))
-fold._train(0, tqdm(disable=True))
+fold.train_epoch(0, tqdm(disable=True))
 print("survived with", fold.learner.micro_batch_size)
 """
     command = [sys.executable, "-c", code, str(tmp_path)]
@@ -192,7 +193,7 @@ print("survived with", fold.learner.micro_batch_size)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment)
     assert result.returncode == 0, result.stderr[-2000:]
-    assert "The memory did not suffice" in result.stdout
+    assert "Memory ran out" in result.stdout
     assert int(result.stdout.split("survived with")[1]) < 32
 
 
@@ -246,7 +247,7 @@ def test_compiled_network_learns_the_same_and_keeps_its_names(make):
         fold = make(execution=Execution(compile=True))
         assert fold.learner.model.encoder._compiled_call_impl is not None
         assert torch.equal(plain, weights_after(fold))
-    assert not [key for key in plain_state(fold.learner.model) if "_orig_mod" in key]
+    assert not [key for key in kept_state(fold.learner.model) if "_orig_mod" in key]
 
 
 def test_deterministic_mode_is_set_and_unset(make):
@@ -263,14 +264,14 @@ def test_peak_memory_is_printed(make, capsys):
 
 @pytest.mark.parametrize(("platform", "counted"), [("linux", 3 * 2**20), ("darwin", 3 * 2**30)])
 def test_peak_memory_is_right_in_the_unit_that_the_system_counts_in(monkeypatch, platform, counted):
-    monkeypatch.setattr(fitting.sys, "platform", platform)
-    monkeypatch.setattr(fitting.resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=counted))
-    assert "at most 3.00 GiB" in fitting.peak_memory(torch.device("cpu"))
+    monkeypatch.setattr(monitoring.sys, "platform", platform)
+    monkeypatch.setattr(monitoring.resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=counted))
+    assert "at most 3.00 GiB" in monitoring.peak_memory(torch.device("cpu"))
 
 
 def test_system_that_does_not_tell_memory_is_no_obstacle(monkeypatch):
-    monkeypatch.setattr(fitting, "resource", None)
-    assert "unknown" in fitting.peak_memory(torch.device("cpu"))
+    monkeypatch.setattr(monitoring, "resource", None)
+    assert "unknown" in monitoring.peak_memory(torch.device("cpu"))
 
 
 def test_auxiliary_head_is_not_among_the_kept_weights(images, cache_dir, settings, tmp_path):

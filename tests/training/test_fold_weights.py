@@ -12,12 +12,11 @@ from tests.helpers import TINY, make_config
 from utils.core.environment import KitError
 from utils.runs.config import TrainingError
 from utils.tables.vocabulary import Vocabulary
-from utils.training.fitting import plain_state
-from utils.training.fold_weights import build_empty, load_fold
+from utils.training.fold_weights import build_empty, kept_state, load_fold
 
 VOCABULARY = Vocabulary(50.0, 10.0, ("CC", "MLO"), ("29", "48"), ("1", "2"))
 CONFIG = make_config(TINY, "rnn", model={"hidden_size": 8})
-STATE = plain_state(build_empty(CONFIG.model, VOCABULARY))
+STATE = kept_state(build_empty(CONFIG.model, VOCABULARY))
 FIRST = next(iter(STATE))
 
 

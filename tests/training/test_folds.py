@@ -98,7 +98,7 @@ def test_killed_run_resumes_to_the_result_of_an_uninterrupted_one(
 ):
     config = make_config(settings, architecture, folds=(0,), positive_share=0.4, keep_epoch="last", max_views=1)
     whole = train_run(config, TrainingData(images, cache_dir), tmp_path / "whole")
-    train_epoch = Fitting._train
+    train_epoch = Fitting.train_epoch
 
     def kill(self, epoch, bar):
         if epoch == killed_after:
@@ -106,10 +106,10 @@ def test_killed_run_resumes_to_the_result_of_an_uninterrupted_one(
         return train_epoch(self, epoch, bar)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Fitting, "_train", kill)
+        patch.setattr(Fitting, "train_epoch", kill)
         train_run(config, TrainingData(images, cache_dir), tmp_path / "killed")
     epochs = []
-    monkeypatch.setattr(Fitting, "_train", lambda self, e, bar: epochs.append(e) or train_epoch(self, e, bar))
+    monkeypatch.setattr(Fitting, "train_epoch", lambda self, e, bar: epochs.append(e) or train_epoch(self, e, bar))
     resumed = train_run(config, TrainingData(images, cache_dir), tmp_path / "killed")
     assert epochs == list(range(killed_after, 3))
     assert equal_weights(weights_of(tmp_path / "whole"), weights_of(tmp_path / "killed"))
@@ -298,7 +298,7 @@ def test_disk_that_fills_up_ends_the_run_with_the_remedy_and_loses_no_epoch(imag
     resource = pytest.importorskip("resource")  # a limit on a file's size fails like a full disk does
     config = make_config(settings, folds=(0,))
     whole = train_run(config, TrainingData(images, cache_dir), tmp_path / "whole")
-    epoch = Fitting._epoch
+    epoch = Fitting._run_epoch
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill_in_second(self, number, bar):
@@ -308,7 +308,7 @@ def test_disk_that_fills_up_ends_the_run_with_the_remedy_and_loses_no_epoch(imag
         return row
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Fitting, "_epoch", fill_in_second)
+        patch.setattr(Fitting, "_run_epoch", fill_in_second)
         try:
             with pytest.raises(TrainingError, match="can't be written .*Free disk space, then run again"):
                 train_run(config, TrainingData(images, cache_dir), tmp_path / "run")
@@ -352,7 +352,7 @@ def test_patch_training_is_not_repeated_by_a_resumed_run(competition, images, ca
     boxes, _ = read_truth(competition)
     config = make_config(settings, folds=(0,), epochs=2, patch_epochs=1, patch_size=32)
     whole = train_run(config, TrainingData(images, cache_dir, boxes=boxes), tmp_path / "whole")
-    train_epoch, trained = Fitting._train, []
+    train_epoch, trained = Fitting.train_epoch, []
 
     def kill(self, epoch, bar):
         trained.append((self.fold_dir.name, epoch))
@@ -360,7 +360,7 @@ def test_patch_training_is_not_repeated_by_a_resumed_run(competition, images, ca
             raise KeyboardInterrupt
         return train_epoch(self, epoch, bar)
 
-    monkeypatch.setattr(Fitting, "_train", kill)
+    monkeypatch.setattr(Fitting, "train_epoch", kill)
     with pytest.raises(KeyboardInterrupt):
         train_run(config, TrainingData(images, cache_dir, boxes=boxes), tmp_path / "run")
     resumed = train_run(config, TrainingData(images, cache_dir, boxes=boxes), tmp_path / "run")

@@ -121,16 +121,16 @@ def test_network_from_scratch_has_no_floor(images, cache_dir, settings, tmp_path
 def test_resumed_run_is_not_probed_again(images, cache_dir, config, tmp_path, monkeypatch):
     from utils.training import fitting
 
-    run, write = tmp_path / "run", fitting.Fitting._write
+    run, write = tmp_path / "run", fitting.Fitting._save
 
     def killed(self):
         write(self)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fitting.Fitting, "_write", killed)
+    monkeypatch.setattr(fitting.Fitting, "_save", killed)
     with pytest.raises(KeyboardInterrupt):
         train_run(config(epochs=2), TrainingData(images, cache_dir), run)
-    monkeypatch.setattr(fitting.Fitting, "_write", write)
+    monkeypatch.setattr(fitting.Fitting, "_save", write)
     monkeypatch.setattr(fitting, "fit_head", lambda *arguments: 1 / 0)
     probed = pd.read_csv(run / "fold0" / "probe.csv")
     train_run(config(epochs=2), TrainingData(images, cache_dir), run)

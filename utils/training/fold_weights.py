@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import safetensors
@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from utils.core.environment import write_atomic
 from utils.core.formats import FormatError, build, check, check_types, naming
 from utils.networks.models import build_model
 from utils.runs.config import ModelConfig, TrainConfig, TrainingError
@@ -80,6 +81,27 @@ def load_fold(config: TrainConfig, fold_dir: str | Path) -> tuple[nn.Module, Voc
     check_tensors(path, model.state_dict())
     model.load_state_dict(safetensors.torch.load_file(path))
     return model.to(memory_format=torch.channels_last), vocabulary
+
+
+def save_weights(path: Path, model: nn.Module, vocabulary: Vocabulary, epoch: int) -> None:
+    """Write a fold's weights, with the vocabulary and the epoch in the header."""
+    metadata = {"vocabulary": json.dumps(asdict(vocabulary)), "epoch": str(epoch)}
+    with write_atomic(path) as temporary:
+        # save_file would replace the file by its own, with other permissions.
+        temporary.write_bytes(safetensors.torch.save(kept_state(model), metadata))
+
+
+def kept_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the state dict on the CPU, without the auxiliary head, which only training needs."""
+    state = model.state_dict()
+    return {key: value.detach().cpu().contiguous() for key, value in state.items() if not key.startswith("head.auxiliary.")}
+
+
+def read_encoder(path: Path) -> dict[str, torch.Tensor]:
+    """Read the encoder's state dict from a fold's weights; raise TrainingError if the file is broken."""
+    read_vocabulary(path)
+    state, prefix = safetensors.torch.load_file(path), "encoder."
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def build_empty(config: ModelConfig, vocabulary: Vocabulary) -> nn.Module:

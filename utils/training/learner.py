@@ -22,7 +22,7 @@ EMA_WARMUP_POWER = 2 / 3  # the average forgets its random start early, even in 
 
 
 class Learner:
-    """A network with its optimizer, schedule and running average; a call with a batch is one training step.
+    """A network with its optimizer, schedule and running average.
 
     ``auxiliary_sizes`` is the number of classes of each auxiliary target, empty if none is learned.
     """
@@ -30,7 +30,10 @@ class Learner:
     def __init__(
         self, config: TrainConfig, model: nn.Module, ranks: Ranks, steps_per_epoch: int, auxiliary_sizes: tuple[int, ...]
     ):
-        self.config, self.ranks, self.device, self.auxiliary_sizes = config, ranks, ranks.device, auxiliary_sizes
+        self.config = config
+        self.ranks = ranks
+        self.device = ranks.device
+        self.auxiliary_sizes = auxiliary_sizes
         self.micro_batch_size = config.micro_batch_size or config.batch_size
         if ranks.world_size > 1 and self.device.type == "cuda":
             model = convert_sync_batchnorm(model)  # statistics of the entire step; torch supports GPUs only
@@ -49,13 +52,20 @@ class Learner:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, warmup_cosine(config, steps_per_epoch))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=pick_precision(config, self.device) == torch.float16)
 
-    def __call__(self, batch: Batch, step: int) -> torch.Tensor:
-        """Learn from a batch; return its mean loss, on the device. ``step`` counts from the start of training."""
-        loss = self._gradients_that_fit(batch)
-        self._move(step)
+    def step(self, batch: Batch, number: int) -> torch.Tensor:
+        """Do step ``number`` of the training with a batch; return its mean loss, on the device."""
+        loss = self._backward_within_memory(batch)
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
+        if self.config.ema_decay:
+            self.ema.update(self.model, step=number)
         return loss
 
-    def _gradients(self, batch: Batch) -> torch.Tensor:
+    def _backward(self, batch: Batch) -> torch.Tensor:
         """Accumulate the gradients of a batch's parts; return their mean loss."""
         parts = split_batch(batch, self.micro_batch_size)
         total = torch.zeros((), device=self.device)
@@ -69,10 +79,11 @@ class Learner:
         return total
 
     def _loss(self, batch: Batch) -> torch.Tensor:
+        images = batch["images"].to(self.device, non_blocking=True)
         targets = {key: batch[key].to(self.device, non_blocking=True) for key in ("label", "auxiliary", "box")}
-        images, share = None, 1.0
+        share = 1.0
         if self.config.mixup:
-            images, share = mix(batch["images"].to(self.device, non_blocking=True), self.config.mixup)
+            images, share = mix(images, self.config.mixup)
         with autocast(self.config, self.device):
             outputs = forward(self.network, batch, self.device, images)
         loss = self._total_loss(outputs, targets)
@@ -85,57 +96,54 @@ class Learner:
         config = self.config
         loss = cancer_loss(outputs.logit.float(), targets["label"], config.label_smoothing, config.positive_weight)
         if outputs.auxiliary is not None:
-            loss = loss + config.auxiliary_weight * auxiliary_loss(
-                outputs.auxiliary, targets["auxiliary"], self.auxiliary_sizes
-            )
+            auxiliary = auxiliary_loss(outputs.auxiliary, targets["auxiliary"], self.auxiliary_sizes)
+            loss = loss + config.auxiliary_weight * auxiliary
         if outputs.box is not None:
             loss = loss + config.box_weight * box_loss(outputs.box, targets["box"])
         return loss
 
-    def _move(self, step: int) -> None:
-        self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.schedule.step()
-        if self.config.ema_decay:
-            self.ema.update(self.model, step=step)
+    # Memory
 
-    def _gradients_that_fit(self, batch: Batch) -> torch.Tensor:
+    def _backward_within_memory(self, batch: Batch) -> torch.Tensor:
         """Compute a step's gradients; if memory runs out, in smaller parts from now on."""
         before = self.micro_batch_size
         while True:
             try:
-                loss = self._gradients(batch)
+                loss = self._backward(batch)
                 break
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
                 reason = str(error).splitlines()[0]
-            self._make_room(len(batch["label"]), reason)  # out here, as the error keeps the memory alive
+            self._free_memory(len(batch["label"]), reason)  # out here, as the error keeps the memory alive
         if self.micro_batch_size != before:
             twice = ", activations computed twice" if self._checkpoints() else ""
             print(
-                f"The memory did not suffice: {self.micro_batch_size} items at a time from now on{twice}; a step stays"
-                f" {self.config.batch_size} items. micro_batch_size={self.micro_batch_size} starts so at once."
+                f"Memory ran out: {self.micro_batch_size} items at a time from now on{twice}; a step stays"
+                f" {self.config.batch_size} items. Set micro_batch_size={self.micro_batch_size} to start like this."
             )
         return loss
 
-    def _make_room(self, items: int, reason: str) -> None:
+    def _free_memory(self, items: int, reason: str) -> None:
+        """Halve the part that is computed at once, then compute activations twice, then raise TrainingError."""
         size = min(self.micro_batch_size, items)
         self.optimizer.zero_grad(set_to_none=True)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         if self.ranks.world_size > 1:
-            advice = f"micro_batch_size={size // 2}" if size > 1 else "activation_checkpointing=True, or smaller pictures"
-            raise TrainingError(f"{reason} With several processes it must be said beforehand: {advice}.")
+            advice = f"micro_batch_size={size // 2}" if size > 1 else "activation_checkpointing=True, or choose smaller images"
+            raise TrainingError(f"{reason} Several processes can't adapt to this during training: set {advice}.")
         if size > 1:
             self.micro_batch_size = -(-size // 2)
         elif not self._checkpoints() and checkpoint_activations(self.model):
             self.micro_batch_size = 1
         else:
-            raise TrainingError(f"{reason} Even one {self.config.model.item} is too much: choose smaller pictures.")
+            raise TrainingError(f"{reason} Even one {self.config.model.item} is too much: choose smaller images.")
+
+    def _checkpoints(self) -> bool:
+        return getattr(self.model, "checkpoints_activations", False)
+
+    # What is evaluated, kept and restored
 
     @property
     def averaged(self) -> nn.Module:
@@ -148,7 +156,7 @@ class Learner:
         return self.optimizer.param_groups[-1]["lr"]
 
     def parts(self) -> dict:
-        """Return all that a checkpoint keeps, by name."""
+        """Return the objects whose state a checkpoint keeps, by name."""
         return {
             "model": self.model,
             "ema": self.ema,
@@ -157,21 +165,19 @@ class Learner:
             "scaler": self.scaler,
         }
 
-    def memory(self) -> dict:
-        """Return how many items fit into memory, and whether activations are computed twice."""
-        return {"micro_batch_size": self.micro_batch_size, "checkpoints": self._checkpoints()}
+    def state(self) -> dict:
+        """Return a checkpoint's part: the state of `parts`, and what was learned about memory."""
+        parts = {name: part.state_dict() for name, part in self.parts().items()}
+        return parts | {"micro_batch_size": self.micro_batch_size, "checkpoints": self._checkpoints()}
 
     def restore(self, state: dict) -> None:
-        """Restore a checkpoint's `parts` and `memory`."""
+        """Undo `state`."""
         for name, part in self.parts().items():
             if state[name]:  # empty for a scaler that was not needed
                 part.load_state_dict(state[name])
         self.micro_batch_size = min(self.micro_batch_size, state["micro_batch_size"])
         if state["checkpoints"]:
             checkpoint_activations(self.model)
-
-    def _checkpoints(self) -> bool:
-        return getattr(self.model, "checkpoints_activations", False)
 
 
 def encoders_of(model: nn.Module) -> list[Encoder]:

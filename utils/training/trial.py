@@ -8,12 +8,12 @@ from torch import nn
 
 from utils.core.environment import KitError
 from utils.networks.auxiliary import SIZES
-from utils.networks.encoders import Encoder
 from utils.networks.models import build_model
 from utils.runs.config import ModelConfig, ModelError, TrainConfig
 from utils.runs.execution import Execution
 from utils.tables.vocabulary import Vocabulary
 from utils.training.folds import patch_config
+from utils.training.learner import encoders_of
 from utils.training.sources import check_source, example_file
 
 ANY = Vocabulary(age_mean=0.0, age_std=1.0, view=("CC", "MLO"), machine_id=("0",), site_id=("0",))
@@ -50,7 +50,7 @@ def _learns_one_by_one(config: TrainConfig, execution: Execution) -> bool:
 
 def _try_network(model: ModelConfig, one_by_one: bool, freeze_stages: int = 0) -> None:
     network = build_model(model, ANY, SIZES).eval()  # not on the meta device, where timm can't resize weights
-    for encoder in (module for module in network.modules() if isinstance(module, Encoder)):
+    for encoder in encoders_of(network):
         if freeze_stages and encoder.is_trained:
             encoder.freeze(freeze_stages, norms=False)
     if model.box_head:

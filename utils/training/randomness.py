@@ -1,0 +1,19 @@
+"""What a run's random choices depend on."""
+
+import os
+
+import numpy as np
+import torch
+
+
+def derive_seed(*numbers: int) -> int:
+    """Derive one seed from several numbers."""
+    return int(np.random.SeedSequence(list(numbers)).generate_state(1)[0])
+
+
+def set_determinism(deterministic: bool) -> None:
+    """Let torch use only deterministic algorithms, or any."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without it
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
