@@ -151,9 +151,9 @@ def test_file_that_left_its_run_is_taken_with_a_warning_which_its_descendants_re
 ):
     shutil.copy(source / "fold0" / "weights.safetensors", tmp_path / "lost.safetensors")
     train_run(config_from(tmp_path / "lost.safetensors"), TrainingData(images, cache_dir), tmp_path / "second")
-    assert "nothing tells on which patients" in capsys.readouterr().out
+    assert "trained on unknown patients" in capsys.readouterr().out
     train_run(config_from(tmp_path / "second"), TrainingData(images, cache_dir), tmp_path / "third")
-    assert "nothing tells on which patients" in capsys.readouterr().out
+    assert "trained on unknown patients" in capsys.readouterr().out
 
 
 def test_other_architecture_is_refused(source, images):
@@ -228,7 +228,9 @@ def test_killed_run_resumes_from_a_source_that_moved_to_the_same_result(source, 
     shutil.copytree(source, tmp_path / "here")
     config = killed_run(tmp_path / "here", images, cache_dir, tmp_path / "run", monkeypatch)
     (tmp_path / "here").rename(tmp_path / "there")
-    with pytest.raises(TrainingError, match=r"started from other weights than those of .*here.*Name where they are"):
+    with pytest.raises(
+        TrainingError, match=r"started from other weights than those of .*here.*Set weights_path to where they are"
+    ):
         train_run(config, TrainingData(images, cache_dir), tmp_path / "run")
     moved = config_from(tmp_path / "there", folds=(0,), epochs=2)
     resumed = train_run(moved, TrainingData(images, cache_dir), tmp_path / "run")

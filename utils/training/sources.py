@@ -61,53 +61,48 @@ def find_starts(config: TrainConfig, images: pd.DataFrame, run_dir: Path) -> dic
     weights_path = config.model.weights_path
     if not weights_path:
         return {}
-    _check_same_source(run_dir, weights_path)
-    folds = [fold for fold in config.folds or range(config.n_folds) if not (run_dir / f"fold{fold}" / "oof.csv").is_file()]
-    begun = {fold: start for fold in folds if (start := read_start(run_dir / f"fold{fold}"))}
-    for fold, start in begun.items():
-        if not _is_there(start, weights_path):
-            raise _other_weights(run_dir / f"fold{fold}", start, weights_path)
-    starts = {fold: replace(start, weights_path=weights_path) for fold, start in begun.items()}
-    held_out = {fold: set(images.patient_id[images.fold == fold]) for fold in folds if fold not in starts}
+    begun = {path.parent: read_start(path.parent) for path in start_files(run_dir)}
+    folds = {fold: run_dir / f"fold{fold}" for fold in config.folds or range(config.n_folds)}
+    missing = {fold: fold_dir for fold, fold_dir in folds.items() if not (fold_dir / "oof.csv").is_file()}
+    moved = _begun_elsewhere(run_dir, weights_path)
+    if moved and not begun:
+        raise TrainingError(f"{run_dir} was begun with another weights_path ({moved}). Choose another run_dir, or delete it.")
+    for fold_dir, start in begun.items():
+        if moved or fold_dir in missing.values():
+            _check_unchanged(fold_dir, start, weights_path)
+    starts = {fold: replace(begun[path], weights_path=weights_path) for fold, path in missing.items() if path in begun}
+    held_out = {fold: set(images.patient_id[images.fold == fold]) for fold in missing if fold not in starts}
     return starts | _choose_all(config.model, held_out)
+
+
+def _begun_elsewhere(run_dir: Path, weights_path: str) -> str:
+    """Return the ``weights_path`` that a run was begun with, or "" if it is the same."""
+    if not (run_dir / "config.json").is_file():
+        return ""
+    before = Run(run_dir).config.model.weights_path  # `utils.runs.folder.check_same_config` refuses a run without one
+    return before if before != weights_path else ""
+
+
+def _check_unchanged(fold_dir: Path, start: Start, weights_path: str) -> None:
+    """Raise TrainingError if ``weights_path`` lacks the weights that a fold started from, or has others."""
+    there = replace(start, weights_path=weights_path).path
+    if not there.is_file() or _hash_of(there) != start.sha256:
+        raise TrainingError(
+            f"{fold_dir} started from other weights than those of {there}, which are missing or were changed (then:"
+            f" {start.path}). Set weights_path to where they are, choose another run_dir, or delete the fold's folder."
+        )
 
 
 def _choose_all(model: ModelConfig, held_out: Mapping[int, set[str]]) -> dict[int, Start]:
     """Find the starts of folds that hold out these patients and were not begun before."""
-    source, path = open_source(model.weights_path) if held_out else None, Path(model.weights_path)
+    path = Path(model.weights_path)
+    source = open_source(path) if held_out else None
     if not source:
         return {fold: Start(str(path), "", _hash_of(path), is_known=not is_of_kit(path)) for fold in held_out}
     _check_architecture(model, source)
     seen = {number: Run(source.run_dir).trained_patients(number) for number in source.files}
     chosen = {fold: _choose(source, seen, fold, patients) for fold, patients in held_out.items()}
     return {fold: _start_of(source, number, path, seen[number]) for fold, number in chosen.items()}
-
-
-def _check_same_source(run_dir: Path, weights_path: str) -> None:
-    """Raise TrainingError if a run resumes from another place that lacks the weights its folds started from."""
-    if not (run_dir / "config.json").is_file() or Run(run_dir).config.model.weights_path in ("", weights_path):
-        return  # `utils.runs.folder.check_same_run` refuses a change from or to no weights
-    starts = {path.parent: read_start(path.parent) for path in start_files(run_dir)}
-    for fold_dir, start in starts.items():
-        if not _is_there(start, weights_path):
-            raise _other_weights(fold_dir, start, weights_path)
-    if not starts:
-        before = Run(run_dir).config.model.weights_path
-        raise TrainingError(f"{run_dir} was begun with another weights_path ({before}). Choose another run_dir, or delete it.")
-
-
-def _is_there(start: Start, weights_path: str) -> bool:
-    """True if ``weights_path`` contains a fold's weights, unchanged."""
-    path = replace(start, weights_path=weights_path).path
-    return path.is_file() and _hash_of(path) == start.sha256
-
-
-def _other_weights(fold_dir: Path, start: Start, weights_path: str) -> TrainingError:
-    there = replace(start, weights_path=weights_path).path
-    return TrainingError(
-        f"{fold_dir} started from other weights than those of {there}, which are missing or were changed (then: {start.path})."
-        " Name where they are as weights_path, choose another run_dir, or delete the fold's folder."
-    )
 
 
 def open_source(weights_path: str | Path) -> Source | None:
@@ -127,22 +122,19 @@ def open_source(weights_path: str | Path) -> Source | None:
         read_weights(path)  # raises what is wrong
     fold_dir = path.absolute().parent
     fold_dir = fold_dir.parent if fold_dir.name == PATCHES else fold_dir
-    if not FOLD.fullmatch(fold_dir.name) or not (fold_dir.parent / "config.json").is_file():
+    fold = FOLD.fullmatch(fold_dir.name)
+    if not fold or not (fold_dir.parent / "config.json").is_file():
         return None
-    return Source(fold_dir.parent, Run(fold_dir.parent).config, {_number(fold_dir): path})
+    return Source(fold_dir.parent, Run(fold_dir.parent).config, {int(fold[1]): path})
 
 
-def check_source(model: ModelConfig) -> None:
-    """Raise TrainingError if ``weights_path`` is a run that lacks an encoder of a network."""
-    source = open_source(model.weights_path)
-    if source:
-        _check_architecture(model, source)
-
-
-def example_file(weights_path: str) -> str:
-    """Return the path of one file of weights; a run's first fold if it is a run."""
-    source = open_source(weights_path)
-    return str(next(iter(source.files.values()))) if source else weights_path
+def example_file(model: ModelConfig) -> str:
+    """Return a file of the weights that a network starts from, or "" if none; raise TrainingError if its run does not fit."""
+    source = open_source(model.weights_path) if model.weights_path else None
+    if not source:
+        return model.weights_path
+    _check_architecture(model, source)
+    return str(next(iter(source.files.values())))
 
 
 def describe_start(start: Start, fold: int) -> str:
@@ -150,8 +142,8 @@ def describe_start(start: Start, fold: int) -> str:
     if start.is_known:
         return f"Fold {fold} starts from {start.path}."
     return (
-        f"Fold {fold} starts from {start.path}, which was trained by this kit, and nothing tells on which patients: those are"
-        " not out of fold in what follows. Give the folder of its run instead, if there is one."
+        f"Fold {fold} starts from {start.path}, which this kit trained on unknown patients: their predictions may not be out of"
+        " fold. Set weights_path to the folder of its run instead, if there is one."
     )
 
 
@@ -167,7 +159,7 @@ def _last_stage(fold_dir: Path, patch_epochs: int) -> Path | None:
 
 def _check_architecture(model: ModelConfig, source: Source) -> None:
     """Raise TrainingError if a source lacks an encoder of the new network; the plain CNN of ``rnn`` starts from scratch."""
-    has, wanted = _encoders(source.config.model), _encoders(model)
+    has, wanted = encoder_names(source.config.model), encoder_names(model)
     if model.architecture == "rnn":
         wanted = [name for name in wanted if name != "cnn"]
     missing = [name for name in wanted if name not in has]
@@ -178,7 +170,8 @@ def _check_architecture(model: ModelConfig, source: Source) -> None:
         )
 
 
-def _encoders(model: ModelConfig) -> list[str]:
+def encoder_names(model: ModelConfig) -> list[str]:
+    """Return the names of a network's encoders."""
     return list(model.encoders) if model.architecture == "rnn" else [model.architecture]
 
 
@@ -193,7 +186,7 @@ def _choose(source: Source, seen: Mapping[int, set[str]], fold: int, held_out: s
     raise LeakError(
         f"weights_path {source.run_dir}: no network there may start fold {fold}. Even that of its fold{number}, or one that it"
         f" started from, was trained on {len(shared[number])} of the {len(held_out)} patients whom fold {fold} holds out, first"
-        f" {', '.join(shared[number][:SHOWN])}. {_advice(source, fold)} split the patients as it did"
+        f" {', '.join(shared[number][:SHOWN])}. {_advice(source, fold)} split the patients as that run did"
         f" (n_folds {config.n_folds}, seed {config.seed}, fold_by {config.fold_by}, the same images)."
     )
 
@@ -209,10 +202,6 @@ def _start_of(source: Source, number: int, weights_path: Path, seen: set[str]) -
     file = "" if path == weights_path else path.relative_to(weights_path).as_posix()
     is_known = before.is_known if before else not source.config.model.weights_path  # earlier versions wrote no start.json
     return Start(str(weights_path), file, _hash_of(path), tuple(sorted(seen)), is_known)
-
-
-def _number(fold_dir: Path) -> int:
-    return int(fold_dir.name.removeprefix("fold"))
 
 
 def _hash_of(path: Path) -> str:

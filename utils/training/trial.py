@@ -14,7 +14,7 @@ from utils.runs.execution import Execution
 from utils.tables.vocabulary import Vocabulary
 from utils.training.folds import patch_config
 from utils.training.learner import encoders_of
-from utils.training.sources import check_source, example_file
+from utils.training.sources import encoder_names, example_file
 
 ANY = Vocabulary(age_mean=0.0, age_std=1.0, view=("CC", "MLO"), machine_id=("0",), site_id=("0",))
 
@@ -28,15 +28,12 @@ def try_networks(config: TrainConfig, execution: Execution) -> None:
         If a network does not exist, does not take the size or can't learn from so few images at once, or its weights do not
         fit. Other errors are torch's and timm's.
     """
-    path = config.model.weights_path
-    if path:
-        check_source(config.model)
-    model = replace(config.model, weights_path=example_file(path) if path else "", pretrained=False)
+    model = replace(config.model, weights_path=example_file(config.model), pretrained=False)
     alone = _learns_one_by_one(config, execution)
     _try_network(model, alone, config.freeze_stages)
     if config.patch_epochs:
         _try_network(replace(patch_config(config).model, weights_path=model.weights_path, pretrained=False), alone)
-    if config.model.pretrained and not path:
+    if config.model.pretrained and not config.model.weights_path:
         _check_pretrained(config.model)
 
 
@@ -77,7 +74,6 @@ def _learns_from(network: nn.Module, model: ModelConfig, images: int) -> bool:
 
 def _check_pretrained(model: ModelConfig) -> None:
     """Raise ModelError if timm has no weights of a network."""
-    names = model.encoders if model.architecture == "rnn" else (model.architecture,)
-    for name in names:
+    for name in encoder_names(model):
         if timm.is_model(name) and not timm.models.is_model_pretrained(name):
             raise ModelError(f"timm has no pretrained weights of {name}: set pretrained to False, or give weights_path.")
