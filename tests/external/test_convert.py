@@ -619,7 +619,7 @@ def test_extra_images_of_the_competitions_patients_or_twice_are_refused(images, 
     held_out = images.iloc[:2].assign(cache_dir=str(cache_dir), extra_set="own")
     with pytest.raises(TrainingError, match=f"patient {images.patient_id[0]} is in the competition too"):
         train_run(config, TrainingData(images, cache_dir, extra=held_out), tmp_path / "run")
-    with pytest.raises(TrainingError, match="image vindr_.* comes twice"):
+    with pytest.raises(TrainingError, match="image vindr_.* occurs twice"):
         train_run(config, TrainingData(images, cache_dir, extra=pd.concat([extra, extra])), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

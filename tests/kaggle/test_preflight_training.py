@@ -96,7 +96,7 @@ def test_run_folder_of_another_run_is_told(told, images, tmp_path):
 def test_boxes_must_be_of_these_images(told, competition, tmp_path):
     path = tmp_path / "boxes.csv"
     pd.read_csv(competition / BOXES_FILE).assign(image_id="another").to_csv(path, index=False)
-    assert "No box lies in any" in told(boxes_path=str(path), patch_epochs=1)[0]
+    assert "None of the images has a box" in told(boxes_path=str(path), patch_epochs=1)[0]
     real = shutil.copytree(competition, tmp_path / "real", ignore=shutil.ignore_patterns("phantom*"))
     assert "give boxes_path" in told(folder=real, box_weight=1.0, architecture="test_resnet")[0]
 
@@ -109,7 +109,7 @@ def test_patches_need_boxes_in_the_training_images_of_every_fold(told, competiti
 def test_other_sets_must_be_apart(told, competition, other):
     assert told(extra=str(other)) == []
     assert "is in the competition too" in told(extra=str(competition))[0]
-    assert "comes twice" in told(extra=f"{other},{other}")[0]
+    assert "occurs twice" in told(extra=f"{other},{other}")[0]
 
 
 def test_folds_must_be_such_that_each_can_be_trained(told, competition, tmp_path):

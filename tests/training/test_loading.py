@@ -215,7 +215,7 @@ def test_batch_without_shared_memory_is_an_error_with_the_remedy_and_ends_the_pr
 
     loader, before = batches_of(images, cache_dir, vocabulary), children()
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)
-    with pytest.raises(LoadingError, match="got no shared memory .unable.*--shm-size 8g.*fewer num_workers"):
+    with pytest.raises(LoadingError, match="got no shared memory .unable.*--shm-size 8g.*lower num_workers"):
         list(loader)
     assert children() <= before
 

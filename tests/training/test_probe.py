@@ -118,7 +118,8 @@ def test_network_from_scratch_has_no_floor(images, cache_dir, settings, tmp_path
     assert "its encoder before training" not in oof_summary(run, assign_folds(images, 2, 0)).index
 
 
-def test_resumed_run_is_not_probed_again(images, cache_dir, config, tmp_path, monkeypatch):
+@pytest.mark.parametrize("epochs", [0, 2])
+def test_resumed_run_is_not_probed_again(epochs, images, cache_dir, config, tmp_path, monkeypatch):
     from utils.training import fitting
 
     run, write = tmp_path / "run", fitting.Fitting._save
@@ -129,11 +130,11 @@ def test_resumed_run_is_not_probed_again(images, cache_dir, config, tmp_path, mo
 
     monkeypatch.setattr(fitting.Fitting, "_save", killed)
     with pytest.raises(KeyboardInterrupt):
-        train_run(config(epochs=2), TrainingData(images, cache_dir), run)
+        train_run(config(epochs=epochs), TrainingData(images, cache_dir), run)
     monkeypatch.setattr(fitting.Fitting, "_save", write)
     monkeypatch.setattr(fitting, "fit_head", lambda *arguments: 1 / 0)
     probed = pd.read_csv(run / "fold0" / "probe.csv")
-    train_run(config(epochs=2), TrainingData(images, cache_dir), run)
+    train_run(config(epochs=epochs), TrainingData(images, cache_dir), run)
     assert pd.read_csv(run / "probe.csv").equals(probed)
 
 

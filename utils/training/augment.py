@@ -51,11 +51,9 @@ class Augment:
             self._local.pipeline = _make_pipeline(self.strength)
         return self._local.pipeline
 
-    def __getstate__(self) -> dict:
-        return {"strength": self.strength}  # for spawned processes
-
-    def __setstate__(self, state: dict) -> None:
-        self.__init__(**state)
+    def __reduce__(self) -> tuple:
+        """Pickle the strength alone, for spawned processes: pipelines stay in their threads."""
+        return type(self), (self.strength,)
 
 
 def _make_pipeline(strength: float) -> A.Compose:

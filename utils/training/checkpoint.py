@@ -67,7 +67,8 @@ def _check_config(found: object, config: TrainConfig) -> None:
 
 def _check_history(history: object, fold: int, epochs: int) -> None:
     is_list = isinstance(history, list) and all(isinstance(row, dict) for row in history)
-    check(is_list and 1 <= len(history) <= epochs, "history", history, f"a list of 1 to {epochs} epochs")
+    most = max(1, epochs)  # 0 epochs have a row too
+    check(is_list and 1 <= len(history) <= most, "history", history, f"a list of 1 to {most} epochs")
     for number, row in enumerate(history):
         check(row.get("fold") == fold, "history: fold", row.get("fold"), f"{fold}, as the folder's")
         check(row.get("epoch") == number, "history: epoch", row.get("epoch"), str(number))

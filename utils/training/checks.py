@@ -8,7 +8,7 @@ from utils.runs.execution import Execution
 from utils.runs.leaks import check_features
 from utils.tables.vocabulary import CATEGORIES
 
-NO_BOX = "No box lies in any of the images: is boxes_path the file of this competition, or of a set in extra_competition_dirs?"
+NO_BOX = "None of the images has a box. Set boxes_path to the file of this competition, or of a set in extra_competition_dirs."
 
 
 def check_training(config: TrainConfig, data: TrainingData, execution: Execution) -> TrainingData:
@@ -42,7 +42,7 @@ def check_boxes(config: TrainConfig, data: TrainingData) -> None:
     """Raise TrainingError if boxes are needed and there are none, or none in these images."""
     if data.boxes is None and config.needs_boxes:
         raise TrainingError(
-            "box_weight and patch_epochs need boxes: give boxes_path, or other sets that hold a boxes.csv (utils.external"
+            "box_weight and patch_epochs need boxes: give boxes_path, or other sets with a boxes.csv (utils.external"
             " writes it) in extra_competition_dirs."
         )
     if data.boxes is not None and not data.boxes.image_id.isin(pd.concat([data.images, data.extra]).image_id).any():
@@ -65,7 +65,7 @@ def check_apart(images: pd.DataFrame, extra: pd.DataFrame) -> None:
         )
     repeated = extra.image_id[extra.image_id.duplicated() | extra.image_id.isin(images.image_id)]
     if len(repeated):
-        raise TrainingError(f"extra_competition_dirs: image {repeated.iloc[0]} comes twice. Name each set once.")
+        raise TrainingError(f"extra_competition_dirs: image {repeated.iloc[0]} occurs twice. Name each set once.")
 
 
 def check_classes(data: TrainingData, fold: int) -> None:
@@ -74,7 +74,7 @@ def check_classes(data: TrainingData, fold: int) -> None:
     if inside.cancer.nunique() < 2:
         found = "cancer" if inside.cancer.any() else "no cancer"
         raise TrainingError(
-            f"Fold {fold}: all {len(inside)} images of the other folds show {found}: there is nothing to tell apart. Use"
+            f"Fold {fold}: all {len(inside)} images of the other folds show {found}, so there is nothing to learn. Use"
             " fewer folds, or more patients."
         )
 

@@ -29,13 +29,20 @@ def find_or_train_runs(
     if runs:
         return runs
     if not for_show:
-        raise PredictionError(f"No finished run under {runs_dir()}: run train.ipynb first, or name run_dirs.")
-    print("No finished run found: training a small plain CNN on the phantom competition, as an example.")
+        raise PredictionError(f"No finished run under {runs_dir()}: run train.ipynb first, or set run_dirs.")
+    print("No finished run found: training a small CNN on the phantom competition as an example.")
     inputs = open_inputs(None, smoke_test=smoke_test)
     data = inputs.cached_training_data(cpu_count())
     model = ModelConfig("cnn", inputs.settings.image_height, inputs.settings.image_width)
-    quick = {"n_folds": 2, "epochs": 1 if smoke_test else 5, "batch_size": 8, "learning_rate": 1e-3, "positive_share": 0.5}
-    config = TrainConfig(model, inputs.settings, **quick)
+    config = TrainConfig(
+        model,
+        inputs.settings,
+        n_folds=2,
+        epochs=1 if smoke_test else 5,
+        batch_size=8,
+        learning_rate=1e-3,
+        positive_share=0.5,
+    )
     run_dir = runs_dir(inputs.is_phantom, smoke_test) / "cnn-example"
     train_run(config, data, run_dir)
     return [run_dir]

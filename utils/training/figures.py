@@ -69,11 +69,11 @@ def draw_history(history: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(13, 3.5), layout="tight")
     losses, *others = figure.subplots(1, 3)
     for fold, rows in history.groupby("fold"):
-        style = {"color": f"C{fold % 10}", "marker": "."}
-        losses.plot(rows.epoch + 1, rows.train_loss, linestyle="--", **style)
-        losses.plot(rows.epoch + 1, rows.valid_loss, label=f"fold {fold}", **style)
+        color = f"C{fold % 10}"
+        losses.plot(rows.epoch + 1, rows.train_loss, ".--", color=color)
+        losses.plot(rows.epoch + 1, rows.valid_loss, ".-", color=color, label=f"fold {fold}")
         for axis, column in zip(others, ("valid_auc", "valid_pf1"), strict=True):
-            axis.plot(rows.epoch + 1, rows[column], **style)
+            axis.plot(rows.epoch + 1, rows[column], ".-", color=color)
     losses.set(ylabel="loss", title="Loss: dashed in training, solid held out")
     others[0].set(ylabel="AUC", title="AUC per breast, held out")
     others[0].axhline(0.5, color="0.7", linewidth=1)

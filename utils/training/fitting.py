@@ -45,7 +45,6 @@ class Fitting:
         self.device = ranks.device
         self.checkpoint_path = fold_dir / "checkpoint.pt"
         self.history: list[dict] = []  # a row for each finished epoch
-        self.floor: Predictions | None = None  # of the head that `fit_head` fitted
         self.sampler = ShareSampler(
             data.training_set.labels, config.positive_share, derive_seed(config.seed, data.fold), config.batch_size
         )
@@ -69,7 +68,7 @@ class Fitting:
                     self.history.append(self._run_epoch(epoch, bar))
                 self._save()
         if not self.history:  # 0 epochs
-            self.history.append(self._row_of_floor())
+            self.history.append(self._row_without_training())
             self._save()
         if self.ranks.is_first:
             write_csv(self.fold_dir / "history.csv", pd.DataFrame(self.history))  # a kill may have prevented the last row
@@ -82,7 +81,7 @@ class Fitting:
         start = time.perf_counter()
         trained = self.train_epoch(epoch, bar)
         seconds = time.perf_counter() - start
-        evaluated = validation_metrics(self.data.held_out_set, self.predict(self.learner.averaged).logits)
+        evaluated = self._evaluate()
         bar.set_postfix(epoch=f"{epoch + 1}/{self.config.epochs}", loss=trained["train_loss"], auc=evaluated["valid_auc"])
         return {
             "fold": self.data.fold,
@@ -112,6 +111,9 @@ class Fitting:
                 bar.set_postfix(epoch=f"{epoch + 1}/{self.config.epochs}", loss=mean, refresh=False)
                 looked = time.perf_counter()
         return {"train_loss": self.ranks.mean(self._mean_loss(watch, epoch)), "data_wait": watch.data_wait}
+
+    def _evaluate(self) -> dict[str, float]:
+        return validation_metrics(self.data.held_out_set, self.predict(self.learner.averaged).logits)
 
     def predict(self, model: nn.Module) -> Predictions:
         """Predict the held-out items, each process its share; return all predictions in each process."""
@@ -189,10 +191,9 @@ class Fitting:
         order = np.argsort(index)  # so that each process fits the same numbers
         fit_head(self.learner.model.head.cancer, features[order], labels[order], self.config.positive_share)
         self.learner.ema.set(self.learner.model)
-        self.floor = self.predict(self.learner.averaged)
-        return self.floor
+        return self.predict(self.learner.averaged)
 
-    def _row_of_floor(self) -> dict:
+    def _row_without_training(self) -> dict:
         """Return the history row of a fold that trains for 0 epochs."""
         return {
             "fold": self.data.fold,
@@ -200,7 +201,7 @@ class Fitting:
             "learning_rate": 0.0,
             "train_loss": math.nan,
             "data_wait": 0.0,
-            **validation_metrics(self.data.held_out_set, self.floor.logits),
+            **self._evaluate(),
             "items_per_second": math.nan,
             "seconds": 0.0,
         }

@@ -13,23 +13,13 @@ from utils.training.patches import PatchDataset
 
 @dataclass(frozen=True)
 class FoldData:
-    """The items of one fold, and their vocabulary and auxiliary targets.
-
-    Parameters
-    ----------
-    fold : int
-        Number of the held-out fold.
-    training_set, held_out_set : ImageDataset
-    vocabulary : Vocabulary
-    auxiliary_sizes : tuple of int
-        Number of classes of each auxiliary target.
-    """
+    """What a network of one fold learns from, and is evaluated on."""
 
     fold: int
     training_set: ImageDataset
     held_out_set: ImageDataset
     vocabulary: Vocabulary
-    auxiliary_sizes: tuple[int, ...] = SIZES
+    auxiliary_sizes: tuple[int, ...] = SIZES  # number of classes of each auxiliary target
 
 
 def whole_images(config: TrainConfig, data: TrainingData, fold: int) -> FoldData:

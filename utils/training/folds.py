@@ -74,7 +74,9 @@ def train_run(
     tasks = [FoldTask(config, data, fold, fold_dir, shared, starts.get(fold)) for fold, fold_dir in missing.items()]
     start = time.perf_counter()
     run_tasks(tasks, execution)
-    _tell(run_dir, list(missing), [fold for fold in folds if fold not in missing], time.perf_counter() - start)
+    trained = [fold_dir.name for fold_dir in missing.values()]
+    found = [fold_dir.name for fold, fold_dir in folds.items() if fold not in missing]
+    _report(run_dir, trained, found, time.perf_counter() - start)
     with changing(run_dir):
         collect_folds(run_dir, "history.csv")
         if config.box_weight:
@@ -84,18 +86,14 @@ def train_run(
         return collect_folds(run_dir, "oof.csv")
 
 
-def _tell(run_dir: Path, trained: Sequence[int], found: Sequence[int], seconds: float) -> None:
+def _report(run_dir: Path, trained: Sequence[str], found: Sequence[str], seconds: float) -> None:
     """Print which folds were trained, and which were already finished."""
     if trained:
-        print(f"Finished after {seconds:.0f} s: {_named(trained)}.")
+        print(f"Finished after {seconds:.0f} s: {', '.join(trained)}.")
     if found:
         nothing = "" if trained else "Nothing was trained. "
         again = "To train one again, delete its folder, or choose another run_dir."
-        print(f"{nothing}Already finished in {run_dir}: {_named(found)}. {again}")
-
-
-def _named(folds: Sequence[int]) -> str:
-    return ", ".join(f"fold{fold}" for fold in folds)
+        print(f"{nothing}Already finished in {run_dir}: {', '.join(found)}. {again}")
 
 
 @dataclass(frozen=True)
@@ -208,7 +206,7 @@ def patch_config(config: TrainConfig) -> TrainConfig:
     """Return the configuration of patch training; raise TrainingError if the encoder's weights depend on the image size."""
     if not takes_any_size(config.model.architecture):
         raise TrainingError(
-            f"{config.model.architecture} has other weights for patches than for images: leave patch_epochs at 0."
+            f"The weights of {config.model.architecture} depend on the size of its images: set patch_epochs to 0."
         )
     size = config.patch_size
     return replace(

@@ -28,7 +28,7 @@ from utils.training.dataset import ImageDataset
 PER_PICTURE = ("images", "metadata", "rows")
 PREFETCHED = 4  # batches a process, so that a slow batch does not keep the network waiting
 PATIENCE = 600.0  # seconds without a batch; the slowest disks take some seconds for one
-REMEDY = "start the container with more shared memory (docker run --shm-size 8g), or set fewer num_workers; 0 needs none"
+REMEDY = "start the container with more shared memory (docker run --shm-size 8g), or lower num_workers (0 needs none)"
 
 Batch = dict[str, torch.Tensor]
 

@@ -34,18 +34,19 @@ def run_tasks(tasks: Sequence[Callable], execution: Execution) -> None:
         for task in tasks:
             run_together(task, execution)
     elif execution.cluster:
-        _run_side_by_side([[task] for task in tasks], cluster=execution.cluster, limits=UNLIMITED)
+        _run_side_by_side([[task] for task in tasks], UNLIMITED, cluster=execution.cluster)
     elif (count := trainers_at_once(execution, len(tasks))) > 1:
         threads = max(1, cpu_count() // count)
         groups = [tasks[start::count] for start in range(count)]  # each with its own GPU
-        _run_side_by_side(groups, num_workers=count, limits=replace(UNLIMITED, threads=threads))
+        _run_side_by_side(groups, replace(UNLIMITED, threads=threads), num_workers=count)
     else:
         for task in tasks:
             task()
 
 
-def _run_side_by_side(groups: Sequence[Sequence[Callable]], **work) -> None:
-    outcomes = map_items(_run_group, list(enumerate(groups)), description="Folds", unit="groups", **work)
+def _run_side_by_side(groups: Sequence[Sequence[Callable]], limits: Limits, num_workers: int = 0, cluster: str = "") -> None:
+    numbered = list(enumerate(groups))
+    outcomes = map_items(_run_group, numbered, num_workers, description="Folds", unit="groups", cluster=cluster, limits=limits)
     errors = [outcome.error for outcome in outcomes if outcome.error]
     if errors:
         raise TrainingError(f"{len(errors)} of {len(groups)} groups of folds failed: {'; '.join(errors)}")

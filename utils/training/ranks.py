@@ -65,7 +65,9 @@ def joined(device_number: int = 0) -> Iterator[Ranks]:
     device = pick_device(int(os.environ["LOCAL_RANK"]))
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
     if device.type == "cuda" and here > torch.cuda.device_count():
-        raise TrainingError(f"num_processes is {here}, but there are {torch.cuda.device_count()} GPUs: one process each.")
+        raise TrainingError(
+            f"num_processes is {here}, but this machine has {torch.cuda.device_count()} GPUs: each process needs one."
+        )
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     yield Ranks(device, distributed.get_rank(), world_size)
     distributed.destroy_process_group()  # not after an error: it could wait for the others, which the launcher ends

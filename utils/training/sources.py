@@ -194,7 +194,7 @@ def _choose(source: Source, seen: Mapping[int, set[str]], fold: int, held_out: s
 def _advice(source: Source, fold: int) -> str:
     if fold < source.config.n_folds and fold not in source.files:
         return f"Let train.ipynb finish fold{fold} there, or give the folder of the run if you named a file of it;"
-    return "Name other weights, or"
+    return "Set weights_path to other weights, or"
 
 
 def _start_of(source: Source, number: int, weights_path: Path, seen: set[str]) -> Start:

@@ -56,8 +56,9 @@ def _try_network(model: ModelConfig, one_by_one: bool, freeze_stages: int = 0) -
             network.box(maps)
     if one_by_one and not _learns_from(network, model, 1) and _learns_from(network, model, 2):
         raise KitError(
-            f"{model.architecture} can't learn from one image of {model.image_height} x {model.image_width} at a time, since it"
-            " normalises over all that are computed at once. Set batch_size and micro_batch_size so that these are two or more."
+            f"{model.architecture} can't learn from one image of {model.image_height} x {model.image_width} at a time, as it"
+            " normalises over the images that are computed at once. Set batch_size and micro_batch_size so that these are two"
+            " or more."
         )
 
 
