@@ -25,7 +25,8 @@ def check_training(config: TrainConfig, data: TrainingData, execution: Execution
         As `utils.training.folds.train_run` does because of the data.
     """
     check_boxes(config, data)
-    check_shares(config, execution)
+    if config.batch_size % execution.world_size:
+        raise TrainingError(f"batch_size is {config.batch_size}, which {execution.world_size} processes can't share evenly.")
     if config.model.reads_metadata:
         check_features(data.images, ("age", "implant", *CATEGORIES))
     if data.extra is not None:
@@ -47,12 +48,6 @@ def check_boxes(config: TrainConfig, data: TrainingData) -> None:
         )
     if data.boxes is not None and not data.boxes.image_id.isin(pd.concat([data.images, data.extra]).image_id).any():
         raise TrainingError(NO_BOX)
-
-
-def check_shares(config: TrainConfig, execution: Execution) -> None:
-    """Raise TrainingError if a fold's processes can't share a batch evenly."""
-    if config.batch_size % execution.world_size:
-        raise TrainingError(f"batch_size is {config.batch_size}, which {execution.world_size} processes can't share evenly.")
 
 
 def check_apart(images: pd.DataFrame, extra: pd.DataFrame) -> None:

@@ -110,7 +110,7 @@ class ImageDataset(Dataset):
         }
 
     def __getitems__(self, indices: list[int]) -> list[dict]:
-        """Items of a batch; in threads where no process of a loader does it, since the decoder and OpenCV release the GIL."""
+        """Return the items of a batch; outside loader processes in threads, as the decoder and OpenCV release the GIL."""
         if torch.utils.data.get_worker_info() or cpu_count() == 1:
             return [self[index] for index in indices]
         return list(_threads().map(self.__getitem__, indices))

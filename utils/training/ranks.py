@@ -63,11 +63,9 @@ def joined(device_number: int = 0) -> Iterator[Ranks]:
         yield Ranks(pick_device(device_number))
         return
     device = pick_device(int(os.environ["LOCAL_RANK"]))
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-    if device.type == "cuda" and here > torch.cuda.device_count():
-        raise TrainingError(
-            f"num_processes is {here}, but this machine has {torch.cuda.device_count()} GPUs: each process needs one."
-        )
+    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", world_size)), torch.cuda.device_count()
+    if device.type == "cuda" and here > gpus:
+        raise TrainingError(f"num_processes is {here}, but this machine has {gpus} GPUs: each process needs one.")
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     yield Ranks(device, distributed.get_rank(), world_size)
     distributed.destroy_process_group()  # not after an error: it could wait for the others, which the launcher ends
