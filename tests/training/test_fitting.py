@@ -152,7 +152,7 @@ def test_validation_takes_as_many_items_at_once_as_fit(make, monkeypatch):
 def test_logits_that_are_no_numbers_are_said_so(make):
     fold = make()
     torch.nn.init.constant_(fold.learner.model.head.cancer.bias, float("nan"))
-    with pytest.raises(TrainingError, match="no finite logit; set precision to float32"):
+    with pytest.raises(TrainingError, match="no finite logit. Set precision to float32"):
         fold.predict(fold.learner.model)
 
 
