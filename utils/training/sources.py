@@ -79,7 +79,7 @@ def _begun_elsewhere(run_dir: Path, weights_path: str) -> str:
     """Return the ``weights_path`` that a run was begun with, or "" if it is the same."""
     if not (run_dir / "config.json").is_file():
         return ""
-    before = Run(run_dir).config.model.weights_path  # `utils.runs.folder.check_same_config` refuses a run without one
+    before = Run(run_dir).config.model.weights_path  # `utils.runs.folder.check_same_run` refuses a run without one
     return before if before != weights_path else ""
 
 
