@@ -16,7 +16,6 @@ from utils.decision.comparison import compare_runs, search_ensemble
 from utils.decision.thresholds import (
     CHOICES,
     nested_decisions,
-    nested_site_decisions,
     patient_nested,
     pf1_curve,
     prevalence_shift,
@@ -57,7 +56,7 @@ def time_everything() -> dict[str, float]:
         "pF1 curve with band": lambda: pf1_curve(*values, bootstrap),
         "nested over folds": lambda: bootstrap.pf1(breasts.cancer, nested_decisions(*values, breasts.fold)),
         "nested over patients": lambda: bootstrap.pf1(breasts.cancer, patient_nested(*values, breasts.patient_id)),
-        "nested by site": lambda: nested_site_decisions(*values, breasts.fold, breasts.patient_id.astype(int) % 2),
+        "nested by site": lambda: nested_decisions(*values, breasts.fold, sites=breasts.patient_id.astype(int) % 2),
         "aggregations": lambda: compare_aggregations(images[0]),
         "prevalence": lambda: prevalence_shift(*values, 0.2, np.linspace(0.01, 0.05, 41)),
     }

@@ -13,7 +13,6 @@ from utils.decision.thresholds import (
     cut_points,
     maximum_threshold,
     nested_decisions,
-    nested_site_decisions,
     patient_nested,
     pf1_curve,
     plateau_threshold,
@@ -157,7 +156,7 @@ def test_patient_nested_is_a_mean_over_whole_groups_of_patients(monkeypatch):
     labels, probabilities, _ = random_case(3, n=60, levels=1000)
     patients = np.arange(60) // 2
 
-    def spy(_, found, groups, choose):
+    def spy(_, found, groups, *rest):
         seen.append(dict(zip(found, groups, strict=True)))  # rows come sorted: tell them by their probability
         return decide(found, 0.5 if len(seen) % 2 else 2)
 
@@ -208,7 +207,7 @@ def test_nested_site_decisions_use_the_sites_threshold_of_the_other_groups(choos
     labels, probabilities, groups = random_case(5, n=60)
     sites = np.where(np.arange(60) < 40, 1, 2)
     labels[(sites == 2) & (groups != 0)] = 0  # groups 1 and 2 alone show no positive at site 2
-    decisions = nested_site_decisions(labels, probabilities, groups, sites, choose)
+    decisions = nested_decisions(labels, probabilities, groups, choose, sites)
     for row in range(60):
         others = groups != groups[row]
         like = others & (sites == sites[row]) if sites[row] == 1 or groups[row] != 0 else others
@@ -220,7 +219,7 @@ def test_flipping_a_groups_labels_leaves_its_own_decisions_by_site(group):
     labels, probabilities, groups = random_case(6, n=60)
     sites = np.arange(60) // 30
     flipped = np.where(groups == group, 1 - labels, labels)
-    before, after = (nested_site_decisions(given, probabilities, groups, sites) for given in (labels, flipped))
+    before, after = (nested_decisions(given, probabilities, groups, sites=sites) for given in (labels, flipped))
     np.testing.assert_array_equal(before[groups == group], after[groups == group])
 
 

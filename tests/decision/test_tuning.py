@@ -20,7 +20,6 @@ from utils.decision.thresholds import (
     CHOICES,
     maximum_threshold,
     nested_decisions,
-    nested_site_decisions,
     patient_nested,
     site_thresholds,
 )
@@ -154,7 +153,7 @@ def test_thresholds_by_site_are_accepted_where_sites_differ(tmp_path):
     site = oof.prediction_id.map(sites)
     gain = PatientBootstrap(oof.patient_id).pf1_difference(
         oof.cancer,
-        nested_site_decisions(oof.cancer, oof.probability, oof.fold, site),
+        nested_decisions(oof.cancer, oof.probability, oof.fold, sites=site),
         nested_decisions(oof.cancer, oof.probability, oof.fold),
     )
     assert astuple(tuned.site_gain) == (gain.value, gain.low, gain.high) and gain.low > 0
@@ -162,7 +161,7 @@ def test_thresholds_by_site_are_accepted_where_sites_differ(tmp_path):
     expected = site_thresholds(oof.cancer, calibrated, site)
     assert tuned.site_thresholds == {str(name): value for name, value in expected.items()}
     assert tuned.site_thresholds["1"] < tuned.threshold < tuned.site_thresholds["2"]
-    each = nested_site_decisions(oof.cancer, oof.probability, oof.fold, site)
+    each = nested_decisions(oof.cancer, oof.probability, oof.fold, sites=site)
     assert tuned.pf1_nested.value == probabilistic_f1(oof.cancer, each)  # of what is submitted
     each = patient_nested(oof.cancer, oof.probability, oof.patient_id, sites=site)
     assert tuned.pf1_patient_nested.value == probabilistic_f1(oof.cancer, each)

@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from utils.decision.thresholds import CHOICES, patient_nested
+from utils.decision.thresholds import CHOICES, held_out, patient_nested
 from utils.metrics.intervals import LEVEL, Interval, PatientBootstrap
 from utils.metrics.scores import area_under_roc, probabilistic_f1
 from utils.runs.oof import PredictionError
@@ -143,10 +143,10 @@ def search_ensemble(runs: dict[str, pd.DataFrame], seed: int = 0) -> Ensemble:
     names, tables = list(runs), list(align(runs).values())
     labels, folds = tables[0].cancer.to_numpy(), tables[0].fold.to_numpy()
     columns = np.stack([table.probability.to_numpy() for table in tables])  # (runs, breasts)
-    ensemble, best = np.zeros(len(labels)), np.zeros(len(labels))
-    for fold in np.unique(folds):
-        inside = folds == fold
-        steps = _greedy(labels[~inside], columns[:, ~inside]) if not inside.all() else [0]
+    ensemble = columns[0].copy()  # stays the first run's if there is only one fold
+    best = columns[0].copy()
+    for inside in held_out(folds):
+        steps = _greedy(labels[~inside], columns[:, ~inside])
         ensemble[inside] = columns[steps][:, inside].mean(axis=0)
         best[inside] = columns[steps[0], inside]
     bootstrap = PatientBootstrap(tables[0].patient_id, seed=seed)

@@ -4,7 +4,7 @@ A threshold's pF1 is too high on the data that chose it. Nested estimates decide
 from the others. Groups are folds, or random groups, which ignore how much the folds' models differ.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pandas as pd
@@ -53,8 +53,19 @@ def maximum_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
 CHOICES: dict[str, Choose] = {"plateau": plateau_threshold, "maximum": maximum_threshold}
 
 
+def held_out(groups: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield a boolean mask of each group's rows; nothing if there is only one group, since no other rows could decide it."""
+    names, numbers = np.unique(groups, return_inverse=True)
+    if len(names) > 1:
+        yield from (numbers == number for number in range(len(names)))
+
+
 def nested_decisions(
-    labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray, choose: Choose = plateau_threshold
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    groups: np.ndarray,
+    choose: Choose = plateau_threshold,
+    sites: np.ndarray | None = None,
 ) -> np.ndarray:
     """Decide each group with the threshold chosen on the other groups.
 
@@ -65,6 +76,8 @@ def nested_decisions(
         Folds or other groups; all rows of a patient must be in one group.
     choose : callable
         One of `CHOICES`.
+    sites : array-like of shape (n,), optional
+        If given, each site gets its own threshold.
 
     Returns
     -------
@@ -72,12 +85,17 @@ def nested_decisions(
         Decisions independent of their own labels, so that their pF1 is an honest estimate of a tuned pF1. All 0 if there is
         only one group.
     """
-    labels, probabilities, groups = (np.asarray(values) for values in (labels, probabilities, groups))
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities)
+    sites = None if sites is None else np.asarray(sites)
     decisions = np.zeros(len(labels), dtype=int)
-    for group in np.unique(groups):
-        inside = groups == group
-        if not inside.all():
-            decisions[inside] = decide(probabilities[inside], choose(labels[~inside], probabilities[~inside]))
+    for inside in held_out(groups):
+        others = labels[~inside], probabilities[~inside]
+        threshold = choose(*others)
+        if sites is None:
+            decisions[inside] = decide(probabilities[inside], threshold)
+        else:
+            each = site_thresholds(*others, sites[~inside], choose)
+            decisions[inside] = site_decisions(probabilities[inside], sites[inside], each, threshold)
     return decisions
 
 
@@ -113,15 +131,8 @@ def patient_nested(
     generator, n_groups = np.random.default_rng(seed), min(N_GROUPS, len(names))
     dealt = (generator.permutation(np.arange(len(names)) % n_groups)[codes[order]] for _ in range(N_REPEATS))
     decisions = np.empty(len(labels))
-    decisions[order] = np.mean([_nested(labels, probabilities, groups, choose, sites) for groups in dealt], axis=0)
+    decisions[order] = np.mean([nested_decisions(labels, probabilities, groups, choose, sites) for groups in dealt], axis=0)
     return decisions
-
-
-def _nested(labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray, choose: Choose, sites: np.ndarray | None):
-    """Decide with one threshold, or with one per site if ``sites`` is given."""
-    if sites is None:
-        return nested_decisions(labels, probabilities, groups, choose)
-    return nested_site_decisions(labels, probabilities, groups, sites, choose)
 
 
 def site_thresholds(
@@ -136,21 +147,6 @@ def site_thresholds(
 def site_decisions(probabilities: np.ndarray, sites: np.ndarray, thresholds: dict, otherwise: float) -> np.ndarray:
     """Decide with the threshold of each row's site, or with ``otherwise`` if the site has none."""
     return decide(probabilities, pd.Series(np.asarray(sites)).map(thresholds).astype(float).fillna(otherwise).to_numpy())
-
-
-def nested_site_decisions(
-    labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray, sites: np.ndarray, choose: Choose = plateau_threshold
-) -> np.ndarray:
-    """Decide like `nested_decisions`, but with a threshold for each site."""
-    labels, probabilities, groups, sites = (np.asarray(values) for values in (labels, probabilities, groups, sites))
-    decisions = np.zeros(len(labels), dtype=int)
-    for group in np.unique(groups):
-        inside = groups == group
-        if not inside.all():
-            others = labels[~inside], probabilities[~inside]
-            thresholds, otherwise = site_thresholds(*others, sites[~inside], choose), choose(*others)
-            decisions[inside] = site_decisions(probabilities[inside], sites[inside], thresholds, otherwise)
-    return decisions
 
 
 def cut_points(probabilities: np.ndarray, n_cuts: int = N_CUTS) -> np.ndarray:

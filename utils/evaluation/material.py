@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from utils.decision.threshold import Threshold
-from utils.decision.thresholds import CHOICES, nested_decisions, nested_site_decisions
+from utils.decision.thresholds import CHOICES, nested_decisions
 from utils.decision.tuning import tune
 from utils.evaluation.subgroups import IMAGES_PER_BREAST, METADATA, VERDICT, with_traits
 from utils.images.cache import default_cache_dir, picture_path, read_manifest
@@ -173,16 +173,9 @@ def gather(runs: Sequence[Path], tuned: Threshold, inputs: Inputs, one_image: bo
     breasts = tuned.out_of_fold(runs)
     _check_same_data(breasts, images, inputs.competition_dir)
     breasts = with_traits(breasts, images)
-    decisions = _nested_decisions(breasts, tuned)
+    sites = breasts.site_id if tuned.site_thresholds else None
+    decisions = nested_decisions(breasts.cancer, breasts.probability, breasts.fold, CHOICES[tuned.choice], sites)
     return Material(named, inputs, images, tuned, curves, breasts, decisions, inputs.boxes(boxes_path))
-
-
-def _nested_decisions(breasts: pd.DataFrame, tuned: Threshold) -> np.ndarray:
-    """Decide each fold with the threshold of the other folds, by site if the threshold is."""
-    choose = CHOICES[tuned.choice]
-    if tuned.site_thresholds:
-        return nested_site_decisions(breasts.cancer, breasts.probability, breasts.fold, breasts.site_id, choose)
-    return nested_decisions(breasts.cancer, breasts.probability, breasts.fold, choose)
 
 
 def _check_same_data(breasts: pd.DataFrame, images: pd.DataFrame, competition_dir: Path) -> None:
