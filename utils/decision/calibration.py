@@ -1,14 +1,15 @@
 """Calibration: probabilities that match observed frequencies, by the method with the lowest log-loss on held-out folds."""
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import brier_score_loss, log_loss
 
-from utils.core.formats import build, check, check_types
+from utils.core.formats import check, check_types
+from utils.decision.thresholds import held_out
 from utils.metrics.intervals import proportion
 from utils.metrics.scores import sigmoid
 
@@ -73,15 +74,6 @@ class Calibration:
             return (1 - EDGE) * np.interp(probabilities, self.inputs, self.outputs) + EDGE * probabilities
         return sigmoid(self.slope * logit(probabilities) + self.intercept)
 
-    def to_json(self) -> dict:
-        """Return a dictionary for JSON."""
-        return json.loads(json.dumps(asdict(self)))
-
-    @classmethod
-    def from_json(cls, content: dict) -> "Calibration":
-        """Undo `to_json`."""
-        return build(cls, content, complete=True)
-
 
 def logit(probabilities: np.ndarray) -> np.ndarray:
     """Return log odds, finite even at 0 and 1: probabilities are clipped to [`EDGE`, 1 - `EDGE`]."""
@@ -125,12 +117,10 @@ def _fit_isotonic(labels: np.ndarray, probabilities: np.ndarray) -> Calibration:
 
 def nested_calibration(method: str, labels: np.ndarray, probabilities: np.ndarray, folds: np.ndarray) -> np.ndarray:
     """Calibrate each fold with a map fitted on the other folds; return shape (n,)."""
-    labels, probabilities, folds = (np.asarray(values) for values in (labels, probabilities, folds))
-    calibrated = probabilities.astype(float)
-    for fold in np.unique(folds):
-        inside = folds == fold
-        if not inside.all():
-            calibrated[inside] = fit_calibration(method, labels[~inside], probabilities[~inside])(probabilities[inside])
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=float)
+    calibrated = probabilities.copy()
+    for inside in held_out(folds):
+        calibrated[inside] = fit_calibration(method, labels[~inside], probabilities[~inside])(probabilities[inside])
     return calibrated
 
 
@@ -140,23 +130,15 @@ def compare_calibrations(labels: np.ndarray, probabilities: np.ndarray, folds: n
     Returns
     -------
     DataFrame
-        Indexed by method: nested log_loss, nested brier, and ``chosen``, True for the lowest log_loss.
+        Indexed by method: nested log_loss in nats, nested brier, and ``chosen``, True for the lowest log_loss.
     """
-    labels = np.asarray(labels)
-    nested = {method: nested_calibration(method, labels, probabilities, folds) for method in METHODS}
-    table = pd.DataFrame(
-        {
-            "log_loss": {method: log_loss(labels, values) for method, values in nested.items()},
-            "brier": {method: float(np.mean((values - labels) ** 2)) for method, values in nested.items()},
-        }
-    )
+    rows = {}
+    for method in METHODS:
+        nested = nested_calibration(method, labels, probabilities, folds)
+        loss = log_loss(labels, np.clip(nested, EDGE, 1 - EDGE), labels=[0, 1])
+        rows[method] = {"log_loss": loss, "brier": brier_score_loss(labels, nested)}
+    table = pd.DataFrame.from_dict(rows, orient="index")
     return table.assign(chosen=table.index == table.log_loss.idxmin()).rename_axis("calibration")
-
-
-def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Return the mean negative log-likelihood in nats; probabilities are clipped to [`EDGE`, 1 - `EDGE`]."""
-    clipped = np.clip(np.asarray(probabilities, dtype=float), EDGE, 1 - EDGE)
-    return float(-np.mean(np.where(np.asarray(labels) == 1, np.log(clipped), np.log1p(-clipped))))
 
 
 def reliability(labels: np.ndarray, probabilities: np.ndarray, n_bins: int = N_BINS) -> pd.DataFrame:
