@@ -6,7 +6,7 @@ import math
 import pytest
 
 from tests.helpers import TUNED
-from utils.core.environment import write_json
+from utils.core.environment import read_json, write_json
 from utils.decision.threshold import Threshold
 from utils.runs.oof import PredictionError
 
@@ -18,7 +18,8 @@ UNDEFINED = dict.fromkeys(("value", "low", "high"))
 def test_what_was_written_is_read(tmp_path):
     for change in ({}, {"calibration": ISOTONIC}, {"auc": UNDEFINED}, {"site_gain": None}, {"threshold": 0}, {"weights": [7]}):
         write_json(tmp_path / "t.json", TUNED | change)
-        assert Threshold.load(tmp_path / "t.json").to_json() == TUNED | change
+        Threshold.load(tmp_path / "t.json").save(tmp_path / "again.json")
+        assert read_json(tmp_path / "again.json") == TUNED | change
 
 
 WRONG = {

@@ -11,10 +11,10 @@ import pytest
 from tests.helpers import TUNED, write_run
 from tests.runs.test_oof import write_oof
 from utils.core import environment
-from utils.core.environment import write_json
+from utils.core.environment import read_json, write_json
 from utils.core.formats import build
 from utils.decision import tuning
-from utils.decision.calibration import METHODS, Calibration, compare_calibrations, fit_calibration
+from utils.decision.calibration import METHODS, compare_calibrations, fit_calibration
 from utils.decision.threshold import Estimate, Threshold
 from utils.decision.thresholds import (
     CHOICES,
@@ -53,9 +53,10 @@ def at_work(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_threshold_json_holds_what_is_relied_on_and_no_nan(run):
+def test_threshold_json_holds_what_is_relied_on_and_no_nan(run, tmp_path):
     tuned = tune([run])
-    written = tuned.to_json()
+    tuned.save(tmp_path / "threshold.json")
+    written = read_json(tmp_path / "threshold.json")
     assert written.keys() >= CONTRACT and written["runs"] == [str(run)] and tuned.aggregation == "mean"
     for key in ("pf1_nested", "pf1_patient_nested", "auc"):
         assert written[key].keys() == {"value", "low", "high"}
@@ -110,10 +111,11 @@ def test_calibration_of_the_lowest_nested_log_loss_is_taken(run):
     assert method != METHODS[0]
 
 
-def test_tuned_breasts_are_calibrated_as_threshold_json_says(run):
+def test_tuned_breasts_are_calibrated_as_threshold_json_says(run, tmp_path):
     tuned, oof = tune([run]), oof_of_runs([run])
     found = tuned.out_of_fold([run])
-    calibrated = Calibration.from_json(json.loads(json.dumps(tuned.to_json()))["calibration"])(oof.probability)
+    tuned.save(tmp_path / "threshold.json")
+    calibrated = Threshold.load(tmp_path / "threshold.json").calibration(oof.probability)
     np.testing.assert_array_equal(found.probability, calibrated)
     assert probabilistic_f1(found.cancer, decide(found.probability, tuned.threshold)) == tuned.pf1
 
@@ -267,7 +269,9 @@ def test_without_threshold_json_the_runs_are_tuned_now(at_work, run, capsys):
 
 
 def test_threshold_json_of_an_earlier_version_is_refused(at_work, run):
-    tuned, path = tune([run]).to_json(), at_work / "threshold.json"
+    path = at_work / "threshold.json"
+    tune([run]).save(path)
+    tuned = read_json(path)
     write_json(path, {key: tuned[key] for key in (*CONTRACT, "auc", "oof_hashes")})
     for name in ("", str(path)):
         with pytest.raises(PredictionError, match=r"threshold.json: it lacks fields .*calibration.*Run tune_threshold.ipynb"):

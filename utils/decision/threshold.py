@@ -1,7 +1,6 @@
 """threshold.json as an object, checked when it is made and when it is read."""
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -130,13 +129,9 @@ class Threshold:
             check(re.fullmatch(OOF_HASH, name) is not None, "oof_hashes", name, "12 hexadecimal digits")
         check(len(self.oof_hashes) == len(self.runs), "oof_hashes", self.oof_hashes, f"as many as runs ({len(self.runs)})")
 
-    def to_json(self) -> dict:
-        """Return the dictionary that threshold.json contains."""
-        return json.loads(json.dumps(asdict(self)))
-
     def save(self, path: str | Path) -> None:
         """Write threshold.json."""
-        write_json(path, self.to_json())
+        write_json(path, asdict(self))
 
     @classmethod
     def load(cls, path: str | Path) -> "Threshold":
