@@ -13,7 +13,7 @@ from utils.decision.threshold import Threshold
 from utils.decision.thresholds import pf1_curve
 from utils.images.figures import draw_pictures, finished, in_legend
 from utils.metrics.intervals import PatientBootstrap
-from utils.metrics.scores import area_under_roc
+from utils.metrics.scores import area_under_roc, decide
 
 BAND = {"alpha": 0.2, "linewidth": 0}
 
@@ -58,22 +58,31 @@ def show_threshold(breasts: pd.DataFrame, tuned: Threshold) -> plt.Figure:
     tuned : Threshold
         From `utils.decision.tuning.tune`.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), sharey=True, layout="tight")
-    curve = pf1_curve(breasts.cancer, breasts.probability, PatientBootstrap(breasts.patient_id))
-    taken = (breasts.probability >= tuned.threshold).mean()
-    _draw_pf1(axes[0], curve, curve.threshold, tuned, tuned.threshold, f"threshold {tuned.threshold:.3f}")
-    _draw_pf1(axes[1], curve, curve.taken, tuned, taken, f"{taken:.1%} of breasts taken")
-    axes[0].set(xlabel="threshold (calibrated probability)", ylabel="pF1", title="Probabilistic F1 of hard decisions")
-    axes[1].set(xlabel="share of breasts taken", title="The same, by how many are taken", xscale="log")
-    axes[1].xaxis.set_major_formatter("{x:g}")  # the default, powers of ten, is math text, which no figure may contain
-    axes[1].xaxis.set_minor_formatter(NullFormatter())
+    figure, (by_threshold, by_share) = plt.subplots(1, 2, figsize=(11, 3.8), sharey=True, layout="tight")
+    curve = _curve_of(breasts)
+    _draw_by_threshold(by_threshold, curve, tuned)
+    taken = decide(breasts.probability, tuned.threshold).mean()
+    by_share.axvline(taken, color="C3", label=f"{taken:.1%} of breasts taken")
+    _draw_pf1(by_share, curve.taken, curve, tuned)
+    by_share.set(xlabel="share of breasts taken", title="The same, by how many are taken", xscale="log")
+    by_share.xaxis.set_major_formatter("{x:g}")  # the default, powers of ten, is math text, which no figure may contain
+    by_share.xaxis.set_minor_formatter(NullFormatter())
     return finished(figure)
 
 
-def _draw_pf1(axis: plt.Axes, curve: pd.DataFrame, x: pd.Series, tuned: Threshold, chosen: float, label: str) -> None:
-    axis.plot(x, curve.pf1, label="measured on the breasts that tuned it")
+def _curve_of(breasts: pd.DataFrame) -> pd.DataFrame:
+    return pf1_curve(breasts.cancer, breasts.probability, PatientBootstrap(breasts.patient_id))
+
+
+def _draw_by_threshold(axis: plt.Axes, curve: pd.DataFrame, tuned: Threshold) -> None:
+    axis.axvline(tuned.threshold, color="C3", label=f"threshold {tuned.threshold:.3f}")
+    _draw_pf1(axis, curve.threshold, curve, tuned)
+    axis.set(xlabel="threshold (calibrated probability)", ylabel="pF1", title="Probabilistic F1 of hard decisions")
+
+
+def _draw_pf1(axis: plt.Axes, x: pd.Series, curve: pd.DataFrame, tuned: Threshold) -> None:
+    axis.plot(x, curve.pf1, color="C0", label="measured on the breasts that tuned it")
     axis.fill_between(x, curve.low, curve.high, color="C0", label="95 % band over patients", **BAND)
-    axis.axvline(chosen, color="C3", label=label)
     nested = tuned.pf1_nested
     axis.axhline(nested.value, color="C2", label=f"nested over folds: {nested.value:.3f}")
     axis.axhspan(nested.low, nested.high, color="C2", **BAND)
@@ -156,7 +165,5 @@ def show_overview(
     draw_pictures(upper.subplots(1, 8), pd.concat(halves), cache_dir, "train")
     roc_axis, axis = lower.subplots(1, 2, width_ratios=[1, 1.7])
     _draw_roc(roc_axis, curves)
-    curve = pf1_curve(breasts.cancer, breasts.probability, PatientBootstrap(breasts.patient_id))
-    _draw_pf1(axis, curve, curve.threshold, tuned, tuned.threshold, f"threshold {tuned.threshold:.3f}")
-    axis.set(xlabel="threshold (calibrated probability)", ylabel="pF1", title="Probabilistic F1 of hard decisions")
+    _draw_by_threshold(axis, _curve_of(breasts), tuned)
     return finished(figure)
