@@ -61,11 +61,11 @@ def test_small_gain_on_the_same_noise_shows_where_two_intervals_overlap():
 def test_differences_are_paired_and_taken_at_bonferronis_level(choice):
     runs = {name: run_with(1.5, seed) for seed, name in enumerate("abc")}
     table = compare_runs(runs, seed=2, choice=choice)
-    assert list(zip(table.run, table.beside, strict=True)) == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert list(zip(table.run, table.other, strict=True)) == [("a", "b"), ("a", "c"), ("b", "c")]
     bootstrap, level = PatientBootstrap(runs["a"].patient_id, seed=2), 1 - 0.05 / 6  # three pairs, two measures
     tail = 100 * (1 - level) / 2
     for row in table.itertuples(index=False):
-        one, other = runs[row.run], runs[row.beside]
+        one, other = runs[row.run], runs[row.other]
         first, second = (bootstrap.auc_draws(LABELS, run.probability) for run in (one, other))
         low, high = np.percentile(first - second, (tail, 100 - tail))
         value = area_under_roc(LABELS, one.probability) - area_under_roc(LABELS, other.probability)

@@ -75,7 +75,7 @@ def compare_runs(runs: dict[str, pd.DataFrame], seed: int = 0, choice: str = "pl
     pf1 = {name: _pf1(bootstrap, table, choice, seed) for name, table in runs.items()}
     rows = []
     for one, other in pairs:
-        row = {"run": one, "beside": other}
+        row = {"run": one, "other": other}
         for measure, found in {"AUC": auc, "nested pF1": pf1}.items():
             difference = _difference(bootstrap, found[one], found[other], level)
             row |= {measure: difference.signed, f"by {measure}": difference.verdict}
@@ -115,7 +115,7 @@ class Ensemble:
         """Return both gains and their verdicts as a table."""
         gains = {"the best run": self.gain_over_best, "the plain average": self.gain_over_average}
         rows = {name: {"nested AUC": gain.signed, "the ensemble is": gain.verdict} for name, gain in gains.items()}
-        return pd.DataFrame(rows).T.rename_axis("beside")
+        return pd.DataFrame(rows).T.rename_axis("compared with")
 
 
 def search_ensemble(runs: dict[str, pd.DataFrame], seed: int = 0) -> Ensemble:
