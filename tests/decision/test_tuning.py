@@ -24,6 +24,7 @@ from utils.decision.thresholds import (
     site_thresholds,
 )
 from utils.decision.tuning import (
+    Tuning,
     compare_aggregations,
     find_threshold,
     fold_thresholds,
@@ -67,7 +68,7 @@ def test_threshold_json_holds_what_is_relied_on_and_no_nan(run, tmp_path):
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_estimates_are_those_of_their_definitions(run, choice):
-    tuned, oof, choose = tune([run], seed=3, choice=choice), oof_of_runs([run]), CHOICES[choice]
+    tuned, oof, choose = tune([run], Tuning(seed=3, choice=choice)), oof_of_runs([run]), CHOICES[choice]
     bootstrap = PatientBootstrap(oof.patient_id, seed=3)
     by_fold = bootstrap.pf1(oof.cancer, nested_decisions(oof.cancer, oof.probability, oof.fold, choose))
     by_patient = patient_nested(oof.cancer, oof.probability, oof.patient_id, choose, seed=3)
@@ -78,7 +79,7 @@ def test_estimates_are_those_of_their_definitions(run, choice):
 
 
 def test_maximum_on_the_tuning_data_is_the_best_pf1(run):
-    tuned, oof = tune([run], choice="maximum"), oof_of_runs([run])
+    tuned, oof = tune([run], Tuning(choice="maximum")), oof_of_runs([run])
     assert tuned.pf1 == pytest.approx(best_threshold(oof.cancer, oof.probability)[1])
     assert tuned.optimism > 0
 
@@ -90,7 +91,7 @@ def test_calibrated_threshold_decides_as_the_raw_one(run, monkeypatch, method, c
     oof = oof_of_runs([run])
     calibration = fit_calibration(method, oof.cancer, oof.probability)
     monkeypatch.setattr(tuning, "_best_calibration", lambda oof: calibration)
-    tuned, raw = tune([run], choice=choice), CHOICES[choice](oof.cancer, oof.probability)
+    tuned, raw = tune([run], Tuning(choice=choice)), CHOICES[choice](oof.cancer, oof.probability)
     assert tuned.calibration == calibration
     decisions = tuned.decide(tuned.calibrate(oof.probability), pd.Series(1, index=oof.index))
     np.testing.assert_array_equal(decisions, decide(oof.probability, raw))
@@ -101,7 +102,7 @@ def test_an_isotonic_calibration_keeps_the_best_pf1(run, monkeypatch):
     oof = oof_of_runs([run])
     calibration = fit_calibration("isotonic", oof.cancer, oof.probability)
     monkeypatch.setattr(tuning, "_best_calibration", lambda oof: calibration)
-    assert tune([run], choice="maximum").pf1 == pytest.approx(best_threshold(oof.cancer, oof.probability)[1])
+    assert tune([run], Tuning(choice="maximum")).pf1 == pytest.approx(best_threshold(oof.cancer, oof.probability)[1])
 
 
 def test_calibration_of_the_lowest_nested_log_loss_is_taken(run):
@@ -121,8 +122,8 @@ def test_tuned_breasts_are_calibrated_as_threshold_json_says(run, tmp_path):
 
 
 def test_tuning_depends_on_the_seed_alone(run):
-    assert tune([run], seed=1) == tune([run], seed=1)
-    assert tune([run], seed=1).auc != tune([run], seed=2).auc
+    assert tune([run], Tuning(seed=1)) == tune([run], Tuning(seed=1))
+    assert tune([run], Tuning(seed=1)).auc != tune([run], Tuning(seed=2)).auc
 
 
 def test_weights_count(run, tmp_path):
@@ -135,7 +136,7 @@ def test_weights_count(run, tmp_path):
 
 def test_unknown_choice_is_refused(run):
     with pytest.raises(PredictionError, match="choice is 'best'; choose from plateau, maximum"):
-        tune([run], choice="best")
+        tune([run], Tuning(choice="best"))
 
 
 def two_sites(run_dir, shift, n=800):
@@ -210,7 +211,9 @@ def many_images(tmp_path):
 @pytest.mark.parametrize("options", [{"weights": [1, 5]}, {"aggregation": "max"}, {"one_image": True}])
 def test_tuned_breasts_are_those_that_were_tuned_on(many_images, tmp_path, options):
     runs = [many_images, images_run(tmp_path / "other", seed=1)]
-    tuned = tune(runs, **options)
+    weights = options.get("weights")
+    how = {name: value for name, value in options.items() if name != "weights"}
+    tuned = tune(runs, Tuning(**how), weights)
     found = tuned.out_of_fold(runs)
     assert probabilistic_f1(found.cancer, decide(found.probability, tuned.threshold)) == tuned.pf1
     np.testing.assert_allclose(found.probability, tuned.calibrate(oof_of_runs(runs, **options).probability))
@@ -218,8 +221,8 @@ def test_tuned_breasts_are_those_that_were_tuned_on(many_images, tmp_path, optio
 
 
 def test_aggregations_are_compared_on_the_same_patients(many_images):
-    table = compare_aggregations([many_images], seed=1)
-    assert table.index.tolist() == list(AGGREGATIONS) and table.loc["mean", "beside the mean"] == ""
+    table = compare_aggregations([many_images], Tuning(seed=1))
+    assert table.index.tolist() == list(AGGREGATIONS) and table.loc["mean", "gain over the mean"] == ""
     oof = pd.read_csv(many_images / "oof.csv")
     breasts = oof.drop_duplicates("prediction_id")
     bootstrap, decisions = PatientBootstrap(breasts.patient_id, seed=1), {}
@@ -229,12 +232,12 @@ def test_aggregations_are_compared_on_the_same_patients(many_images):
         assert table.loc[method, "AUC [95 %]"] == str(bootstrap.auc(breasts.cancer, probability))
         assert table.loc[method, "nested pF1 [95 %]"] == str(bootstrap.pf1(breasts.cancer, decisions[method]))
     difference = bootstrap.pf1_difference(breasts.cancer, decisions["max"], decisions["mean"])
-    assert table.loc["max", ["beside the mean", ""]].tolist() == [difference.signed, "better"]
+    assert table.loc["max", ["gain over the mean", ""]].tolist() == [difference.signed, "better"]
 
 
 def test_one_image_a_breast_leaves_nothing_to_aggregate(many_images):
-    table = compare_aggregations([many_images], one_image=True)
-    assert table["AUC [95 %]"].nunique() == 1 and tune([many_images], one_image=True).one_image
+    table = compare_aggregations([many_images], Tuning(one_image=True))
+    assert table["AUC [95 %]"].nunique() == 1 and tune([many_images], Tuning(one_image=True)).one_image
     assert (table.iloc[1:, 3] == "not measurably different").all()
 
 

@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 from tests.helpers import TINY, make_config, write_run
 from utils.core.environment import PROJECT, write_json
 from utils.decision import tuning
-from utils.decision.tuning import find_threshold, tune
+from utils.decision.tuning import Tuning, find_threshold, tune
 from utils.evaluation import pictures
 from utils.evaluation.explanation import ExplanationError
 from utils.evaluation.material import SUSPICIOUS_AUC
@@ -111,7 +111,7 @@ def test_train_csv_with_more_breasts_is_no_error(where, images, competition, tmp
 def test_one_image_tunes_again_on_one_image_of_each_breast(where, run):
     whole, one = gather(**where), gather(**where, one_image=True)
     assert (whole.tuned.one_image, one.tuned.one_image) == (False, True)
-    assert one.tuned == tune([run], one_image=True)
+    assert one.tuned == tune([run], Tuning(one_image=True))
     fair = oof_of_runs([run], one_image=True)
     for breasts in (one.curves["a"], one.breasts):
         assert roc_auc_score(breasts.cancer, breasts.probability) == roc_auc_score(fair.cancer, fair.probability)
@@ -122,7 +122,7 @@ def test_one_image_tunes_again_on_one_image_of_each_breast(where, run):
 def test_one_image_keeps_the_aggregation_choice_and_weights_of_threshold_json(where, run, images, tmp_path):
     other = make_run(tmp_path / "b", images, seed=1)
     path = tmp_path / "threshold.json"
-    tune([run, other], "max", choice="maximum", weights=[0.9, 0.1]).save(path)
+    tune([run, other], Tuning("max", "maximum"), [0.9, 0.1]).save(path)
     runs = [other, run]  # in another order than they were tuned in
     tuned = gather(**where | {"runs": runs, "threshold_path": str(path)}, one_image=True).tuned
     assert (tuned.aggregation, tuned.choice, tuned.one_image) == ("max", "maximum", True)

@@ -1,6 +1,7 @@
 """Tune aggregation, calibration and threshold on out-of-fold predictions, and find the threshold.json of runs."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -8,32 +9,60 @@ import pandas as pd
 from utils.core.environment import KAGGLE_INPUT, resolve, working_dir
 from utils.decision.calibration import Calibration, compare_calibrations, fit_calibration
 from utils.decision.threshold import Estimate, Threshold, hash_oof
-from utils.decision.thresholds import (
-    CHOICES,
-    nested_decisions,
-    nested_site_decisions,
-    patient_nested,
-    site_decisions,
-    site_thresholds,
-)
+from utils.decision.thresholds import CHOICES, Choose, nested_decisions, patient_nested, site_decisions, site_thresholds
 from utils.images.inputs import has_real_data
-from utils.metrics.intervals import PatientBootstrap
+from utils.metrics.intervals import Interval, PatientBootstrap
 from utils.metrics.scores import decide, probabilistic_f1
 from utils.runs.found import SKIPPED_FOLDERS, find_runs, folders_with
 from utils.runs.oof import AGGREGATIONS, PredictionError, oof_of_runs
 from utils.runs.run import Run
 
-CHOICE = "plateau"
+
+@dataclass(frozen=True)
+class Tuning:
+    """How a threshold is tuned.
+
+    Parameters
+    ----------
+    aggregation : str
+        How a breast's images are combined; see `utils.runs.oof.aggregate`.
+    choice : {"plateau", "maximum"}
+        How the threshold is chosen; see `utils.decision.thresholds`.
+    one_image : bool
+        Use only one random image of each breast.
+    seed : int
+        Seed of the bootstrap and of the random groups of patients.
+
+    Raises
+    ------
+    PredictionError
+        If ``choice`` is unknown.
+    """
+
+    aggregation: str = "mean"
+    choice: str = "plateau"
+    one_image: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        """Check the choice; `utils.runs.oof.aggregate` checks the aggregation."""
+        if self.choice not in CHOICES:
+            raise PredictionError(f"choice is {self.choice!r}; choose from {', '.join(CHOICES)}.")
+
+    @property
+    def choose(self) -> Choose:
+        """Return the function that chooses a threshold."""
+        return CHOICES[self.choice]
+
+
+DEFAULT = Tuning()
 
 
 def tune(
     run_dirs: Sequence[Path],
-    aggregation: str = "mean",
-    seed: int = 0,
-    choice: str = CHOICE,
+    tuning: Tuning = DEFAULT,
     weights: Sequence[float] | None = None,
     sites: pd.Series | None = None,
-    one_image: bool = False,
 ) -> Threshold:
     """Calibrate one run or the average of several, and choose their threshold, on out-of-fold predictions.
 
@@ -42,56 +71,43 @@ def tune(
     Parameters
     ----------
     run_dirs : sequence of Path
-    aggregation : str
-        See `utils.runs.oof.aggregate`.
-    seed : int
-        Seed of the bootstrap and of the random groups of patients.
-    choice : {"plateau", "maximum"}
-        See `utils.decision.thresholds`.
+    tuning : Tuning
     weights : sequence of float, optional
         Weights of the runs; equal by default.
     sites : Series, optional
         site_id by prediction_id. If given, a threshold for each site is tried, and kept if it gains more than noise.
-    one_image : bool
-        Use only one random image of each breast.
 
     Raises
     ------
     PredictionError
-        If ``choice`` is unknown, or the runs can't be combined.
+        If the runs can't be combined, or ``sites`` lacks one of their breasts.
     """
-    if choice not in CHOICES:
-        raise PredictionError(f"choice is {choice!r}; choose from {', '.join(CHOICES)}.")
-    choose = CHOICES[choice]
-    oof = oof_of_runs(run_dirs, aggregation, weights, one_image)
-    bootstrap = PatientBootstrap(oof.patient_id, seed=seed)
+    oof = oof_of_runs(run_dirs, tuning.aggregation, weights, tuning.one_image)
+    bootstrap = PatientBootstrap(oof.patient_id, seed=tuning.seed)
     calibration = _best_calibration(oof)
     calibrated = calibration(oof.probability)
-    threshold = choose(oof.cancer, calibrated)
-    fold_nested = nested_decisions(oof.cancer, oof.probability, oof.fold, choose)
-    decisions = decide(calibrated, threshold)
-    each, gain, site = {}, None, None
-    if sites is not None:
-        site = _site_of(oof, sites)
-        by_site = nested_site_decisions(oof.cancer, oof.probability, oof.fold, site, choose)
-        gain = bootstrap.pf1_difference(oof.cancer, by_site, fold_nested)
-        if gain.low > 0:  # the nested estimate must be of what is submitted
-            each, fold_nested = site_thresholds(oof.cancer, calibrated, site, choose), by_site
-            decisions = site_decisions(calibrated, site, each, threshold)
-    pf1, used = probabilistic_f1(oof.cancer, decisions), site if each else None
-    nested = bootstrap.pf1(oof.cancer, patient_nested(oof.cancer, oof.probability, oof.patient_id, choose, seed, used))
+    threshold = tuning.choose(oof.cancer, calibrated)
+    site, gain = _sites_worth_it(oof, sites, tuning.choose, bootstrap)
+    by_site, decisions = {}, decide(calibrated, threshold)
+    if site is not None:
+        by_site = site_thresholds(oof.cancer, calibrated, site, tuning.choose)
+        decisions = site_decisions(calibrated, site, by_site, threshold)
+    values = oof.cancer, oof.probability
+    pf1 = probabilistic_f1(oof.cancer, decisions)
+    fold_nested = bootstrap.pf1(oof.cancer, nested_decisions(*values, oof.fold, tuning.choose, site))
+    nested = bootstrap.pf1(oof.cancer, patient_nested(*values, oof.patient_id, tuning.choose, tuning.seed, site))
     return Threshold(
         threshold=threshold,
-        choice=choice,
+        choice=tuning.choice,
         calibration=calibration,
-        aggregation=aggregation,
-        one_image=one_image,
+        aggregation=tuning.aggregation,
+        one_image=tuning.one_image,
         pf1=pf1,
-        pf1_nested=Estimate.of(bootstrap.pf1(oof.cancer, fold_nested)),
+        pf1_nested=Estimate.of(fold_nested),
         pf1_patient_nested=Estimate.of(nested),
         optimism=pf1 - nested.value,
-        auc=Estimate.of(bootstrap.auc(oof.cancer, oof.probability)),
-        site_thresholds={str(name): value for name, value in each.items()},
+        auc=Estimate.of(bootstrap.auc(*values)),
+        site_thresholds={str(name): value for name, value in by_site.items()},
         site_gain=Estimate.of(gain) if gain else None,
         breasts=len(oof),
         positives=int(oof.cancer.sum()),
@@ -104,22 +120,26 @@ def tune(
 
 def _best_calibration(oof: pd.DataFrame) -> Calibration:
     """Fit the method with the lowest nested log-loss on all rows."""
-    method = compare_calibrations(oof.cancer, oof.probability, oof.fold).log_loss.idxmin()
+    method = compare_calibrations(oof.cancer, oof.probability, oof.fold).chosen.idxmax()
     return fit_calibration(method, oof.cancer, oof.probability)
 
 
-def _site_of(oof: pd.DataFrame, sites: pd.Series) -> pd.Series:
-    """Return each breast's site; raise PredictionError if train.csv lacks a breast."""
+def _sites_worth_it(
+    oof: pd.DataFrame, sites: pd.Series | None, choose: Choose, bootstrap: PatientBootstrap
+) -> tuple[pd.Series | None, Interval | None]:
+    """Return each breast's site if thresholds by site gain more than noise, else None; and the gain, None without ``sites``."""
+    if sites is None:
+        return None, None
     site = oof.prediction_id.map(sites)
     if site.isna().any():
         lost = oof.prediction_id[site.isna()].iloc[0]
         raise PredictionError(f"The runs predicted breast {lost}, which competition_dir's train.csv does not have.")
-    return site
+    values = oof.cancer, oof.probability, oof.fold, choose
+    gain = bootstrap.pf1_difference(oof.cancer, nested_decisions(*values, site), nested_decisions(*values))
+    return site if gain.low > 0 else None, gain
 
 
-def compare_aggregations(
-    run_dirs: Sequence[Path], seed: int = 0, choice: str = CHOICE, one_image: bool = False
-) -> pd.DataFrame:
+def compare_aggregations(run_dirs: Sequence[Path], tuning: Tuning = DEFAULT) -> pd.DataFrame:
     """Compare ways to combine a breast's images, by nested pF1.
 
     Returns
@@ -130,21 +150,21 @@ def compare_aggregations(
     """
     rows, first = {}, None
     for method in AGGREGATIONS:
-        oof = oof_of_runs(run_dirs, method, one_image=one_image)
-        bootstrap = PatientBootstrap(oof.patient_id, seed=seed)
-        nested = patient_nested(oof.cancer, oof.probability, oof.patient_id, CHOICES[choice], seed)
+        oof = oof_of_runs(run_dirs, method, one_image=tuning.one_image)
+        bootstrap = PatientBootstrap(oof.patient_id, seed=tuning.seed)
+        nested = patient_nested(oof.cancer, oof.probability, oof.patient_id, tuning.choose, tuning.seed)
         first = nested if first is None else first
         difference = bootstrap.pf1_difference(oof.cancer, nested, first)
         rows[method] = {
             "AUC [95 %]": str(bootstrap.auc(oof.cancer, oof.probability)),
             "nested pF1 [95 %]": str(bootstrap.pf1(oof.cancer, nested)),
-            "beside the mean": "" if nested is first else difference.signed,
+            "gain over the mean": "" if nested is first else difference.signed,
             "": "" if nested is first else difference.verdict,
         }
     return pd.DataFrame(rows).T.rename_axis("aggregation")
 
 
-def fold_thresholds(oof: pd.DataFrame, choice: str = CHOICE) -> pd.DataFrame:
+def fold_thresholds(oof: pd.DataFrame, choice: str = DEFAULT.choice) -> pd.DataFrame:
     """Choose a threshold on each fold alone; if they differ widely, the folds' models are on different scales.
 
     Parameters
@@ -175,21 +195,20 @@ def find_threshold(runs: Sequence[Path], threshold_path: str = "") -> Threshold:
         If a file can't be read by this version of the kit, or the file at ``threshold_path`` does not exist or was tuned on
         other runs.
     """
-    wanted = sorted(hash_oof(run) for run in runs)
+    hashes = sorted(hash_oof(run) for run in runs)  # content, since paths differ between Kaggle notebooks
     paths = threshold_files(threshold_path)
-    for path in paths:
-        tuned = Threshold.load(path)
-        if sorted(tuned.oof_hashes) == wanted:  # by content, since paths differ between Kaggle notebooks
-            return tuned
-    if not paths:
-        print("No threshold.json: tuning on these runs' out-of-fold predictions now.")
-    elif not threshold_path:
+    tuned = next((tuned for tuned in map(Threshold.load, paths) if sorted(tuned.oof_hashes) == hashes), None)
+    if tuned:
+        return tuned
+    if threshold_path:
+        named = ", ".join(Threshold.load(paths[0]).runs)
+        raise PredictionError(
+            f"{paths[0]} was tuned on {named}, or before they changed: run tune_threshold.ipynb with these run_dirs."
+        )
+    if paths:
         print(f"{paths[0]} was tuned on other runs, or before these changed: tuning on these now.")
     else:
-        tuned_on = ", ".join(tuned.runs)
-        raise PredictionError(
-            f"{path} was tuned on {tuned_on}, or before they changed: run tune_threshold.ipynb with these run_dirs."
-        )
+        print("No threshold.json: tuning on these runs' out-of-fold predictions now.")
     return tune(runs)
 
 
@@ -237,7 +256,7 @@ def _has_oof(run: Path) -> bool:
 
 def _is_for_show(run: Path) -> bool:
     """True for phantom and smoke-test runs, according to the folder or config.json."""
-    if {*SKIPPED_FOLDERS} & {*run.parts}:
+    if not set(SKIPPED_FOLDERS).isdisjoint(run.parts):
         return True
     notes = Run(run).notes
     return notes.phantom or notes.smoke_test

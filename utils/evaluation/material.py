@@ -10,7 +10,7 @@ import pandas as pd
 
 from utils.decision.threshold import Threshold
 from utils.decision.thresholds import CHOICES, nested_decisions
-from utils.decision.tuning import tune
+from utils.decision.tuning import Tuning, tune
 from utils.evaluation.subgroups import IMAGES_PER_BREAST, METADATA, VERDICT, with_traits
 from utils.images.cache import default_cache_dir, picture_path, read_manifest
 from utils.images.inputs import Inputs
@@ -167,7 +167,7 @@ def gather(runs: Sequence[Path], tuned: Threshold, inputs: Inputs, one_image: bo
         If the boxes are unreadable.
     """
     if one_image and not tuned.one_image:
-        tuned = tune(runs, tuned.aggregation, choice=tuned.choice, weights=tuned.weights_of(runs), one_image=True)
+        tuned = tune(runs, Tuning(tuned.aggregation, tuned.choice, one_image=True), tuned.weights_of(runs))
     images, named = inputs.images("train"), name_runs(runs)
     curves = {name: oof_of_runs([run], tuned.aggregation, one_image=tuned.one_image) for name, run in named.items()}
     breasts = tuned.out_of_fold(runs)
