@@ -31,6 +31,7 @@ from utils.images.training_data import TrainingData
 from utils.metrics.intervals import Interval, PatientBootstrap
 from utils.phantom.competition import make_competition, read_truth
 from utils.runs.config import ModelConfig, TrainConfig
+from utils.submission.decoding import Source
 from utils.submission.streaming import predict_runs
 from utils.tables.competition import read_images
 from utils.training.folds import train_run
@@ -120,7 +121,7 @@ def measure(study: Study, n_patients: int, epochs: int, seed: int) -> dict:
     run = study.folder / f"cnn-{n_patients}-{epochs}-{seed}"
     oof = train_run(config, TrainingData(images, study.cache, is_phantom=True), run)
     test_images = read_images(study.competition, "test")
-    predicted, _ = predict_runs([run], test_images, study.competition, study.cache, tune([run]), 0)
+    predicted, _ = predict_runs([run], tune([run]), Source(test_images, study.competition, study.cache))
     auc = auc_per_breast(study, predicted)
     print(f"{run.name}: AUC {auc}", flush=True)
     return {"patients": n_patients - oof.patient_id.nunique(), "epochs": epochs, "seed": seed, "auc": auc}

@@ -20,7 +20,7 @@ from utils.images.training_data import TrainingData
 from utils.kaggle.preflight_training import preflight_submission, preflight_training
 from utils.phantom.competition import TEST_COLUMNS, TRAIN_COLUMNS
 from utils.runs.execution import Execution
-from utils.submission.deadline import Deadline
+from utils.submission.decoding import Source
 from utils.submission.draft import Draft, write_prior
 from utils.submission.streaming import predict_runs
 from utils.tables.competition import image_paths, read_images
@@ -358,7 +358,7 @@ def test_submit_predicts_a_folder_of_own_files_one_probability_a_breast(tmp_path
     preflight_submission(Inputs(out, False, TINY, tmp_path / "cache", False), [tmp_path], 0)
     test_images, tuned = read_images(out, "test"), tune([run])
     draft = Draft(path, test_images, out, 0.02)
-    predicted, _ = predict_runs([run], test_images, out, None, tuned, 0, Deadline(), draft.update)
+    predicted, _ = predict_runs([run], tuned, Source(test_images, out), publish=draft.update)
     draft.finish(predicted, tmp_path / "submissions", {})
     written = pd.read_csv(tmp_path / "probabilities.csv")
     assert written.prediction_id.tolist() == ["own_P0_L", "own_P0_R", "own_P1_L", "own_P1_R"] and len(rows) == 9

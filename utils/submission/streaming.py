@@ -1,7 +1,6 @@
 """Predict a test set chunk by chunk: decode, predict and improve the submission, until it is complete or time runs out."""
 
 import contextlib
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -12,48 +11,19 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from utils.core.environment import on_kaggle, pick_devices
+from utils.core.environment import pick_devices
 from utils.core.parallel import prefetched
 from utils.decision.threshold import Threshold
-from utils.images.cache import build_cache, default_cache_dir, picture_path, summarise
-from utils.images.settings import CacheSettings
 from utils.phantom.competition import is_phantom_competition
 from utils.submission.deadline import Deadline, Pace, Plan
+from utils.submission.decoding import Chunk, Decoder, Source
 from utils.submission.draft import warning_only
 from utils.submission.ensemble import load_variants
-from utils.tables.competition import name_files
 
 FIRST_CHUNK = 16  # images; small, so that a rate is known before time is planned
 LARGEST_CHUNK = 2000
 CHUNK_SECONDS = 120.0
 SHOWN_FAILURES = 5
-SPARE_DISK = 2**30  # bytes of disk space that the cache leaves free
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Test images of some patients, in the caches.
-
-    Parameters
-    ----------
-    manifests, seconds : list
-        Manifest and decoding time for each image size.
-    written : list of Path
-        Cached images that did not exist before.
-    """
-
-    images: pd.DataFrame
-    plan: Plan
-    manifests: list[pd.DataFrame]
-    seconds: list[float]
-    written: list[Path]
-
-    def by_patient(self) -> Iterator["Chunk"]:
-        """Yield a chunk for each patient."""
-        for rows in self.images.groupby("patient_id", sort=False).indices.values():
-            share = len(rows) / len(self.images)
-            manifests = [manifest.iloc[rows] for manifest in self.manifests]
-            yield Chunk(self.images.iloc[rows], self.plan, manifests, [seconds * share for seconds in self.seconds], [])
 
 
 @dataclass
@@ -101,11 +71,8 @@ class Log:
 
 def predict_runs(
     runs: Sequence[Path],
-    test_images: pd.DataFrame,
-    competition_dir: Path,
-    cache_dir: Path | None,
     tuned: Threshold,
-    num_workers: int,
+    source: Source,
     deadline: Deadline | None = None,
     publish: Callable[[pd.Series], None] | None = None,
 ) -> tuple[pd.Series, Log]:
@@ -118,15 +85,9 @@ def predict_runs(
     Parameters
     ----------
     runs : sequence of Path
-    test_images : DataFrame
-        From `utils.tables.read_images`.
-    competition_dir : Path
-    cache_dir : Path or None
-        None for each preprocessing's default; if there are several, each gets a subfolder.
     tuned : Threshold
         From `utils.decision.tuning.find_threshold`.
-    num_workers : int
-        Number of decoding processes.
+    source : Source
     deadline : Deadline, optional
     publish : callable, optional
         Called after each chunk with all probabilities so far.
@@ -145,7 +106,7 @@ def predict_runs(
         If no patient of the first chunk can be predicted. A later failure costs only its own patient.
     """
     weights = {run: weight for run, weight in zip(runs, tuned.weights_of(runs), strict=True) if weight > 0}
-    stream = _Stream(list(weights), test_images, Path(competition_dir), cache_dir, num_workers, deadline or Deadline())
+    stream = _Stream(list(weights), source, deadline or Deadline())
     predicted = pd.Series(dtype=float)
     for by_run in stream.predictions(tuned.aggregation):
         weight = pd.Series(weights).loc[by_run.columns]
@@ -161,51 +122,31 @@ def predict_runs(
 
 
 class _Stream:
-    """The state of `predict_runs`: networks, caches, measured pace and log."""
+    """The state of `predict_runs`: networks, decoder, measured pace and log."""
 
-    def __init__(self, runs, test_images, competition_dir, cache_dir, num_workers, deadline):
+    def __init__(self, runs: Sequence[Path], source: Source, deadline: Deadline):
         self.log, self.deadline = Log(), deadline
         start = time.perf_counter()
         devices = pick_devices()
-        self.variants = load_variants(runs, is_phantom_competition(competition_dir), devices)
+        self.variants = load_variants(runs, is_phantom_competition(source.competition_dir), devices)
         self.log.spent("start", time.perf_counter() - start)
-        self.images = test_images.sort_values("patient_id", kind="stable").reset_index(drop=True)
-        self.competition_dir, self.num_workers = competition_dir, num_workers
-        self.cache_dirs = [self._cache_dir(cache_dir, variant.settings) for variant in self.variants]
-        self.overlaps = devices[0].type == "cuda"
-        self.pace = Pace([variant.work for variant in self.variants], self.overlaps)
-        self.keeps_pictures = cache_dir is not None or not on_kaggle()  # on Kaggle, thousands of files would become output
-        self.done_pictures: list[Path] = []
+        self.images = source.images.sort_values("patient_id", kind="stable").reset_index(drop=True)
+        self.decoder = Decoder(source, [variant.settings for variant in self.variants])
+        self.pace = Pace([variant.work for variant in self.variants], overlaps=devices[0].type == "cuda")
         self.accelerated: set[int] = set()  # image sizes whose networks were tried
-        self.manifests: list[list[pd.DataFrame]] = [[] for _ in self.variants]
-
-    def _cache_dir(self, cache_dir: Path | None, settings: CacheSettings) -> Path:
-        default = default_cache_dir(self.competition_dir, settings)
-        if cache_dir is None:
-            return default
-        return Path(cache_dir) if len(self.variants) == 1 else Path(cache_dir) / default.name
 
     def predictions(self, aggregation: str) -> Iterator[pd.DataFrame]:
         """Yield each chunk's probabilities: one row per breast, one column per run."""
         chunks = self._chunks()
         with tqdm(total=len(self.images), desc="Predicting", unit=" images", mininterval=1.0) as bar:
-            for chunk in prefetched(chunks) if self.overlaps else chunks:
-                for seen, manifest in zip(self.manifests, chunk.manifests, strict=False):
-                    seen.append(manifest)
+            for chunk in prefetched(chunks) if self.pace.overlaps else chunks:
                 yield from self._predict_or_fail(chunk, aggregation)
-                with warning_only("Pictures that have been predicted are not deleted."):
-                    self._make_room(chunk, bar.total - bar.n)
+                with warning_only("Predicted images were not deleted from the cache."):
+                    self.decoder.free_disk(chunk, bar.total - bar.n)
                 bar.set_postfix_str(str(chunk.plan), refresh=False)
                 bar.update(len(chunk.images))
-        with warning_only("How the pictures were decoded can't be shown."):
-            self._summarise()
-
-    def _summarise(self) -> None:
-        """Print how each image size was decoded."""
-        for variant, manifests in zip(self.variants, self.manifests, strict=True):
-            if manifests:
-                settings = variant.settings
-                print(f"Pictures of {settings.image_height} x {settings.image_width} px: {summarise(pd.concat(manifests))}")
+        with warning_only("The summary of decoding is unavailable."):
+            self.decoder.summarise()
 
     def _chunks(self) -> Iterator[Chunk]:
         """Decode chunks of about `CHUNK_SECONDS` each, of complete patients, until all images are done or time runs out."""
@@ -218,7 +159,7 @@ class _Stream:
             end = int(ends[ends <= max(start + size, ends[ends > start][0])][-1])
             images = self.images.iloc[start:end]
             if (end - start) * rate > self.deadline.left:
-                self.log.failures.append(f"The time is over: {len(self.images) - start} images are not predicted.")
+                self.log.failures.append(f"Out of time: {len(self.images) - start} images are not predicted.")
                 print(self.log.failures[-1])
                 return
             try:
@@ -230,17 +171,11 @@ class _Stream:
             start = end
 
     def _decode(self, images: pd.DataFrame, plan: Plan) -> Chunk:
-        """Decode a chunk's images into the cache of each size in the plan."""
-        manifests, seconds, lacking = [], [], []
-        for variant, cache_dir in zip(self.variants[: plan.variants], self.cache_dirs, strict=False):
-            began = time.perf_counter()
-            pictures = [picture_path(cache_dir, "test", name) for name in images.image_id[name_files(images)]]
-            lacking += [path for path in pictures if not path.is_file()]
-            workers = {"num_workers": self.num_workers, "quiet": True}
-            manifests.append(build_cache(images, self.competition_dir, "test", cache_dir, variant.settings, **workers))
-            seconds.append(time.perf_counter() - began)
-            self.log.spent("decode", seconds[-1], len(images))
-        return Chunk(images, plan, manifests, seconds, [path for path in lacking if path.is_file()])
+        """Decode a chunk, and log the time."""
+        chunk = self.decoder.decode(images, plan)
+        for seconds in chunk.seconds:
+            self.log.spent("decode", seconds, len(images))
+        return chunk
 
     def _predict_or_fail(self, chunk: Chunk, aggregation: str) -> Iterator[pd.DataFrame]:
         """Predict a chunk; if that fails, predict each patient alone, so that only those that cause errors are lost."""
@@ -267,7 +202,7 @@ class _Stream:
             if place not in self.accelerated:
                 self._accelerate(place, readable)
             began = time.perf_counter()
-            variant, cache_dir = self.variants[place], self.cache_dirs[place]
+            variant, cache_dir = self.variants[place], self.decoder.cache_dirs[place]
             by_variant.append(variant.predict(readable, cache_dir, aggregation, chunk.plan, not_finite))
             seconds = time.perf_counter() - began
             self.pace.measured(place, chunk.plan, len(chunk.images), chunk.seconds[place], seconds)
@@ -282,18 +217,18 @@ class _Stream:
         for fold, images in counts.items():
             name = str(fold)
             if name not in self.log.not_finite:
-                print(f"{name} gives NaN or infinity, first for {images} images. They are left out. Train it again.")
+                print(f"{name} predicts NaN or infinity, first for {images} images. They are ignored; train this fold again.")
             self.log.not_finite[name] = self.log.not_finite.get(name, 0) + images
 
     def _accelerate(self, place: int, images: pd.DataFrame) -> None:
         """Make one image size's networks faster, and log what was chosen."""
         self.accelerated.add(place)
         start = time.perf_counter()
-        found = {}
         try:
-            found = self.variants[place].accelerate(images, self.cache_dirs[place], len(self.images))
+            found = self.variants[place].accelerate(images, self.decoder.cache_dirs[place], len(self.images))
         except Exception as error:  # the unaccelerated networks still work
-            print(f"No network is made faster ({type(error).__name__}): going on as they are.")
+            print(f"The networks were not accelerated ({type(error).__name__}); they run unchanged.")
+            found = {}
         self.log.acceleration |= found
         for run, what in found.items():
             print(f"{run}: {what}")
@@ -307,12 +242,3 @@ class _Stream:
             print(self.log.failures[-1])
         with contextlib.suppress(RuntimeError):  # after some errors a GPU refuses every call
             torch.cuda.empty_cache()
-
-    def _make_room(self, chunk: Chunk, images_left: int) -> None:
-        """Delete predicted images from the cache if they are not kept, or if the disk has no space for the rest."""
-        self.done_pictures += chunk.written
-        needed = sum(path.stat().st_size for path in chunk.written) / len(chunk.images) * images_left
-        if not self.keeps_pictures or shutil.disk_usage(self.cache_dirs[0]).free < needed + SPARE_DISK:
-            for path in self.done_pictures:
-                path.unlink(missing_ok=True)
-            self.done_pictures = []
