@@ -129,7 +129,7 @@ def test_breasts_not_yet_predicted_keep_the_prior_until_the_last_update_decides_
     ids = test_images.prediction_id.unique()
     draft = Draft(tmp_path / "submission.csv", test_images, competition, 0.02, by_threshold(0.5))
     predicted = pd.Series([0.7, 0.3], index=ids[:2])
-    assert draft.update(predicted)["submission"].cancer.tolist() == [1, 0] + [0.02] * (len(ids) - 2)
+    assert draft.update(predicted).cancer.tolist() == [1, 0] + [0.02] * (len(ids) - 2)
     draft.finish(predicted, tmp_path / "s", {})
     assert pd.read_csv(draft.path).cancer.tolist() == [1, 0] + [0] * (len(ids) - 2)
 
@@ -152,7 +152,7 @@ def test_no_state_of_a_draft_is_all_zero(competition, test_images, tmp_path):
     ids = test_images.prediction_id.unique()
     draft = Draft(tmp_path / "submission.csv", test_images, competition, 0.02, by_threshold(0.5))
     for known in range(len(ids) + 1):
-        assert draft.update(pd.Series(0.01, index=ids[:known]))["submission"].cancer.sum() > 0
+        assert draft.update(pd.Series(0.01, index=ids[:known])).cancer.sum() > 0
         assert draft.finish(pd.Series(0.01, index=ids[:known]), tmp_path / "s", {}).cancer.sum() > 0
 
 
@@ -268,7 +268,7 @@ def test_provenance_holds_what_json_does_not_know(finish, tmp_path):
 def test_copies_that_can_not_be_kept_cost_a_warning_alone(finish, tmp_path, capsys):
     (tmp_path / "s").write_text("a file where the folder should be")
     finish({"name": "cnn"})
-    assert "Warning: The submission is written, but its copies are not complete." in capsys.readouterr().out
+    assert "Warning: The submission was written, but its copies are incomplete." in capsys.readouterr().out
 
 
 def test_provenance_that_can_not_be_written_leaves_the_copies(finish, capsys):

@@ -18,6 +18,7 @@ from utils.runs.run import Run
 from utils.tables.competition import read_images, read_sample_submission
 
 PRIOR = 492 / 23_826  # share of positive breasts in the competition's training set
+SUBMITTED, PREDICTED = ["prediction_id", "cancer"], ["prediction_id", "probability"]
 SAMPLE_FILE = "sample_submission.csv"
 LONGEST_NAME = 100  # bytes of a copy's name; file systems allow 255, including time and suffixes
 
@@ -75,7 +76,7 @@ def write_prior(path: Path, competition_dir: str | Path | None) -> None:
             Draft(path, test_images, Path(competition_dir), PRIOR).update(pd.Series(dtype=float))
         except OSError as error:
             raise SubmissionError(f"{path} can't be written ({error.strerror}): give another submission_path.") from error
-        print(f"{path} is valid from now on: every breast has the training prevalence, until it is predicted.")
+        print(f"{path} is valid from now on; every breast has the training prevalence until it is predicted.")
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Draft:
             return self.test_images[["prediction_id"]].drop_duplicates()
         return read_sample_submission(self.competition_dir)
 
-    def update(self, probabilities: pd.Series) -> dict[str, pd.DataFrame]:
+    def update(self, probabilities: pd.Series) -> pd.DataFrame:
         """Write both files, each atomically.
 
         Parameters
@@ -126,17 +127,17 @@ class Draft:
 
         Returns
         -------
-        dict of str to DataFrame
-            The tables ``submission`` and ``probabilities``.
+        DataFrame
+            prediction_id, cancer (as submitted), probability.
 
         Raises
         ------
         SubmissionError
             If the submission would be invalid; then nothing is written.
         """
-        tables, _ = self._tables(probabilities, is_last=False)
-        self._write(tables)
-        return tables
+        table, _ = self._table(*complete(probabilities, self.test_images, self.prior), is_last=False)
+        self._write(table)
+        return table
 
     def finish(self, probabilities: pd.Series, submissions_dir: Path, provenance: dict) -> pd.DataFrame:
         """Write the last update, and a named copy of both files with their provenance as JSON.
@@ -155,7 +156,7 @@ class Draft:
         Returns
         -------
         DataFrame
-            prediction_id, cancer, probability.
+            As in `update`.
 
         Raises
         ------
@@ -164,42 +165,37 @@ class Draft:
         OSError
             If submission.csv can't be written and does not exist from an earlier update.
         """
-        tables, notes = self._tables(probabilities, is_last=True)
+        completed, unpredicted = complete(probabilities, self.test_images, self.prior)
+        table, notes = self._table(completed, unpredicted, is_last=True)
         try:
-            self._write(tables)
+            self._write(table)
         except OSError as error:
             if not self.path.is_file():
                 raise
             notes.append(f"The last update failed ({error}): {self.path} is valid, but may be that of an earlier update.")
-        unpredicted = complete(probabilities, self.test_images, self.prior)[1]
         made = {"hard": self.decide is not None, "unpredicted": unpredicted, "notes": notes}
-        with warning_only("The submission is written, but its copies are not complete."):
-            values = tables["submission"].cancer
-            print(f"{self.path}: {len(values)} rows, {int((values > 0.5).sum())} positive.", *notes, sep="\n")
-            print(f"Provenance: {keep_copies(tables, submissions_dir, provenance | made)}.json in {submissions_dir}")
-        return tables["submission"].merge(tables["probabilities"])
+        with warning_only("The submission was written, but its copies are incomplete."):
+            print(f"{self.path}: {len(table)} rows, {int((table.cancer > 0.5).sum())} positive.", *notes, sep="\n")
+            print(f"Provenance: {keep_copies(table, submissions_dir, provenance | made)}.json in {submissions_dir}")
+        return table
 
-    def _tables(self, probabilities: pd.Series, is_last: bool) -> tuple[dict[str, pd.DataFrame], list[str]]:
-        """Return both tables, and notes on anything unusual about them."""
-        completed, unpredicted = complete(probabilities, self.test_images, self.prior)
+    def _table(self, completed: pd.Series, unpredicted: list[str], is_last: bool) -> tuple[pd.DataFrame, list[str]]:
+        """Return prediction_id, cancer and probability, and notes on anything unusual about them."""
         submitted, notes = completed, []
         if len(unpredicted) == len(completed):
             notes = ["No breast could be predicted: every breast has the prior."]
         elif unpredicted:
             count = f"{len(unpredicted)} of {len(completed)}"
-            notes = [f"Breasts that could not be predicted, and count as the prior: {count} ({', '.join(unpredicted[:5])})."]
+            notes = [f"{count} breasts could not be predicted and count as the prior: {', '.join(unpredicted[:5])}."]
         if self.decide and len(unpredicted) < len(completed):
             submitted, note = self._decide(completed, ~completed.index.isin(unpredicted), is_last)
             notes += [note] if note else []
         if not submitted.any():  # probabilities may underflow
             submitted = submitted + self.prior
             notes.append("All probabilities are 0: every breast has the prior.")
-        tables = {
-            "submission": submitted.rename("cancer").rename_axis("prediction_id").reset_index(),
-            "probabilities": completed.rename("probability").rename_axis("prediction_id").reset_index(),
-        }
-        validate_submission(tables["submission"], self._sample)
-        return tables, notes
+        table = pd.DataFrame({"cancer": submitted, "probability": completed}).rename_axis("prediction_id").reset_index()
+        validate_submission(table[SUBMITTED], self._sample)
+        return table, notes
 
     def _decide(self, completed: pd.Series, is_predicted: np.ndarray, is_last: bool) -> tuple[pd.Series, str]:
         """Return 0 or 1 (if not the last, the prior for unpredicted breasts), and a note if none or all are positive."""
@@ -215,13 +211,13 @@ class Draft:
             decided = decided.astype(float).where(is_predicted, completed)
         return decided, note
 
-    def _write(self, tables: dict[str, pd.DataFrame]) -> None:
-        write_csv(self.path, tables["submission"])
-        write_csv(self.path.with_name("probabilities.csv"), tables["probabilities"])
+    def _write(self, table: pd.DataFrame) -> None:
+        write_csv(self.path, table[SUBMITTED])
+        write_csv(self.path.with_name("probabilities.csv"), table[PREDICTED])
 
 
-def keep_copies(tables: dict[str, pd.DataFrame], folder: Path, provenance: dict) -> str:
-    """Write the tables and provenance to a folder under a new name, which is returned without suffix.
+def keep_copies(table: pd.DataFrame, folder: Path, provenance: dict) -> str:
+    """Write submission, probabilities and provenance to a folder under a new name, which is returned without suffix.
 
     The name consists of the time and ``provenance["name"]``; time and versions are added to the provenance.
     """
@@ -229,11 +225,11 @@ def keep_copies(tables: dict[str, pd.DataFrame], folder: Path, provenance: dict)
     moment = time.strftime("%Y%m%d-%H%M%S")
     name = _claim_name(folder, f"{moment}-{_file_name(str(provenance.get('name', '')))}")
     try:
-        write_csv(folder / f"{name}.csv", tables["submission"])
+        write_csv(folder / f"{name}.csv", table[SUBMITTED])
     except BaseException:
         (folder / f"{name}.csv").unlink(missing_ok=True)  # it is empty
         raise
-    write_csv(folder / f"{name}_probabilities.csv", tables["probabilities"])
+    write_csv(folder / f"{name}_probabilities.csv", table[PREDICTED])
     write_json(folder / f"{name}.json", _plain(provenance | {"time": moment, "versions": versions()}))
     return name
 
@@ -282,7 +278,7 @@ def validate_submission(submission: pd.DataFrame, sample: pd.DataFrame) -> None:
     SubmissionError
         If columns, ids or values are not what the competition requires; names the first offending ids.
     """
-    if list(submission.columns) != ["prediction_id", "cancer"]:
+    if list(submission.columns) != SUBMITTED:
         raise SubmissionError(f"The columns are {list(submission.columns)}, but must be prediction_id, cancer.")
     ids, wanted = set(submission.prediction_id), set(sample.prediction_id)
     values = submission.cancer.astype(float)
