@@ -1,5 +1,6 @@
 import copy
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -182,20 +183,21 @@ def test_plan_leaves_out_mirror_images_and_later_folds(trained, test_images, tes
 
 
 def test_accelerated_networks_predict_the_same(trained, tuned, source, alone, monkeypatch):
-    tried, copied = [], {"copied": Candidate(lambda encoder, images: copy.deepcopy(encoder))}
+    tried, copied = [], Candidate(lambda encoder, images: copy.deepcopy(encoder))
+    both = {"copied": copied, "too slow to prepare": Candidate(copied.make, prepare_s=math.inf)}
 
-    def spied_on(model, batch, config, device, seconds, candidates=None):
-        tried.append(candidates)
-        return accelerate(model, batch, config, device, seconds, candidates or copied)
+    def spied_on(model, batch, device, candidates, work_seconds):
+        tried.append(list(candidates))
+        return accelerate(model, batch, device, candidates, work_seconds)
 
-    changes = {"LEAST_IMAGES": 1, "LEAST_SECONDS": 0.0, "accelerate": spied_on, "offered": lambda *_: copied | {"other": None}}
+    changes = {"LEAST_IMAGES": 1, "LEAST_SECONDS": 0.0, "accelerate": spied_on, "offered": lambda *_: both}
     for name, value in changes.items():
         monkeypatch.setattr(ensemble, name, value)
     monkeypatch.setattr(acceleration, "LEAST_GAIN", 0.0)
     monkeypatch.setattr(acceleration, "_race", lambda *_: 2.0)
     found, log = predict_runs(trained, tuned, source)
     assert np.allclose(found, alone.mean(axis=1).loc[found.index], atol=1e-5)
-    assert [candidates and list(candidates) for candidates in tried] == [None, ["copied"]] * 2  # later folds do not choose
+    assert tried == [list(both), ["copied"]] * 2  # later folds do not choose
     assert all("copied, 2.00 times as fast" in what for what in log.acceleration.values()) and len(log.acceleration) == 2
 
 
@@ -403,7 +405,7 @@ def test_run_of_another_preprocessing_is_refused(trained, tuned, test_images, co
 def test_run_of_an_older_preprocessing_version_is_refused(trained, monkeypatch):
     check_run(trained[0], is_phantom=True)
     monkeypatch.setattr(CacheSettings, "__init__", partialmethod(CacheSettings.__init__, version=99))
-    with pytest.raises(SubmissionError, match="version 2, which this kit .version 99. does not do"):
+    with pytest.raises(SubmissionError, match="version 2, which this kit .version 99. does not support"):
         check_run(trained[0], is_phantom=True)
 
 

@@ -66,10 +66,22 @@ class Accelerated:
     """
 
     def __init__(self, reference: nn.Module):
-        self.reference = self.model = reference
-        self.name, self.speed_up, self.difference = REFERENCE, 1.0, 0.0
+        self.reference = reference
         self.speed_ups: dict[str, float] = {}
         self.refused: dict[str, str] = {}
+        self._use(REFERENCE, reference)
+
+    def _use(self, name: str, model: nn.Module, speed_up: float = 1.0, difference: float = 0.0) -> None:
+        self.name = name
+        self.model = model
+        self.speed_up = speed_up
+        self.difference = difference
+
+    def consider(self, name: str, model: nn.Module, speed_up: float, difference: float) -> None:
+        """Take a candidate that agrees with the network, if it is faster than the choice so far."""
+        self.speed_ups[name] = speed_up
+        if speed_up > max(LEAST_GAIN, self.speed_up):
+            self._use(name, model, speed_up, difference)
 
     def __call__(self, images: torch.Tensor, metadata: torch.Tensor, lengths: torch.Tensor) -> Outputs:
         """Run a batch; raise RuntimeError if memory runs out (`utils.training.optimisation.is_out_of_memory`)."""
@@ -89,8 +101,8 @@ class Accelerated:
         if isinstance(error, RuntimeError) and is_out_of_memory(error):
             raise error
         self.refused[self.name] = _reason(error)
-        print(f"{self.name} failed ({_reason(error)}): going on in {REFERENCE}.")
-        self.model, self.name, self.speed_up, self.difference = self.reference, REFERENCE, 1.0, 0.0
+        print(f"{self.name} failed ({_reason(error)}); {REFERENCE} is used from now on.")
+        self._use(REFERENCE, self.reference)
 
     def __str__(self) -> str:
         chosen = f"{self.name}, {self.speed_up:.2f} times as fast as {REFERENCE}"
@@ -102,27 +114,24 @@ class Accelerated:
 def accelerate(
     model: nn.Module,
     batch: Batch,
-    config: TrainConfig,
     device: torch.device,
+    candidates: Mapping[str, Candidate],
     work_seconds: float = 0.0,
-    candidates: Mapping[str, Candidate] | None = None,
 ) -> Accelerated:
     """Choose the fastest candidate that agrees with the network on a batch.
 
     Parameters
     ----------
     model : Module
-        From `utils.training.folds.load_fold`, on the device; it is set to evaluation mode and otherwise unchanged.
+        From `utils.training.fold_weights.load_fold`, on the device; it is set to evaluation mode and otherwise unchanged.
     batch : dict
         From `utils.training.loading`, typical of the work; every candidate runs it several times.
-    config : TrainConfig
-        Its ``precision`` decides whether half precision may be tried.
     device : torch.device
+    candidates : mapping of str to Candidate
+        From `offered`.
     work_seconds : float
         Estimated time that the network itself needs for all predictions. A candidate that is slow to prepare is tried only
         if it pays off; 0 tries only those that need no preparation.
-    candidates : mapping of str to Candidate, optional
-        Default: `offered`.
 
     Returns
     -------
@@ -137,12 +146,19 @@ def accelerate(
     batch = {key: value if key == "lengths" else value.to(device) for key, value in batch.items()}
     chosen = Accelerated(model.eval())
     expected = _outputs(model, batch, device)
-    for name, candidate in (offered(config, device) if candidates is None else candidates).items():
+    for name, candidate in candidates.items():
         if candidate.prepare_s > PREPARE_SHARE * work_seconds:
             chosen.refused[name] = f"takes about {candidate.prepare_s:.0f} s to prepare, for {work_seconds:.0f} s of work"
             continue
         try:
-            _try(chosen, name, candidate.make, batch, expected, device)
+            made = with_encoders(model, partial(candidate.make, images=batch["images"]))
+            outputs = _outputs(made, batch, device)
+            problem = disagreement(outputs, expected)
+            if problem:
+                chosen.refused[name] = problem
+            else:
+                difference = _largest(outputs.logit.sigmoid(), expected.logit.sigmoid())
+                chosen.consider(name, made, _race(model, made, batch, device), difference)
         except Exception as error:  # exporters and backends raise many types
             chosen.refused[name] = _reason(error)
         if device.type == "cuda":
@@ -150,25 +166,10 @@ def accelerate(
     return chosen
 
 
-def _try(chosen: Accelerated, name: str, make: MakeEncoder, batch: Batch, expected: Outputs, device: torch.device) -> None:
-    """Take a candidate if it agrees and is faster than the choice so far."""
-    made = with_encoders(chosen.reference, lambda encoder: make(encoder, batch["images"]))
-    outputs = _outputs(made, batch, device)
-    problem = disagreement(outputs, expected)
-    if problem:
-        chosen.refused[name] = problem
-        return
-    speed_up = _race(chosen.reference, made, batch, device)
-    chosen.speed_ups[name] = speed_up
-    if speed_up > max(LEAST_GAIN, chosen.speed_up):
-        chosen.name, chosen.model, chosen.speed_up = name, made, speed_up
-        chosen.difference = _largest(outputs.logit.sigmoid(), expected.logit.sigmoid())
-
-
 def offered(config: TrainConfig, device: torch.device) -> dict[str, Candidate]:
     """Return a device's candidates by name; on a CPU, ONNX Runtime was the fastest for every network."""
-    half = half_precision(config, device)
     found = {}
+    half = half_precision(config, device)
     if half:
         found[str(half).removeprefix("torch.")] = Candidate(partial(HalfEncoder, dtype=half))
     if device.type == "cpu" and all(importlib.util.find_spec(package) for package in ONNX_PACKAGES):
@@ -194,18 +195,18 @@ def with_encoders(model: nn.Module, make: Callable[[Encoder], nn.Module]) -> nn.
 
 def disagreement(outputs: Outputs, expected: Outputs) -> str:
     """Describe the first output that differs by more than its tolerance, or return ""."""
+    if outputs.logit.shape != expected.logit.shape:  # otherwise one value would broadcast against all
+        return f"its logit has shape {tuple(outputs.logit.shape)}, not {tuple(expected.logit.shape)}"
     pairs = {
         "logit": (outputs.logit, expected.logit, LOGIT_TOLERANCE),
         "probability": (outputs.logit.sigmoid(), expected.logit.sigmoid(), PROBABILITY_TOLERANCE),
     }
-    if expected.box is not None:
+    if expected.box is not None:  # the same head made both, so their shapes are the same
         pairs["corner of a box"] = (outputs.box, expected.box, PROBABILITY_TOLERANCE)
     for what, (found, wanted, tolerance) in pairs.items():
-        if found is None or found.shape != wanted.shape:  # otherwise one value would broadcast against all
-            return f"its {what} is of shape {None if found is None else tuple(found.shape)}, not {tuple(wanted.shape)}"
         difference = _largest(found, wanted)
         if not difference <= tolerance:  # also true for NaN
-            return f"a {what} differs by {difference:.2g}, and may by {tolerance}"
+            return f"a {what} differs by {difference:.2g}, more than {tolerance}"
     return ""
 
 
@@ -236,7 +237,7 @@ def _seconds(model: nn.Module, batch: Batch, device: torch.device) -> float:
 def _reason(error: Exception) -> str:
     """Return an error's type and first line."""
     if isinstance(error, RuntimeError) and is_out_of_memory(error):
-        return "the memory does not suffice for it"
+        return "out of memory"
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
@@ -286,8 +287,8 @@ def _export(encoder: Encoder, images: torch.Tensor) -> bytes:
     import onnxscript  # noqa: F401  (torch's exporter needs it, and imports decide what goes into the bundle for Kaggle)
 
     two = torch.zeros(2, *images.shape[1:], dtype=images.dtype)  # the exporter would treat an axis of 1 as a constant
-    for_any = ({0: torch.export.Dim("pictures")},)
+    any_number = ({0: torch.export.Dim("images")},)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(encoder, (two,), dynamo=True, dynamic_shapes=for_any, verbose=False)
+        program = torch.onnx.export(encoder, (two,), dynamo=True, dynamic_shapes=any_number, verbose=False)
     return program.model_proto.SerializeToString()

@@ -56,7 +56,7 @@ class Plan:
 
     def __str__(self) -> str:
         """Describe the plan in words."""
-        sizes = f", {self.variants} picture sizes" if self.variants > 1 else ""
+        sizes = f", {self.variants} image sizes" if self.variants > 1 else ""
         return f"{'with' if self.flip else 'no'} mirror images, {self.folds} folds{sizes}"
 
 
@@ -90,8 +90,8 @@ class Pace:
 
     def measured(self, variant: int, plan: Plan, images: int, decode: float, predict: float) -> None:
         """Update the rates with the seconds that some images took."""
-        for rates, rate in ((self._decode, decode / images), (self._pass, predict / images / self.works[variant].passes(plan))):
-            rates[variant] = rate if variant not in rates else NEWEST * rate + (1 - NEWEST) * rates[variant]
+        _average(self._decode, variant, decode / images)
+        _average(self._pass, variant, predict / images / self.works[variant].passes(plan))
 
     def seconds_per_image(self, plan: Plan) -> float:
         """Return the seconds per image under a plan; stages that have not been measured count as 0."""
@@ -108,3 +108,8 @@ class Pace:
         limit = max(seconds / images, self.seconds_per_image(plan))
         alike = replace(self.full, variants=plan.variants).lesser()
         return next(fuller for fuller in alike if self.seconds_per_image(fuller) <= limit)
+
+
+def _average(rates: dict[int, float], variant: int, rate: float) -> None:
+    """Update a moving average with its newest value."""
+    rates[variant] = NEWEST * rate + (1 - NEWEST) * rates.get(variant, rate)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,8 +30,8 @@ from utils.training.inference import forward, forward_flipped
 from utils.training.loading import Batch, by_size, make_loader, split_batch
 from utils.training.optimisation import autocast, is_out_of_memory
 
-PICTURES_AT_ONCE = 32  # without gradients they take a fraction of training's memory
-MEASURED_PICTURES = 8
+IMAGES_AT_ONCE = 32  # without gradients they take a fraction of training's memory
+MEASURED_IMAGES = 8
 LEAST_IMAGES, LEAST_SECONDS = 1000, 60.0  # with less work, trying candidates would cost more than it saves
 
 
@@ -72,16 +72,22 @@ class Variant:
         Candidates are compared on each run's first fold, with cached test ``images``; the run's other folds try only the
         winner.
         """
+        if n_images < LEAST_IMAGES:
+            return {}
         chosen: dict[Path, Accelerated] = {}
-        for member in self.members if n_images >= LEAST_IMAGES else []:
-            batch = _small_batch(member, images, cache_dir)
+        for member in self.members:
+            _, loader = _load(member, images, cache_dir, MEASURED_IMAGES)
+            batch = next(iter(loader))
+            candidates = offered(member.config, member.device)
+            if member.run in chosen:
+                name = chosen[member.run].name
+                winner = {name: candidates[name]} if name in candidates else {}
+                member.model = accelerate(member.model, batch, member.device, winner, work_seconds=math.inf)
+                continue
             seconds = _seconds(member, batch) * n_images / len(batch["rows"])
-            first, device = chosen.get(member.run), member.device
-            if first is None and seconds >= LEAST_SECONDS:
-                chosen[member.run] = member.model = accelerate(member.model, batch, member.config, device, seconds)
-            elif first:
-                only = {name: made for name, made in offered(member.config, device).items() if name == first.name}
-                member.model = accelerate(member.model, batch, member.config, device, math.inf, only)
+            if seconds >= LEAST_SECONDS:
+                member.model = accelerate(member.model, batch, member.device, candidates, seconds)
+                chosen[member.run] = member.model
         return {run.name: str(accelerated) for run, accelerated in chosen.items()}
 
     def predict(
@@ -131,7 +137,7 @@ def load_variants(runs: Sequence[Path], is_phantom: bool, devices: Sequence[torc
         check_run(run, is_phantom)
         config, folds = Run(run).config, Run(run).usable_folds()
         if not folds:
-            raise SubmissionError(f"{run} holds no finished fold (fold*/oof.csv): leave it out of run_dirs, or train it.")
+            raise SubmissionError(f"{run} has no finished fold (fold*/oof.csv): leave it out of run_dirs, or train it.")
         for number, fold_dir in enumerate(folds):
             model, vocabulary = load_fold(config, fold_dir)
             device = devices[(place + number) % len(devices)]
@@ -146,7 +152,7 @@ def check_run(run_dir: Path, is_phantom: bool) -> None:
     if notes.settings_hash != settings.hash or settings.version != CacheSettings().version:
         raise SubmissionError(
             f"{run_dir} was trained on preprocessing {notes.settings_hash} of version {settings.version}, which this kit"
-            f" (version {CacheSettings().version}) does not do: train it again, or submit with the kit that trained it."
+            f" (version {CacheSettings().version}) does not support: train it again, or submit with the kit that trained it."
         )
     if notes.phantom and not is_phantom:
         raise SubmissionError(f"{run_dir} was trained on the phantom, but the images are real: name other run_dirs.")
@@ -163,7 +169,10 @@ def predict_members(
     dataset, loader = _load(members[0], images, cache_dir)
     encoded = [torch.from_numpy(member.vocabulary.encode(dataset.images)) for member in members]
     logits = np.empty((len(dataset), len(members)))
-    on_device = [np.array(places) for places in _by_device(members).values()]
+    by_device: defaultdict[torch.device, list[int]] = defaultdict(list)
+    for place, member in enumerate(members):
+        by_device[member.device].append(place)
+    on_device = [np.array(places) for places in by_device.values()]
 
     def predict(batch: Batch, places: np.ndarray) -> np.ndarray:
         own = [batch | {"metadata": encoded[place][batch["rows"]]} for place in places]
@@ -176,16 +185,11 @@ def predict_members(
     return dataset.items, logits
 
 
-def _load(member: Member, images: pd.DataFrame, cache_dir: Path, pictures: int = PICTURES_AT_ONCE) -> tuple:
+def _load(member: Member, images: pd.DataFrame, cache_dir: Path, at_once: int = IMAGES_AT_ONCE) -> tuple:
     """Return a member's dataset, and a loader of it."""
     dataset = make_dataset(member.config, images, cache_dir, "test", member.vocabulary)
-    batches = by_size(dataset.sizes, pictures)
+    batches = by_size(dataset.sizes, at_once)
     return dataset, make_loader(dataset, 1, sampler=batches, pin_memory=member.device.type == "cuda")
-
-
-def _small_batch(member: Member, images: pd.DataFrame, cache_dir: Path) -> Batch:
-    """Return the first batch, of at most `MEASURED_PICTURES` images."""
-    return next(iter(_load(member, images, cache_dir, MEASURED_PICTURES)[1]))
 
 
 def _seconds(member: Member, batch: Batch) -> float:
@@ -199,13 +203,6 @@ def _seconds(member: Member, batch: Batch) -> float:
 def _count_images(member: Member, items: pd.DataFrame, images: pd.DataFrame) -> int:
     """Count the images of items; an item is one image, or a breast with all its images."""
     return len(items) if member.config.model.item == "image" else int(images.prediction_id.isin(items.prediction_id).sum())
-
-
-def _by_device(members: Sequence[Member]) -> dict[torch.device, list[int]]:
-    places: dict[torch.device, list[int]] = {}
-    for place, member in enumerate(members):
-        places.setdefault(member.device, []).append(place)
-    return places
 
 
 def _logits(member: Member, batch: Batch, flip: bool) -> np.ndarray:
