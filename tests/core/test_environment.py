@@ -220,5 +220,5 @@ def test_kit_errors_show_their_message_alone_in_a_notebook():
 @pytest.mark.parametrize("content", ['{"a": 1, "a": 1}', '[{"b": 0, "a": {"c": 1, "b": 2, "c": 3}}]'])
 def test_a_field_that_stands_twice_is_refused(tmp_path, content):
     (tmp_path / "file.json").write_text(content)
-    with pytest.raises(ValueError, match="the field [ac] stands twice"):
+    with pytest.raises(ValueError, match="the field [ac] occurs twice"):
         read_json(tmp_path / "file.json")

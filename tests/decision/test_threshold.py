@@ -82,5 +82,5 @@ def test_a_field_of_a_newer_version_is_named(tmp_path):
 
 def test_a_field_that_stands_twice_is_refused(tmp_path):
     (tmp_path / "t.json").write_text(json.dumps(TUNED)[:-1] + ', "threshold": 0.9}')
-    with pytest.raises(PredictionError, match=rf"^{tmp_path}/t.json .*field threshold stands twice.* Run tune_threshold.ipynb"):
+    with pytest.raises(PredictionError, match=rf"^{tmp_path}/t.json .*field threshold occurs twice.* Run tune_threshold.ipynb"):
         Threshold.load(tmp_path / "t.json")

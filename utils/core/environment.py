@@ -293,7 +293,7 @@ def _object_of(pairs: list[tuple[str, object]]) -> dict:
     content = {}
     for name, value in pairs:
         if name in content:
-            raise ValueError(f"the field {name} stands twice")
+            raise ValueError(f"the field {name} occurs twice")
         content[name] = value
     return content
 

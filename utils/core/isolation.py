@@ -41,10 +41,13 @@ class Limits:
     threads: int | None = 1
 
 
+DECODING = Limits()
+
+
 class IsolatedPool:
     """A pool of ``num_workers`` processes, each of which works on one item at a time within ``limits``."""
 
-    def __init__(self, num_workers: int, limits: Limits = Limits()):  # noqa: B008  (it is frozen)
+    def __init__(self, num_workers: int, limits: Limits = DECODING):
         # A Dask worker is a daemon, and multiprocessing lets no daemon start children. These end with their parent anyway.
         multiprocessing.current_process().daemon = False
         # By default glibc returns large freed blocks to the system. Allocating them again for each image takes a tenth of the

@@ -14,9 +14,7 @@ import joblib
 from tqdm import tqdm
 
 from utils.core.environment import KitError
-from utils.core.isolation import IsolatedPool, IsolationError, Limits
-
-DECODING = Limits()
+from utils.core.isolation import DECODING, IsolatedPool, IsolationError, Limits
 
 
 @dataclass(frozen=True)

@@ -57,14 +57,17 @@ def read_parameters(namespace: dict) -> Parameters:
         types = {name: getattr(kind, "__name__", "") for name, kind in namespace.get("__annotations__", {}).items()}
     problems = [_unknown(name, types) for name in passed if name not in types]
     values = {}
-    for name in (name for name in types if types[name] in CONVERSIONS):
-        convert, wanted = CONVERSIONS[types[name]]
+    for name, kind in types.items():
+        if kind not in CONVERSIONS:
+            continue
+        convert, wanted = CONVERSIONS[kind]
         try:
             values[name] = convert(namespace[name])
         except (ValueError, TypeError, OverflowError):
             problems.append(f"{name} is {namespace[name]!r}, but must be {wanted}.")
-    changed = [name for name in RANGES if name in values and values[name] != defaults.get(name)]
-    problems += [_outside(name, values[name]) for name in changed if not RANGES[name][0] <= values[name] <= RANGES[name][1]]
+    for name, (least, most) in RANGES.items():
+        if name in values and values[name] != defaults.get(name) and not least <= values[name] <= most:
+            problems.append(f"{name} is {values[name]}, but must be from {least} to {most}.")
     if problems:
         numbered = [f"{number}. {problem}" for number, problem in enumerate(problems, start=1)]
         raise ParameterError("\n".join([f"Nothing was done. Problems: {len(problems)}.", *numbered]))
@@ -111,11 +114,6 @@ def _unknown(name: str, declared: dict[str, str]) -> str:
     nearest = difflib.get_close_matches(name.lower(), declared, n=1, cutoff=LEAST_LIKENESS)
     names = f"The nearest name is {nearest[0]}." if nearest else f"Its parameters are {', '.join(declared)}."
     return f"There is no parameter {name} in this notebook. {names}"
-
-
-def _outside(name: str, value: float) -> str:
-    least, most = RANGES[name]
-    return f"{name} is {value}, but must be from {least} to {most}."
 
 
 def _to_bool(value: object) -> bool:

@@ -140,7 +140,7 @@ def search_ensemble(runs: dict[str, pd.DataFrame], seed: int = 0) -> Ensemble:
     ----------
     Caruana et al., Ensemble Selection from Libraries of Models, ICML 2004.
     """
-    names, tables = list(runs), list(align(runs).values())
+    tables = list(align(runs).values())
     labels, folds = tables[0].cancer.to_numpy(), tables[0].fold.to_numpy()
     columns = np.stack([table.probability.to_numpy() for table in tables])  # (runs, breasts)
     ensemble = columns[0].copy()  # stays the first run's if there is only one fold
@@ -150,9 +150,12 @@ def search_ensemble(runs: dict[str, pd.DataFrame], seed: int = 0) -> Ensemble:
         ensemble[inside] = columns[steps][:, inside].mean(axis=0)
         best[inside] = columns[steps[0], inside]
     bootstrap = PatientBootstrap(tables[0].patient_id, seed=seed)
-    gains = [bootstrap.auc_difference(labels, ensemble, other) for other in (best, columns.mean(axis=0))]
-    chosen = np.bincount(_greedy(labels, columns), minlength=len(names))
-    return Ensemble(dict(zip(names, (chosen / chosen.sum()).tolist(), strict=True)), *gains)
+    chosen = np.bincount(_greedy(labels, columns), minlength=len(runs))
+    return Ensemble(
+        weights=dict(zip(runs, (chosen / chosen.sum()).tolist(), strict=True)),
+        gain_over_best=bootstrap.auc_difference(labels, ensemble, best),
+        gain_over_average=bootstrap.auc_difference(labels, ensemble, columns.mean(axis=0)),
+    )
 
 
 def _greedy(labels: np.ndarray, columns: np.ndarray) -> list[int]:
