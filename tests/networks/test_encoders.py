@@ -14,7 +14,7 @@ from torch import nn
 
 from utils.networks.encoders import CNN_CHANNELS, PlainCnn, build_encoder, find_shapes
 from utils.networks.weights import is_of_kit, read_weights
-from utils.runs.config import ModelError
+from utils.runs.config import ModelConfig, ModelError
 
 CONVOLUTIONAL = ["test_resnet", "test_convnext", "test_efficientnet"]
 
@@ -22,7 +22,7 @@ CONVOLUTIONAL = ["test_resnet", "test_convnext", "test_efficientnet"]
 def make_encoder(name: str, **options) -> nn.Module:
     torch.manual_seed(0)
     side = 160 if name == "test_vit" else 64
-    return build_encoder(name, side, side, **options)
+    return build_encoder(ModelConfig(name, side, side, **options))
 
 
 def make_pictures(count: int, side: int = 64) -> torch.Tensor:
@@ -244,7 +244,7 @@ def make_grey():
 
 def load(path, name="test_resnet", size=(64, 64), **options) -> nn.Module:
     torch.manual_seed(2)
-    return build_encoder(name, *size, weights_path=str(path), **options).backbone
+    return build_encoder(ModelConfig(name, *size, weights_path=str(path), **options)).backbone
 
 
 def check_same(found: nn.Module, wanted: nn.Module, **tolerance):
@@ -484,7 +484,7 @@ def test_weights_of_an_own_run_are_taken_from_its_encoder(tmp_path):
     state = {f"encoder.{key}": value for key, value in trained.state_dict().items()} | {"head.cancer.bias": torch.zeros(1)}
     safetensors.torch.save_file(state, tmp_path / "weights.safetensors", {"vocabulary": "{}"})
     torch.manual_seed(1)
-    encoder = build_encoder("test_resnet", 64, 64, weights_path=str(tmp_path / "weights.safetensors"))
+    encoder = build_encoder(ModelConfig("test_resnet", 64, 64, weights_path=str(tmp_path / "weights.safetensors")))
     assert is_of_kit(tmp_path / "weights.safetensors")
     found, wanted = encoder.state_dict(), trained.state_dict()
     assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in wanted)

@@ -14,6 +14,7 @@ from tests.helpers import make_config
 from utils.images.training_data import TrainingData
 from utils.networks.encoders import build_encoder
 from utils.phantom.competition import TRUTH_FOLDER
+from utils.runs.config import ModelConfig
 from utils.runs.summary import oof_summary
 from utils.runs.tables import read_oof
 from utils.tables.boxes import read_boxes
@@ -30,7 +31,7 @@ def weights_path(tmp_path_factory):
     """Weights of an encoder, as good as any: no number in these tests is about quality."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "encoder.safetensors"
-    safetensors.torch.save_file(build_encoder("test_resnet", 64, 48).backbone.state_dict(), path)
+    safetensors.torch.save_file(build_encoder(ModelConfig("test_resnet", 64, 48)).backbone.state_dict(), path)
     return str(path)
 
 

@@ -24,7 +24,7 @@ from utils.images.resample import fitted_size
 from utils.images.settings import CacheSettings
 from utils.metrics.scores import decide
 from utils.networks.encoders import CNN_CHANNELS, Encoder, PlainCnn, build_encoder
-from utils.runs.config import TrainConfig
+from utils.runs.config import ModelConfig, TrainConfig
 from utils.runs.run import Run
 from utils.training.dataset import ImageDataset, make_dataset
 from utils.training.fold_weights import load_fold
@@ -102,7 +102,7 @@ def check_network(config: TrainConfig) -> None:
         images = torch.zeros(1, 1, *size)
         for name in names:
             try:
-                encoder = build_encoder(name, *size).eval()
+                encoder = build_encoder(ModelConfig(name, *size)).eval()
             except RuntimeError:  # its constructor computes with values, which meta tensors lack
                 continue
             layer = _layer(encoder, FINER)

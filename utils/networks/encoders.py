@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from itertools import chain
+from statistics import fmean
 
 import timm
 import torch
@@ -16,7 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint_sequential
 
 from utils.networks.weights import SHOWN_KEYS, Tensors, find_weights, load_fitting, read_weights
-from utils.runs.config import ModelError
+from utils.runs.config import ModelConfig, ModelError
 
 CNN_CHANNELS = (16, 32, 64, 128, 256)
 RGB = 3  # channels
@@ -30,8 +31,10 @@ class PlainCnn(nn.Module):
     """Five blocks of convolution, normalisation, ReLU and pooling, then a fully connected layer; trained from scratch.
 
     After the CNN of Gudur et al. 2024. The mean and the maximum of the last maps are pooled, so that any image size works
-    and a small lesion is not averaged away. Methods have timm's names.
+    and a small lesion is not averaged away. Methods and attributes have timm's names.
     """
+
+    pretrained_cfg = {"mean": (0.5,), "std": (0.5,)}  # as in timm's networks
 
     def __init__(self, dropout: float):
         super().__init__()
@@ -80,11 +83,9 @@ class Encoder(nn.Module):
     Parameters
     ----------
     backbone : Module
-        Takes float (N, 1, H, W); has timm's ``forward_features`` and ``forward_head``.
+        Takes float (N, 1, H, W); has timm's ``forward_features``, ``forward_head`` and ``pretrained_cfg``.
     num_features : int
         Number of features per image.
-    mean, std : float
-        Input normalisation on the [0, 1] scale.
     map_channels : int
         Channels of the last maps; 0 if they are not (N, C, h, w).
     pools_stages : bool
@@ -94,19 +95,14 @@ class Encoder(nn.Module):
         True if the weights come from earlier training.
     """
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        num_features: int,
-        mean: float,
-        std: float,
-        map_channels: int = 0,
-        pools_stages: bool = False,
-        is_trained: bool = False,
-    ):
+    def __init__(self, backbone: nn.Module, num_features: int, map_channels: int, pools_stages: bool, is_trained: bool):
         super().__init__()
-        self.backbone, self.num_features, self.map_channels = backbone, num_features, map_channels
-        self.mean, self.std, self.pools_stages, self.is_trained = mean, std, pools_stages, is_trained
+        self.backbone = backbone
+        self.num_features = num_features
+        self.map_channels = map_channels
+        self.pools_stages = pools_stages
+        self.is_trained = is_trained
+        self.mean, self.std = (fmean(backbone.pretrained_cfg[key]) for key in ("mean", "std"))  # over RGB, on the [0, 1] scale
         self._at_rest: list[nn.Module] = []  # a plain list, since the backbone already owns these modules
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -154,57 +150,32 @@ class Encoder(nn.Module):
         return self
 
 
-def build_encoder(
-    name: str,
-    image_height: int,
-    image_width: int,
-    pretrained: bool = False,
-    weights_path: str = "",
-    dropout: float = 0.0,
-    drop_path: float = 0.0,
-    pooling: str = "",
-) -> Encoder:
+def build_encoder(config: ModelConfig) -> Encoder:
     """Build ``cnn``, or a timm network without its head.
 
     Parameters
     ----------
-    name : str
-        ``cnn`` or a name of timm's.
-    image_height, image_width : int
-        Pixels.
-    pretrained : bool
-        Download timm's weights.
-    weights_path : str
-        Use a local file instead of timm's weights.
-    dropout : float
-        Only for ``cnn``.
-    drop_path : float
-        Probability of dropping a residual branch, in networks that have them.
-    pooling : {"", "stages"}
-        See `Encoder`; empty for the network's own pooling.
+    config : ModelConfig
+        Its ``architecture`` is ``cnn`` or a name of timm's. ``weights_path`` takes precedence over ``pretrained``.
 
     Raises
     ------
     ModelError
         If the network is unknown, does not support the size or the pooling, or the weights are unreadable or do not fit.
     """
-    num_features, map_channels = find_shapes(name, image_height, image_width)
+    name, path = config.architecture, config.weights_path
+    num_features, map_channels = find_shapes(name, config.image_height, config.image_width)
     if name == "cnn":
-        if pooling:
-            raise ModelError("cnn pools by mean and maximum: leave pooling empty.")
-        backbone, mean, std = PlainCnn(dropout), 0.5, 0.5
-        if weights_path:
-            weights = find_weights(read_weights(weights_path), backbone.state_dict(), weights_path)
-            load_fitting(backbone, weights, weights_path, name)
+        backbone = PlainCnn(config.dropout)
     else:
-        if weights_path:
-            backbone = _load_timm(name, image_height, image_width, drop_path, weights_path)
-        else:
-            backbone = _create_timm(name, image_height, image_width, pretrained=pretrained, drop_path=drop_path)
-        mean, std = (sum(backbone.pretrained_cfg[key]) / len(backbone.pretrained_cfg[key]) for key in ("mean", "std"))
-    if pooling:
-        num_features = _count_stage_features(backbone, name, pooling, map_channels)
-    return Encoder(backbone, num_features, mean, std, map_channels, bool(pooling), bool(weights_path or pretrained))
+        pretrained = config.pretrained and not path
+        backbone = _create_timm(name, config.image_height, config.image_width, pretrained, config.drop_path)
+    if path:  # if a file lacks some weights, timm would silently keep random ones; `load_fitting` raises
+        weights = find_weights(read_weights(path), backbone.state_dict(), path)
+        load_fitting(backbone, _as_timm_has_them(backbone, weights), path, name)
+    if config.pooling:
+        num_features = _count_stage_features(backbone, name, config.pooling, map_channels)
+    return Encoder(backbone, num_features, map_channels, bool(config.pooling), bool(path or config.pretrained))
 
 
 def _count_stage_features(backbone: nn.Module, name: str, pooling: str, map_channels: int) -> int:
@@ -278,33 +249,25 @@ def _create_timm(name: str, image_height: int, image_width: int, pretrained: boo
     """Build a timm network for one-channel images, without its head; raise ModelError if timm has no such network."""
     if not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:SHOWN_KEYS])
-        raise ModelError(f"{name!r} is neither cnn, rnn nor a network of timm's{f'; did you mean {close}?' if close else '.'}")
-    options = {"in_chans": 1, "num_classes": 0}
-    if drop_path:
-        options["drop_path_rate"] = drop_path
-    if not takes_any_size(name):  # transformers with position tables for one size
-        options["img_size"] = (image_height, image_width)
+        hint = f"; did you mean {close}?" if close else "."
+        raise ModelError(f"{name!r} is neither cnn, rnn nor a network of timm's{hint}")
     try:
-        return timm.create_model(name, pretrained=pretrained, **options)
+        return timm.create_model(
+            name,
+            pretrained=pretrained,
+            in_chans=1,
+            num_classes=0,
+            drop_path_rate=drop_path or None,  # timm leaves out None, since not every network has these
+            img_size=None if takes_any_size(name) else (image_height, image_width),  # of tables of positions
+        )
     except TypeError as error:
         if drop_path and "drop_path_rate" in str(error):
             raise ModelError(f"{name} has no residual branches to leave out: set drop_path to 0.") from error
         raise
 
 
-def _load_timm(name: str, image_height: int, image_width: int, drop_path: float, path: str) -> nn.Module:
-    """Build a timm network and load weights from a file, as timm's ``pretrained`` does with its own files.
-
-    If a file lacks some weights, timm silently keeps random ones; `load_fitting` raises.
-    """
-    model = _create_timm(name, image_height, image_width, drop_path=drop_path)
-    weights = find_weights(read_weights(path), model.state_dict(), path)
-    load_fitting(model, _as_timm_has_them(model, weights), path, name)
-    return model
-
-
 def _as_timm_has_them(model: nn.Module, weights: Tensors) -> Tensors:
-    """Let timm rename old layouts, resize position tables, and sum the stem's RGB filters."""
+    """Let timm rename old layouts, resize position tables, and sum the stem's RGB filters, as its ``pretrained`` does."""
     rename = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if rename:
         with contextlib.suppress(Exception):  # it expects names that another network's weights lack
@@ -313,7 +276,7 @@ def _as_timm_has_them(model: nn.Module, weights: Tensors) -> Tensors:
     for stem in (stems,) if isinstance(stems, str) else stems:
         filters = weights.get(f"{stem}.weight")
         if filters is not None and filters.ndim == 4 and filters.shape[1] == RGB:
-            weights = {**weights, f"{stem}.weight": adapt_input_conv(1, filters)}
+            weights = weights | {f"{stem}.weight": adapt_input_conv(1, filters)}
     return weights
 
 

@@ -3,13 +3,14 @@
 All take a batch from `utils.training.loading` and return one logit per item, and more in training or on request.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 
-from utils.networks.encoders import Encoder, build_encoder
+from utils.networks.encoders import build_encoder
 from utils.networks.metadata import MetadataEmbedding, MetadataLogit
 from utils.runs.config import ModelConfig, ModelError
 from utils.tables.vocabulary import Vocabulary
@@ -58,13 +59,13 @@ class ImageModel(nn.Module):
 
     def __init__(self, vocabulary: Vocabulary, config: ModelConfig, auxiliary_sizes: tuple[int, ...]):
         super().__init__()
-        self.encoder = _encoder(config.architecture, config)
+        self.encoder = build_encoder(config)
         self.head = Head(self.encoder.num_features, config, vocabulary, auxiliary_sizes)
-        _check(
-            not config.box_head or self.encoder.map_channels > 0,
-            f"box_head needs a network whose last maps are (channels, height, width), which those of {config.architecture} are"
-            " not: take a convolutional one.",
-        )
+        if config.box_head and not self.encoder.map_channels:
+            raise ModelError(
+                "box_head needs a network whose last maps are (channels, height, width), unlike those of"
+                f" {config.architecture}: choose a convolutional one."
+            )
         self.box = BoxHead(self.encoder.map_channels) if config.box_head else None
 
     def forward(self, images: torch.Tensor, metadata: torch.Tensor, lengths: torch.Tensor) -> Outputs:
@@ -77,7 +78,7 @@ class MultiViewModel(nn.Module):
 
     def __init__(self, vocabulary: Vocabulary, config: ModelConfig, auxiliary_sizes: tuple[int, ...]):
         super().__init__()
-        self.encoder = _encoder(config.architecture, config)
+        self.encoder = build_encoder(config)
         self.attention = GatedAttention(self.encoder.num_features)
         self.head = Head(self.encoder.num_features, config, vocabulary, auxiliary_sizes)
 
@@ -116,13 +117,20 @@ class RecurrentHybrid(nn.Module):
 
     def __init__(self, vocabulary: Vocabulary, config: ModelConfig, auxiliary_sizes: tuple[int, ...]):
         super().__init__()
-        self.encoders = nn.ModuleList(_encoder(name, config) for name in config.encoders)
+        self.encoders = nn.ModuleList(build_encoder(self._encoder_config(name, config)) for name in config.encoders)
         self.metadata = MetadataEmbedding(vocabulary)
         num_features = sum(encoder.num_features for encoder in self.encoders) + self.metadata.num_features
         # Encoders differ in scale; without this the largest would dominate.
         self.norm = nn.LayerNorm(num_features)
         self.recurrent = RECURRENT_CELLS[config.recurrent_cell](num_features, config.hidden_size, batch_first=True)
         self.head = Head(config.hidden_size, config, vocabulary, auxiliary_sizes)
+
+    @staticmethod
+    def _encoder_config(name: str, config: ModelConfig) -> ModelConfig:
+        """Return an encoder's config; weights and pooling are for timm's encoders, so the plain CNN starts from scratch."""
+        if name == "cnn":
+            return replace(config, architecture=name, weights_path="", pooling="")
+        return replace(config, architecture=name)
 
     def forward(self, images: torch.Tensor, metadata: torch.Tensor, lengths: torch.Tensor) -> Outputs:
         features = [encoder(images)[0].float() for encoder in self.encoders]  # each (N, F)
@@ -179,24 +187,3 @@ def _cell_centres(height: int, width: int, device: torch.device) -> torch.Tensor
     """Return x and y of each cell's centre as shares of the sides, (height * width, 2), row by row."""
     y, x = ((torch.arange(side, device=device) + 0.5) / side for side in (height, width))
     return torch.stack([x.repeat(height), y.repeat_interleave(width)], dim=1)
-
-
-def _encoder(name: str, config: ModelConfig) -> Encoder:
-    """Build one of a network's encoders from its config."""
-    # The hybrid's weights and pooling are for its timm encoders; its plain CNN is trained from scratch.
-    beside = config.architecture == "rnn" and name == "cnn"
-    return build_encoder(
-        name,
-        config.image_height,
-        config.image_width,
-        pretrained=config.pretrained,
-        weights_path="" if beside else config.weights_path,
-        dropout=config.dropout,
-        drop_path=config.drop_path,
-        pooling="" if beside else config.pooling,
-    )
-
-
-def _check(holds: bool, message: str) -> None:
-    if not holds:
-        raise ModelError(message)

@@ -196,11 +196,13 @@ def _objects(path: Path) -> str:
 
 def _parts(content: object, where: str = "", nesting: int = NESTING) -> Iterator[tuple[str, Tensors]]:
     """Yield each dictionary in a checkpoint that contains tensors, with the path of keys to it."""
-    if isinstance(content, Mapping):
-        tensors = {str(key): value for key, value in content.items() if isinstance(value, torch.Tensor)}
-        if tensors:
-            yield where, tensors
-        for key, value in content.items() if nesting else ():
+    if not isinstance(content, Mapping):
+        return
+    tensors = {str(key): value for key, value in content.items() if isinstance(value, torch.Tensor)}
+    if tensors:
+        yield where, tensors
+    if nesting:
+        for key, value in content.items():
             yield from _parts(value, f"{where}{key}.", nesting - 1)
 
 
