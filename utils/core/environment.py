@@ -62,8 +62,9 @@ def working_dir() -> Path:
 
 def runs_dir(is_phantom: bool = False, smoke_test: bool = False) -> Path:
     """Return the default folder of runs; phantom runs and smoke tests have their own."""
-    kind = "-smoke" if smoke_test else "-phantom" if is_phantom else ""
-    return working_dir() / f"runs{kind}"
+    if smoke_test:
+        return working_dir() / "runs-smoke"
+    return working_dir() / ("runs-phantom" if is_phantom else "runs")
 
 
 def submissions_dir() -> Path:

@@ -77,7 +77,8 @@ def read_parameters(namespace: dict) -> Parameters:
 
 def _read_cells(sources: Sequence[str]) -> tuple[dict[str, str], dict[str, object], list[str]]:
     """Return declared types and defaults, and the other names set in the last parameters cell or papermill's."""
-    types, defaults, passed = {}, {}, []
+    types, defaults = {}, {}
+    passed = []
     for statements in _parsed(sources):
         annotated = [node for node in statements if isinstance(node, ast.AnnAssign) and node.value]
         declared = [node for node in annotated if isinstance(node.target, ast.Name)]

@@ -160,7 +160,8 @@ def search_ensemble(runs: dict[str, pd.DataFrame], seed: int = 0) -> Ensemble:
 
 def _greedy(labels: np.ndarray, columns: np.ndarray) -> list[int]:
     """Return the indices of the runs that a greedy search adds, the best one first, with repeats."""
-    steps, reached, total = [], [], np.zeros(columns.shape[1])
+    steps, reached = [], []
+    total = np.zeros(columns.shape[1])
     for _ in range(N_STEPS):
         aucs = [area_under_roc(labels, total + column) for column in columns]
         steps.append(int(np.nanargmax(aucs)) if np.isfinite(aucs).any() else 0)

@@ -80,16 +80,17 @@ class Decoder:
 
     def decode(self, images: pd.DataFrame, plan: Plan) -> Chunk:
         """Decode images into the cache of each size in the plan."""
-        manifests, seconds, absent = [], [], []
-        for settings, cache_dir in zip(self.settings[: plan.variants], self.cache_dirs, strict=False):
+        folder, num_workers = self.source.competition_dir, self.source.num_workers
+        manifests, seconds = [], []
+        absent = []  # from the cache, until now
+        sizes = zip(self.settings[: plan.variants], self.cache_dirs, self._manifests, strict=False)
+        for settings, cache_dir, seen in sizes:
             start = time.perf_counter()
             paths = [picture_path(cache_dir, "test", name) for name in images.image_id[name_files(images)]]
             absent += [path for path in paths if not path.is_file()]
-            folder, num_workers = self.source.competition_dir, self.source.num_workers
             manifests.append(build_cache(images, folder, "test", cache_dir, settings, num_workers=num_workers, quiet=True))
+            seen.append(manifests[-1])
             seconds.append(time.perf_counter() - start)
-        for seen, manifest in zip(self._manifests, manifests, strict=False):
-            seen.append(manifest)
         return Chunk(images, plan, manifests, seconds, [path for path in absent if path.is_file()])
 
     def free_disk(self, chunk: Chunk, images_left: int) -> None:
