@@ -16,6 +16,7 @@ from utils.core.environment import (
     find_competition,
     read_json,
     remove_leftovers,
+    replace_folder,
     write_atomic,
     write_csv,
     write_json,
@@ -127,6 +128,22 @@ def test_system_without_locks_writes_too(tmp_path, monkeypatch):
     write_json(tmp_path / "file.json", {"a": 1})
     assert read_json(tmp_path / "file.json") == {"a": 1}
     remove_leftovers(tmp_path)
+
+
+@pytest.mark.parametrize("is_old", [True, False])
+def test_folder_is_replaced_only_after_the_block(tmp_path, is_old):
+    folder = tmp_path / "deep" / "folder"
+    if is_old:
+        folder.mkdir(parents=True)
+        (folder / "old").touch()
+    with pytest.raises(KeyboardInterrupt), replace_folder(folder) as new:
+        (new / "half").touch()
+        raise KeyboardInterrupt
+    assert [path.name for path in folder.parent.rglob("*")] == (["folder", "old"] if is_old else [])
+    with replace_folder(folder) as new:
+        (new / "new").touch()
+        assert new.parent.parent == folder.parent  # a rename across file systems would not be atomic
+    assert [path.name for path in folder.parent.rglob("*")] == ["folder", "new"]
 
 
 def test_nested_writers_of_one_path_do_not_share_a_temporary(tmp_path):

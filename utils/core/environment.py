@@ -9,6 +9,7 @@ import re
 import secrets
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -213,6 +214,23 @@ def write_atomic(path: str | Path, sync: bool = True) -> Iterator[Path]:
             _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replace_folder(folder: str | Path) -> Iterator[Path]:
+    """Yield an empty folder next to ``folder``, and move it to ``folder`` if the block succeeds.
+
+    ``folder`` is then replaced if it exists; if the block fails, it stays as it was.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        complete = Path(temporary) / folder.name
+        complete.mkdir()
+        yield complete
+        if folder.exists():
+            shutil.rmtree(folder)
+        complete.rename(folder)
 
 
 def remove_leftovers(folder: str | Path, stem: str = "") -> None:
