@@ -44,9 +44,15 @@ def run(tmp_path):
     return make_run(tmp_path / "runs" / "resnet50_1024")
 
 
+@pytest.fixture(autouse=True)
+def no_wheels(monkeypatch):
+    """Stand in for the download, which tests/kaggle/test_wheels.py holds: the image lacks nothing."""
+    monkeypatch.setattr(bundle, "download_wheels", lambda *_: [])
+
+
 @pytest.fixture
-def wheels(monkeypatch):
-    """Stand in for the download, which tests/test_wheels.py holds."""
+def wheels(monkeypatch, no_wheels):
+    """The image lacks one package."""
 
     def download(folder, requirements, python_version):
         assert requirements == PROJECT / "requirements.txt"
@@ -73,7 +79,7 @@ def test_a_bundle_has_a_folder_for_each_dataset_and_notebook(tmp_path, run, whee
 
 
 def test_the_code_is_one_zip_with_its_version_and_the_same_bytes_each_time(tmp_path, made, run):
-    write_bundle(tmp_path / "again", USER, [run], None, with_wheels=False)
+    write_bundle(tmp_path / "again", USER, [run], None)
     zips = [next(folder.glob("datasets/code/mammography-kit-*.zip")) for folder in (made, tmp_path / "again")]
     assert zips[0].read_bytes() == zips[1].read_bytes()
     with zipfile.ZipFile(zips[0]) as archive:
@@ -146,7 +152,7 @@ def test_files_that_no_notebook_imports_are_not_sent(tmp_path, project):
         (project / "utils" / stray).write_text("KEY")
     (project / "utils" / ".#scores.py").symlink_to("me@host.1234")  # an editor's lock
     (project / "utils" / "notes.py").symlink_to(project / "utils" / "scratch.py")
-    write_bundle(tmp_path / "bundle", USER, [], None, with_wheels=False)
+    write_bundle(tmp_path / "bundle", USER, [], None)
     with zipfile.ZipFile(next(tmp_path.glob("bundle/datasets/code/*.zip"))) as archive:
         modules = {name for name in archive.namelist() if name.startswith("utils/")}
     inside = ("__init__", "core/__init__", "core/environment", "metrics/__init__", "metrics/scores")
@@ -154,7 +160,7 @@ def test_files_that_no_notebook_imports_are_not_sent(tmp_path, project):
 
 
 def test_notebooks_are_sent_without_outputs(tmp_path, project):
-    write_bundle(tmp_path / "bundle", USER, [], None, with_wheels=False)
+    write_bundle(tmp_path / "bundle", USER, [], None)
     with zipfile.ZipFile(next(tmp_path.glob("bundle/datasets/code/*.zip"))) as archive:
         zipped = archive.read("notebooks/train.ipynb").decode()
     for text in (zipped, (tmp_path / "bundle" / "kernels" / "train" / "train.ipynb").read_text()):
@@ -167,7 +173,7 @@ def test_a_link_in_the_kit_is_refused(tmp_path, project, name):
     (project / name).rename(tmp_path / "elsewhere")
     (project / name).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(BundleError, match=f"{name} is a link: put the file itself"):
-        write_bundle(tmp_path / "bundle", USER, [], None, with_wheels=False)
+        write_bundle(tmp_path / "bundle", USER, [], None)
 
 
 @pytest.mark.parametrize("name", ["history.csv", "fold0/history.csv", "extra.csv", "fold1", "fold0/weights.safetensors"])
@@ -178,7 +184,7 @@ def test_a_link_in_a_run_is_refused(tmp_path, run, name):
         (tmp_path / "elsewhere").write_text("secret")
     (run / name).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(BundleError, match=f"{name} is a link"):
-        write_bundle(tmp_path / "bundle", USER, [run], None, with_wheels=False)
+        write_bundle(tmp_path / "bundle", USER, [run], None)
 
 
 def test_a_smoke_test_is_refused_also_where_a_threshold_names_it(tmp_path, run):
@@ -197,7 +203,7 @@ def test_a_smoke_test_of_an_earlier_version_is_known_by_its_folder(tmp_path, run
     (tmp_path / "link").symlink_to(old)
     for named in (old, tmp_path / "link"):
         with pytest.raises(BundleError, match=f"{old}: it is a smoke test: train it again"):
-            write_bundle(tmp_path / "bundle", USER, [named], None, with_wheels=False)
+            write_bundle(tmp_path / "bundle", USER, [named], None)
     write_json(old / "config.json", config | {"smoke_test": False})  # today's say it themselves
     assert not bundle_checks.run_problems(old)
 
@@ -225,14 +231,15 @@ def test_a_threshold_of_other_runs_is_refused(tmp_path, run):
         write_bundle(tmp_path / "bundle", USER, [run], tmp_path / "threshold.json")
 
 
-def test_a_former_bundle_is_replaced_and_any_other_folder_refused(tmp_path, made, run):
-    write_bundle(made, USER, [run], None, with_wheels=False)
+def test_a_former_bundle_is_replaced_and_any_other_folder_refused(tmp_path, made, run, monkeypatch):
+    monkeypatch.setattr(bundle, "download_wheels", lambda *_: [])
+    write_bundle(made, USER, [run], None)
     assert not (made / "datasets" / "wheels").exists()
     thesis = tmp_path / "mine"
     thesis.mkdir()
     write_json(thesis / "bundle.json", {"name": "a bundle of joy"})
     with pytest.raises(BundleError, match="is no former bundle"):
-        write_bundle(thesis, USER, [run], None, with_wheels=False)
+        write_bundle(thesis, USER, [run], None)
     assert files_under(thesis) == ["bundle.json"]
 
 
@@ -240,10 +247,10 @@ def test_a_former_bundle_is_replaced_and_any_other_folder_refused(tmp_path, made
 def test_an_edit_in_a_bundle_is_not_written_over(made, run, name):
     change(made / name, mine="an edit of hours")
     with pytest.raises(BundleError, match=f"{name} was edited since.*--out, or delete {made}"):
-        write_bundle(made, USER, [run], None, with_wheels=False)
+        write_bundle(made, USER, [run], None)
     assert read_json(made / name)["mine"] == "an edit of hours"
     write_json(made / "bundle.json", {"name": "mammography-kit"})  # an earlier kit's, which kept no hashes
-    write_bundle(made, USER, [run], None, with_wheels=False)
+    write_bundle(made, USER, [run], None)
     assert "mine" not in read_json(made / name)
 
 
@@ -252,14 +259,14 @@ def test_a_file_that_was_put_into_a_bundle_is_not_deleted(made, run, name):
     (made / name).parent.mkdir(exist_ok=True)
     (made / name).write_text("work of hours")
     with pytest.raises(BundleError, match=f"{name} is not from this kit, and would be deleted"):
-        write_bundle(made, USER, [run], None, with_wheels=False)
+        write_bundle(made, USER, [run], None)
     (made / name).unlink()
-    write_bundle(made, USER, [run], None, with_wheels=False)
+    write_bundle(made, USER, [run], None)
 
 
 def test_versions_that_were_pushed_outlive_a_rewrite(made, run):
     bundle.note_pushed(made, f"{USER}/mammography-kit-submit", 3)
-    write_bundle(made, USER, [run], None, with_wheels=False)
+    write_bundle(made, USER, [run], None)
     assert bundle.read_pushed(made) == {f"{USER}/mammography-kit-submit": 3}
     assert check_bundle(made) == []
 
@@ -268,7 +275,7 @@ def test_a_failure_leaves_the_former_bundle_as_it_was(made, run, monkeypatch):
     before = files_under(made)
     monkeypatch.setattr(bundle, "check_bundle", lambda folder: ["too large"])
     with pytest.raises(BundleError, match="- too large"):
-        write_bundle(made, "another", [run], None, with_wheels=False)
+        write_bundle(made, "another", [run], None)
     assert files_under(made) == before and read_json(made / "bundle.json")["username"] == USER
 
 
@@ -318,7 +325,7 @@ def test_without_runs_the_later_notebooks_take_those_of_the_train_notebook(tmp_p
 
 
 def test_no_wheels_dataset_where_the_image_lacks_nothing(tmp_path, run, monkeypatch):
-    monkeypatch.setattr(bundle, "download_wheels", lambda folder, *_: folder.mkdir() or [])
+    monkeypatch.setattr(bundle, "download_wheels", lambda *_: [])
     assert "wheels" not in write_bundle(tmp_path / "bundle", USER, [run], None)
 
 

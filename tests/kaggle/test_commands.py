@@ -453,7 +453,7 @@ def parse_officially(line):
 
 
 def test_bundle_is_written_of_the_tuned_runs_for_the_credentials_username(server, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.kaggle.bundle.download_wheels", lambda folder, *_: folder.mkdir() or [])
+    monkeypatch.setattr("utils.kaggle.bundle.download_wheels", lambda *_: [])
     cnn = make_run(tmp_path / "cnn")
     write_json(cnn / "config.json", {"prevalence": 0.25, "phantom": True})
     write_tuned(tmp_path / "threshold.json", cnn)
@@ -477,7 +477,7 @@ def test_bundle_is_written_of_the_tuned_runs_for_the_credentials_username(server
 
 
 def test_bundle_without_credentials_needs_a_username_and_without_runs_is_for_training_on_kaggle(server, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.kaggle.bundle.download_wheels", lambda folder, *_: folder.mkdir() or [])
+    monkeypatch.setattr("utils.kaggle.bundle.download_wheels", lambda *_: [])
     monkeypatch.setattr(kaggle, "runs_to_send", lambda *_: [])
     monkeypatch.setattr(kaggle, "working_dir", lambda: tmp_path)
     monkeypatch.delenv("KAGGLE_API_TOKEN")

@@ -9,7 +9,6 @@ import json
 import re
 import shlex
 import shutil
-import tempfile
 import tomllib
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from utils.core.environment import (
     KitError,
     is_from_kit,
     read_json,
+    replace_folder,
     versions,
     write_atomic,
     write_json,
@@ -42,7 +42,7 @@ from utils.kaggle.bundle_checks import (
     threshold_problems,
 )
 from utils.kaggle.notebooks import NOTEBOOKS
-from utils.kaggle.wheels import download_wheels, imported_by_notebooks
+from utils.kaggle.wheels import KAGGLE_PYTHON, download_wheels, imported_by_notebooks
 from utils.runs.code import module_files
 from utils.runs.found import find_runs
 
@@ -69,8 +69,7 @@ def write_bundle(
     username: str,
     run_dirs: Sequence[Path],
     threshold_path: Path | None,
-    python_version: str = "3.12",
-    with_wheels: bool = True,
+    python_version: str = KAGGLE_PYTHON,
 ) -> dict[str, Path]:
     """Write everything that goes to Kaggle into a folder, complete and checked, or not at all.
 
@@ -85,9 +84,7 @@ def write_bundle(
     threshold_path : Path or None
         threshold.json tuned on these runs.
     python_version : str
-        Python version of Kaggle's image, for the wheels.
-    with_wheels : bool
-        Download the wheels that the image lacks.
+        Python version for which the wheels are downloaded.
 
     Returns
     -------
@@ -98,27 +95,21 @@ def write_bundle(
     ------
     BundleError
         If there are problems; it lists all of them, and ``folder`` is unchanged.
-    WheelError
+    PackageError
         If the wheels are unavailable.
     """
     folder, runs = Path(folder), list(dict.fromkeys(Path(run).resolve() for run in run_dirs))
     check_sources(folder, username, runs, threshold_path)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-        whole = Path(temporary) / "whole"
-        _write_code(whole / "datasets", username)
-        _write_weights(whole / "datasets", username, runs, threshold_path)
-        if with_wheels:
-            _write_wheels(whole / "datasets", username, python_version)
-        _write_kernels(whole, username)
-        known = {"hashes": _hash_editable(whole), "files": _list_files(whole)}
-        write_json(whole / MARKER, _provenance() | {"username": username, "python": python_version} | known)
-        _refuse(check_bundle(whole))
+    with replace_folder(folder) as new:
+        _write_code(new / "datasets", username)
+        _write_weights(new / "datasets", username, runs, threshold_path)
+        _write_wheels(new / "datasets", username, python_version)
+        _write_kernels(new, username)
+        known = {"hashes": _hash_editable(new), "files": _list_files(new)}
+        write_json(new / MARKER, _provenance() | {"username": username, "python": python_version} | known)
+        _refuse(check_bundle(new))
         if (folder / PUSHED).is_file():
-            shutil.copyfile(folder / PUSHED, whole / PUSHED)
-        if folder.exists():
-            shutil.rmtree(folder)
-        whole.rename(folder)
+            shutil.copyfile(folder / PUSHED, new / PUSHED)
     return {path.name: path for path in (*parts(folder, "datasets"), *parts(folder, "kernels"))}
 
 
@@ -193,8 +184,6 @@ def _write_wheels(datasets: Path, username: str, python_version: str) -> None:
     if download_wheels(folder, PROJECT / "requirements.txt", python_version):
         write_json(folder / KIT_FILE, _provenance())
         _describe_dataset(folder, username, "Mammography kit wheels", "Python packages that Kaggle's image lacks")
-    else:
-        folder.rmdir()
 
 
 def name_weights(runs: Sequence[Path]) -> dict[str, Path]:

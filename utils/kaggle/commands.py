@@ -47,7 +47,6 @@ from utils.kaggle.client import (
 from utils.kaggle.credentials import RedactedStream, find_username, redact
 from utils.kaggle.notebooks import NOTEBOOKS
 
-KAGGLE_PYTHON = "3.12"
 SCORE_HOURS = 14
 HELP_WIDTH = 100
 
@@ -65,7 +64,7 @@ def run_bundle(given: argparse.Namespace) -> None:
         print(f"This would write {what}, and the wheels. They were not looked for; the rest was checked. It sends nothing.")
         return
     print(f"Writing {what}.")
-    written = write_bundle(folder, username, runs, threshold, python_version=KAGGLE_PYTHON, with_wheels=True)
+    written = write_bundle(folder, username, runs, threshold)
     print("\n".join(f"{name}: {path}" for name, path in written.items()))
     _warn_of_phantoms(folder)
     push = f"python -m utils.kaggle push{_option('--bundle', folder)}"

@@ -12,16 +12,20 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils.core import environment
 from utils.core.environment import KitError, is_from_kit, on_kaggle, walk_small_folders
 from utils.kaggle.notebooks import NOTEBOOKS
 
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement  # at run time late, so that the check of Python comes first
+
 MOUNT_DEPTH = 4
 
 
 class PackageError(KitError):
-    """Python or a package is missing or too old; the message says what to install."""
+    """Python or a package is missing, too old or unavailable; the message says what to do."""
 
 
 def install_missing(notebook: str) -> None:
@@ -47,12 +51,29 @@ def install_missing(notebook: str) -> None:
     print(f"{notebook}.ipynb, " + ", ".join(f"{name} {version}" for name, version in environment.versions().items()))
 
 
+def read_requirements(path: Path) -> list[Requirement]:
+    """Read requirements.txt; raise PackageError if a line can't be parsed."""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    requirements = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        text = re.sub(r"(^|\s)#.*", "", line).strip()
+        if text:
+            try:
+                requirements.append(Requirement(text))
+            except InvalidRequirement as error:
+                raise PackageError(f"{path}: {text!r} can't be parsed ({error}): write NAME>=VERSION.") from error
+    return requirements
+
+
 def _check_python() -> None:
     from packaging.specifiers import SpecifierSet
 
-    wanted = re.search(r'^requires-python\s*=\s*"(.+)"', _project_file("pyproject.toml"), re.MULTILINE)
+    path = environment.PROJECT / "pyproject.toml"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    wanted = re.search(r'^requires-python\s*=\s*"(.+)"', text, re.MULTILINE)  # an older Python has no tomllib
     if wanted and not SpecifierSet(wanted[1]).contains(platform.python_version(), prereleases=True):
-        choose = "Take the newest environment in the notebook's settings." if on_kaggle() else "make venv PYTHON=python3.12"
+        choose = "Choose the newest environment in the notebook's settings." if on_kaggle() else "make venv PYTHON=python3.12"
         raise PackageError(f"Python is {platform.python_version()}, but must be {wanted[1]}. {choose}")
 
 
@@ -64,9 +85,8 @@ def _remedy(lacking: Mapping[str, str]) -> str:
 
 def _lacking(modules: Mapping[str, str]) -> dict[str, str]:
     """Return the unmet requirements, each with its problem; ``modules`` gives the package of each module."""
-    from packaging.specifiers import SpecifierSet
-
-    bounds = dict(re.findall(r"^([\w.-]+)\s*(>=[^\s#;]+)", _project_file("requirements.txt"), re.MULTILINE))
+    path = environment.PROJECT / "requirements.txt"
+    bounds = {need.name: need.specifier for need in (read_requirements(path) if path.is_file() else ())}
     lacking = {}
     for module, name in modules.items():
         bound = bounds.get(name, "")
@@ -75,7 +95,7 @@ def _lacking(modules: Mapping[str, str]) -> dict[str, str]:
             continue
         with contextlib.suppress(metadata.PackageNotFoundError):  # another build of the package, such as opencv-python
             version = metadata.version(name)
-            if not SpecifierSet(bound).contains(version, prereleases=True):
+            if bound and not bound.contains(version, prereleases=True):
                 lacking[f"{name}{bound}"] = f"{name} is {version}, but must be {bound}"
     return lacking
 
@@ -83,9 +103,11 @@ def _lacking(modules: Mapping[str, str]) -> dict[str, str]:
 def _install_from_wheels(requirements: Sequence[str]) -> None:
     """Install from the kit's own dataset, with missing dependencies only: Kaggle's image must not change."""
     folders = [folder for folder in mounted(".whl") if is_from_kit(folder)] if requirements else []
+    if not folders:
+        return
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index", "--no-deps"]
     command += [f"--find-links={folder}" for folder in folders]
-    todo = list(requirements) if folders else []
+    todo = list(requirements)
     for requirement in todo:  # one by one: a missing wheel would block the others
         done = subprocess.run([*command, requirement], capture_output=True, encoding="utf-8", errors="replace")
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
@@ -104,11 +126,6 @@ def _missing_dependencies(requirement: str) -> Iterator[str]:
                 metadata.version(need.name)
             except metadata.PackageNotFoundError:
                 yield f"{need.name}{need.specifier}"
-
-
-def _project_file(name: str) -> str:
-    path = environment.PROJECT / name
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def mounted(ending: str) -> list[Path]:

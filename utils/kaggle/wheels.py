@@ -4,21 +4,19 @@ A notebook installs them with ``--no-deps``; they replace no package of the imag
 versions that the image does not have, pip picks an older release.
 """
 
-import re
-import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from packaging.requirements import InvalidRequirement, Requirement
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from utils.core.environment import KitError, read_json
+from utils.core.environment import read_json
+from utils.kaggle.packages import PackageError, read_requirements
 from utils.runs.code import imports_of, reached_modules
 
 # Packages of Kaggle's image that matter here, compiled on 2026-11-22, since no page lists them all.
@@ -71,37 +69,22 @@ KAGGLE_IMAGE = {
     "tqdm": "4.67.3",
     "typing-extensions": "4.15.0",
 }
+KAGGLE_PYTHON = "3.12"
 IMPORT_NAMES = {"scikit-learn": "sklearn", "opencv-python-headless": "cv2", "pyyaml": "yaml"}  # if they differ
 NEWEST_GLIBC = 35  # 2.35, of Ubuntu 22.04, the image's base
 PLATFORMS = ("manylinux2014_x86_64", *(f"manylinux_2_{minor}_x86_64" for minor in range(17, NEWEST_GLIBC + 1)))
 STUB = "+image"  # local version of the empty wheels that stand for the image's packages
 
 
-class WheelError(KitError):
-    """Wheels are unavailable or do not fit Kaggle's image; the message says what to change."""
-
-
 def missing_requirements(requirements: Path, image: Mapping[str, str] = KAGGLE_IMAGE) -> list[str]:
     """List the lines of requirements.txt that the notebooks need and ``image`` (version by package) does not meet.
 
     The notebooks need what they import, directly or through ``utils``. Development tools and the tests' second decoders
-    drop out without a second list. Raise WheelError if a line can't be parsed.
+    drop out without a second list. Raise PackageError if a line can't be parsed.
     """
     imported = {name.partition(".")[0] for name in imported_by_notebooks(requirements.parent)}
-    wanted = [_parse(line, requirements) for line in _lines(requirements)]
-    return [str(need) for need in wanted if _import_name(need.name) in imported and not _has(image, need)]
-
-
-def _lines(requirements: Path) -> list[str]:
-    lines = (re.sub(r"(^|\s)#.*", "", line).strip() for line in requirements.read_text(encoding="utf-8").splitlines())
-    return [line for line in lines if line]
-
-
-def _parse(line: str, source: Path) -> Requirement:
-    try:
-        return Requirement(line)
-    except InvalidRequirement as error:
-        raise WheelError(f"{source}: {line!r} can't be read as a requirement ({error}): write NAME>=VERSION.") from error
+    wanted = [need for need in read_requirements(requirements) if _import_name(need.name) in imported]
+    return [str(need) for need in wanted if not _has(image, need)]
 
 
 def imported_by_notebooks(project: Path) -> set[str]:
@@ -126,21 +109,21 @@ def _has(image: Mapping[str, str], need: Requirement) -> bool:
 
 
 def download_wheels(
-    folder: Path, requirements: Path, python_version: str = "3.12", image: Mapping[str, str] = KAGGLE_IMAGE
+    folder: Path, requirements: Path, python_version: str = KAGGLE_PYTHON, image: Mapping[str, str] = KAGGLE_IMAGE
 ) -> list[Path]:
-    """Download the wheels that the image lacks, with dependencies, and return them; raise WheelError if none fits.
+    """Download the wheels that the image lacks, with dependencies, into a new folder and return them.
 
     Empty wheels stand for the image's packages, so pip neither replaces them nor resolves their dependencies.
     pip uses the user's configuration (index, ``PIP_…`` variables), and evaluates Python markers for its own interpreter.
-    ``folder`` is replaced if it contains only wheels.
+    If the image lacks nothing, no folder is made. Raise PackageError if pip finds no wheels.
     """
     wanted = missing_requirements(requirements, image)
-    with _whole_or_absent(folder) as whole, tempfile.TemporaryDirectory() as stubs:
-        if wanted:
-            constraints = _write_stubs(Path(stubs), image)
-            _pip_download(wanted, whole, constraints, python_version)
-        for stub in whole.glob(f"*{STUB}-*.whl"):
-            stub.unlink()
+    if not wanted:
+        return []
+    with tempfile.TemporaryDirectory() as stubs:
+        _pip_download(wanted, folder, _write_stubs(Path(stubs), image), python_version)
+    for stub in folder.glob(f"*{STUB}-*.whl"):
+        stub.unlink()
     return sorted(folder.glob("*.whl"))
 
 
@@ -168,23 +151,8 @@ def _pip_download(wanted: Sequence[str], folder: Path, constraints: Path, python
     if done.returncode:
         conflict = done.stdout.partition("The conflict is caused by:")[2].partition("To fix this")[0]
         said = " ".join((conflict or done.stderr).split())
-        raise WheelError(
-            f"pip found no wheels of {', '.join(wanted)} for Python {python_version} that go with Kaggle's image: {said}. See"
-            " that pip reaches its index (pip config list). Where a release needs other versions than the image's (+image), ask"
-            " for an older one in requirements.txt, or correct KAGGLE_IMAGE if the image has changed."
+        raise PackageError(
+            f"pip found no wheels of {', '.join(wanted)} for Python {python_version} that fit Kaggle's image: {said}."
+            " Check that pip reaches its index (pip config list). If a release needs other versions than the image's (+image),"
+            " require an older one in requirements.txt, or correct KAGGLE_IMAGE if the image has changed."
         )
-
-
-@contextmanager
-def _whole_or_absent(folder: Path) -> Iterator[Path]:
-    """Yield a folder that replaces ``folder`` on success; raise WheelError if the old one contains more than wheels."""
-    if folder.exists() and (not folder.is_dir() or any(path.suffix != ".whl" for path in folder.iterdir())):
-        raise WheelError(f"{folder} holds something else than wheels: name another folder, or empty it.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-        whole = Path(temporary) / "whole"
-        whole.mkdir()
-        yield whole
-        if folder.exists():
-            shutil.rmtree(folder)
-        whole.rename(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 import zipfile
@@ -18,6 +17,7 @@ from utils.decision.threshold import Threshold
 from utils.decision.tuning import tune
 from utils.images.inputs import open_inputs
 from utils.kaggle.bundle import write_bundle
+from utils.kaggle.packages import read_requirements
 from utils.kaggle.wheels import KAGGLE_IMAGE
 from utils.phantom.competition import make_competition
 from utils.phantom.hidden_test import HiddenTest, make_hidden_test
@@ -169,10 +169,8 @@ def mount_dataset(dataset: Path, input_dir: Path) -> None:
 
 def lacking_packages(wheels: Sequence[str]) -> set[str]:
     """Return the packages that Kaggle's image lacks: those of requirements.txt not in the image, and the wheels'."""
-    required = re.findall(
-        r"^[A-Za-z0-9][A-Za-z0-9._-]*", (PROJECT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE
-    )
-    names = {str(canonicalize_name(name)) for name in required} - set(KAGGLE_IMAGE)
+    required = read_requirements(PROJECT / "requirements.txt")
+    names = {str(canonicalize_name(need.name)) for need in required} - set(KAGGLE_IMAGE)
     return names | {str(parse_wheel_filename(name)[0]) for name in wheels}
 
 
