@@ -129,6 +129,11 @@ class Threshold:
             check(re.fullmatch(OOF_HASH, name) is not None, "oof_hashes", name, "12 hexadecimal digits")
         check(len(self.oof_hashes) == len(self.runs), "oof_hashes", self.oof_hashes, f"as many as runs ({len(self.runs)})")
 
+    @property
+    def run_dirs(self) -> list[Path]:
+        """The run folders as paths."""
+        return [Path(run) for run in self.runs]
+
     def save(self, path: str | Path) -> None:
         """Write threshold.json."""
         write_json(path, asdict(self))

@@ -63,12 +63,11 @@ def _main() -> None:
     parser.add_argument("demo_dir", type=Path, help="where make demo has put everything")
     demo_dir = parser.parse_args().demo_dir
     tuned = Threshold.load(demo_dir / "threshold.json")
-    runs = [Path(run) for run in tuned.runs]
-    table = demo_table(runs, demo_dir / "submission.csv", demo_dir / "competition")
+    table = demo_table(tuned.run_dirs, demo_dir / "submission.csv", demo_dir / "competition")
     print("\nOut of fold on the phantom's training breasts; each fold chose its epoch, and 'tuned' its threshold, on them.")
     print("The test columns are on hidden labels that no notebook has read.\n")
     print(table.to_string(), "\n")
-    draw_overview(runs, tuned, demo_dir / "cache", demo_dir / "competition", demo_dir / "demo.png")
+    draw_overview(tuned.run_dirs, tuned, demo_dir / "cache", demo_dir / "competition", demo_dir / "demo.png")
     print(f"Picture of all this: {demo_dir / 'demo.png'}")
     print(f"Report: {demo_dir / 'report.html'} (open it in a browser)")
     print(f"Executed notebooks: {demo_dir / 'notebooks'}")
