@@ -9,6 +9,7 @@ import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -21,10 +22,22 @@ LEAST_DISK = GIGABYTE // 10  # tables, figures, logs
 OWN_MEMORY, WORKER_MEMORY = 1.0e9, 0.5e9
 HUB = "https://huggingface.co"
 HUB_SECONDS = 2.0
-# Control groups, version 2 then 1: mount point, limit file, usage file, and memory.stat's key for reclaimable cache.
+
+
+@dataclass(frozen=True)
+class GroupFiles:
+    """Where a version of Linux's control groups keeps a group's memory."""
+
+    mount: str
+    limit: str
+    usage: str
+    reclaimable: str  # key of the reclaimable cache in memory.stat
+
+
+# By the controller's name in /proc/self/cgroup: version 2, which gives none, and version 1.
 GROUPS = {
-    "": ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
-    "memory": ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    "": GroupFiles("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    "memory": GroupFiles("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
 
 
@@ -81,18 +94,20 @@ def free_memory(root: Path = Path("/")) -> int | None:
     if not available:
         return None
     lines = [line.split(":", 2) for line in _text(root / "proc/self/cgroup").splitlines()]
-    groups = [free for _, kind, path in lines if kind in GROUPS for free in _free_in_groups(root, kind, path)]
+    groups = [free for _, name, path in lines if name in GROUPS for free in _free_in_groups(root, GROUPS[name], path)]
     return min([int(available[1]) * 1024, *groups])
 
 
-def _free_in_groups(root: Path, kind: str, path: str) -> Iterator[int]:
-    mount, limit, usage, cached = root / GROUPS[kind][0], *GROUPS[kind][1:]
+def _free_in_groups(root: Path, files: GroupFiles, path: str) -> Iterator[int]:
+    """Yield the bytes that a group and each of its parents leave free; a container sees its own group as the root."""
+    mount = root / files.mount
     own = mount / path.lstrip("/")
-    for group in (folder for folder in (own, *own.parents) if folder.is_relative_to(mount)):  # a container sees its own as root
-        most, used = _text(group / limit).strip(), _text(group / usage).strip()
-        if most.isdigit() and used.isdigit():  # "max" means no limit
-            reclaimable = re.search(rf"^{cached} (\d+)", _text(group / "memory.stat"), re.MULTILINE)
-            yield int(most) - int(used) + (int(reclaimable[1]) if reclaimable else 0)
+    for group in (folder for folder in (own, *own.parents) if folder.is_relative_to(mount)):
+        limit = _text(group / files.limit).strip()
+        used = _text(group / files.usage).strip()
+        if limit.isdigit() and used.isdigit():  # "max" means no limit
+            reclaimable = re.search(rf"^{files.reclaimable} (\d+)", _text(group / "memory.stat"), re.MULTILINE)
+            yield int(limit) - int(used) + (int(reclaimable[1]) if reclaimable else 0)
 
 
 def _text(path: Path) -> str:
