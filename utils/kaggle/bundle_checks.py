@@ -20,9 +20,6 @@ LIMITS = {  # minimum, maximum; client: PyPI's kaggle 2.2.4; page: kaggle.com/do
     "kernel title": (5, 50),  # the client's kernels_push; above 50 the server answers 500 (Kaggle/kaggle-cli, pull request 179)
     "kernel slug": (5, 50),  # the client's validate_kernel_string
     "kernel bytes": (1, 10**6),  # the notebook: 1 MB in Kaggle's editor
-    "output bytes": (0, 20 * 10**9),  # /kaggle/working
-    "weekly GPU hours": (0, 30),
-    "daily submissions": (0, 5),
 }
 DATASET_FILE, KERNEL_FILE = "dataset-metadata.json", "kernel-metadata.json"
 # The client's name for two T4 (kagglesdk, ApiSaveKernelRequest). For an unknown name Kaggle silently gives a P100.
