@@ -9,8 +9,9 @@ import nbformat
 import pandas as pd
 import pytest
 
-from tests.helpers import write_tuned
+from tests.helpers import make_config, write_tuned
 from utils.core.environment import KAGGLE_INPUT, KitError, write_json
+from utils.images.settings import CacheSettings
 from utils.phantom.hidden_test import HiddenTest
 from utils.rehearsal import rehearse as rehearsal
 from utils.rehearsal import stage as rehearsal_stage
@@ -49,7 +50,7 @@ def stage(tmp_path) -> Stage:
 
 
 def write_run(folder: Path, height: int = 96) -> Path:
-    write_json(folder / "config.json", {"preprocessing": {"image_height": height, "image_width": 72}})
+    write_json(folder / "config.json", make_config(CacheSettings(height, 72)).to_json())
     (folder / "oof.csv").write_text("prediction_id\n")
     return folder
 

@@ -45,6 +45,7 @@ from utils.kaggle.notebooks import NOTEBOOKS
 from utils.kaggle.wheels import KAGGLE_PYTHON, download_wheels, imported_by_notebooks
 from utils.runs.code import module_files
 from utils.runs.found import find_runs
+from utils.runs.run import Run
 
 __all__ = ["LIMITS", "BundleError", "Part", "check_bundle", "check_sources", "find_parts", "write_bundle"]
 MARKER = "bundle.json"  # only a folder that contains it is replaced
@@ -306,7 +307,7 @@ def submit_kernel(bundle: Path) -> Part:
 def runs_to_send(named: str, threshold: Path) -> list[Path]:
     """Return the named runs; else those that the threshold was tuned on; else all runs, perhaps none."""
     if not named and threshold.is_file():
-        return [Path(run) for run in Threshold.load(threshold).runs]
+        return Threshold.load(threshold).run_dirs
     return find_runs(named)
 
 
@@ -323,4 +324,4 @@ def note_pushed(bundle: Path, kernel: str, version: int) -> None:
 def phantom_runs(bundle: Path) -> list[str]:
     """List the names of the bundle's runs that were trained on the phantom."""
     configs = sorted(bundle.glob("datasets/weights-*/*/config.json"))
-    return [path.parent.name for path in configs if read_json(path).get("phantom")]
+    return [path.parent.name for path in configs if Run(path.parent).notes.phantom]

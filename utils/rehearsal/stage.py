@@ -24,6 +24,7 @@ from utils.phantom.hidden_test import HiddenTest, make_hidden_test
 from utils.rehearsal.world import KagglePython, make_kaggle_python, python_version
 from utils.runs.config import ModelConfig, TrainConfig
 from utils.runs.found import find_runs
+from utils.runs.run import Run
 from utils.training.folds import train_run
 
 DEMO = PROJECT / "outputs" / "demo"
@@ -114,7 +115,7 @@ def choose_runs(options: Options) -> tuple[list[Path], Path | None]:
     if options.threshold and not options.threshold.is_file():
         raise RehearsalError(f"--threshold {options.threshold} does not exist: name a threshold.json, or leave it out.")
     if options.runs or options.threshold:
-        named = options.runs or runs_of(options.threshold)
+        named = options.runs or Threshold.load(options.threshold).run_dirs
         runs, threshold, whose = find_runs([str(run) for run in named]), options.threshold, "as named"
     else:
         runs, threshold, whose = next((found for found in _found_runs() if found[0]), NO_RUN)
@@ -134,19 +135,14 @@ def _found_runs() -> Iterator[tuple[list[Path], Path | None, str]]:
 
 def _still_there(threshold: Path) -> list[Path]:
     """Return a threshold.json's runs; empty if the file or any of the runs is missing."""
-    runs = runs_of(threshold) if threshold.is_file() else []
+    runs = Threshold.load(threshold).run_dirs if threshold.is_file() else []
     return runs if all((run / "oof.csv").is_file() for run in runs) else []
-
-
-def runs_of(threshold: Path) -> list[Path]:
-    """Return the runs that a threshold.json was tuned on; raise PredictionError if the file is invalid."""
-    return [Path(run) for run in Threshold.load(threshold).runs]
 
 
 def picture_sizes(runs: Sequence[Path]) -> list[str]:
     """Return the distinct sizes of the cached images that runs read, as in "1024 x 512"."""
-    settings = [read_json(run / "config.json")["preprocessing"] for run in runs]
-    return sorted({f"{one['image_height']} x {one['image_width']}" for one in settings})
+    settings = [Run(run).config.preprocessing for run in runs]
+    return sorted({f"{one.image_height} x {one.image_width}" for one in settings})
 
 
 def _train_example(folder: Path) -> Path:
