@@ -98,4 +98,4 @@ def test_preprocessing_is_measured_on_all_of_them(small, tmp_path, monkeypatch):
 
 def test_hardware_names_cores_processor_and_gpus():
     found = describe_hardware()
-    assert found["cores"] >= 1 and found["cpu"] and found["gpus"]
+    assert found.cores >= 1 and found.cpu and found.gpus

@@ -3,6 +3,7 @@
 import json
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -15,7 +16,8 @@ from utils.images.settings import CacheSettings
 from utils.phantom.hidden_test import HiddenTest
 from utils.rehearsal import rehearse as rehearsal
 from utils.rehearsal import stage as rehearsal_stage
-from utils.rehearsal.rehearse import describe, list_files, papermill_command, text_of
+from utils.rehearsal.projection import Hardware
+from utils.rehearsal.rehearse import Report, describe, list_files, papermill_command, text_of
 from utils.rehearsal.stage import (
     FACTS,
     FACTS_CELL,
@@ -25,7 +27,7 @@ from utils.rehearsal.stage import (
     lacking_packages,
     mount_dataset,
 )
-from utils.rehearsal.world import TIMED_OUT, KagglePython
+from utils.rehearsal.world import TIMED_OUT, KagglePython, Seen
 from utils.runs import found as found_runs
 from utils.runs.oof import PredictionError
 
@@ -62,47 +64,47 @@ def write_facts(stage: Stage, utils: Path, python: Path) -> None:
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), stage.results / "submit.ipynb")
 
 
-def report_of(stage: Stage, full_sized: float | None = None, **seen) -> dict:
-    found = {"exit_status": 0, "seconds": 20.0, "peaks": {"memory": 2e9, "working": 3e6, "tmp": 0}, "proofs": CLOSED}
-    return describe(Options(patients=2), stage, found | seen, full_sized)
+def report_of(stage: Stage, full_sized: float | None = None, **seen) -> Report:
+    found = Seen(0, seconds=20.0, peaks={"memory": 2e9, "working": 3e6, "tmp": 0}, proofs=CLOSED)
+    return describe(Options(patients=2), stage, replace(found, **seen), full_sized)
 
 
 def test_a_rehearsal_that_went_well_has_no_problem(stage):
     report = report_of(stage)
-    assert report["problems"] == []
-    assert report["seconds_per_image"] == {"decode": 0.1, "predict": 0.025}
-    assert sorted(report["unpredicted"]) == sorted(UNREADABLE)
+    assert report.problems == []
+    assert report.seconds_per_image == {"decode": 0.1, "predict": 0.025}
+    assert sorted(report.unpredicted) == sorted(UNREADABLE)
 
 
 def test_hours_are_those_of_the_whole_hidden_test(stage, monkeypatch):
     monkeypatch.setattr(rehearsal.torch.cuda, "is_available", lambda: False)
-    hours = report_of(stage)["hours"]
+    hours = report_of(stage).hours
     assert hours["decode"] == pytest.approx(3_700 / 3600)
     assert hours["total"] == pytest.approx((5 + 37_000 * 0.125) / 3600)
 
 
 def test_a_gpu_predicts_while_others_are_decoded(stage, monkeypatch):
     monkeypatch.setattr(rehearsal.torch.cuda, "is_available", lambda: True)
-    assert report_of(stage)["hours"]["total"] == pytest.approx((5 + 3_700) / 3600)
+    assert report_of(stage).hours["total"] == pytest.approx((5 + 3_700) / 3600)
 
 
 @pytest.fixture
 def two_cores(monkeypatch):
     monkeypatch.setattr(rehearsal.torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(rehearsal, "describe_hardware", lambda: {"cores": 2, "load": "0.0", "cpu": "some", "gpus": "none"})
+    monkeypatch.setattr(rehearsal, "describe_hardware", lambda: Hardware(2, "0.0", "some", "none"))
 
 
 def test_files_of_the_real_sizes_count_where_they_take_longer(stage, two_cores):
     report = report_of(stage, full_sized=7_200.0)
-    assert report["decode_hours"] == pytest.approx({"the phantom's files": 3_700 / 3600, "files of the real sizes": 2.0})
-    assert report["hours"]["total"] == pytest.approx((5 + 7_200 + 925) / 3600)
+    assert report.decode_hours == pytest.approx({"the phantom's files": 3_700 / 3600, "files of the real sizes": 2.0})
+    assert report.hours["total"] == pytest.approx((5 + 7_200 + 925) / 3600)
     assert "decoding as long as files of the real sizes take" in text_of(report)
     assert "at the picture size 96 x 72 of" in text_of(report)
 
 
 def test_the_phantoms_files_count_where_they_take_longer(stage, two_cores):
     report = report_of(stage, full_sized=1_800.0)
-    assert report["hours"]["decode"] == pytest.approx(3_700 / 3600)
+    assert report.hours["decode"] == pytest.approx(3_700 / 3600)
     assert "decoding as long as the phantom's files take" in text_of(report)
 
 
@@ -113,12 +115,12 @@ def test_the_verdict_is_of_files_of_the_real_sizes(stage, two_cores):
 def test_each_picture_size_is_decoded_anew(stage, two_cores, tmp_path):
     stage.runs += [write_run(tmp_path / "large", 1024), write_run(tmp_path / "again")]
     report = report_of(stage, full_sized=7_200.0)
-    assert report["picture_sizes"] == ["1024 x 72", "96 x 72"]
-    assert report["hours"]["decode"] == pytest.approx(4.0)
+    assert report.picture_sizes == ["1024 x 72", "96 x 72"]
+    assert report.hours["decode"] == pytest.approx(4.0)
 
 
 def problem_of(stage: Stage, **seen) -> str:
-    (problem,) = report_of(stage, **seen)["problems"]
+    (problem,) = report_of(stage, **seen).problems
     return problem
 
 
@@ -183,9 +185,9 @@ def test_the_text_says_hardware_stages_prior_and_verdict(stage):
     ):
         assert part in text
     assert text.endswith("The rehearsal went well.")
-    assert text_of(report | {"problems": ["It broke."]}).endswith("PROBLEM: It broke.")
-    assert "NOT ISOLATED" in text_of(report | {"isolated": False})
-    assert "as they should" not in text_of(report | {"unpredicted": ["1_L"]})
+    assert text_of(replace(report, problems=["It broke."])).endswith("PROBLEM: It broke.")
+    assert "NOT ISOLATED" in text_of(replace(report, isolated=False))
+    assert "as they should" not in text_of(replace(report, unpredicted=["1_L"]))
 
 
 def test_what_is_saved_is_named_with_its_folder(tmp_path):

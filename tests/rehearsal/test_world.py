@@ -15,7 +15,7 @@ import pytest
 from utils.core.environment import PROJECT
 from utils.rehearsal import init as kaggle_init
 from utils.rehearsal import world as kaggle_world
-from utils.rehearsal.world import TIMED_OUT, World, WorldError, isolation, make_kaggle_python, run_in_world
+from utils.rehearsal.world import TIMED_OUT, Seen, World, WorldError, isolation, make_kaggle_python, run_in_world
 
 LACKING = ("imagecodecs", "pylibjpeg_libjpeg")
 SMALL = 2**20
@@ -46,7 +46,7 @@ def world(tmp_path):
     return World(tmp_path / "input", tmp_path / "results", working_bytes=SMALL)
 
 
-def shell(world: World, command: str, **more) -> tuple[dict, str]:
+def shell(world: World, command: str, **more) -> tuple[Seen, str]:
     """Run a line in the world's shell; return what was seen, and what the line wrote."""
     seen = run_in_world(world, ["sh", "-c", f"({command}) > {KEPT} 2>&1"], **more)
     return seen, (world.results / KEPT).read_text()
@@ -65,15 +65,15 @@ def test_the_input_is_seen_and_can_not_be_changed(world):
     seen, said = shell(world, "cat /kaggle/input/given.txt; echo more >> /kaggle/input/given.txt; rm /kaggle/input/given.txt")
     assert said.startswith("given")
     assert said.count("Read-only file system") == 2
-    assert seen["proofs"]["writing into the input"] == "EROFS"
+    assert seen.proofs["writing into the input"] == "EROFS"
     assert [path.read_text() for path in world.input.iterdir()] == ["given"]
 
 
 @isolated
 def test_there_is_no_network_but_the_loopback(world):
     seen, said = shell(world, "cat /proc/net/route; echo; cat /proc/net/if_inet6")
-    assert seen["proofs"]["the host's own server"] == "ECONNREFUSED"
-    assert seen["proofs"]["an address outside"] == "ENETUNREACH"
+    assert seen.proofs["the host's own server"] == "ECONNREFUSED"
+    assert seen.proofs["an address outside"] == "ENETUNREACH"
     assert len(said.splitlines()) <= 3 and "eth" not in said
 
 
@@ -90,7 +90,7 @@ def test_the_working_folder_is_limited(world):
     fill = f"head -c {2 * SMALL} /dev/zero > large 2> /tmp/said; sleep 0.6; rm large; cat /tmp/said"
     seen, said = shell(world, fill)
     assert "No space left on device" in said
-    assert SMALL / 2 < seen["peaks"]["working"] <= SMALL
+    assert SMALL / 2 < seen.peaks["working"] <= SMALL
 
 
 @isolated
@@ -125,7 +125,7 @@ def test_a_project_and_its_python_may_lie_under_tmp(world, python, tmp_path, mon
     seen, said = shell(world, f'{python.executable} -c "{program}"; echo a > {project}/.venv/.written')
     assert said.splitlines()[0] == "['.venv']"
     assert "Read-only file system" in said
-    assert seen["exit_status"] != 0
+    assert seen.exit_status != 0
 
 
 @isolated
@@ -155,14 +155,14 @@ def read(path: Path) -> bytes:
 def test_memory_of_children_counts(world):
     program = "import time; x = bytearray(150_000_000); time.sleep(0.8)"
     seen, _ = shell(world, f"{sys.executable} -c '{program}'")
-    assert 150e6 < seen["peaks"]["memory"] < 250e6
+    assert 150e6 < seen.peaks["memory"] < 250e6
 
 
 @isolated
 def test_what_does_not_end_in_time_is_killed_and_leaves_what_it_has(world):
     seen, said = shell(world, "echo draft; sleep 60", timeout=0.5)
-    assert seen["exit_status"] == TIMED_OUT == kaggle_init.TIMED_OUT
-    assert seen["seconds"] < 5
+    assert seen.exit_status == TIMED_OUT == kaggle_init.TIMED_OUT
+    assert seen.seconds < 5
     assert said == "draft\n"
 
 
@@ -188,7 +188,7 @@ def test_an_ordinary_user_can_make_it_too(world, monkeypatch):
     except WorldError as error:
         pytest.skip(str(error))
     seen, _ = shell(world, "echo made")
-    assert seen["proofs"]["writing into the input"] == "EROFS" and seen["exit_status"] == 0
+    assert seen.proofs["writing into the input"] == "EROFS" and seen.exit_status == 0
 
 
 def test_a_system_without_namespaces_is_told_apart_with_a_remedy(monkeypatch):
@@ -203,7 +203,7 @@ def test_without_isolation_the_command_runs_in_a_folder_of_the_results(tmp_path)
     world = World(tmp_path, tmp_path / "results", isolated=False)
     seen, said = shell(world, "pwd")
     assert said.strip() == str(world.results / "working")
-    assert seen["proofs"] == {} and seen["exit_status"] == 0
+    assert seen.proofs == {} and seen.exit_status == 0
 
 
 def test_a_network_that_answers_is_no_proof():

@@ -122,11 +122,20 @@ def _write_full_sized(kind: tuple[tuple[int, int], str], path: Path) -> None:
     write_dicom(path, np.where(picture > 0, np.maximum(picture + noise, 0), np.float32(0)), machine, "1", path.stem)
 
 
-def describe_hardware() -> dict[str, str | int]:
-    """Return the usable cores, the load of all programs, the processor and the GPUs, to report with a measurement."""
+@dataclass(frozen=True)
+class Hardware:
+    """The usable cores, the load of all programs, the processor and the GPUs, to report with a measurement."""
+
+    cores: int
+    load: str
+    cpu: str
+    gpus: str
+
+
+def describe_hardware() -> Hardware:
+    """Return this machine's hardware."""
     names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    load = f"{os.getloadavg()[0]:.1f}"
-    return {"cores": cpu_count(), "load": load, "cpu": _cpu_name(), "gpus": ", ".join(names) or "none"}
+    return Hardware(cpu_count(), f"{os.getloadavg()[0]:.1f}", _cpu_name(), ", ".join(names) or "none")
 
 
 def _cpu_name() -> str:

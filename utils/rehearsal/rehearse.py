@@ -11,18 +11,20 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 import torch
 
-from utils.core.environment import KAGGLE_INPUT, KitError, read_json, write_atomic, write_json
+from utils.core.environment import KAGGLE_INPUT, KitError, read_json, resolve, write_atomic, write_json
 from utils.rehearsal.projection import (
     CORES,
     HIDDEN_IMAGES,
     HIDDEN_PATIENTS,
     LIMIT_HOURS,
+    Hardware,
     decode_seconds,
     describe_hardware,
     project,
@@ -30,7 +32,7 @@ from utils.rehearsal.projection import (
     with_decode,
 )
 from utils.rehearsal.stage import FACTS, OUT, Options, Stage, picture_sizes, set_up
-from utils.rehearsal.world import TIMED_OUT, World, isolation, run_in_world
+from utils.rehearsal.world import TIMED_OUT, Seen, World, isolation, run_in_world
 from utils.submission.draft import SubmissionError, validate_submission
 from utils.tables.competition import read_sample_submission
 
@@ -39,7 +41,31 @@ PHANTOM_FILES, REAL_FILES = "the phantom's files", "files of the real sizes"
 GIGABYTE, MEGABYTE = 10**9, 10**6
 
 
-def rehearse(options: Options) -> dict:
+@dataclass(frozen=True)
+class Report:
+    """A rehearsal's result, and the content of rehearsal.json."""
+
+    problems: list[str]  # empty if all went well
+    finished: bool
+    hours: dict[str, float]  # projected, by stage and in total, and Kaggle's limit
+    once_seconds: float
+    seconds_per_image: dict[str, float]  # by stage, on the phantom's files
+    seconds: float
+    decode_hours: dict[str, float]  # by the kind of files; ``hours`` has the longer
+    preprocessing_hours: float | None  # two processes, files of the real sizes
+    picture_sizes: list[str]
+    peaks: dict[str, int]  # bytes
+    unpredicted: list[str]  # prediction_ids that got the prior
+    unreadable: list[str]  # those that should get it
+    proofs: dict[str, str]
+    isolated: bool
+    hardware: Hardware
+    python: str
+    images: int
+    patients: int
+
+
+def rehearse(options: Options) -> Report:
     """Run submit.ipynb as Kaggle would, and return and save the report of `describe`.
 
     Raise KitError if it can't begin (no namespaces, no wheels, unfinished runs); a former report then stays.
@@ -55,12 +81,15 @@ def rehearse(options: Options) -> dict:
         before = list_files(stage.input)
         world = World(stage.input, stage.results, stage.python, options.isolated)
         seen = run_in_world(world, papermill_command(stage), 3600 * (options.time_budget_hours or LIMIT_HOURS))
-        worth_it = options.full_sized and _read_provenance(stage.results)
-        report = describe(options, stage, seen, _preprocess_full_sized(stage) if worth_it else None)
+        full_sized = None
+        if options.full_sized and _read_provenance(stage.results):
+            print("Measuring preprocessing alone, on files of the real sizes ...", flush=True)
+            full_sized = project_preprocessing(stage.folder / "full-sized")
+        report = describe(options, stage, seen, full_sized)
         if list_files(stage.input) != before:
-            report["problems"].append("The input was changed.")
+            report = replace(report, problems=[*report.problems, "The input was changed."])
         _save(stage, options.out)
-    write_json(options.out / "rehearsal.json", report)
+    write_json(options.out / "rehearsal.json", asdict(report))
     return report
 
 
@@ -82,43 +111,43 @@ def list_files(folder: Path) -> dict[str, tuple[int, int]]:
 # ------
 
 
-def describe(options: Options, stage: Stage, seen: dict, full_sized: float | None = None) -> dict:
-    """Compare the results with what they should be, and return rehearsal.json's content.
+def describe(options: Options, stage: Stage, seen: Seen, full_sized: float | None = None) -> Report:
+    """Compare the results with what they should be.
 
     ``full_sized`` is from `project_preprocessing`, in seconds.
     """
     provenance = _read_provenance(stage.results)
     images = stage.hidden.images
-    stages = provenance.get("stages") or {"total": {"seconds": seen["seconds"]}}
-    hardware, sizes = describe_hardware(), picture_sizes(stage.runs)
+    hardware = describe_hardware()
+    sizes = picture_sizes(stage.runs)
+    stages = provenance.get("stages") or {"total": {"seconds": seen.seconds}}
     small = project(stages, images, overlaps=torch.cuda.is_available())
-    seconds = {name: spent / small.images for name, spent in small.by_stage.items()}
-    real = decode_seconds(full_sized, len(sizes), hardware["cores"]) if full_sized else 0.0
+    real = decode_seconds(full_sized, len(sizes), hardware.cores) if full_sized else 0.0
     projection = with_decode(small, real)
-    problems = [*_world_problems(options, stage, seen), *_submission_problems(stage, provenance)]
     hours = _hours(projection.by_stage | {"total": projection.total})
+    problems = [*_world_problems(options, stage, seen), *_submission_problems(stage, provenance)]
     if provenance and hours["total"] > LIMIT_HOURS:  # only a finished notebook has provenance
-        problems.append(f"It would take {hours['total']:.1f} hours, more than Kaggle's {LIMIT_HOURS:g}, on hardware as this.")
-    return {
-        "problems": problems,  # empty if all went well
-        "finished": bool(provenance),
-        "hours": hours | {"limit": LIMIT_HOURS},  # projected, by stage and in total
-        "once_seconds": projection.once,
-        "seconds_per_image": seconds,  # by stage, on the phantom's files
-        "seconds": seen["seconds"],
-        "decode_hours": _hours({PHANTOM_FILES: small.by_stage.get("decode"), REAL_FILES: real}),  # "hours" has the longer
-        "preprocessing_hours": full_sized / 3600 if full_sized else None,  # two processes, files of the real sizes
-        "picture_sizes": sizes,
-        "peaks": seen["peaks"],  # bytes
-        "unpredicted": provenance.get("unpredicted", []),  # prediction_ids that got the prior
-        "unreadable": list(stage.hidden.unreadable),  # those that should get it
-        "proofs": seen["proofs"],
-        "isolated": options.isolated,
-        "hardware": hardware,
-        "python": stage.python.version,
-        "images": images,
-        "patients": options.patients,
-    }
+        problems.append(f"On hardware like this it would take {hours['total']:.1f} hours, more than Kaggle's {LIMIT_HOURS:g}.")
+    return Report(
+        problems=problems,
+        finished=bool(provenance),
+        hours=hours | {"limit": LIMIT_HOURS},
+        once_seconds=projection.once,
+        seconds_per_image={name: spent / small.images for name, spent in small.by_stage.items()},
+        seconds=seen.seconds,
+        decode_hours=_hours({PHANTOM_FILES: small.by_stage.get("decode"), REAL_FILES: real}),
+        preprocessing_hours=full_sized / 3600 if full_sized else None,
+        picture_sizes=sizes,
+        peaks=seen.peaks,
+        unpredicted=provenance.get("unpredicted", []),
+        unreadable=list(stage.hidden.unreadable),
+        proofs=seen.proofs,
+        isolated=options.isolated,
+        hardware=hardware,
+        python=stage.python.version,
+        images=images,
+        patients=options.patients,
+    )
 
 
 def _hours(seconds: dict[str, float | None]) -> dict[str, float]:
@@ -131,12 +160,12 @@ def _read_provenance(results: Path) -> dict:
     return read_json(paths[-1]) if paths else {}
 
 
-def _world_problems(options: Options, stage: Stage, seen: dict) -> Iterator[str]:
-    if seen["exit_status"] == TIMED_OUT:
+def _world_problems(options: Options, stage: Stage, seen: Seen) -> Iterator[str]:
+    if seen.exit_status == TIMED_OUT:
         yield "submit.ipynb did not end in time and was stopped: submission.csv is as far as it came."
-    elif seen["exit_status"]:
+    elif seen.exit_status:
         yield f"submit.ipynb failed: its last cells in {options.out / 'submit.ipynb'} say why."
-    for what, error in seen["proofs"].items():
+    for what, error in seen.proofs.items():
         if not error:
             yield f"The world is not closed: {what} could be reached."
     facts = _read_facts(stage.results / "submit.ipynb")
@@ -181,48 +210,43 @@ def _save(stage: Stage, out: Path) -> None:
                 shutil.copyfile(stage.results / name, temporary)
 
 
-def _preprocess_full_sized(stage: Stage) -> float:
-    print("Preprocessing alone, on files of the real sizes ...", flush=True)
-    return project_preprocessing(stage.folder / "full-sized")
-
-
-def text_of(report: dict) -> str:
+def text_of(report: Report) -> str:
     """Return the report as text for a terminal."""
-    peaks, hardware = report["peaks"], report["hardware"]
+    peaks, hardware = report.peaks, report.hardware
     lines = [
-        f"Measured on {report['images']} images of {report['patients']} patients with {hardware['cores']} cores of"
-        f" {hardware['cpu']} (load {hardware['load']}), GPU: {hardware['gpus']}, Python {report['python']}.",
-        *(_projection_lines(report) if report["finished"] else ["It did not come to its end, so nothing is projected."]),
+        f"Measured on {report.images} images of {report.patients} patients with {hardware.cores} cores of"
+        f" {hardware.cpu} (load {hardware.load}), GPU: {hardware.gpus}, Python {report.python}.",
+        *(_projection_lines(report) if report.finished else ["It did not come to its end, so nothing is projected."]),
     ]
     lines.append(f"Peak memory {peaks['memory'] / GIGABYTE:.2f} GB (all processes){_disk_text(report)}.")
-    lines.append(_prior_text(report["unpredicted"], report["unreadable"]))
-    lines += [f"Closed: {what} ({error})" for what, error in report["proofs"].items() if error]
-    if not report["isolated"]:
+    lines.append(_prior_text(report.unpredicted, report.unreadable))
+    lines += [f"Closed: {what} ({error})" for what, error in report.proofs.items() if error]
+    if not report.isolated:
         lines.append("NOT ISOLATED: network, this machine's folders and all its packages were in reach; no wheel was tried.")
-    verdict = [f"PROBLEM: {problem}" for problem in report["problems"]]
+    verdict = [f"PROBLEM: {problem}" for problem in report.problems]
     return "\n".join([*lines, *(verdict or ["The rehearsal went well."])])
 
 
-def _projection_lines(report: dict) -> list[str]:
-    hours, each, decode = report["hours"], report["seconds_per_image"], report["decode_hours"]
+def _projection_lines(report: Report) -> list[str]:
+    hours, each, decode = report.hours, report.seconds_per_image, report.decode_hours
     measured = {name: spent * HIDDEN_IMAGES / 3600 for name, spent in each.items()}
     columns = {"seconds an image": each, f"hours for {HIDDEN_IMAGES:,} images": measured}
     lines = [
         "Measured on the phantom's small files; the fewer they are, the more the start of processes weighs:",
         pd.DataFrame(columns).round(3).to_string(),
     ]
-    if report["preprocessing_hours"] is not None:
-        sizes = " and ".join(report["picture_sizes"])
+    if report.preprocessing_hours is not None:
+        sizes = " and ".join(report.picture_sizes)
         lines += [
             f"Measured on files of the real sizes: {CORES} processes decode {HIDDEN_IMAGES:,} to 1024 x 512 in"
-            f" {report['preprocessing_hours']:.2f} hours.",
-            f"That is {decode[REAL_FILES]:.2f} hours on {report['hardware']['cores']} cores, as here, and is taken to be so too"
+            f" {report.preprocessing_hours:.2f} hours.",
+            f"That is {decode[REAL_FILES]:.2f} hours on {report.hardware.cores} cores, as here, and is taken to be so too"
             f" at the picture size {sizes} of these runs.",
         ]
     longer = f" decoding as long as {max(decode, key=decode.get)} take, the longer time," if len(decode) > 1 else ""
     return [
         *lines,
-        f"Projected for {HIDDEN_PATIENTS:,} patients,{longer} with {report['once_seconds']:.0f} seconds that come once:"
+        f"Projected for {HIDDEN_PATIENTS:,} patients,{longer} with {report.once_seconds:.0f} seconds that come once:"
         f" {hours['total']:.2f} hours; Kaggle's limit is {hours['limit']:g}.",
     ]
 
@@ -234,10 +258,10 @@ def _prior_text(unpredicted: list[str], unreadable: list[str]) -> str:
     return f"{len(unpredicted)} breasts got the prior: {names}"
 
 
-def _disk_text(report: dict) -> str:
-    if not report["isolated"]:
+def _disk_text(report: Report) -> str:
+    if not report.isolated:
         return ""
-    working, tmp = (report["peaks"][name] / MEGABYTE for name in ("working", "tmp"))
+    working, tmp = (report.peaks[name] / MEGABYTE for name in ("working", "tmp"))
     return f"; peak disk {working:.1f} MB in /kaggle/working, {tmp:.1f} MB in /tmp"
 
 
@@ -253,17 +277,26 @@ def _options() -> Options:
     parser.add_argument("--patients", type=int, default=12, help="of the phantom hidden test, at least 3")
     parser.add_argument("--height", type=int, default=256, help="nominal rows of its images in pixels")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--runs", default="", help="run folders, with commas between; else yours, the demo's, or a small one")
-    parser.add_argument("--threshold", type=Path, help="threshold.json of the runs; tuned where there is none")
-    parser.add_argument("--python", type=Path, default=Path(sys.executable), help="an interpreter that has Kaggle's packages")
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument(
+        "--runs", type=_paths, default=(), help="run folders, separated by commas; else yours, the demo's, or a small one"
+    )
+    parser.add_argument("--threshold", type=Path, help="threshold.json of the runs; tuned if there is none")
+    parser.add_argument(
+        "--python", type=_absolute, default=Path(sys.executable), help="an interpreter that has Kaggle's packages"
+    )
+    parser.add_argument("--out", type=resolve, default=OUT)
     parser.add_argument("--time-budget-hours", type=float, default=0.0)
-    parser.add_argument("--unisolated", dest="isolated", action="store_false", help="where namespaces are not allowed")
-    parser.add_argument("--no-full-size", dest="full_sized", action="store_false", help="leave preprocessing alone out")
-    given = vars(parser.parse_args())
-    runs = tuple(Path(run) for run in given["runs"].split(",") if run)
-    python = Path.cwd() / given["python"]  # not resolved: a virtual environment's Python is a link out of it
-    return Options(**given | {"runs": runs, "python": python, "out": given["out"].resolve()})
+    parser.add_argument("--unisolated", dest="isolated", action="store_false", help="for systems that do not allow namespaces")
+    parser.add_argument("--no-full-size", dest="full_sized", action="store_false", help="do not measure preprocessing alone")
+    return Options(**vars(parser.parse_args()))
+
+
+def _paths(names: str) -> tuple[Path, ...]:
+    return tuple(Path(name) for name in names.split(",") if name)
+
+
+def _absolute(path: str) -> Path:
+    return Path.cwd() / path  # not resolved: a virtual environment's Python is a link out of it
 
 
 def main() -> int:
@@ -275,4 +308,4 @@ def main() -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
     print(f"\n{text_of(report)}\n{_saved_text(options.out)}")
-    return int(bool(report["problems"]))
+    return int(bool(report.problems))

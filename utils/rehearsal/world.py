@@ -17,7 +17,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.core.environment import KAGGLE_WORKING, PROJECT, KitError, read_json
+from utils.core.environment import KAGGLE_WORKING, PROJECT, KitError, read_json, write_json
 
 INIT = Path(__file__).with_name("init.py")
 TIMED_OUT = 124  # exit status of `utils.rehearsal.init`
@@ -81,6 +81,16 @@ class World:
     def working(self) -> Path:
         """The working folder if the world is not isolated."""
         return self.results / "working"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What `utils.rehearsal.init` saw of a command, from world.json."""
+
+    exit_status: int  # `TIMED_OUT` if it was killed
+    seconds: float
+    peaks: dict[str, int]  # bytes: memory, working and tmp; the last two are 0 without isolation
+    proofs: dict[str, str]  # the error of each forbidden action, empty if it worked; none without isolation
 
 
 # Python
@@ -159,31 +169,27 @@ def isolation(namespaces: Sequence[str] = NAMESPACES) -> list[str]:
     )
 
 
-def run_in_world(world: World, command: Sequence[str], timeout: float | None = None) -> dict:
-    """Run a command in a copy of Kaggle's world, save its results, and return the content of world.json.
+def run_in_world(world: World, command: Sequence[str], timeout: float | None = None) -> Seen:
+    """Run a command in a copy of Kaggle's world, save its results, and return what was seen.
 
     The world shows this machine's folders read-only, hides this project's ``utils``, and has its own ``/kaggle/input``,
     ``/kaggle/working`` and ``/tmp``. The command is killed after ``timeout`` seconds. Raise WorldError if setup fails.
-
-    world.json contains exit_status (`TIMED_OUT` if killed), seconds, peaks (bytes: memory; working and tmp, 0 without
-    isolation) and proofs (the error of each forbidden action, empty if it worked; none without isolation).
     """
     start = isolation() if world.isolated else []
     (world.results if world.isolated else world.working).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="world-") as scratch, socket.create_server(("127.0.0.1", 0)) as server:
         address = server.getsockname()
         socket.create_connection(address).close()  # works from here, must fail from the world
-        wanted = _wanted(world, command, Path(scratch)) | {"host_port": address[1], "timeout": timeout}
         order = Path(scratch) / "wanted.json"
-        order.write_text(json.dumps(wanted), encoding="utf-8")
+        write_json(order, _wanted(world, command, timeout, Path(scratch), host_port=address[1]))
         subprocess.run([*start, sys.executable, "-P", str(INIT), str(order)])  # -P: keep the kit's modules off sys.path
     report = world.results / "world.json"
     if not report.is_file():
-        raise WorldError("The world could not be built: what is printed above says why.")
-    return read_json(report)
+        raise WorldError("The world could not be built: see the error above.")
+    return Seen(**read_json(report))
 
 
-def _wanted(world: World, command: Sequence[str], scratch: Path) -> dict:
+def _wanted(world: World, command: Sequence[str], timeout: float | None, scratch: Path, host_port: int) -> dict:
     """Return the order that `utils.rehearsal.init` reads."""
     python = world.python
     root = scratch / "root"
@@ -193,10 +199,12 @@ def _wanted(world: World, command: Sequence[str], scratch: Path) -> dict:
         "root": str(root) if world.isolated else "",
         "cwd": str(KAGGLE_WORKING if world.isolated else world.working),
         "command": list(command),
+        "timeout": timeout,
         "environment": _environment(python) | {"HOME": "/tmp/home" if world.isolated else str(world.results / "home")},
         "results": str(world.results),
         "input": str(world.input),
         "working_bytes": world.working_bytes,
+        "host_port": host_port,
         "shown": [*shown, *(str(Path(place).resolve()) for place in shown)],  # a link needs its target
         "writable": [str(world.results), *([str(python.folder)] if python else [])],
         "hidden": [str(PROJECT / "utils")],
