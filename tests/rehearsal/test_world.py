@@ -168,7 +168,7 @@ def test_what_does_not_end_in_time_is_killed_and_leaves_what_it_has(world):
 
 @isolated
 def test_the_exit_status_is_the_commands(world):
-    assert shell(world, "exit 3")[0]["exit_status"] == 3
+    assert shell(world, "exit 3")[0].exit_status == 3
 
 
 @isolated
