@@ -26,6 +26,7 @@ import psutil
 from benchmarks.files import KINDS, bits_per_pixel, first_files, make_files
 from benchmarks.report import write_report
 from benchmarks.stages import measure_stages
+from utils.kaggle.machine import cpu_name
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGETS = ((512, 512), (1024, 512))  # height, width
@@ -200,7 +201,7 @@ def describe_machine() -> dict:
     for package in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
-    return {"cpus": os.cpu_count(), "cpu": _cpu_name(), "workers": WORKERS, "python": platform.python_version()} | versions
+    return {"cpus": os.cpu_count(), "cpu": cpu_name(), "workers": WORKERS, "python": platform.python_version()} | versions
 
 
 def _written(pictures: Path) -> dict[str, int]:
@@ -241,13 +242,6 @@ def _lives(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
         return process.status() != psutil.STATUS_ZOMBIE
     return False
-
-
-def _cpu_name() -> str:
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
-    return platform.processor()
 
 
 def _line(row: dict) -> str:

@@ -1,11 +1,12 @@
 """Facts about the time that a hidden test would take."""
 
+from dataclasses import replace
+
 import pydicom
 import pytest
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1
 
-from utils.phantom.dicom import Machine
-from utils.phantom.pictures import Breast
+from utils.phantom.full_size import FULL_SIZES
 from utils.rehearsal import projection
 from utils.rehearsal.projection import (
     decode_seconds,
@@ -28,9 +29,8 @@ STAGES = {
 @pytest.fixture
 def small(monkeypatch):
     """Full-sized files that are small."""
-    machine = Machine(49, 1, JPEG2000Lossless, "MONOCHROME2", 12, ((2048, 4096),), "LINEAR")
-    monkeypatch.setattr(projection, "FULL_SIZED", {(160, 120): machine, (240, 200): machine})
-    monkeypatch.setattr(projection, "BREASTS", {49: Breast("B", 0.4, 0.3, 0.5, 0.5)})
+    sizes = [replace(size, shape=shape) for size, shape in zip(FULL_SIZES, [(160, 120), (240, 200)], strict=True)]
+    monkeypatch.setattr(projection, "FULL_SIZES", sizes)
     monkeypatch.setattr(projection, "DRAWN_ROWS", 80)
     monkeypatch.setattr(projection, "COPIES", 3)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import platform
 import re
 import shutil
 import socket
@@ -47,6 +48,12 @@ def describe_machine(device: str = "") -> str:
     free = "" if memory is None else f"{memory / GIGABYTE:.1f} GB of memory and "
     disk = shutil.disk_usage(_existing(folder)).free / GIGABYTE
     return f"{cpu_count()} CPU cores{device and ', '}{device}; free: {free}{disk:.1f} GB of disk in {folder}"
+
+
+def cpu_name() -> str:
+    """Return the processor's name, or its architecture if the system does not give one."""
+    names = re.findall(r"^model name\s*: (.+)", _text(Path("/proc/cpuinfo")), re.MULTILINE)
+    return next(iter(names), platform.processor() or platform.machine())
 
 
 def check_disks(written: Mapping[Path, float], is_kept: bool = True) -> Iterator[Finding]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import platform
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -19,21 +17,15 @@ from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1
 from utils.core.environment import cpu_count
 from utils.images.cache import build_cache, picture_path
 from utils.images.settings import CacheSettings
-from utils.phantom.dicom import Machine, write_dicom
-from utils.phantom.pictures import Breast, draw_image
+from utils.kaggle.machine import cpu_name
+from utils.phantom.dicom import write_dicom
+from utils.phantom.full_size import FULL_SIZES, FullSize
+from utils.phantom.pictures import draw_image
 from utils.tables.competition import image_paths
 
 HIDDEN_PATIENTS, HIDDEN_IMAGES = 8_000, 37_000  # approximate, from the competition's data page and forum
 LIMIT_HOURS = 9.0
 STAGES = ("decode", "predict")  # their time grows with the images; all else counts once
-# Sizes and encodings of RSNA's original files. BREASTS fill the frame as theirs do. NOISE, a share of the brightest
-# tissue, gives JPEG 2000 about as many bits per pixel as in the real files (see benchmarks/files.py).
-FULL_SIZED = {
-    (2776, 2082): Machine(49, 1, JPEG2000Lossless, "MONOCHROME2", 12, ((2048, 4096),), "LINEAR", boxed=True),
-    (5355, 4915): Machine(29, 2, JPEG2000Lossless, "MONOCHROME1", 16, ((1800, 1090), (2020, 1090)), "SIGMOID", boxed=True),
-}
-BREASTS = {49: Breast("B", 0.44, 0.31, 0.5, wobble=0.5), 29: Breast("B", 0.37, 0.22, 0.5, wobble=0.5)}
-NOISE = 0.019
 DRAWN_ROWS = 694  # rows of the drawing that is then enlarged
 COPIES = 8  # number of each full-sized file
 UNSTEADY = 6  # cached images before the rate is measured
@@ -98,28 +90,31 @@ def project_preprocessing(folder: Path, images: int = HIDDEN_IMAGES) -> float:
 
 def write_full_sized(folder: Path) -> pd.DataFrame:
     """Write test images with the real files' sizes and codecs in turn, and return their table."""
-    kinds = [(shape, codec) for shape in FULL_SIZED for codec in (JPEG2000Lossless, JPEGLosslessSV1)]
-    rows = pd.DataFrame([{"patient_id": str(copy), "image_id": f"{copy}{kind}"} for copy in range(COPIES) for kind in range(4)])
+    kinds = [(size, codec) for size in FULL_SIZES for codec in (JPEG2000Lossless, JPEGLosslessSV1)]
+    numbers = range(len(kinds))
+    rows = pd.DataFrame([{"patient_id": str(copy), "image_id": f"{copy}{kind}"} for copy in range(COPIES) for kind in numbers])
     paths = image_paths(rows, folder, "test")
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(CORES) as pool:
-        list(pool.map(_write_full_sized, kinds, paths))
+        list(pool.map(_write_full_sized, paths, kinds))
     for place, path in enumerate(paths[len(kinds) :]):
         path.hardlink_to(paths[place % len(kinds)])
     return rows
 
 
-def _write_full_sized(kind: tuple[tuple[int, int], str], path: Path) -> None:
+def _write_full_sized(path: Path, kind: tuple[FullSize, str]) -> None:
     """Draw a small image, enlarge it, and add noise, which determines the decoding time."""
-    (height, width), codec = kind
-    machine = replace(FULL_SIZED[height, width], transfer_syntax=codec)
+    size, codec = kind
+    height, width = size.shape
     rng = np.random.default_rng(height)
-    drawn = DRAWN_ROWS, round(DRAWN_ROWS * width / height)
-    small, _, mask = draw_image(BREASTS[machine.machine_id], "CC", "L", drawn, rng)
+    drawing = size.drawings[0]
+    drawn = (DRAWN_ROWS, round(DRAWN_ROWS * width / height))
+    small, _, mask = draw_image(drawing.breast, drawing.view, drawing.laterality, drawn, rng)
     picture = cv2.resize(np.where(mask, small, 0), (width, height), interpolation=cv2.INTER_LINEAR)
-    noise = np.float32(NOISE) * rng.standard_normal(picture.shape, dtype=np.float32)
-    write_dicom(path, np.where(picture > 0, np.maximum(picture + noise, 0), np.float32(0)), machine, "1", path.stem)
+    noise = np.float32(size.noise) * rng.standard_normal(picture.shape, dtype=np.float32)
+    picture = np.where(picture > 0, np.maximum(picture + noise, 0), np.float32(0))
+    write_dicom(path, picture, replace(size.machine, transfer_syntax=codec), "1", path.stem)
 
 
 @dataclass(frozen=True)
@@ -135,11 +130,4 @@ class Hardware:
 def describe_hardware() -> Hardware:
     """Return this machine's hardware."""
     names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    return Hardware(cpu_count(), f"{os.getloadavg()[0]:.1f}", _cpu_name(), ", ".join(names) or "none")
-
-
-def _cpu_name() -> str:
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.machine())
-    return platform.processor() or platform.machine()
+    return Hardware(cpu_count(), f"{os.getloadavg()[0]:.1f}", cpu_name(), ", ".join(names) or "none")
