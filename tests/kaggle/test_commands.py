@@ -500,7 +500,7 @@ def test_no_secret_is_printed_or_written_by_a_whole_run_that_shows_all_requests(
     """In another process, with the client's own debugging on, which prints the headers of each request."""
     write_json(tmp_path / ".kaggle" / "kaggle.json", {"username": USERNAME, "key": KEY})
     (tmp_path / ".kaggle" / "kaggle.json").chmod(0o600)
-    server.log, server.kernel_states = f"the kernel printed {KEY}", ["ERROR", "ERROR", "COMPLETE"] * 2
+    server.log, server.kernel_states = f"the kernel printed {KEY}", ["ERROR", "COMPLETE"] * 2
     where = ["--bundle", str(bundle)]
     steps = [
         ["push", *where],

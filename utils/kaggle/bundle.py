@@ -285,6 +285,9 @@ def _kernel_slug(name: str) -> str:
     return slug_of(_kernel_title(name))
 
 
+NOTEBOOKS_BY_SLUG = {_kernel_slug(name): notebook for name, notebook in NOTEBOOKS.items()}
+
+
 def find_parts(bundle: Path) -> list[Part]:
     """List the bundle's datasets, then its kernels; raise BundleError if there are none or metadata can't be read."""
     paths = [path for kind in ("dataset", "kernel") for path in sorted(bundle.glob(f"{kind}s/*/{kind}-metadata.json"))]

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ NOT_YOURS = (
     " by phone"
 )
 NO_KERNEL = "check the kernel's name, and that it is yours"
-ENDED = ("complete", "error", "cancel_acknowledged")
 OUTPUTS = r"^(submission\.csv|submissions/[\w.+-]+\.(csv|json))\Z"
 HEADER = "prediction_id,cancer"
 FIRST_DELAY, LONGEST_DELAY = 5.0, 120.0  # seconds between requests; the delay grows by half each time
@@ -125,27 +125,46 @@ def _remedy(error: BaseException, forbidden: str) -> tuple[type[KaggleError], st
     return KaggleError, known.get(status, "mend what Kaggle or its client says above, and try again")
 
 
-def poll(ask: Callable[[], str], is_done: Callable[[str], bool], what: str, hours: float) -> str:
-    """Ask at growing intervals until a state is final, print each change, and return the final state.
+@dataclass(frozen=True)
+class State:
+    """The state of something that takes Kaggle a while."""
+
+    text: str
+    is_done: bool
+    has_failed: bool = False
+    reason: str = ""  # of the failure
+
+
+ABSENT = State("not there yet", is_done=False)
+
+
+def poll(ask: Callable[[], State], what: str, hours: float) -> State:
+    """Ask at growing intervals until a state is done, print each change, and return the final state.
 
     Raise KaggleError after ``hours``, or when more than `PATIENCE` requests in a row get no answer.
     """
-    deadline, delay, shown, unanswered = time.monotonic() + hours * 3600, FIRST_DELAY, "", 0
+    deadline = time.monotonic() + hours * 3600
+    delay = FIRST_DELAY
+    shown = ""
+    unanswered = 0
     while True:
         try:
-            state, unanswered = ask(), 0
+            state = ask()
+            unanswered = 0
         except UnansweredError:
-            state, unanswered = "no answer", unanswered + 1
+            state = State("no answer", is_done=False)
+            unanswered += 1
             if unanswered > PATIENCE:
                 raise
-        if state != shown:
-            print(f"{time.strftime('%H:%M:%S')} {what}: {state}", flush=True)
-        if is_done(state):
+        if state.text != shown:
+            shown = state.text
+            print(f"{time.strftime('%H:%M:%S')} {what}: {shown}", flush=True)
+        if state.is_done:
             return state
         if time.monotonic() + delay > deadline:
-            raise KaggleError(f"{what} is still {state!r} after {hours} h: look at Kaggle's website, or wait on.")
-        shown, delay = state, min(delay * 1.5, LONGEST_DELAY)
+            raise KaggleError(f"{what} is still {shown!r} after {hours} h: look at Kaggle's website, or run this again.")
         time.sleep(delay)
+        delay = min(delay * 1.5, LONGEST_DELAY)
 
 
 def check_owner(api: Any, parts: Sequence[Part]) -> None:
@@ -165,36 +184,38 @@ def push_dataset(api: Any, part: Part) -> None:
     size = sum(path.stat().st_size for path in part.folder.rglob("*") if path.is_file())
     print(f"Uploading dataset {part.id} ({size / 1e6:.1f} MB).", flush=True)
     with calling(f"pushing dataset {part.id}", NOT_YOURS):
-        if before:
-            result = api.dataset_create_version(str(part.folder), version_notes(), quiet=True, dir_mode="zip")
-        else:
+        if before == ABSENT:
             result = api.dataset_create_new(str(part.folder), quiet=True, dir_mode="zip")
+        else:
+            result = api.dataset_create_version(str(part.folder), version_notes(), quiet=True, dir_mode="zip")
     if (result.status or "").lower() != "ok":
         raise KaggleError(f"Kaggle refuses dataset {part.id}: {redact(str(result.error))}")
-    # The state must differ from the one before: the old version stays ready while Kaggle unpacks the new one.
-    final = ("ready", "failed", "deleted")
-    state = poll(
-        lambda: _dataset_state(api, part.id) or "not there yet",
-        lambda state: state.startswith(final) and state != before,
-        f"dataset {part.id}",
-        DATASET_HOURS,
-    )
-    if not state.startswith("ready"):
-        raise KaggleError(f"Kaggle could not unpack dataset {part.id} ({state}): push it again, or look at its page on Kaggle.")
+
+    def ask() -> State:
+        now = _dataset_state(api, part.id)
+        return replace(now, is_done=now.is_done and now != before)  # the old version stays ready while Kaggle unpacks the new
+
+    state = poll(ask, f"dataset {part.id}", DATASET_HOURS)
+    if state.has_failed:
+        raise KaggleError(
+            f"Kaggle could not unpack dataset {part.id} ({state.text}): push it again, or look at its page on Kaggle."
+        )
 
 
-def _dataset_state(api: Any, name: str) -> str:
-    """Return status and version, as in "ready, version 2"; empty if there is no such dataset (status 403 or 404)."""
+def _dataset_state(api: Any, name: str) -> State:
+    """Return status and version, as in "ready, version 2", or `ABSENT` (status 403 or 404)."""
     from requests import HTTPError
 
     with calling(f"asking for dataset {name}", NOT_YOURS):
         try:
-            state = json.loads(api.dataset_status(name, format="json"))
+            answer = json.loads(api.dataset_status(name, format="json"))
         except HTTPError as error:
             if error.response is not None and error.response.status_code in (403, 404):
-                return ""
+                return ABSENT
             raise
-    return f"{state['status']}, version {state['current_version_number']}"
+    status = answer["status"]
+    failed = status in ("failed", "deleted")
+    return State(f"{status}, version {answer['current_version_number']}", status == "ready" or failed, failed)
 
 
 def version_notes() -> str:
@@ -225,17 +246,19 @@ def push_kernel(api: Any, part: Part) -> int:
 
 def wait_for_kernel(api: Any, kernel: str) -> None:
     """Wait until a kernel's latest version is complete; if it fails, print the end of its log and raise KaggleError."""
-    state = poll(lambda: _kernel_state(api, kernel)[0], ENDED.__contains__, f"kernel {kernel}", KERNEL_HOURS)
-    if state != "complete":
+    state = poll(lambda: _kernel_state(api, kernel), f"kernel {kernel}", KERNEL_HOURS)
+    if state.has_failed:
         print("\n".join(_log_lines(api, kernel)[-LOG_LINES:]))
-        raise KaggleError(f"Kernel {kernel} ended as {state}. {_kernel_state(api, kernel)[1]}\nIts log is above.")
+        raise KaggleError(f"Kernel {kernel} ended as {state.text}. {state.reason}\nIts log is above.")
 
 
-def _kernel_state(api: Any, kernel: str) -> tuple[str, str]:
-    """Return the state of a kernel's latest version, and the reason if it failed."""
+def _kernel_state(api: Any, kernel: str) -> State:
+    """Return the state of a kernel's latest version."""
     with calling(f"asking for kernel {kernel}", NO_KERNEL):
         answer = api.kernels_status(kernel)
-    return answer.status.name.lower(), redact(answer.failure_message or "")
+    status = answer.status.name.lower()
+    failed = status in ("error", "cancel_acknowledged")
+    return State(status, status == "complete" or failed, failed, redact(answer.failure_message or ""))
 
 
 def check_ready(api: Any, kernel: str, version: int, is_named: bool) -> None:
@@ -243,12 +266,14 @@ def check_ready(api: Any, kernel: str, version: int, is_named: bool) -> None:
 
     If the user named the version (``is_named``), an older one only causes a warning.
     """
-    state, why = _kernel_state(api, kernel)
-    if state != "complete":
-        if state not in ENDED:
-            raise KaggleError(f"{kernel} is {state}: nothing was submitted. To do: python -m utils.kaggle wait {kernel}")
-        log = f"kaggle kernels logs {kernel}"
-        raise KaggleError(f"{kernel} ended as {state}: nothing was submitted. {why}\nTo do: see {log}, and push it again.")
+    state = _kernel_state(api, kernel)
+    if not state.is_done:
+        raise KaggleError(f"{kernel} is {state.text}: nothing was submitted. To do: python -m utils.kaggle wait {kernel}")
+    if state.has_failed:
+        raise KaggleError(
+            f"{kernel} ended as {state.text}: nothing was submitted. {state.reason}\n"
+            f"To do: see kaggle kernels logs {kernel}, and push it again."
+        )
     latest = _latest_version(api, kernel)
     if latest in (0, version):  # 0: Kaggle gives no version
         return

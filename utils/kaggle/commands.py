@@ -14,6 +14,7 @@ from typing import Any
 from utils.core.environment import COMPETITION, KitError, resolve, working_dir
 from utils.kaggle import ledger
 from utils.kaggle.bundle import (
+    NOTEBOOKS_BY_SLUG,
     Part,
     check_bundle,
     check_sources,
@@ -30,6 +31,7 @@ from utils.kaggle.client import (
     LISTED,
     OUTPUTS,
     KaggleError,
+    State,
     UnansweredError,
     calling,
     check_csv,
@@ -45,7 +47,6 @@ from utils.kaggle.client import (
     wait_for_kernel,
 )
 from utils.kaggle.credentials import RedactedStream, find_username, redact
-from utils.kaggle.notebooks import NOTEBOOKS
 
 SCORE_HOURS = 14
 HELP_WIDTH = 100
@@ -162,11 +163,10 @@ def run_wait(given: argparse.Namespace) -> None:
 
 
 def _next_after(kernel: str) -> str:
-    name = kernel.partition("/mammography-kit-")[2].replace("-", "_")
-    if name == "submit":
+    notebook = NOTEBOOKS_BY_SLUG.get(kernel.partition("/")[2])
+    if notebook and notebook.name == "submit":
         return "python -m utils.kaggle submit"
-    following = NOTEBOOKS[name].next if name in NOTEBOOKS else "NAME"
-    return f"push the notebook that follows: python -m utils.kaggle push {following}"
+    return f"push the next notebook: python -m utils.kaggle push {notebook.next if notebook else 'NAME'}"
 
 
 def run_submit(given: argparse.Namespace) -> None:
@@ -247,13 +247,15 @@ def run_scores(given: argparse.Namespace) -> None:
         return
     api = connect()
 
-    def ask() -> str:
+    def ask() -> State:
         scores = fetch_scores(api)
         rows = ledger.update_scores(scores)
         waiting = int((rows.status == "pending").sum())
-        return f"{len(scores)} on Kaggle, {len(set(scores) - set(rows.ref))} of them not sent from here, {waiting} pending"
+        foreign = len(set(scores) - set(rows.ref))
+        text = f"{len(scores)} on Kaggle, {foreign} of them not sent from here, {waiting} pending"
+        return State(text, is_done=waiting == 0 or not given.watch)
 
-    poll(ask, lambda state: not given.watch or state.endswith(" 0 pending"), "submissions", SCORE_HOURS)
+    poll(ask, "submissions", SCORE_HOURS)
     run_ledger(given)
 
 
