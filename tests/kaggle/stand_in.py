@@ -63,8 +63,6 @@ class StandIn(ThreadingHTTPServer):
         self.blobs[token] = None
         return {"token": token, "createUrl": f"{STORAGE}/upload/{token}"}
 
-    StartSubmissionUpload = StartBlobUpload
-
     def CreateDataset(self, body):  # noqa: N802
         return self._add_version(body["slug"], body["files"])
 
@@ -93,12 +91,6 @@ class StandIn(ThreadingHTTPServer):
         return {"files": files, "log": self.log}
 
     def CreateCodeSubmission(self, body):  # noqa: N802
-        return self._submit(body)
-
-    def CreateSubmission(self, body):  # noqa: N802
-        return self._submit(body)
-
-    def _submit(self, body):
         ref = 1000 + len(self.submissions)
         self.submissions.append({"ref": ref, "status": "PENDING", "description": body["submissionDescription"]})
         return {"message": "Successfully submitted", "ref": ref}

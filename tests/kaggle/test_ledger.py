@@ -8,7 +8,7 @@ import multiprocessing
 import pytest
 
 from utils.kaggle import ledger
-from utils.kaggle.ledger import LedgerError, find_earlier, find_named, keep, ranked, read_ledger, record, update_scores
+from utils.kaggle.ledger import LedgerError, find_earlier, keep, ranked, read_ledger, record, update_scores
 
 NESTED = {"value": 0.5, "low": 0.4, "high": 0.6}
 
@@ -106,22 +106,13 @@ def test_keeping_copies_csv_and_provenance_and_overwrites_nothing(folder, tmp_pa
     assert other != kept and other.read_bytes() == path.read_bytes() != kept.read_bytes()
 
 
-def test_copies_kept_in_the_same_second_are_each_those_of_their_file(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(ledger.time, "strftime", lambda form: "20261125-120000")
+def test_copies_of_one_name_are_each_those_of_their_file(folder, tmp_path):
     (tmp_path / "out").mkdir()
     path = write_submission(tmp_path / "out")
     for share in range(4):
         path.write_text(f"prediction_id,cancer\n1_L,{share}\n")
         assert keep(path).read_bytes() == path.read_bytes()
     assert len(list(folder.glob("*.csv"))) == 4
-
-
-def test_notebooks_submission_csv_is_found_by_its_content_under_the_name_with_provenance(folder, tmp_path):
-    path = tmp_path / "submission.csv"
-    path.write_bytes(write_submission(folder).read_bytes())
-    assert find_named(path) == folder / "mine.csv"
-    path.write_text("prediction_id,cancer\n1_L,1\n")
-    assert find_named(path) == path
 
 
 def test_file_that_is_no_ledger_is_an_error_that_names_it(folder):

@@ -308,12 +308,12 @@ def fetch_output(api: Any, kernel: str, version: int, folder: Path) -> Path:
     with calling(f"fetching the output of {kernel}", NO_KERNEL):
         api.kernels_output(kernel, str(folder), file_pattern=OUTPUTS, force=True, page_size=LISTED)
     path = folder / "submission.csv"
-    check_csv(path, f"wait until the kernel is complete (python -m utils.kaggle wait {kernel}), and look at its log")
+    _check_csv(path, f"wait until the kernel is complete (python -m utils.kaggle wait {kernel}), and look at its log")
     named = [copy for copy in sorted(folder.glob("submissions/*.csv")) if ledger.hash_file(copy) == ledger.hash_file(path)]
     return named[-1] if named else path.rename(folder / f"{kernel.split('/')[1]}-v{version}.csv")
 
 
-def check_csv(path: Path, remedy: str) -> None:
+def _check_csv(path: Path, remedy: str) -> None:
     """Raise KaggleError if a file is not a submission (an error page, say), before it costs one of the day's five."""
     if not path.is_file():
         raise KaggleError(f"There is no {path.name}: {remedy}.")
@@ -321,6 +321,14 @@ def check_csv(path: Path, remedy: str) -> None:
         first = file.readline(200).strip()
     if first != HEADER:
         raise KaggleError(f"{path.name} begins with {redact(first)!r}, not with {HEADER!r}: {remedy}.")
+
+
+def submit_version(api: Any, kernel: str, version: int, message: str) -> str:
+    """Submit a kernel's version to the competition, and return the submission's number at Kaggle."""
+    with calling("submitting", ACCEPT_RULES):
+        result = api.competition_submit_code("submission.csv", message, COMPETITION, kernel, version)
+    print(f"{redact(result.message)} (ref {result.ref})")
+    return str(result.ref or "")
 
 
 def fetch_scores(api: Any) -> dict[str, dict]:

@@ -1,7 +1,6 @@
 """submissions/ledger.csv: one row per submission, with its out-of-fold pF1 and Kaggle's scores."""
 
 import hashlib
-import itertools
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -96,29 +95,16 @@ def find_earlier(csv_path: Path, kernel: str = "", version: str = "") -> str:
 def keep(csv_path: Path) -> Path:
     """Copy a CSV and its JSON into the submissions folder, unless they are there, and return the CSV's new path.
 
-    If a different file has the name already, put the time, and if needed a number, in front of it.
+    If a different file has the name already, add the content's hash to it.
     """
-    moment = time.strftime("%Y%m%d-%H%M%S")
-    numbered = (f"{moment}_{number}-{csv_path.name}" for number in itertools.count(2))
-    names = itertools.chain([csv_path.name, f"{moment}-{csv_path.name}"], numbered)
-    targets = (submissions_dir() / name for name in names)
-    target = next(path for path in targets if not path.is_file() or hash_file(path) == hash_file(csv_path))
+    target = submissions_dir() / csv_path.name
+    if target.is_file() and hash_file(target) != hash_file(csv_path):
+        target = target.with_stem(f"{target.stem}-{hash_file(csv_path)[:12]}")
     for source, copy in ((csv_path, target), (csv_path.with_suffix(".json"), target.with_suffix(".json"))):
         if source.is_file() and not copy.is_file():
             with write_atomic(copy) as temporary:
                 shutil.copyfile(source, temporary)
     return target
-
-
-def find_named(csv_path: Path) -> Path:
-    """Return the identical CSV in the submissions folder that has provenance, or ``csv_path`` if there is none.
-
-    The notebook writes ``submission.csv``, and a named copy with a JSON into that folder.
-    """
-    if csv_path.with_suffix(".json").is_file():
-        return csv_path
-    named = [path for path in sorted(submissions_dir().glob("*.csv")) if path.with_suffix(".json").is_file()]
-    return next((path for path in reversed(named) if hash_file(path) == hash_file(csv_path)), csv_path)
 
 
 def read_provenance(csv_path: Path) -> dict:
