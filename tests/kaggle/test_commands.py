@@ -130,9 +130,10 @@ def test_push_takes_the_named_parts_alone_and_refuses_others(server, bundle):
 
 
 def test_bundle_that_kaggle_would_refuse_is_not_sent(server, bundle):
-    write_part(bundle / "datasets" / "code", DATASET, "dataset", {"licenses": [], "title": "x"})
+    write_part(bundle / "datasets" / "code", f"{USERNAME}/Not a slug", "dataset", {})
+    (bundle / "kernels" / "train" / "access_token").touch()
     status, printed = run("push", "--bundle", bundle)
-    assert status == 1 and "title" in printed and "licenses" in printed and not server.calls
+    assert status == 1 and "must be USERNAME/SLUG" in printed and "may be a credential" in printed and not server.calls
 
 
 def test_file_that_can_not_be_uploaded_ends_the_push_and_the_next_starts_anew(server, bundle):

@@ -32,7 +32,6 @@ from utils.decision.threshold import Threshold
 from utils.kaggle.bundle_checks import (
     DATASET_FILE,
     KERNEL_FILE,
-    LIMITS,
     T4_TWICE,
     check_bundle,
     parts,
@@ -47,7 +46,6 @@ from utils.runs.code import module_files
 from utils.runs.found import find_runs
 from utils.runs.run import Run
 
-__all__ = ["LIMITS", "BundleError", "Part", "check_bundle", "check_sources", "find_parts", "write_bundle"]
 MARKER = "bundle.json"  # only a folder that contains it is replaced
 PUSHED = "pushed.json"  # versions of the kernels pushed from this bundle, by id
 

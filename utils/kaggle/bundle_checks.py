@@ -1,4 +1,8 @@
-"""The limits of Kaggle and its client, and checks of a bundle against them."""
+"""Checks of a bundle before it is sent.
+
+The client itself refuses bad titles, subtitles and licences before it uploads anything. These checks find what would fail
+on Kaggle only later, or silently.
+"""
 
 import re
 import unicodedata
@@ -11,16 +15,7 @@ from utils.decision.tuning import find_threshold
 from utils.runs.errors import TrainingError
 from utils.runs.run import Run
 
-LIMITS = {  # minimum, maximum; client: PyPI's kaggle 2.2.4; page: kaggle.com/docs/datasets as of 2026
-    "dataset title": (6, 50),  # characters: the client's dataset_create_new
-    "dataset slug": (6, 50),  # the same
-    "dataset subtitle": (20, 80),  # the same
-    "dataset files": (1, 50),  # at the top level, folders too: the page
-    "dataset bytes": (1, 100 * 10**9),  # the page gives 200 GB per dataset and for all private ones; formerly 107 GB
-    "kernel title": (5, 50),  # the client's kernels_push; above 50 the server answers 500 (Kaggle/kaggle-cli, pull request 179)
-    "kernel slug": (5, 50),  # the client's validate_kernel_string
-    "kernel bytes": (1, 10**6),  # the notebook: 1 MB in Kaggle's editor
-}
+LARGEST_NOTEBOOK = 10**6  # bytes, in Kaggle's editor
 DATASET_FILE, KERNEL_FILE = "dataset-metadata.json", "kernel-metadata.json"
 # The client's name for two T4 (kagglesdk, ApiSaveKernelRequest). For an unknown name Kaggle silently gives a P100.
 T4_TWICE = "NvidiaTeslaT4"
@@ -30,21 +25,20 @@ SECRETS = ("kaggle.json", "access_token", "access_token.txt", ".env")
 
 
 def check_bundle(folder: Path) -> list[str]:
-    """Check a bundle against Kaggle's limits and itself; return all problems with their remedies."""
+    """List all problems of a bundle, with their remedies."""
     folder = Path(folder)
     if not (folder / "datasets" / "code").is_dir() or not (folder / "kernels").is_dir():
-        return [f"{folder} is no bundle (it needs datasets/code and kernels): write it again."]
+        return [f"{folder} is not a bundle (it needs datasets/code and kernels): write it again."]
     datasets, kernels = parts(folder, "datasets"), parts(folder, "kernels")
     problems = [problem for part in datasets for problem in _look(_dataset_problems, part)]
     problems += [problem for part in kernels for problem in _look(_kernel_problems, part)]
     problems += _weights_problems([part for part in datasets if part.name.startswith("weights-")])
-    total = sum(path.stat().st_size for part in datasets for path in files_of(part))
-    problems += _outside("dataset bytes", total, "datasets together")
-    links = [path.relative_to(folder) for path in folder.rglob("*") if path.is_symlink()]
-    problems += [f"{path} is a link, and the file behind it would be sent: remove the link." for path in links]
-    secrets = [path.relative_to(folder) for path in folder.rglob("*") if path.name in SECRETS]
-    problems += [f"{path} may be a credential, which must not be sent: take it out." for path in secrets]
-    return problems if problems else _reference_problems(datasets, kernels)
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            problems.append(f"{path.relative_to(folder)} is a link, and the file behind it would be sent: remove the link.")
+        if path.name in SECRETS:
+            problems.append(f"{path.relative_to(folder)} may be a credential, which must not be sent: remove it.")
+    return problems or _reference_problems(datasets, kernels)
 
 
 def slug_of(title: str) -> str:
@@ -109,50 +103,31 @@ def _look(check: Callable[[Path], Iterator[str]], part: Path) -> list[str]:
     return problems
 
 
-def _outside(limit: str, value: int, of: str) -> list[str]:
-    least, most = LIMITS[limit]
-    return [] if least <= value <= most else [f"{of}: {limit} is {value}, but must be from {least} to {most}."]
-
-
-def files_of(dataset: Path) -> list[Path]:
-    """List the files of a dataset without its metadata."""
-    return [path for path in dataset.rglob("*") if path.is_file() and path.name not in (DATASET_FILE, KIT_FILE)]
-
-
 def _dataset_problems(folder: Path) -> Iterator[str]:
-    metadata = read_json(folder / DATASET_FILE)
-    yield from _outside("dataset title", len(metadata["title"]), metadata["title"])
-    yield from _slug_problems("dataset slug", metadata["id"])
-    yield from _outside("dataset subtitle", len(metadata["subtitle"]), metadata["subtitle"])
-    yield from _outside("dataset files", len([path for path in folder.iterdir() if path.name != DATASET_FILE]), folder.name)
-    if len(metadata["licenses"]) != 1:
-        yield "licenses must name exactly one licence."
-    if not files_of(folder):
+    yield from _id_problems(read_json(folder / DATASET_FILE)["id"])
+    if not any(path.is_file() and path.name not in (DATASET_FILE, KIT_FILE) for path in folder.rglob("*")):
         yield "holds no file: write the bundle again."
 
 
-def _slug_problems(limit: str, reference: str) -> Iterator[str]:
-    username, _, slug = reference.partition("/")
-    yield from _outside(limit, len(slug), reference)
-    if not username or slug != slug_of(slug):
-        yield f"id is {reference!r}, but must be USERNAME/SLUG, the slug of a-z, 0-9 and single hyphens."
+def _id_problems(name: str) -> Iterator[str]:
+    username, _, slug = name.partition("/")
+    if not username or not slug or slug != slug_of(slug):
+        yield f"id is {name!r}, but must be USERNAME/SLUG, with a slug of a-z, 0-9 and single hyphens."
 
 
 def _kernel_problems(folder: Path) -> Iterator[str]:
     metadata = read_json(folder / KERNEL_FILE)
-    yield from _outside("kernel title", len(metadata["title"]), metadata["title"])
-    yield from _slug_problems("kernel slug", metadata["id"])
+    yield from _id_problems(metadata["id"])
     wanted = slug_of(metadata["title"])
     if metadata["id"].partition("/")[2] != wanted:
         yield f"title {metadata['title']!r} makes the slug {wanted!r}, which id {metadata['id']!r} must end with."
-    if (metadata["language"], metadata["kernel_type"]) != ("python", "notebook"):
-        yield "language and kernel_type must be python and notebook."
     if metadata["machine_shape"] not in ("", T4_TWICE):
         yield f"machine_shape is {metadata['machine_shape']!r}, but must be {T4_TWICE} (two T4), or empty for a CPU."
     if folder.name == "submit" and metadata["enable_internet"] is not False:
-        yield "enable_internet must be false: the competition takes no submission from a notebook with internet."
+        yield "enable_internet must be false: the competition accepts no submission from a notebook with internet."
     code = folder / Path(metadata["code_file"]).name
-    yield from _outside("kernel bytes", code.stat().st_size, code.name)
+    if code.stat().st_size > LARGEST_NOTEBOOK:
+        yield f"{code.name} has {code.stat().st_size} bytes, more than Kaggle's {LARGEST_NOTEBOOK}: clear its outputs."
     if read_json(code)["metadata"]["kernelspec"]["name"] != "python3":
         yield f"{code.name} must name the kernel python3: copy it again from notebooks/."
 
@@ -160,7 +135,7 @@ def _kernel_problems(folder: Path) -> Iterator[str]:
 def _weights_problems(weights: Sequence[Path]) -> list[str]:
     runs = [run for part in weights for run in sorted(part.iterdir()) if run.is_dir()]
     problems = [f"{run.parent.name}/{run.name}: {problem}" for run in runs for problem in run_problems(run)]
-    problems += [f"{path.parent} holds checkpoint.pt: take it out." for run in runs for path in run.rglob("checkpoint.pt")]
+    problems += [f"{path.parent} holds checkpoint.pt: remove it." for run in runs for path in run.rglob("checkpoint.pt")]
     thresholds = [part / "threshold.json" for part in weights if (part / "threshold.json").is_file()]
     return problems or [problem for path in thresholds for problem in threshold_problems(runs, path)]
 
@@ -171,7 +146,10 @@ def _reference_problems(datasets: Sequence[Path], kernels: Sequence[Path]) -> li
     metadata = {part.name: read_json(part / KERNEL_FILE) for part in kernels}
     pushed = [kernel["id"] for kernel in metadata.values()]
     problems = [
-        f"id {name} stands {count} times." for ids in (sent, pushed) for name, count in Counter(ids).items() if count > 1
+        f"id {name} occurs {count} times: write the bundle again."
+        for ids in (sent, pushed)
+        for name, count in Counter(ids).items()
+        if count > 1
     ]
     own = {name.partition("/")[0] for name in sent}
     for name, kernel in metadata.items():

@@ -15,7 +15,6 @@ from utils.kaggle import ledger
 from utils.kaggle.bundle import (
     NOTEBOOKS_BY_SLUG,
     Part,
-    check_bundle,
     check_sources,
     find_parts,
     note_pushed,
@@ -25,6 +24,7 @@ from utils.kaggle.bundle import (
     submit_kernel,
     write_bundle,
 )
+from utils.kaggle.bundle_checks import check_bundle
 from utils.kaggle.client import (
     LISTED,
     OUTPUTS,
