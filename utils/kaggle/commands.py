@@ -1,6 +1,10 @@
-"""From trained runs to a scored submission, through Kaggle's official client: ``python -m utils.kaggle --help``."""
+"""From trained runs to a scored submission, through Kaggle's official client: ``python -m utils.kaggle --help``.
+
+The docstrings of the ``run_…`` functions are the commands' help.
+"""
 
 import argparse
+import inspect
 import re
 import shlex
 import sys
@@ -48,7 +52,11 @@ SCORE_HOURS = 14
 
 
 def run_bundle(given: Namespace) -> None:
-    """Run ``bundle``: write the folders that the other commands push."""
+    """Write push-ready folders: the code, each run's weights, the wheels that Kaggle lacks, and a kernel per notebook.
+
+    Costs: nothing on Kaggle; disk space for weights and wheels, which pip downloads.
+    To undo: delete the folder.
+    """
     username = given.username or find_username()
     threshold = given.threshold or working_dir() / "threshold.json"
     runs = [resolve(run) for run in runs_to_send(given.runs, threshold)]
@@ -69,7 +77,13 @@ def run_bundle(given: Namespace) -> None:
 
 
 def run_push(given: Namespace) -> None:
-    """Run ``push``: datasets first, since kernels need them."""
+    """Upload the bundle's datasets, wait until they are ready, and save the kernel that submits, which runs it.
+
+    Datasets are private, and get a new version if they exist. NAMES choose other parts, such as train.
+
+    Costs: space in your private datasets (Kaggle shows the quota), and GPU hours of your week for each kernel.
+    To undo: kaggle datasets delete OWNER/SLUG and kaggle kernels delete OWNER/SLUG, or delete them on their pages.
+    """
     parts = _chosen(given.bundle, given.names)
     problems = check_bundle(given.bundle)
     if problems:
@@ -92,7 +106,13 @@ def run_push(given: Namespace) -> None:
 
 
 def run_wait(given: Namespace) -> None:
-    """Run ``wait``: wait until a kernel is complete."""
+    """Wait until a kernel's latest version is complete; if it fails, show the end of its log.
+
+    Stop waiting with Ctrl-C; the kernel keeps running.
+
+    Costs: nothing.
+    To undo: there is nothing to undo.
+    """
     kernel = _kernel(given)
     if given.dry_run:
         _show("kernels", "status", kernel, note="until it is complete; if it fails:")
@@ -103,7 +123,13 @@ def run_wait(given: Namespace) -> None:
 
 
 def run_submit(given: Namespace) -> None:
-    """Run ``submit``: submit a version of a kernel, and record it in the ledger."""
+    """Submit a kernel's version to the competition, where it runs again on the hidden test. Ask first.
+
+    The version's submission.csv and provenance are kept in submissions/, and recorded in the ledger.
+
+    Costs: one of the day's five submissions, and GPU hours.
+    To undo: a submission can't be undone.
+    """
     kernel = _kernel(given)
     version = given.version or read_pushed(given.bundle).get(kernel, 0)
     if not version:
@@ -132,7 +158,11 @@ def run_submit(given: Namespace) -> None:
 
 
 def run_scores(given: Namespace) -> None:
-    """Run ``scores``: write Kaggle's scores into the ledger and into each CSV's provenance."""
+    """Fetch the scores of your submissions, and write them into the ledger and into the JSON next to each CSV.
+
+    Costs: nothing.
+    To undo: run it again: it writes what Kaggle reports.
+    """
     if given.dry_run:
         _show("competitions", "submissions", COMPETITION, "--page-size", str(LISTED))
         return
@@ -151,7 +181,11 @@ def run_scores(given: Namespace) -> None:
 
 
 def run_ledger(_given: Namespace) -> None:
-    """Run ``ledger``: print the table of submissions."""
+    """Show your submissions, best private score first, with nested pF1 next to the scores. Sends nothing.
+
+    Costs: nothing.
+    To undo: there is nothing to undo.
+    """
     rows = ledger.read_ledger()
     print(ledger.ranked(rows).to_string(index=False) if len(rows) else f"No submission yet in {ledger.ledger_path()}.")
 
@@ -243,107 +277,44 @@ def _confirm() -> None:
 
 def make_parser() -> ArgumentParser:
     """Make the parser; each command's help says what it does, what it costs and how to undo it."""
-    parser = ArgumentParser(prog="python -m utils.kaggle", description=__doc__)
+    parser = ArgumentParser(prog="python -m utils.kaggle", description="From trained runs to a scored submission.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_bundle, _add_push, _add_wait, _add_submit, _add_scores, _add_ledger):
-        add(commands)
+
+    bundle = _add_command(commands, "bundle", run_bundle)
+    bundle.add_argument("--runs", default="", help="run folders, separated by commas; default: those of threshold.json")
+    bundle.add_argument("--threshold", type=resolve, help="default: threshold.json in the working folder")
+    bundle.add_argument("--out", type=resolve, default=_default_bundle(), help="folder to write; default: %(default)s")
+    bundle.add_argument("--username", default="", help="yours on Kaggle; default: that of the credentials")
+
+    push = _add_command(commands, "push", run_push)
+    push.add_argument(
+        "names", nargs="*", help="folders of the bundle, such as code or train; default: all datasets, and submit"
+    )
+
+    wait = _add_command(commands, "wait", run_wait)
+    submit = _add_command(commands, "submit", run_submit)
+    for command in (wait, submit):
+        command.add_argument("kernel", nargs="?", help="owner/slug; default: the bundle's kernel that submits")
+    for command in (push, wait, submit):
+        command.add_argument("--bundle", type=resolve, default=_default_bundle(), help="its folder; default: %(default)s")
+    submit.add_argument("--version", type=int, help="of the kernel; default: the last that push saved, if it is the latest")
+    submit.add_argument("--message", help="shown on Kaggle; default: the kernel and its version")
+    submit.add_argument("--yes", action="store_true", help="do not ask")
+
+    scores = _add_command(commands, "scores", run_scores)
+    scores.add_argument("--watch", action="store_true", help="ask until nothing is pending")
+    _add_command(commands, "ledger", run_ledger)
     return parser
 
 
-def _add_bundle(commands: argparse._SubParsersAction) -> None:
-    command = _add(
-        commands,
-        "bundle",
-        run_bundle,
-        "Write push-ready folders: the code, each run's weights, the wheels that Kaggle lacks, and a kernel per notebook.",
-        "Costs: nothing on Kaggle; disk space for weights and wheels, which pip downloads. To undo: delete the folder.",
+def _add_command(commands: argparse._SubParsersAction, name: str, run: Callable[[Namespace], None]) -> ArgumentParser:
+    text = inspect.getdoc(run)
+    command = commands.add_parser(
+        name, help=text.splitlines()[0], description=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    command.add_argument("--runs", default="", help="run folders, separated by commas; default: those of threshold.json")
-    command.add_argument("--threshold", type=resolve, help="default: threshold.json in the working folder")
-    command.add_argument("--out", type=resolve, default=_default_bundle(), help="folder to write; default: %(default)s")
-    command.add_argument("--username", default="", help="yours on Kaggle; default: that of the credentials")
-
-
-def _add_push(commands: argparse._SubParsersAction) -> None:
-    command = _add(
-        commands,
-        "push",
-        run_push,
-        "Upload the bundle's datasets as private ones (as a new version if they exist), wait until they are ready, and save"
-        " the kernel that submits. Saving a kernel runs it. NAMES choose other parts, such as train.",
-        "Costs: space in your private datasets (Kaggle shows the quota), and GPU hours of your week for each kernel. To"
-        " undo: kaggle datasets delete OWNER/SLUG and kaggle kernels delete OWNER/SLUG, or delete them on their pages.",
-    )
-    names = "folders of the bundle, such as code or train; default: all datasets, and submit"
-    command.add_argument("names", nargs="*", help=names)
-    _add_bundle_option(command)
-
-
-def _add_wait(commands: argparse._SubParsersAction) -> None:
-    command = _add(
-        commands,
-        "wait",
-        run_wait,
-        "Wait until a kernel's latest version is complete; if it fails, show the end of its log. Stop waiting with Ctrl-C; the"
-        " kernel keeps running.",
-        "Costs: nothing. To undo: there is nothing to undo.",
-    )
-    _add_kernel(command)
-
-
-def _add_submit(commands: argparse._SubParsersAction) -> None:
-    command = _add(
-        commands,
-        "submit",
-        run_submit,
-        "Fetch the kernel's submission.csv and its provenance, submit that version to the competition, where it runs again on"
-        " the hidden test, and record it in the ledger. Asks first.",
-        "Costs: one of the day's five submissions, and GPU hours. To undo: a submission can't be undone.",
-    )
-    _add_kernel(command)
-    version = "of the kernel; default: the last one that push saved, if it is the latest"
-    command.add_argument("--version", type=int, help=version)
-    command.add_argument("--message", help="shown on Kaggle; default: the kernel and its version")
-    command.add_argument("--yes", action="store_true", help="do not ask")
-
-
-def _add_scores(commands: argparse._SubParsersAction) -> None:
-    command = _add(
-        commands,
-        "scores",
-        run_scores,
-        "Fetch the scores of your submissions, and write them into the ledger and into the JSON next to each CSV.",
-        "Costs: nothing. To undo: run it again: it writes what Kaggle reports.",
-    )
-    command.add_argument("--watch", action="store_true", help="ask until nothing is pending")
-
-
-def _add_ledger(commands: argparse._SubParsersAction) -> None:
-    _add(
-        commands,
-        "ledger",
-        run_ledger,
-        "Show your submissions, best private score first, with nested pF1 next to the scores. Sends nothing.",
-        "Costs: nothing. To undo: there is nothing to undo.",
-    )
-
-
-def _add(
-    commands: argparse._SubParsersAction, name: str, run: Callable[[Namespace], None], does: str, costs: str
-) -> ArgumentParser:
-    command = commands.add_parser(name, help=does, description=does, epilog=costs)
     command.set_defaults(run=run)
     command.add_argument("--dry-run", action="store_true", help="show what would be done, as the official client's commands")
     return command
-
-
-def _add_kernel(command: ArgumentParser) -> None:
-    command.add_argument("kernel", nargs="?", help="owner/slug; default: the bundle's kernel that submits")
-    _add_bundle_option(command)
-
-
-def _add_bundle_option(command: ArgumentParser) -> None:
-    command.add_argument("--bundle", type=resolve, default=_default_bundle(), help="folder of the bundle; default: %(default)s")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
