@@ -14,8 +14,10 @@ from filelock import FileLock, Timeout
 from utils.core.environment import KitError, read_json, submissions_dir, write_atomic, write_csv, write_json
 from utils.metrics.intervals import Interval
 
-NUMBERS = ["pf1_nested", "pf1_nested_low", "pf1_nested_high", "public_score", "private_score"]
-COLUMNS = ["time", "ref", "file", "sha256", "kernel", "version", "runs", *NUMBERS[:3], "message", "status", *NUMBERS[3:]]
+NESTED = ["pf1_nested", "pf1_nested_low", "pf1_nested_high"]
+SCORES = ["public_score", "private_score"]
+NUMBERS = [*NESTED, *SCORES]
+COLUMNS = ["time", "ref", "file", "sha256", "kernel", "version", "runs", *NESTED, "message", "status", *SCORES]
 LOCK_SECONDS = 30
 
 
@@ -36,7 +38,7 @@ def read_ledger() -> pd.DataFrame:
         return ledger.replace(dict.fromkeys(NUMBERS, ""), np.nan).astype(dict.fromkeys(NUMBERS, float))
     except (ValueError, KeyError) as error:
         raise LedgerError(
-            f"{path} is not a ledger of this kit ({error}): mend it, or move it away to start a new one."
+            f"{path} is not a ledger of this kit ({error}): repair it, or move it away to start a new one."
         ) from None
 
 
@@ -47,7 +49,7 @@ def record(csv_path: Path, message: str, ref: str = "", kernel: str = "", versio
     """
     provenance = read_provenance(csv_path)
     nested = provenance.get("tuned", {}).get("pf1_nested") or {}
-    row = dict.fromkeys(COLUMNS, "") | {
+    row = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "ref": ref,
         "file": csv_path.name,
@@ -56,9 +58,13 @@ def record(csv_path: Path, message: str, ref: str = "", kernel: str = "", versio
         "version": version,
         "runs": ", ".join(Path(run).name for run in provenance.get("runs", [])),
         "message": message,
+        "pf1_nested": nested.get("value", np.nan),
+        "pf1_nested_low": nested.get("low", np.nan),
+        "pf1_nested_high": nested.get("high", np.nan),
         "status": "pending",
+        "public_score": np.nan,
+        "private_score": np.nan,
     }
-    row |= {name: nested.get(bound, np.nan) for name, bound in zip(NUMBERS, ("value", "low", "high"), strict=False)}
     with _changing() as rows:
         rows.append(row)
     return pd.Series(row)
@@ -89,7 +95,7 @@ def find_earlier(csv_path: Path, kernel: str = "", version: str = "") -> str:
         return ""
     last = same.iloc[-1]
     scored = last.status if np.isnan(last.public_score) else f"public {last.public_score}, private {last.private_score}"
-    return f"This very file was already submitted on {last.time} (ref {last.ref}), and scored: {scored}."
+    return f"This file was already submitted on {last.time} (ref {last.ref}). Result: {scored}."
 
 
 def keep(csv_path: Path) -> Path:
@@ -113,20 +119,29 @@ def read_provenance(csv_path: Path) -> dict:
     try:
         found = read_json(path) if path.is_file() else {}
     except ValueError as error:
-        raise LedgerError(f"{path} is not JSON ({error}): take it away, and the submission counts as one without.") from None
+        raise LedgerError(f"{path} is not JSON ({error}): delete it to submit without provenance.") from None
     if not isinstance(found, dict):
-        raise LedgerError(f"{path} is not a submission's provenance: take it away, and the submission counts as one without.")
+        raise LedgerError(f"{path} is not a submission's provenance: delete it to submit without provenance.")
     return found
 
 
 def ranked(ledger: pd.DataFrame) -> pd.DataFrame:
     """Return the ledger as text columns for display, best private score first, then best public score."""
     best = ledger.sort_values(["private_score", "public_score"], ascending=False, na_position="last")
-    nested = [str(Interval(*bounds)) for bounds in best[NUMBERS[:3]].to_numpy(float)]
+    nested = [str(Interval(*bounds)) for bounds in best[NESTED].to_numpy(float)]
     kernels = (best.kernel + " v" + best.version).where(best.kernel != "", best.file)
-    columns = {"time": best.time, "runs": best.runs, "nested pF1 [95 %]": nested}
-    columns |= {name: best[f"{name}_score"].map(_score) for name in ("public", "private")}
-    return pd.DataFrame(columns | {"status": best.status, "submitted": kernels, "message": best.message})
+    return pd.DataFrame(
+        {
+            "time": best.time,
+            "runs": best.runs,
+            "nested pF1 [95 %]": nested,
+            "public": best.public_score.map(_score),
+            "private": best.private_score.map(_score),
+            "status": best.status,
+            "submitted": kernels,
+            "message": best.message,
+        }
+    )
 
 
 def hash_file(path: Path) -> str:
