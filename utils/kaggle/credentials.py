@@ -32,7 +32,7 @@ def check_files() -> None:
 
 def find_username() -> str:
     """Return the credentials' username; raise CredentialsError if there is none or `check_files` refuses them."""
-    suffices = 'To write the bundle, your username on Kaggle suffices: make kaggle BUNDLE="--username YOU"'
+    suffices = 'To write the bundle, your username on Kaggle is enough: make kaggle BUNDLE="--username YOU"'
     try:
         check_files()
     except CredentialsError as error:
@@ -40,21 +40,19 @@ def find_username() -> str:
     stored = [_read_object(path).get("username") for path in (config_path(), _home("credentials.json"))]
     username = next((name for name in (os.environ.get("KAGGLE_USERNAME"), *stored) if name), "")
     if not username:
-        raise CredentialsError(f"No username is found: a token does not say whose it is. {suffices}")
+        raise CredentialsError(f"No username was found: a token does not contain it. {suffices}")
     return username
 
 
 def describe_lack() -> str:
     """Return the text that valid credentials are missing, and how to get some."""
-    path, misplaced = config_path(), PROJECT / "kaggle.json"
     text = (
-        f"No credentials that Kaggle takes. Make a token at {SETTINGS_PAGE} and save it in {_home('access_token')} (chmod 600),"
-        f" or set KAGGLE_API_TOKEN to it. {path} with username and key does too."
+        f"There are no credentials that Kaggle accepts. Make a token at {SETTINGS_PAGE} and save it in {_home('access_token')}"
+        f" (chmod 600), or set KAGGLE_API_TOKEN to it. {config_path()} with username and key works too."
     )
-    if path.exists():
-        text += f" {path} is there: is it JSON with both? If it is a token: mv {path} {_home('access_token')}"
-    if misplaced.exists() and misplaced != path:
-        text += f"\n{misplaced} is not read: mkdir -p {path.parent} && mv {misplaced} {path}"
+    misplaced = PROJECT / "kaggle.json"
+    if misplaced.exists() and misplaced != config_path():
+        text += f" {misplaced} is not read: move it there."
     return text
 
 
@@ -66,7 +64,10 @@ def redact(text: str) -> str:
 
 
 class RedactedStream(io.TextIOBase):
-    """A text stream that redacts secrets and passes the rest on."""
+    """A text stream that redacts secrets and passes the rest on.
+
+    Each write looks for secrets again, because the client may get a new access token and save it while it runs.
+    """
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -98,13 +99,13 @@ def _files() -> list[Path]:
 def _problems_of(path: Path) -> Iterator[str]:
     content = _read_object(path)
     if PLACEHOLDERS & {content.get("username"), content.get("key")}:
-        yield f"{path} holds the example's placeholder: put your own username and key there, from {SETTINGS_PAGE}."
+        yield f"{path} contains the example's placeholder: replace it by your own username and key, from {SETTINGS_PAGE}."
     if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:  # on Kaggle the files are Kaggle's own
         return
     if os.name != "nt" and stat.S_IMODE(path.stat().st_mode) & 0o077:
         yield f"{path} can be read or changed by others on this machine: chmod 600 {path}"
     if _in_reach_of_git(path):
-        yield f"{path} lies in a git repository that does not ignore it: move it to {_home('')}, out of git's reach."
+        yield f"{path} is in a git repository that does not ignore it: move it to {_home('')}."
 
 
 def _in_reach_of_git(path: Path) -> bool:
