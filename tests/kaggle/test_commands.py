@@ -284,7 +284,7 @@ def test_nothing_is_submitted_without_a_yes(server, bundle):
 
 
 def test_same_version_sent_again_is_warned_of(server, bundle):
-    assert "Warning: This very file" not in submit(bundle, "--yes")[1]
+    assert "Warning: This file" not in submit(bundle, "--yes")[1]
     run("scores", "--watch")
     assert "already submitted" in submit(bundle, "--yes")[1]
 
@@ -458,7 +458,7 @@ def test_bundle_without_credentials_needs_a_username_and_without_runs_is_for_tra
     monkeypatch.setattr(kaggle, "working_dir", lambda: tmp_path)
     monkeypatch.delenv("KAGGLE_API_TOKEN")
     status, printed = run("bundle", "--out", tmp_path / "out")
-    assert status == 1 and "No username is found" in printed and 'make kaggle BUNDLE="--username YOU"' in printed
+    assert status == 1 and "No username was found" in printed and 'make kaggle BUNDLE="--username YOU"' in printed
     status, printed = run("bundle", "--out", tmp_path / "out", "--username", USERNAME)
     last = f"Next: python -m utils.kaggle push code preprocess --bundle {tmp_path / 'out'}\n"
     assert status == 0 and printed.endswith(f"No run in the bundle: it is for training on Kaggle. {last}")

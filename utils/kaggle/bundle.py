@@ -41,8 +41,8 @@ from utils.kaggle.bundle_checks import (
     threshold_problems,
 )
 from utils.kaggle.notebooks import NOTEBOOKS
-from utils.kaggle.wheels import KAGGLE_PYTHON, download_wheels, imported_by_notebooks
-from utils.runs.code import module_files
+from utils.kaggle.wheels import KAGGLE_PYTHON, download_wheels
+from utils.runs.code import imports_of, module_files, reached_modules
 from utils.runs.found import find_runs
 from utils.runs.run import Run
 
@@ -124,33 +124,29 @@ def _refuse(problems: Sequence[str]) -> None:
 
 def _target_problems(folder: Path, username: str) -> Iterator[str]:
     if folder.exists() and not is_from_kit(folder, MARKER) and (not folder.is_dir() or any(folder.iterdir())):
-        yield f"{folder} is no former bundle (no {MARKER}) and not empty: name another folder with --out."
-    for path in _edited(folder):
-        yield f"{path} was edited since it was written: name another folder with --out, or delete {folder} to lose the edit."
-    for name in _added(folder):
-        yield f"{folder / name} is not from this kit, and would be deleted: move it, or name another folder with --out."
+        yield f"{folder} is not empty, and is no former bundle (no {MARKER}): name another folder with --out."
+    if is_from_kit(folder, MARKER):
+        yield from _changes(folder)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", username):
         yield f"username is {username!r}, but must be as in kaggle.com/USERNAME: letters, digits, hyphens and underscores."
 
 
-def _edited(folder: Path) -> list[Path]:
-    """List notebooks and metadata edited since `write_bundle` wrote them; empty if an earlier kit kept no hashes."""
-    written = read_json(folder / MARKER).get("hashes", {}) if is_from_kit(folder, MARKER) else {}
-    return [folder / name for name, now in _hash_editable(folder).items() if written.get(name, now) != now]
+def _changes(bundle: Path) -> Iterator[str]:
+    """Yield what a person edited or added since `write_bundle` wrote a bundle; nothing if an earlier kit kept no lists."""
+    written = read_json(bundle / MARKER)
+    hashes = written.get("hashes", {})
+    for name, now in _hash_editable(bundle).items():
+        if hashes.get(name, now) != now:
+            remedy = f"name another folder with --out, or delete {bundle} to lose the edit."
+            yield f"{bundle / name} was edited since it was written: {remedy}"
+    files = _list_files(bundle)
+    for name in sorted({*files} - {MARKER, PUSHED, *written.get("files", files)}):
+        yield f"{bundle / name} is not from this kit, and would be deleted: move it, or name another folder with --out."
 
 
 def _hash_editable(folder: Path) -> dict[str, str]:
     paths = [path for pattern in ("kernels/*/*.ipynb", "*/*/*-metadata.json") for path in sorted(folder.glob(pattern))]
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
-
-
-def _added(folder: Path) -> list[str]:
-    """List files that someone added to a bundle; empty if an earlier kit wrote it, which kept no list."""
-    written = read_json(folder / MARKER).get("files") if is_from_kit(folder, MARKER) else None
-    if written is None:
-        return []
-    own = {MARKER, PUSHED, *written}
-    return [name for name in _list_files(folder) if name not in own]
 
 
 def _list_files(folder: Path) -> list[str]:
@@ -216,8 +212,14 @@ def _write_code(datasets: Path, username: str) -> None:
 
 def _code_files() -> list[Path]:
     """List the files that the notebooks need: the modules they reach, and the project's shared files."""
+    imported = {name for path in PROJECT.glob("notebooks/*.ipynb") for name in imports_of(_code_of(path))}
     shared = [PROJECT / name for name in ("requirements.txt", "pyproject.toml", "LICENSE")]
-    return module_files(imported_by_notebooks(PROJECT), PROJECT) + shared
+    return module_files(reached_modules(imported, PROJECT), PROJECT) + shared
+
+
+def _code_of(notebook: Path) -> str:
+    cells = [cell for cell in read_json(notebook)["cells"] if cell["cell_type"] == "code"]
+    return "\n".join("".join(cell["source"]) for cell in cells)
 
 
 def _link_problems() -> list[str]:

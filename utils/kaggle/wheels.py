@@ -15,16 +15,16 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from utils.core.environment import read_json
+from utils.kaggle.notebooks import NOTEBOOKS
 from utils.kaggle.packages import PackageError, read_requirements
-from utils.runs.code import imports_of, reached_modules
 
 # Packages of Kaggle's image that matter here, compiled on 2026-11-22, since no page lists them all.
 # Names: Kaggle/docker-python, kaggle_requirements.txt (commit 01d659b, 2025), and the Colab image below it,
 # googlecolab/backend-info, pip-freeze.gpu.txt (commit 03a8903, June 2026, Python 3.12).
 # Versions: that freeze's; torch and torchvision as in Kaggle's v170 of June 2026. Three are lower: scikit-learn and
 # matplotlib, which Kaggle pinned in 2025, and numpy, which these two keep below 2 (v170 is said to have 2.0.2).
-# A newer image meets every lower bound that these versions meet. The image lacks imagecodecs, pebble and onnxruntime.
+# A newer image meets every lower bound that these versions meet. The image lacks imagecodecs, pebble, onnxscript and
+# onnxruntime.
 KAGGLE_IMAGE = {
     "albucore": "0.0.24",
     "albumentations": "2.0.8",
@@ -70,7 +70,6 @@ KAGGLE_IMAGE = {
     "typing-extensions": "4.15.0",
 }
 KAGGLE_PYTHON = "3.12"
-IMPORT_NAMES = {"scikit-learn": "sklearn", "opencv-python-headless": "cv2", "pyyaml": "yaml"}  # if they differ
 NEWEST_GLIBC = 35  # 2.35, of Ubuntu 22.04, the image's base
 PLATFORMS = ("manylinux2014_x86_64", *(f"manylinux_2_{minor}_x86_64" for minor in range(17, NEWEST_GLIBC + 1)))
 STUB = "+image"  # local version of the empty wheels that stand for the image's packages
@@ -79,28 +78,10 @@ STUB = "+image"  # local version of the empty wheels that stand for the image's 
 def missing_requirements(requirements: Path, image: Mapping[str, str] = KAGGLE_IMAGE) -> list[str]:
     """List the lines of requirements.txt that the notebooks need and ``image`` (version by package) does not meet.
 
-    The notebooks need what they import, directly or through ``utils``. Development tools and the tests' second decoders
-    drop out without a second list. Raise PackageError if a line can't be parsed.
+    Raise PackageError if a line can't be parsed.
     """
-    imported = {name.partition(".")[0] for name in imported_by_notebooks(requirements.parent)}
-    wanted = [need for need in read_requirements(requirements) if _import_name(need.name) in imported]
-    return [str(need) for need in wanted if not _has(image, need)]
-
-
-def imported_by_notebooks(project: Path) -> set[str]:
-    """Return the dotted names of all modules that the notebooks import, directly or through ``utils``."""
-    names = {name for path in project.glob("notebooks/*.ipynb") for name in imports_of(_code_of(path))}
-    return reached_modules(names, project)
-
-
-def _code_of(notebook: Path) -> str:
-    cells = [cell for cell in read_json(notebook)["cells"] if cell["cell_type"] == "code"]
-    return "\n".join("".join(cell["source"]) for cell in cells)
-
-
-def _import_name(package: str) -> str:
-    name = canonicalize_name(package)
-    return IMPORT_NAMES.get(name, name.replace("-", "_"))
+    used = {name for notebook in NOTEBOOKS.values() for name in (*notebook.needs.values(), *notebook.optional.values())}
+    return [str(need) for need in read_requirements(requirements) if need.name in used and not _has(image, need)]
 
 
 def _has(image: Mapping[str, str], need: Requirement) -> bool:
