@@ -98,14 +98,14 @@ def test_files_of_the_real_sizes_count_where_they_take_longer(stage, two_cores):
     report = report_of(stage, full_sized=7_200.0)
     assert report.decode_hours == pytest.approx({"the phantom's files": 3_700 / 3600, "files of the real sizes": 2.0})
     assert report.hours["total"] == pytest.approx((5 + 7_200 + 925) / 3600)
-    assert "decoding as long as files of the real sizes take" in text_of(report)
+    assert "with the decoding time of files of the real sizes" in text_of(report)
     assert "at the picture size 96 x 72 of" in text_of(report)
 
 
 def test_the_phantoms_files_count_where_they_take_longer(stage, two_cores):
     report = report_of(stage, full_sized=1_800.0)
     assert report.hours["decode"] == pytest.approx(3_700 / 3600)
-    assert "decoding as long as the phantom's files take" in text_of(report)
+    assert "with the decoding time of the phantom's files" in text_of(report)
 
 
 def test_the_verdict_is_of_files_of_the_real_sizes(stage, two_cores):
@@ -152,17 +152,17 @@ def test_no_submission_is_a_problem(stage):
 
 def test_a_draft_without_provenance_is_a_problem(stage):
     (stage.results / "submissions" / "1.json").unlink()
-    assert "a draft of a run that did not end" in problem_of(stage)
+    assert "submission.csv is a draft" in problem_of(stage)
     assert "nothing is projected" in text_of(report_of(stage))
 
 
 def test_a_failed_or_stopped_notebook_is_a_problem(stage):
     assert "submit.ipynb failed" in problem_of(stage, exit_status=1)
-    assert "did not end in time" in problem_of(stage, exit_status=TIMED_OUT)
+    assert "exceeded its time" in problem_of(stage, exit_status=TIMED_OUT)
 
 
 def test_a_world_that_is_not_closed_is_a_problem(stage):
-    assert "an address outside could be reached" in problem_of(stage, proofs=CLOSED | {"an address outside": ""})
+    assert "an address outside was reachable" in problem_of(stage, proofs=CLOSED | {"an address outside": ""})
 
 
 def test_code_or_python_from_elsewhere_is_a_problem(stage):
@@ -181,13 +181,13 @@ def test_the_text_says_hardware_stages_prior_and_verdict(stage):
         "2.00 GB",
         "3.0 MB in /kaggle/working",
         "to 1024 x 512 in 1.50 hours",
-        "2 breasts got the prior, as they should: they were made unreadable (1_L 2_R).",
+        "2 breasts got the prior as expected, because they were made unreadable (1_L 2_R).",
     ):
         assert part in text
-    assert text.endswith("The rehearsal went well.")
+    assert text.endswith("The rehearsal succeeded.")
     assert text_of(replace(report, problems=["It broke."])).endswith("PROBLEM: It broke.")
     assert "NOT ISOLATED" in text_of(replace(report, isolated=False))
-    assert "as they should" not in text_of(replace(report, unpredicted=["1_L"]))
+    assert "as expected" not in text_of(replace(report, unpredicted=["1_L"]))
 
 
 def test_what_is_saved_is_named_with_its_folder(tmp_path):
@@ -215,7 +215,7 @@ def test_the_runs_of_the_working_folders_threshold_come_first(home, capsys):
     write_run(home / "demo" / "runs" / "cnn")
     assert choose_runs(Options()) == ([runs[1]], tuned)
     said = capsys.readouterr().out
-    assert said.startswith(f"Rehearsing b (those that it was tuned on) with {tuned}; choose others with make rehearse")
+    assert said.startswith(f"Rehearsing b (the tuned ones) with {tuned}; choose others with make rehearse")
     assert len(said.splitlines()) == 1
 
 

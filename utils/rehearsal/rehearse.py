@@ -162,12 +162,12 @@ def _read_provenance(results: Path) -> dict:
 
 def _world_problems(options: Options, stage: Stage, seen: Seen) -> Iterator[str]:
     if seen.exit_status == TIMED_OUT:
-        yield "submit.ipynb did not end in time and was stopped: submission.csv is as far as it came."
+        yield "submit.ipynb exceeded its time and was stopped: submission.csv is its last draft."
     elif seen.exit_status:
-        yield f"submit.ipynb failed: its last cells in {options.out / 'submit.ipynb'} say why."
+        yield f"submit.ipynb failed: see the last cells of {options.out / 'submit.ipynb'}."
     for what, error in seen.proofs.items():
         if not error:
-            yield f"The world is not closed: {what} could be reached."
+            yield f"The world is not isolated: {what} was reachable."
     facts = _read_facts(stage.results / "submit.ipynb")
     home = stage.results / "working" if not options.isolated else KAGGLE_INPUT
     if facts and not Path(facts["utils"]).is_relative_to(home):
@@ -197,7 +197,7 @@ def _submission_problems(stage: Stage, provenance: dict) -> Iterator[str]:
         yield str(error)
     unpredicted, unreadable = set(provenance.get("unpredicted", [])), set(stage.hidden.unreadable)
     if not provenance:
-        yield "There is no provenance: submission.csv is a draft of a run that did not end."
+        yield "There is no provenance: submission.csv is a draft, because the notebook did not finish."
     elif unpredicted != unreadable:
         lost, invented = sorted(unpredicted - unreadable), sorted(unreadable - unpredicted)
         yield f"Readable breasts got the prior: {lost or 'none'}; unreadable ones got a prediction: {invented or 'none'}."
@@ -216,15 +216,15 @@ def text_of(report: Report) -> str:
     lines = [
         f"Measured on {report.images} images of {report.patients} patients with {hardware.cores} cores of"
         f" {hardware.cpu} (load {hardware.load}), GPU: {hardware.gpus}, Python {report.python}.",
-        *(_projection_lines(report) if report.finished else ["It did not come to its end, so nothing is projected."]),
+        *(_projection_lines(report) if report.finished else ["The notebook did not finish, so nothing is projected."]),
     ]
     lines.append(f"Peak memory {peaks['memory'] / GIGABYTE:.2f} GB (all processes){_disk_text(report)}.")
     lines.append(_prior_text(report.unpredicted, report.unreadable))
-    lines += [f"Closed: {what} ({error})" for what, error in report.proofs.items() if error]
+    lines += [f"Isolated from: {what} ({error})" for what, error in report.proofs.items() if error]
     if not report.isolated:
-        lines.append("NOT ISOLATED: network, this machine's folders and all its packages were in reach; no wheel was tried.")
+        lines.append("NOT ISOLATED: network, this machine's folders and all its packages were reachable; no wheel was tried.")
     verdict = [f"PROBLEM: {problem}" for problem in report.problems]
-    return "\n".join([*lines, *(verdict or ["The rehearsal went well."])])
+    return "\n".join([*lines, *(verdict or ["The rehearsal succeeded."])])
 
 
 def _projection_lines(report: Report) -> list[str]:
@@ -232,7 +232,7 @@ def _projection_lines(report: Report) -> list[str]:
     measured = {name: spent * HIDDEN_IMAGES / 3600 for name, spent in each.items()}
     columns = {"seconds an image": each, f"hours for {HIDDEN_IMAGES:,} images": measured}
     lines = [
-        "Measured on the phantom's small files; the fewer they are, the more the start of processes weighs:",
+        "Measured on the phantom's small files; with few of them, process start-up counts too much:",
         pd.DataFrame(columns).round(3).to_string(),
     ]
     if report.preprocessing_hours is not None:
@@ -240,13 +240,13 @@ def _projection_lines(report: Report) -> list[str]:
         lines += [
             f"Measured on files of the real sizes: {CORES} processes decode {HIDDEN_IMAGES:,} to 1024 x 512 in"
             f" {report.preprocessing_hours:.2f} hours.",
-            f"That is {decode[REAL_FILES]:.2f} hours on {report.hardware.cores} cores, as here, and is taken to be so too"
+            f"That is {decode[REAL_FILES]:.2f} hours on this machine's {report.hardware.cores} cores, assuming the same time"
             f" at the picture size {sizes} of these runs.",
         ]
-    longer = f" decoding as long as {max(decode, key=decode.get)} take, the longer time," if len(decode) > 1 else ""
+    longer = f" with the decoding time of {max(decode, key=decode.get)}, the longer one," if len(decode) > 1 else ""
     return [
         *lines,
-        f"Projected for {HIDDEN_PATIENTS:,} patients,{longer} with {report.once_seconds:.0f} seconds that come once:"
+        f"Projected for {HIDDEN_PATIENTS:,} patients,{longer} including {report.once_seconds:.0f} seconds of start-up:"
         f" {hours['total']:.2f} hours; Kaggle's limit is {hours['limit']:g}.",
     ]
 
@@ -254,7 +254,7 @@ def _projection_lines(report: Report) -> list[str]:
 def _prior_text(unpredicted: list[str], unreadable: list[str]) -> str:
     names = " ".join(unpredicted)
     if set(unpredicted) == set(unreadable):
-        return f"{len(unpredicted)} breasts got the prior, as they should: they were made unreadable ({names})."
+        return f"{len(unpredicted)} breasts got the prior as expected, because they were made unreadable ({names})."
     return f"{len(unpredicted)} breasts got the prior: {names}"
 
 

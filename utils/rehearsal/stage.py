@@ -36,7 +36,7 @@ FACTS_CELL = f"""import json
 import utils
 
 print("{FACTS}" + json.dumps({{"utils": utils.__file__, "python": sys.executable}}))"""
-NO_RUN = ([], None, "there is no other, and no demo's")
+NO_RUN = ([], None, "no other runs found")
 TO_CHOOSE = 'choose others with make rehearse REHEARSE="--runs FOLDER,FOLDER --threshold FILE".'
 EXAMPLE = {"n_folds": 2, "epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "positive_share": 0.5}
 EXAMPLE_SIZE = (64, 48)
@@ -119,7 +119,7 @@ def choose_runs(options: Options) -> tuple[list[Path], Path | None]:
         runs, threshold, whose = find_runs([str(run) for run in named]), options.threshold, "as named"
     else:
         runs, threshold, whose = next((found for found in _found_runs() if found[0]), NO_RUN)
-    tuned = f"with {threshold}" if threshold else "with a threshold that is tuned now"
+    tuned = f"with {threshold}" if threshold else "with a threshold to be tuned"
     print(f"Rehearsing {', '.join(run.name for run in runs) or 'a small run'} ({whose}) {tuned}; {TO_CHOOSE}", flush=True)
     return runs, threshold
 
@@ -127,7 +127,7 @@ def choose_runs(options: Options) -> tuple[list[Path], Path | None]:
 def _found_runs() -> Iterator[tuple[list[Path], Path | None, str]]:
     """Yield runs, their threshold.json and a text on their origin, in order of preference."""
     own, demo = working_dir() / "threshold.json", DEMO / "threshold.json"
-    yield _still_there(own), own, "those that it was tuned on"
+    yield _still_there(own), own, "the tuned ones"
     yield find_runs(), None, f"all under {runs_dir()}"
     yield _still_there(demo), demo, "the demo's"
     yield sorted(path.parent for path in DEMO.glob("runs/*/oof.csv")), None, "the demo's"
@@ -164,7 +164,7 @@ def mount_dataset(dataset: Path, input_dir: Path) -> None:
 
 
 def lacking_packages(wheels: Sequence[str]) -> set[str]:
-    """Return the packages that Kaggle's image lacks: those of requirements.txt not in the image, and the wheels'."""
+    """Return the packages that Kaggle's image lacks: the missing ones of requirements.txt, and the wheels'."""
     required = read_requirements(PROJECT / "requirements.txt")
     names = {str(canonicalize_name(need.name)) for need in required} - set(KAGGLE_IMAGE)
     return names | {str(parse_wheel_filename(name)[0]) for name in wheels}
