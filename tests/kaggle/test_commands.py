@@ -368,7 +368,7 @@ def test_token_that_kaggle_does_not_take_is_told_though_a_key_is_there_too(serve
             monkeypatch.setenv("KAGGLE_USERNAME", USERNAME)
             monkeypatch.setenv("KAGGLE_KEY", KEY)
         status, printed = run("scores")
-        assert status == 1 and "does not take the token of KAGGLE_API_TOKEN: make a new one" in printed
+        assert status == 1 and "does not accept the token of KAGGLE_API_TOKEN: make a new one" in printed
 
 
 def test_key_works_as_well_as_a_token(server, monkeypatch):

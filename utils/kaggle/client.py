@@ -66,12 +66,12 @@ def _log_in() -> Any:
     how = str(api.config_values.get("auth_method", ""))
     if token and how != "ACCESS_TOKEN":  # it logged in another way, but still sends the token
         raise KaggleError(_not_taken(source))
-    print(f"Kaggle's client has logged in as {api.config_values.get('username')} ({how or 'unknown way'}).")
+    print(f"Kaggle's client is logged in as {api.config_values.get('username')} ({how or 'unknown method'}).")
     return api
 
 
 def _not_taken(source: str) -> str:
-    return f"Kaggle does not take the token of {source}: make a new one at {SETTINGS_PAGE}."
+    return f"Kaggle does not accept the token of {source}: make a new one at {SETTINGS_PAGE}."
 
 
 def _fail_with_uploads(api: Any) -> None:
@@ -111,7 +111,7 @@ def _remedy(error: BaseException, forbidden: str) -> tuple[type[KaggleError], st
     responses = (getattr(cause, "response", None) for cause in (error, error.__context__))
     status = next((response.status_code for response in responses if response is not None), 0)
     known = {
-        401: f"Kaggle does not take the credentials: check username and key, or make a new token at {SETTINGS_PAGE}",
+        401: f"Kaggle does not accept the credentials: check username and key, or make a new token at {SETTINGS_PAGE}",
         403: forbidden,
         404: "Kaggle does not know it: check the name, and whether it was pushed",
     }
@@ -122,7 +122,7 @@ def _remedy(error: BaseException, forbidden: str) -> tuple[type[KaggleError], st
         )
     if status >= 500 or isinstance(error, (ConnectionError, Timeout)):
         return UnansweredError, "Kaggle does not answer: check the network and https://www.kaggle.com, and try again"
-    return KaggleError, known.get(status, "mend what Kaggle or its client says above, and try again")
+    return KaggleError, known.get(status, "correct what Kaggle or its client reports above, and try again")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def check_gpus(is_training: bool) -> Iterator[Finding]:
         except RuntimeError as error:
             name, built = torch.cuda.get_device_name(number), ", ".join(torch.cuda.get_arch_list())
             problem = f"{name} (sm_{major}{minor}) does not work with torch {torch.__version__}, which is built for {built}:"
-            hide = "end what else uses it, install a torch that is built for it, or hide it: CUDA_VISIBLE_DEVICES=''"
+            hide = "end other programs that use it, install a torch built for it, or hide it: CUDA_VISIBLE_DEVICES=''"
             reason = str(error).splitlines()[0]
             yield Finding(f"{problem} {reason}.", f"{CHOOSE_T4 if on_kaggle() else hide}.", is_fatal=is_training)
 

@@ -67,14 +67,16 @@ def check_disks(written: Mapping[Path, float], is_kept: bool = True) -> Iterator
             with tempfile.TemporaryFile(dir=_existing(folder)):
                 disks[_existing(folder).stat().st_dev].append(folder)
         except OSError as error:
-            yield Finding(f"{folder} can't be written ({error.strerror}).", "name a folder that can, or mend its permissions.")
+            yield Finding(
+                f"{folder} can't be written ({error.strerror}).", "name a writable folder, or correct its permissions."
+            )
     for folders in disks.values():
         needed = sum(written[folder] for folder in folders) + LEAST_DISK
         free = shutil.disk_usage(_existing(folders[0])).free
         if free < needed:
             problem = f"{folders[0]} has {free / GIGABYTE:.2f} GB free, and about {needed / GIGABYTE:.2f} GB will be written."
             is_fatal = is_kept and free < max(needed / 2, LEAST_DISK)  # needed is an estimate
-            yield Finding(problem, "free some room there, name another folder, or take smaller images.", is_fatal)
+            yield Finding(problem, "free some space there, name another folder, or use smaller images.", is_fatal)
 
 
 def _existing(folder: Path) -> Path:
@@ -86,10 +88,11 @@ def check_memory(num_workers: int) -> Iterator[Finding]:
     """Check that enough memory is free for this process and its ``num_workers`` decoders."""
     needed, free = OWN_MEMORY + num_workers * WORKER_MEMORY, free_memory()
     if free is not None and free < needed:
-        beside = f", with {num_workers} processes that decode" if num_workers else ""
-        problem = f"{free / GIGABYTE:.1f} GB of memory are free, and {needed / GIGABYTE:.1f} GB may be needed{beside}."
-        fewer = ", or give fewer num_workers" if num_workers else ""
-        yield Finding(problem, f"end other programs{fewer}.", is_fatal=False)
+        problem = (
+            f"{free / GIGABYTE:.1f} GB of memory are free, but this process and {num_workers} decoding processes may need"
+            f" {needed / GIGABYTE:.1f} GB."
+        )
+        yield Finding(problem, "end other programs, or reduce num_workers.", is_fatal=False)
 
 
 def free_memory(root: Path = Path("/")) -> int | None:
@@ -130,9 +133,9 @@ def check_hub() -> Iterator[Finding]:
         from huggingface_hub.constants import HF_HUB_CACHE  # late: the import takes seconds
 
         is_downloaded = any(Path(HF_HUB_CACHE).glob("models--timm--*"))  # perhaps these weights
-        remedy = "switch the internet on in the notebook's settings" if on_kaggle() else "see to the network"
-        problem = f"pretrained asks {host}, which does not answer."
-        yield Finding(problem, f"{remedy}, or give a local file, weights_path, instead.", is_fatal=not is_downloaded)
+        remedy = "switch the internet on in the notebook's settings" if on_kaggle() else "check the network"
+        problem = f"pretrained needs {host}, which does not answer."
+        yield Finding(problem, f"{remedy}, or give a local file as weights_path.", is_fatal=not is_downloaded)
 
 
 def _answers(host: str) -> bool:
