@@ -184,7 +184,10 @@ def test_parameters_are_annotated_explained_literals_with_the_shared_names(name)
     assert SHARED_PARAMETERS[name] <= found.keys()
 
 
-@pytest.mark.parametrize("document", ["README.md", "Makefile"])
+DOCUMENTS = ["README.md", "Makefile", "docs/training.md", "docs/preprocessing.md", "docs/results.md", "docs/external-data.md"]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_commands_name_notebooks_and_parameters_that_exist(document):
     """papermill only warns of an unknown parameter, so a misspelt one would pass unseen."""
     text = (ROOT / document).read_text().replace("\\\n", " ")
