@@ -25,7 +25,8 @@ from torch import nn
 
 from benchmarks.loops import VIEWS, make_table, seconds
 from benchmarks.training import describe_machine
-from utils.core.environment import pick_device, seed_everything, write_json
+from utils.core.devices import pick_device
+from utils.core.files import write_json
 from utils.images.settings import CacheSettings
 from utils.networks.encoders import Encoder
 from utils.networks.models import Outputs, build_model
@@ -34,6 +35,7 @@ from utils.submission.acceleration import REFERENCE, disagreement, offered, with
 from utils.tables.vocabulary import METADATA, Vocabulary
 from utils.training.inference import forward
 from utils.training.loading import Batch
+from utils.training.randomness import seed_everything
 
 ARCHITECTURES = ("cnn", "resnet50", "efficientnet_b0", "rnn")
 PLAIN = "plain"

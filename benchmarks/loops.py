@@ -20,7 +20,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm import tqdm
 
 from benchmarks.timm_loop import TimmLoop
-from utils.core.environment import cpu_count
+from utils.core.devices import cpu_count
 from utils.images.cache import PNG_OPTIONS, picture_path
 from utils.images.settings import CacheSettings
 from utils.networks.models import build_model

@@ -29,7 +29,9 @@ import torch
 
 from benchmarks.loops import LEAST_ROUNDS, measure, overheads, speeds, write_pictures
 from benchmarks.training_gpu import gpu_table, measure_gpu
-from utils.core.environment import cpu_count, pick_device, versions, write_json
+from utils.core.devices import cpu_count, pick_device
+from utils.core.files import write_json
+from utils.core.versions import versions
 
 ARCHITECTURES = ("cnn", "resnet50", "rnn", "efficientnet_b0")
 SIZES, QUICK_SIZES = ((256, 256), (512, 512)), ((64, 64), (96, 96))  # height, width

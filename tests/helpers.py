@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils.core.environment import write_json
+from utils.core.files import write_json
 from utils.core.parameters import Parameters, read_parameters
 from utils.images.settings import CacheSettings
 

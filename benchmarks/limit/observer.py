@@ -16,7 +16,7 @@ experiments with mammograms and power-law noise, Med. Phys. 28 (2001) 419.
 import numpy as np
 from scipy.special import logsumexp, ndtr, ndtri
 
-from utils.core.environment import KitError
+from utils.core.errors import KitError
 from utils.metrics.intervals import Interval, PatientBootstrap
 
 

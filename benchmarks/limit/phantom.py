@@ -21,7 +21,7 @@ from scipy.special import logsumexp
 
 from benchmarks.limit.observer import ObserverError, matched_filter
 from benchmarks.limit.statistics import blurred, mean_signals, patch_side, read_tissue, tissue_spectrum, without_trend
-from utils.core.environment import read_json
+from utils.core.files import read_json
 from utils.images.boxes import largest_boxes, to_picture
 from utils.images.cache import read_manifest
 from utils.images.settings import CacheSettings

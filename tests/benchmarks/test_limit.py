@@ -20,7 +20,7 @@ from benchmarks.limit.observer import (
 )
 from benchmarks.limit.phantom import OBSERVERS, fit_observer, per_breast, place_ratios, score_images
 from benchmarks.limit.statistics import mean_signals, patch_side, tissue_spectrum
-from utils.core.environment import KitError
+from utils.core.errors import KitError
 from utils.images.cache import build_cache
 from utils.images.settings import CacheSettings
 from utils.metrics.intervals import PatientBootstrap

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from utils.core.environment import KitError
+from utils.core.errors import KitError
 from utils.core.formats import FormatError, build, check_types, naming, read_object, shown
 
 

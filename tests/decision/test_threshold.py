@@ -6,7 +6,7 @@ import math
 import pytest
 
 from tests.helpers import TUNED
-from utils.core.environment import read_json, write_json
+from utils.core.files import read_json, write_json
 from utils.decision.threshold import Threshold
 from utils.runs.oof import PredictionError
 

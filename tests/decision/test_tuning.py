@@ -10,8 +10,8 @@ import pytest
 
 from tests.helpers import TUNED, write_run
 from tests.runs.test_oof import write_oof
-from utils.core import environment
-from utils.core.environment import read_json, write_json
+from utils.core import folders
+from utils.core.files import read_json, write_json
 from utils.core.formats import build
 from utils.decision import tuning
 from utils.decision.calibration import METHODS, compare_calibrations, fit_calibration
@@ -316,10 +316,10 @@ def test_runs_for_show_of_a_threshold_json_that_was_not_named_are_not_submitted_
         monkeypatch.setattr(module, "runs_dir", lambda *_, **__: at_work / "runs")
     for shown in (smoke, marked):
         tune([shown]).save(at_work / "threshold.json")
-        monkeypatch.setattr(environment, "find_competition", lambda: None)
+        monkeypatch.setattr(folders, "find_competition", lambda: None)
         assert runs_to_submit(competition_dir=real) == [good]
         assert runs_to_submit() == runs_to_submit(competition_dir=phantom) == [shown]
-        monkeypatch.setattr(environment, "find_competition", lambda: real)
+        monkeypatch.setattr(folders, "find_competition", lambda: real)
         assert runs_to_submit() == [good]
         assert runs_to_submit(smoke_test=True) == runs_to_submit(competition_dir=phantom) == [shown]
         assert runs_to_submit(threshold_path=str(at_work / "threshold.json")) == [shown]

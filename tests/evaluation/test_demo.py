@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from tests.runs.test_oof import write_oof
-from utils.core.environment import PROJECT
+from utils.core.folders import PROJECT
 from utils.decision.tuning import tune
 from utils.evaluation.demo import demo_table
 from utils.phantom.competition import read_truth

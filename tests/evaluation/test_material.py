@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
 from tests.helpers import TINY, make_config, write_run
-from utils.core.environment import PROJECT, write_json
+from utils.core.files import write_json
+from utils.core.folders import PROJECT
 from utils.decision import tuning
 from utils.decision.tuning import Tuning, find_threshold, tune
 from utils.evaluation import pictures

@@ -7,7 +7,7 @@ from scipy.stats import norm
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_score, recall_score, roc_auc_score, roc_curve
 
 from tests.helpers import TINY, make_config
-from utils.core.environment import write_json
+from utils.core.files import write_json
 from utils.decision.thresholds import CHOICES
 from utils.evaluation import performance as evaluation
 from utils.evaluation import training_rows

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 
 from tests.helpers import TINY, make_config
-from utils.core.environment import KitError
+from utils.core.errors import KitError
 from utils.evaluation import report
 from utils.evaluation.report import LARGEST, Page, describe_runs
 from utils.images.training_data import TrainingData

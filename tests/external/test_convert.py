@@ -12,7 +12,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from tests.helpers import TINY, make_config
-from utils.core.environment import KitError, read_json
+from utils.core.errors import KitError
+from utils.core.files import read_json
 from utils.dicom.file import read_dicom, read_stored
 from utils.external.convert import convert, main
 from utils.external.sets import ExternalError

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from utils.core.environment import KitError
+from utils.core.errors import KitError
 from utils.core.parallel import map_items
 from utils.images import cache
 from utils.images.cache import build_cache

@@ -1,7 +1,7 @@
 import pytest
 
-from utils.core import environment
-from utils.core.environment import KitError
+from utils.core import folders
+from utils.core.errors import KitError
 from utils.images import inputs
 from utils.images.inputs import Inputs, few_patients, open_inputs, site_of_breasts
 from utils.images.settings import CacheSettings
@@ -17,7 +17,7 @@ def test_named_competition_is_taken_and_announced(competition, tmp_path, capsys)
 
 def test_without_data_the_phantom_is_made_and_said_so(tmp_path, monkeypatch, capsys):
     made = []
-    monkeypatch.setattr(environment, "find_competition", lambda: None)
+    monkeypatch.setattr(folders, "find_competition", lambda: None)
     monkeypatch.setattr(inputs, "working_dir", lambda: tmp_path)
     monkeypatch.setattr(inputs, "make_competition", lambda folder, **options: made.append(folder) or folder)
     assert open_inputs("", smoke_test=True).is_phantom and made == [tmp_path / "phantom-smoke"]
@@ -25,7 +25,7 @@ def test_without_data_the_phantom_is_made_and_said_so(tmp_path, monkeypatch, cap
 
 
 def test_found_data_is_preferred_to_the_phantom(competition, monkeypatch):
-    monkeypatch.setattr(environment, "find_competition", lambda: competition)
+    monkeypatch.setattr(folders, "find_competition", lambda: competition)
     monkeypatch.setattr(inputs, "make_competition", None)
     assert open_inputs(None).competition_dir == competition
 
@@ -60,12 +60,12 @@ def test_each_breast_of_train_has_its_site(competition, images, monkeypatch):
     assert sites.index.tolist() == images.prediction_id.unique().tolist()
     by_image = sites.loc[images.prediction_id].to_numpy()
     assert (by_image == images.site_id).all() and sites.nunique() == 2
-    monkeypatch.setattr(environment, "find_competition", lambda: competition)
+    monkeypatch.setattr(folders, "find_competition", lambda: competition)
     assert site_of_breasts(None).equals(sites)
 
 
 def test_sites_without_a_competition_say_what_to_give(monkeypatch):
-    monkeypatch.setattr(environment, "find_competition", lambda: None)
+    monkeypatch.setattr(folders, "find_competition", lambda: None)
     with pytest.raises(KitError, match="give competition_dir"):
         site_of_breasts("")
 

@@ -10,7 +10,8 @@ import pytest
 
 from tests.helpers import write_tuned
 from tests.kaggle.test_wheels import make_wheel
-from utils.core.environment import PROJECT, is_from_kit, read_json, write_json
+from utils.core.files import read_json, write_json
+from utils.core.folders import PROJECT, is_from_kit
 from utils.kaggle import bundle, bundle_checks
 from utils.kaggle.bundle import BundleError, name_weights, write_bundle
 from utils.kaggle.bundle_checks import check_bundle, slug_of
@@ -85,7 +86,7 @@ def test_the_code_is_one_zip_with_its_version_and_the_same_bytes_each_time(tmp_p
     with zipfile.ZipFile(zips[0]) as archive:
         held, kit = set(archive.namelist()), json.loads(archive.read("kit.json"))
         assert archive.read("utils/metrics/scores.py") == (PROJECT / "utils/metrics/scores.py").read_bytes()
-    assert {"utils/core/environment.py", "notebooks/submit.ipynb", "requirements.txt", "LICENSE"} <= held
+    assert {"utils/core/folders.py", "notebooks/submit.ipynb", "requirements.txt", "LICENSE"} <= held
     assert {name.partition("/")[0] for name in held} == {
         "utils",
         "notebooks",
@@ -125,7 +126,7 @@ def project(tmp_path, monkeypatch):
     """A project of three modules, one of which no notebook imports, and of notebooks with outputs."""
     folder = tmp_path / "project"
     (folder / "notebooks").mkdir(parents=True)
-    texts = {"core/environment": "from utils.metrics import f", "metrics/__init__": "from utils.metrics.scores import f"}
+    texts = {"core/folders": "from utils.metrics import f", "metrics/__init__": "from utils.metrics.scores import f"}
     for name, text in {"__init__": "", "core/__init__": "", "metrics/scores": "f = 1", "scratch": "KEY", **texts}.items():
         path = folder / "utils" / f"{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,7 +138,7 @@ def project(tmp_path, monkeypatch):
         "metadata": {"tags": ["parameters"], "papermill": {"duration": 1}},
         "outputs": [output],
     }
-    code |= {"source": ["import utils.core.environment"], "execution_count": 7}
+    code |= {"source": ["import utils.core.folders"], "execution_count": 7}
     content = {"cells": [code], "metadata": {"kernelspec": {"name": "python3"}, "widgets": {"state": "patient 123"}}}
     for name in NOTEBOOKS:
         write_json(folder / "notebooks" / f"{name}.ipynb", content)
@@ -148,14 +149,14 @@ def project(tmp_path, monkeypatch):
 
 
 def test_files_that_no_notebook_imports_are_not_sent(tmp_path, project):
-    for stray in ("scratch.txt", "._environment.py", "kaggle.json"):
+    for stray in ("scratch.txt", "._folders.py", "kaggle.json"):
         (project / "utils" / stray).write_text("KEY")
     (project / "utils" / ".#scores.py").symlink_to("me@host.1234")  # an editor's lock
     (project / "utils" / "notes.py").symlink_to(project / "utils" / "scratch.py")
     write_bundle(tmp_path / "bundle", USER, [], None)
     with zipfile.ZipFile(next(tmp_path.glob("bundle/datasets/code/*.zip"))) as archive:
         modules = {name for name in archive.namelist() if name.startswith("utils/")}
-    inside = ("__init__", "core/__init__", "core/environment", "metrics/__init__", "metrics/scores")
+    inside = ("__init__", "core/__init__", "core/folders", "metrics/__init__", "metrics/scores")
     assert modules == {f"utils/{name}.py" for name in inside}
 
 

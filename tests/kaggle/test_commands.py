@@ -18,7 +18,8 @@ import pytest
 from tests.helpers import write_tuned
 from tests.kaggle.stand_in import CLOSED, KEY, TOKEN, USERNAME, fresh_client, serving
 from tests.kaggle.test_bundle import make_run
-from utils.core.environment import COMPETITION, PROJECT, write_json
+from utils.core.files import write_json
+from utils.core.folders import COMPETITION, PROJECT
 from utils.kaggle import client as kaggle_client
 from utils.kaggle import commands as kaggle
 from utils.kaggle import ledger

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from tests.kaggle.stand_in import KEY, TOKEN, USERNAME, fresh_client, serving
-from utils.core.environment import PROJECT
+from utils.core.folders import PROJECT
 from utils.kaggle.credentials import (
     PLACEHOLDERS,
     CredentialsError,

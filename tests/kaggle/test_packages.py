@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils.core import environment
-from utils.core.environment import write_json
+from utils.core import folders
+from utils.core.files import write_json
 from utils.kaggle import packages
 from utils.kaggle.notebooks import NOTEBOOKS, Notebook
 from utils.kaggle.packages import PackageError, install_missing
@@ -28,18 +28,18 @@ def home(tmp_path, monkeypatch):
     project.mkdir()
     for name in ("requirements.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, project)
-    monkeypatch.setattr(environment, "PROJECT", project)
+    monkeypatch.setattr(folders, "PROJECT", project)
     for name in ("KAGGLE_INPUT", "KAGGLE_WORKING"):
-        monkeypatch.setattr(environment, name, tmp_path / "kaggle" / name)
+        monkeypatch.setattr(folders, name, tmp_path / "kaggle" / name)
     return project
 
 
 @pytest.fixture
 def kaggle(home):
     """Kaggle's two folders; gives the input."""
-    environment.KAGGLE_INPUT.mkdir(parents=True)
-    environment.KAGGLE_WORKING.mkdir()
-    return environment.KAGGLE_INPUT
+    folders.KAGGLE_INPUT.mkdir(parents=True)
+    folders.KAGGLE_WORKING.mkdir()
+    return folders.KAGGLE_INPUT
 
 
 def test_nothing_is_imported_that_may_be_missing():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.helpers import NOTEBOOKS, TINY, parameters_of
-from utils.core import environment
+from utils.core import folders
 from utils.images.inputs import Inputs
 from utils.images.training_data import TrainingData
 from utils.kaggle import findings, machine, preflight_training
@@ -59,7 +59,7 @@ def kaggle(tmp_path, monkeypatch):
     for module in (findings, preflight_training):
         monkeypatch.setattr(module, "on_kaggle", lambda: True)
     monkeypatch.setattr(findings, "KAGGLE_INPUT", folder)
-    monkeypatch.setattr(environment, "KAGGLE_INPUT", folder)
+    monkeypatch.setattr(folders, "KAGGLE_INPUT", folder)
     return folder
 
 

@@ -2,7 +2,7 @@ import zipfile
 
 import pytest
 
-from utils.core.environment import PROJECT
+from utils.core.folders import PROJECT
 from utils.kaggle import wheels
 from utils.kaggle.notebooks import Notebook
 from utils.kaggle.packages import PackageError

@@ -53,7 +53,7 @@ def test_kit_that_make_kaggle_marked_is_taken_from_among_several(tmp_path, monke
     """In all notebooks alike: their first cell finds the kit."""
     for name in ("another-dataset", "kit/mammography-kit-0.1.0"):
         (tmp_path / name / "utils" / "core").mkdir(parents=True)
-        (tmp_path / name / "utils" / "core" / "environment.py").touch()
+        (tmp_path / name / "utils" / "core" / "folders.py").touch()
     kit = tmp_path / "kit" / "mammography-kit-0.1.0"
     (kit / "kit.json").touch()
     (source,) = {cell.source for name in NOTEBOOKS for cell in cells(name) if cell.id == "root"}

@@ -5,7 +5,7 @@ import hashlib
 import pandas as pd
 import pytest
 
-from utils.core.environment import KitError
+from utils.core.errors import KitError
 from utils.dicom.file import DicomError, read_dicom
 from utils.phantom.competition import TEST_COLUMNS, TRUTH_FOLDER, is_phantom_competition
 from utils.phantom.hidden_test import EXTRA_COLUMN, NEW_MACHINES, make_hidden_test

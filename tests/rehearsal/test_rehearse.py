@@ -11,7 +11,9 @@ import pandas as pd
 import pytest
 
 from tests.helpers import make_config, write_tuned
-from utils.core.environment import KAGGLE_INPUT, KitError, write_json
+from utils.core.errors import KitError
+from utils.core.files import write_json
+from utils.core.folders import KAGGLE_INPUT
 from utils.images.settings import CacheSettings
 from utils.phantom.hidden_test import HiddenTest
 from utils.rehearsal import rehearse as rehearsal
@@ -271,10 +273,10 @@ def test_datasets_are_mounted_by_slug_with_archives_unpacked(tmp_path):
     write_json(dataset / "dataset-metadata.json", {"id": "someone/kit-code"})
     (dataset / "wheel.whl").write_text("wheel")
     with zipfile.ZipFile(dataset / "kit-1.zip", "w") as archive:
-        archive.writestr("utils/core/environment.py", "")
+        archive.writestr("utils/core/folders.py", "")
     mount_dataset(dataset, tmp_path / "input")
     found = {str(path.relative_to(tmp_path / "input")) for path in (tmp_path / "input").rglob("*") if path.is_file()}
-    assert found == {"kit-code/wheel.whl", "kit-code/kit-1/utils/core/environment.py"}
+    assert found == {"kit-code/wheel.whl", "kit-code/kit-1/utils/core/folders.py"}
 
 
 def test_lacking_is_what_kaggles_image_has_not_and_what_the_wheels_bring():

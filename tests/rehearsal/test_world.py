@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.core.environment import PROJECT
+from utils.core.folders import PROJECT
 from utils.rehearsal import init as kaggle_init
 from utils.rehearsal import world as kaggle_world
 from utils.rehearsal.world import TIMED_OUT, Seen, World, WorldError, isolation, make_kaggle_python, run_in_world
@@ -108,7 +108,7 @@ def test_working_and_tmp_are_new_and_nothing_else_can_be_written(world, tmp_path
 
 @isolated
 def test_the_projects_own_code_is_hidden(world):
-    assert (PROJECT / "utils" / "core" / "environment.py").is_file()
+    assert (PROJECT / "utils" / "core" / "folders.py").is_file()
     assert shell(world, f"ls {PROJECT}/utils 2> /dev/null")[1] == ""
 
 

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from utils.core.environment import PROJECT
+from utils.core.folders import PROJECT
 from utils.runs import code as training_code
 from utils.runs.code import changed_versions, code_versions
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import TINY, make_config
-from utils.core.environment import KitError
+from utils.core.errors import KitError
 from utils.runs.config import STRONGEST, TrainConfig
 from utils.runs.errors import TrainingError
 from utils.runs.execution import Execution, as_numbers

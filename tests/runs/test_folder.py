@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from tests.helpers import TINY, make_config
-from utils.core.environment import write_csv
+from utils.core.files import write_csv
 from utils.runs.errors import TrainingError
 from utils.runs.run import Run
 

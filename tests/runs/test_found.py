@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from utils.core import environment
-from utils.core.environment import write_json
+from utils.core import folders
+from utils.core.files import write_json
 from utils.images import cache, inputs
 from utils.phantom.competition import PARAMETERS_FILE
 from utils.runs import found as found_runs
@@ -22,7 +22,7 @@ def make_run(run_dir):
 
 
 def test_runs_are_found_by_name_or_everywhere_but_not_those_for_show(tmp_path, monkeypatch):
-    monkeypatch.setattr(environment, "working_dir", lambda: tmp_path)
+    monkeypatch.setattr(folders, "working_dir", lambda: tmp_path)
     monkeypatch.setattr(found_runs, "KAGGLE_INPUT", tmp_path / "input")
     for kind in ("kit/outputs/demo/runs", "kit/outputs/runs-phantom", "competition/train_images"):
         make_run(tmp_path / "input" / kind / "c")
@@ -52,9 +52,9 @@ def test_runs_in_folders_of_one_name_are_told_apart(tmp_path):
 
 
 def test_without_data_or_runs_an_example_is_trained_once_on_the_phantom(tmp_path, monkeypatch, capsys):
-    for module in (environment, inputs, cache):
+    for module in (folders, inputs, cache):
         monkeypatch.setattr(module, "working_dir", lambda: tmp_path)
-    monkeypatch.setattr(environment, "find_competition", lambda: None)
+    monkeypatch.setattr(folders, "find_competition", lambda: None)
     monkeypatch.setattr(found_runs, "KAGGLE_INPUT", tmp_path / "input")
     runs = find_or_train_runs("", smoke_test=True)
     assert runs == [tmp_path / "runs-smoke" / "cnn-example"]
@@ -64,11 +64,11 @@ def test_without_data_or_runs_an_example_is_trained_once_on_the_phantom(tmp_path
 
 
 def test_with_data_but_without_runs_the_next_step_is_named(tmp_path, monkeypatch, competition):
-    monkeypatch.setattr(environment, "working_dir", lambda: tmp_path)
+    monkeypatch.setattr(folders, "working_dir", lambda: tmp_path)
     monkeypatch.setattr(found_runs, "KAGGLE_INPUT", tmp_path / "input")
     real = shutil.copytree(competition, tmp_path / "real", ignore=shutil.ignore_patterns("*_images", PARAMETERS_FILE))
     with pytest.raises(PredictionError, match="No finished run under .*runs: run train.ipynb first"):
         find_or_train_runs("", competition_dir=real)
-    monkeypatch.setattr(environment, "find_competition", lambda: real)
+    monkeypatch.setattr(folders, "find_competition", lambda: real)
     with pytest.raises(PredictionError, match="No finished run under .*runs: run train.ipynb first"):
         find_or_train_runs("")

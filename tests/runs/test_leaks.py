@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from tests.helpers import TINY, make_config, write_run
-from utils.core.environment import write_csv
+from utils.core.files import write_csv
 from utils.images.training_data import TrainingData
 from utils.runs.errors import TrainingError
 from utils.runs.leaks import LEAST_POSITIVES, LeakError, check_features, check_patients_whole

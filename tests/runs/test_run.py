@@ -3,7 +3,7 @@
 import pytest
 
 from tests.helpers import TINY, make_config
-from utils.core.environment import write_json
+from utils.core.files import write_json
 from utils.runs.run import Run
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.helpers import TINY, make_config
-from utils.core.environment import write_json
+from utils.core.files import write_json
 from utils.decision.calibration import Calibration
 from utils.decision.tuning import tune
 from utils.images.cache import build_cache

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from tests.helpers import TINY, make_config
-from utils.core.environment import KitError
+from utils.core.errors import KitError
 from utils.runs.config import TrainingError
 from utils.tables.vocabulary import Vocabulary
 from utils.training.fold_weights import build_empty, kept_state, load_fold

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from tests.helpers import TINY, make_config
-from utils.core.environment import write_json
+from utils.core.files import write_json
 from utils.images.cache import picture_path
 from utils.images.training_data import TrainingData
 from utils.metrics.scores import area_under_roc, sigmoid
@@ -228,7 +228,7 @@ def test_vocabulary_knows_only_the_training_folds(run, images):
 
 
 def test_gpu_that_only_claims_to_work_is_not_used(monkeypatch, capsys):
-    from utils.core.environment import pick_device
+    from utils.core.devices import pick_device
 
     def broken(*args, **kwargs):
         raise RuntimeError("CUDA error: no kernel image is available for execution on the device")

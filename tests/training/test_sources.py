@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from tests.helpers import TINY, killed_in_second_epoch, make_config
-from utils.core.environment import write_json
+from utils.core.files import write_json
 from utils.images.training_data import TrainingData
 from utils.kaggle.preflight_training import check_start
 from utils.networks.models import build_model

@@ -5,7 +5,7 @@ import safetensors.torch
 import torch
 
 from tests.helpers import TINY, parameters_of
-from utils.core.environment import KitError
+from utils.core.errors import KitError
 from utils.networks.encoders import PlainCnn
 from utils.runs.parameters import make_execution, train_config
 from utils.training.trial import try_networks

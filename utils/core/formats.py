@@ -7,7 +7,8 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import get_args
 
-from utils.core.environment import KitError, read_json
+from utils.core.errors import KitError
+from utils.core.files import read_json
 
 LONGEST_VALUE = 80  # characters of a wrong value that a message shows
 

@@ -13,7 +13,7 @@ from typing import Any
 import joblib
 from tqdm import tqdm
 
-from utils.core.environment import KitError
+from utils.core.errors import KitError
 from utils.core.isolation import DECODING, IsolatedPool, IsolationError, Limits
 
 

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from utils.core.environment import KitError
+from utils.core.errors import KitError
 
 NOTHING = ("none", "null")  # text that means "no value" rather than a file's name
 RANGES = {  # least and most; a default outside its range has a special meaning

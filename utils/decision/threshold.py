@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils.core.environment import read_json, write_json
+from utils.core.files import read_json, write_json
 from utils.core.formats import build, check, check_types, naming
 from utils.decision.calibration import Calibration
 from utils.decision.thresholds import CHOICES, site_decisions

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils.core.environment import KAGGLE_INPUT, resolve, working_dir
+from utils.core.folders import KAGGLE_INPUT, resolve, working_dir
 from utils.decision.calibration import Calibration, compare_calibrations, fit_calibration
 from utils.decision.threshold import Estimate, Threshold, hash_oof
 from utils.decision.thresholds import CHOICES, Choose, nested_decisions, patient_nested, site_decisions, site_thresholds

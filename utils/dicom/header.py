@@ -16,7 +16,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from utils.core.environment import KitError
+from utils.core.errors import KitError
 
 PREAMBLE, MAGIC = 128, b"DICM"  # PS3.10, section 7.1
 FIRST_GROUPS = range(0x0002, 0x0029)  # data sets are sorted by tag, and what a picture needs is in group 0028

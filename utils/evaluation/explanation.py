@@ -17,7 +17,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from utils.core.environment import KitError, pick_device
+from utils.core.devices import pick_device
+from utils.core.errors import KitError
 from utils.images.boxes import CROP
 from utils.images.cache import read_manifest
 from utils.images.resample import fitted_size

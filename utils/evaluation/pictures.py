@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from utils.core.environment import KitError
+from utils.core.errors import KitError
 from utils.decision.thresholds import CHOICES
 from utils.evaluation.explanation import ExplanationError, check_network, choose_examples, explain_run
 from utils.evaluation.figures import show_explanations

@@ -8,7 +8,8 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from utils.core.environment import KitError, write_atomic
+from utils.core.errors import KitError
+from utils.core.files import write_atomic
 from utils.runs.config import ModelConfig
 from utils.runs.run import Run
 

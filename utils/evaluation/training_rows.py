@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils.core.environment import pick_device
+from utils.core.devices import pick_device
 from utils.metrics.scores import sigmoid
 from utils.runs.oof import aggregate, one_image_per_breast
 from utils.runs.run import Run

@@ -17,7 +17,9 @@ from pydicom.dataset import Dataset
 from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
 from tqdm import tqdm
 
-from utils.core.environment import KitError, link_or_copy, read_picture, resolve, write_atomic, write_csv
+from utils.core.errors import KitError
+from utils.core.files import link_or_copy, read_picture, write_atomic, write_csv
+from utils.core.folders import resolve
 from utils.external import folder
 from utils.external.boxes import BOXES, clip_boxes
 from utils.external.sets import LOSSLESS, RSNA_BIRADS, SETS, UNKNOWN, ExternalError, check_folders

@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from utils.core.environment import link_or_copy, resolve, write_csv
+from utils.core.files import link_or_copy, write_csv
+from utils.core.folders import resolve
 from utils.external.headers import Facts, read_facts
 from utils.external.labels import Labels
 from utils.external.sets import SHOWN, ExternalError, check_folders

@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from utils.core.environment import KitError
+from utils.core.errors import KitError
 from utils.external.headers import read_facts
 from utils.tables.competition import ID_PATTERN
 from utils.tables.strict_csv import TableError, read_table

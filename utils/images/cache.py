@@ -16,16 +16,8 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from utils.core.environment import (
-    KAGGLE_INPUT,
-    read_json,
-    read_picture,
-    remove_leftovers,
-    working_dir,
-    write_atomic,
-    write_csv,
-    write_json,
-)
+from utils.core.files import read_json, read_picture, remove_leftovers, write_atomic, write_csv, write_json
+from utils.core.folders import KAGGLE_INPUT, working_dir
 from utils.core.parallel import Outcome, StopRunError, map_items
 from utils.images.manifest import append_rows, on_one_line, read_rows, without_picture
 from utils.images.preprocessing import preprocess

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils.core.environment import KitError, competition_folder, resolve, working_dir
+from utils.core.errors import KitError
+from utils.core.folders import competition_folder, resolve, working_dir
 from utils.images.cache import attached_cache_dir, build_cache, default_cache_dir
 from utils.images.settings import CacheSettings
 from utils.images.training_data import TrainingData

@@ -4,7 +4,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 
-from utils.core.environment import KitError
+from utils.core.errors import KitError
 from utils.core.formats import check, check_types
 
 LARGEST_SIDE = 2**14  # pixels: three times that of the largest mammograms

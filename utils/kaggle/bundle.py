@@ -15,19 +15,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.core.environment import (
-    COMPETITION,
-    KIT,
-    KIT_FILE,
-    PROJECT,
-    KitError,
-    is_from_kit,
-    read_json,
-    replace_folder,
-    versions,
-    write_atomic,
-    write_json,
-)
+from utils.core.errors import KitError
+from utils.core.files import read_json, replace_folder, write_atomic, write_json
+from utils.core.folders import COMPETITION, KIT, KIT_FILE, PROJECT, is_from_kit
+from utils.core.versions import versions
 from utils.decision.threshold import Threshold
 from utils.kaggle.bundle_checks import (
     DATASET_FILE,

@@ -10,7 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from utils.core.environment import KIT_FILE, KitError, read_json
+from utils.core.errors import KitError
+from utils.core.files import read_json
+from utils.core.folders import KIT_FILE
 from utils.decision.tuning import find_threshold
 from utils.runs.errors import TrainingError
 from utils.runs.run import Run

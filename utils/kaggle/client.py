@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from utils.core.environment import COMPETITION, KitError, versions
+from utils.core.errors import KitError
+from utils.core.folders import COMPETITION
+from utils.core.versions import versions
 from utils.kaggle import ledger
 from utils.kaggle.bundle import Part
 from utils.kaggle.credentials import SETTINGS_PAGE, check_files, describe_lack, redact

@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
-from utils.core.environment import COMPETITION, KitError, resolve, working_dir
+from utils.core.errors import KitError
+from utils.core.folders import COMPETITION, resolve, working_dir
 from utils.kaggle import ledger
 from utils.kaggle.bundle import (
     NOTEBOOKS_BY_SLUG,

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from utils.core.environment import PROJECT, KitError
+from utils.core.errors import KitError
+from utils.core.folders import PROJECT
 
 SETTINGS_PAGE = "https://www.kaggle.com/settings/api"
 PLACEHOLDERS = {"YOUR_KAGGLE_USERNAME", "YOUR_KAGGLE_API_KEY"}  # of kaggle.json.example

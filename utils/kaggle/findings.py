@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from utils.core.environment import KAGGLE_INPUT, KitError, on_kaggle
+from utils.core.errors import KitError
+from utils.core.folders import KAGGLE_INPUT, on_kaggle
 
 GIGABYTE = 10**9
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from utils.core.environment import on_kaggle, try_gpu
+from utils.core.devices import try_gpu
+from utils.core.folders import on_kaggle
 from utils.kaggle.findings import GIGABYTE, Finding
 
 GPU_DRIVER = Path("/dev/nvidiactl")

@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from utils.core.environment import KitError, read_json, submissions_dir, write_atomic, write_csv, write_json
+from utils.core.errors import KitError
+from utils.core.files import read_json, write_atomic, write_csv, write_json
+from utils.core.folders import submissions_dir
 from utils.metrics.intervals import Interval
 
 NESTED = ["pf1_nested", "pf1_nested_low", "pf1_nested_high"]

@@ -15,7 +15,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from utils.core.environment import cpu_count, on_kaggle, working_dir
+from utils.core.devices import cpu_count
+from utils.core.folders import on_kaggle, working_dir
 from utils.kaggle.findings import GIGABYTE, Finding
 
 LEAST_DISK = GIGABYTE // 10  # tables, figures, logs

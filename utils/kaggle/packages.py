@@ -14,8 +14,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.core import environment
-from utils.core.environment import KitError, is_from_kit, on_kaggle, walk_small_folders
+from utils.core import folders, versions
+from utils.core.errors import KitError
+from utils.core.folders import is_from_kit, on_kaggle, walk_small_folders
 from utils.kaggle.notebooks import NOTEBOOKS
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def install_missing(notebook: str) -> None:
         print(f"Warning: {', '.join(lacking.values())}. {_remedy(lacking)}")
     if lacking := _lacking(needed):
         raise PackageError(f"{', '.join(lacking.values())}. {_remedy(lacking)}")
-    print(f"{notebook}.ipynb, " + ", ".join(f"{name} {version}" for name, version in environment.versions().items()))
+    print(f"{notebook}.ipynb, " + ", ".join(f"{name} {version}" for name, version in versions.versions().items()))
 
 
 def read_requirements(path: Path) -> list[Requirement]:
@@ -69,7 +70,7 @@ def read_requirements(path: Path) -> list[Requirement]:
 def _check_python() -> None:
     from packaging.specifiers import SpecifierSet
 
-    path = environment.PROJECT / "pyproject.toml"
+    path = folders.PROJECT / "pyproject.toml"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     wanted = re.search(r'^requires-python\s*=\s*"(.+)"', text, re.MULTILINE)  # an older Python has no tomllib
     if wanted and not SpecifierSet(wanted[1]).contains(platform.python_version(), prereleases=True):
@@ -85,7 +86,7 @@ def _remedy(lacking: Mapping[str, str]) -> str:
 
 def _lacking(modules: Mapping[str, str]) -> dict[str, str]:
     """Return the unmet requirements, each with its problem; ``modules`` gives the package of each module."""
-    path = environment.PROJECT / "requirements.txt"
+    path = folders.PROJECT / "requirements.txt"
     bounds = {need.name: need.specifier for need in (read_requirements(path) if path.is_file() else ())}
     lacking = {}
     for module, name in modules.items():
@@ -131,9 +132,9 @@ def _missing_dependencies(requirement: str) -> Iterator[str]:
 def mounted(ending: str) -> list[Path]:
     """List the folders of Kaggle's input that contain a file whose name ends with ``ending``."""
     found = []
-    for folder, names, files in walk_small_folders(environment.KAGGLE_INPUT):
+    for folder, names, files in walk_small_folders(folders.KAGGLE_INPUT):
         if any(name.endswith(ending) for name in files):
             found.append(folder)
-        if len(folder.relative_to(environment.KAGGLE_INPUT).parts) >= MOUNT_DEPTH:
+        if len(folder.relative_to(folders.KAGGLE_INPUT).parts) >= MOUNT_DEPTH:
             names.clear()
     return found

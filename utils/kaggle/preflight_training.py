@@ -8,7 +8,9 @@ from pathlib import Path
 
 import torch
 
-from utils.core.environment import KitError, on_kaggle, read_json
+from utils.core.errors import KitError
+from utils.core.files import read_json
+from utils.core.folders import on_kaggle
 from utils.core.parallel import dask_client
 from utils.images.inputs import Inputs
 from utils.images.training_data import TrainingData

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils.core.environment import KitError
+from utils.core.errors import KitError
 from utils.phantom.competition import SUBMISSION_CONSTANT, TRUTH_FOLDER, make_competition, replace_folder
 from utils.tables.competition import image_paths
 

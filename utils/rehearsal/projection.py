@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1
 
-from utils.core.environment import cpu_count
+from utils.core.devices import cpu_count
 from utils.images.cache import build_cache, picture_path
 from utils.images.settings import CacheSettings
 from utils.kaggle.machine import cpu_name

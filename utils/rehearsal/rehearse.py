@@ -18,7 +18,9 @@ import nbformat
 import pandas as pd
 import torch
 
-from utils.core.environment import KAGGLE_INPUT, KitError, read_json, resolve, write_atomic, write_json
+from utils.core.errors import KitError
+from utils.core.files import read_json, write_atomic, write_json
+from utils.core.folders import KAGGLE_INPUT, resolve
 from utils.rehearsal.projection import (
     CORES,
     HIDDEN_IMAGES,

@@ -12,7 +12,10 @@ from pathlib import Path
 import nbformat
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
-from utils.core.environment import COMPETITION, PROJECT, KitError, cpu_count, read_json, runs_dir, working_dir
+from utils.core.devices import cpu_count
+from utils.core.errors import KitError
+from utils.core.files import read_json
+from utils.core.folders import COMPETITION, PROJECT, runs_dir, working_dir
 from utils.decision.threshold import Threshold
 from utils.decision.tuning import tune
 from utils.images.inputs import open_inputs
@@ -182,7 +185,7 @@ def _write_notebook(source: Path, target: Path) -> None:
 
 def _go_without_isolation(stage: Stage) -> None:
     """Pass the folders that Kaggle has at fixed places as parameters, and copy the code to the working folder."""
-    code = next(stage.input.glob("*/*/utils/core/environment.py")).parents[2]
+    code = next(stage.input.glob("*/*/utils/core/folders.py")).parents[2]
     working = stage.results / "working"
     shutil.copytree(code, working)
     runs = [path.parent for path in stage.input.glob("*/*/oof.csv")]

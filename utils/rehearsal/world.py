@@ -17,7 +17,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.core.environment import KAGGLE_WORKING, PROJECT, KitError, read_json, write_json
+from utils.core.errors import KitError
+from utils.core.files import read_json, write_json
+from utils.core.folders import KAGGLE_WORKING, PROJECT
 
 INIT = Path(__file__).with_name("init.py")
 TIMED_OUT = 124  # exit status of `utils.rehearsal.init`

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from utils.core.environment import PROJECT, versions
+from utils.core.folders import PROJECT
+from utils.core.versions import versions
 
 FIRST = "utils.training.folds"  # a training executes this module and what it imports
 
 
 def code_versions() -> dict[str, str]:
-    """Return `utils.core.environment.versions`, and under ``code`` a hash of the modules that a training executes.
+    """Return `utils.core.versions.versions`, and under ``code`` a hash of the modules that a training executes.
 
     Unlike the commit, the hash changes with every edit and needs no git.
     """

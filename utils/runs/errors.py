@@ -1,6 +1,6 @@
 """Errors of runs, in a module that every other one can import."""
 
-from utils.core.environment import KitError
+from utils.core.errors import KitError
 
 REMEDY = "Copy the run again from where it was trained, or train it again in a new run_dir."  # if a file of a run is broken
 

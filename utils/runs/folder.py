@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 from safetensors import SafetensorError
 
-from utils.core.environment import write_csv, write_json
+from utils.core.files import write_csv, write_json
 from utils.images.cache import picture_path
 from utils.images.training_data import TrainingData
 from utils.runs.code import changed_versions, code_versions

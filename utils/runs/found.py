@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.core.environment import KAGGLE_INPUT, resolve, runs_dir, walk_small_folders
+from utils.core.folders import KAGGLE_INPUT, resolve, runs_dir, walk_small_folders
 from utils.runs.errors import PredictionError, TrainingError
 from utils.runs.run import SMOKE_RUNS, Run
 

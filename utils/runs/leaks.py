@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils.core.environment import KitError
+from utils.core.errors import KitError
 from utils.metrics.scores import area_under_roc
 from utils.tables.competition import SHARED_COLUMNS
 

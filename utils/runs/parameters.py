@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
-from utils.core.environment import cpu_count, resolve, runs_dir
+from utils.core.devices import cpu_count
+from utils.core.folders import resolve, runs_dir
 from utils.images.settings import CacheSettings
 from utils.runs.config import ModelConfig, TrainConfig
 from utils.runs.execution import Execution, as_numbers

@@ -27,7 +27,7 @@ from utils.runs.tables import (
 )
 
 FOLD = re.compile("fold(0|[1-9][0-9]*)")
-SMOKE_RUNS = "runs-smoke"  # default folder of smoke tests: see utils.core.environment.runs_dir
+SMOKE_RUNS = "runs-smoke"  # default folder of smoke tests: see utils.core.folders.runs_dir
 
 
 @dataclass(frozen=True)

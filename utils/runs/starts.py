@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from utils.core.environment import write_json
+from utils.core.files import write_json
 from utils.core.formats import build, check, check_types, naming, read_object
 from utils.runs.errors import REMEDY, TrainingError
 

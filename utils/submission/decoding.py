@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils.core.environment import on_kaggle
+from utils.core.folders import on_kaggle
 from utils.images.cache import build_cache, default_cache_dir, picture_path, summarise
 from utils.images.settings import CacheSettings
 from utils.submission.deadline import Plan

@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils.core.environment import KitError, versions, write_csv, write_json
+from utils.core.errors import KitError
+from utils.core.files import write_csv, write_json
+from utils.core.versions import versions
 from utils.runs.run import Run
 from utils.tables.competition import read_images, read_sample_submission
 

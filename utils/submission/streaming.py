@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from utils.core.environment import pick_devices
+from utils.core.devices import pick_devices
 from utils.core.parallel import prefetched
 from utils.decision.threshold import Threshold
 from utils.phantom.competition import is_phantom_competition

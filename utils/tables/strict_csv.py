@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils.core.environment import KitError
+from utils.core.errors import KitError
 
 
 class TableError(KitError, ValueError):

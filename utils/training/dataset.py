@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch.utils.data import Dataset
 
-from utils.core.environment import cpu_count
+from utils.core.devices import cpu_count
 from utils.images.boxes import largest_boxes
 from utils.images.cache import load_picture
 from utils.networks.auxiliary import auxiliary_targets

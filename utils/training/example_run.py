@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.core.environment import cpu_count, runs_dir
+from utils.core.devices import cpu_count
+from utils.core.folders import runs_dir
 from utils.decision.tuning import tuned_runs
 from utils.images.inputs import has_real_data, open_inputs
 from utils.runs.config import ModelConfig, TrainConfig

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import Subset
 from tqdm import tqdm
 
-from utils.core.environment import seed_everything, write_atomic, write_csv
+from utils.core.files import write_atomic, write_csv
 from utils.networks.models import build_model
 from utils.runs.config import TrainConfig, TrainingError
 from utils.runs.execution import Execution
@@ -24,7 +24,7 @@ from utils.training.learner import Learner, encoders_of
 from utils.training.loading import ShareSampler, StepSampler, explained, make_loader
 from utils.training.monitoring import EpochWatch, make_board, peak_memory
 from utils.training.probe import encode, fit_head
-from utils.training.randomness import derive_seed, set_determinism
+from utils.training.randomness import derive_seed, seed_everything, set_determinism
 from utils.training.ranks import Ranks
 from utils.training.validation import best_epoch, validation_metrics
 

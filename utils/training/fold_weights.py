@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from utils.core.environment import write_atomic
+from utils.core.files import write_atomic
 from utils.core.formats import FormatError, build, check, check_types, naming
 from utils.networks.models import build_model
 from utils.runs.config import ModelConfig, TrainConfig, TrainingError

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils.core.environment import remove_leftovers, write_csv
+from utils.core.files import remove_leftovers, write_csv
 from utils.images.boxes import to_picture, to_source
 from utils.images.cache import read_manifest
 from utils.images.training_data import TrainingData

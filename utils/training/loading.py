@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Sampler, SequentialSampler
 
-from utils.core.environment import KitError
+from utils.core.errors import KitError
 from utils.training.dataset import ImageDataset
 
 PER_PICTURE = ("images", "metadata", "rows")

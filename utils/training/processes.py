@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from utils.core.environment import cpu_count
+from utils.core.devices import cpu_count
 from utils.core.isolation import Limits
 from utils.core.parallel import map_items
 from utils.runs.config import TrainingError

@@ -1,9 +1,17 @@
 """What a run's random choices depend on."""
 
 import os
+import random
 
 import numpy as np
 import torch
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def derive_seed(*numbers: int) -> int:

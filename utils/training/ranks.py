@@ -13,7 +13,7 @@ from torch import distributed
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from utils.core.environment import cpu_count, pick_device
+from utils.core.devices import cpu_count, pick_device
 from utils.runs.config import TrainingError
 from utils.runs.execution import Execution
 from utils.runs.lock import FoldLock

@@ -6,7 +6,7 @@ import timm
 import torch
 from torch import nn
 
-from utils.core.environment import KitError
+from utils.core.errors import KitError
 from utils.networks.auxiliary import SIZES
 from utils.networks.models import build_model
 from utils.runs.config import ModelConfig, ModelError, TrainConfig

@@ -1,6 +1,5 @@
-"""Facts about where data lives, and about files that are written whole or not at all."""
+"""Facts about files and folders that are written completely or not at all."""
 
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -9,18 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from utils.core import environment
-from utils.core.environment import (
-    KitError,
-    cpu_count,
-    find_competition,
-    read_json,
-    remove_leftovers,
-    replace_folder,
-    write_atomic,
-    write_csv,
-    write_json,
-)
+from utils.core import files, folders
+from utils.core.files import read_json, remove_leftovers, replace_folder, write_atomic, write_csv, write_json
 
 
 @pytest.mark.parametrize("name", ["table.csv", "weights.pt", "archive.tar.gz", "plain"])
@@ -82,7 +71,7 @@ def test_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
 
 KILLED = """
 import os, signal, sys
-from utils.core.environment import write_atomic
+from utils.core.files import write_atomic
 with write_atomic(sys.argv[1]) as temporary:
     temporary.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -91,7 +80,7 @@ with write_atomic(sys.argv[1]) as temporary:
 
 def test_what_a_killed_writer_leaves_is_deleted_by_the_next(tmp_path):
     path = tmp_path / "file.txt"
-    subprocess.run([sys.executable, "-c", KILLED, path], cwd=environment.PROJECT)
+    subprocess.run([sys.executable, "-c", KILLED, path], cwd=folders.PROJECT)
     assert len(list(tmp_path.iterdir())) == 1 and not path.exists()
     with write_atomic(path) as temporary:
         temporary.write_text("whole")
@@ -124,7 +113,7 @@ def test_table_with_text_that_is_not_unicode_is_written(tmp_path):
 
 
 def test_system_without_locks_writes_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(environment, "fcntl", None)
+    monkeypatch.setattr(files, "fcntl", None)
     write_json(tmp_path / "file.json", {"a": 1})
     assert read_json(tmp_path / "file.json") == {"a": 1}
     remove_leftovers(tmp_path)
@@ -169,69 +158,6 @@ def test_what_is_not_json_leaves_the_old_file(tmp_path, value):
         write_json(path, {"a": value})
     assert read_json(path) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
-
-
-KAGGLE_OLD, KAGGLE_NEW, AT_HOME, AT_HOME_FLAT = FOLDERS = [
-    f"input/{environment.COMPETITION}",
-    f"input/competitions/{environment.COMPETITION}",
-    f"project/data/{environment.COMPETITION}",
-    "project/data",
-]
-
-
-@pytest.fixture
-def elsewhere(tmp_path, monkeypatch):
-    """A Kaggle input folder and a project, both empty."""
-    monkeypatch.setattr(environment, "KAGGLE_INPUT", tmp_path / "input")
-    monkeypatch.setattr(environment, "PROJECT", tmp_path / "project")
-    return tmp_path
-
-
-def put_competition(root, folder: str) -> None:
-    (root / folder).mkdir(parents=True, exist_ok=True)
-    (root / folder / "test.csv").touch()
-
-
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_competition_is_found_where_test_csv_is(elsewhere, folder):
-    put_competition(elsewhere, folder)
-    assert find_competition() == elsewhere / folder
-
-
-@pytest.mark.parametrize("first, second", [(KAGGLE_OLD, AT_HOME), (KAGGLE_NEW, AT_HOME_FLAT), (AT_HOME, AT_HOME_FLAT)])
-def test_kaggles_folder_comes_before_the_projects(elsewhere, first, second):
-    put_competition(elsewhere, second)
-    put_competition(elsewhere, first)
-    assert find_competition() == elsewhere / first
-
-
-def test_no_competition_is_none(elsewhere):
-    assert find_competition() is None
-    (elsewhere / KAGGLE_OLD).mkdir(parents=True)  # an empty folder is no competition
-    (elsewhere / AT_HOME / "test.csv").mkdir(parents=True)  # nor is a folder of that name
-    assert find_competition() is None
-
-
-@pytest.mark.parametrize("cores", [{0}, {3, 5, 6}])
-def test_cpu_count_is_what_this_process_may_use(monkeypatch, cores):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: cores, raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    assert cpu_count() == len(cores)
-
-
-@pytest.mark.parametrize("reported, expected", [(6, 6), (None, 1)])
-def test_cpu_count_without_affinity_is_the_machines_or_one(monkeypatch, reported, expected):
-    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: reported)
-    assert cpu_count() == expected
-
-
-def test_cpu_count_is_between_one_and_the_machines():
-    assert 1 <= cpu_count() <= multiprocessing.cpu_count()
-
-
-def test_kit_errors_show_their_message_alone_in_a_notebook():
-    assert KitError("no data")._render_traceback_() == ["KitError: no data"]
 
 
 @pytest.mark.parametrize("content", ['{"a": 1, "a": 1}', '[{"b": 0, "a": {"c": 1, "b": 2, "c": 3}}]'])
