@@ -122,8 +122,8 @@ def sources_of_auc(
     DataFrame
         Indexed by source: AUC as an `Interval`, the model's AUC minus it as text, and the verdict.
     """
+    # Images of unfinished folds have no fold: they are not predicted, but the baselines learn from them.
     images = images.assign(fold=images.patient_id.map(breasts.drop_duplicates("patient_id").set_index("patient_id").fold))
-    images = images[images.prediction_id.isin(breasts.prediction_id)]
     counted = one_image_per_breast(images) if one_image else images
     sources = {
         METADATA: metadata_oof(counted),

@@ -73,7 +73,7 @@ def images_per_breast_oof(images: pd.DataFrame) -> pd.DataFrame:
 
 
 def _columns_oof(images: pd.DataFrame, numbers: list[str], categories: list[str]) -> pd.DataFrame:
-    """Predict each fold with a logistic regression that was fitted on the other folds."""
+    """Predict each fold with a logistic regression that was fitted on all other images, also those without a fold."""
     parts = []
     for fold, held_out in images.groupby("fold"):
         inside = images[images.fold != fold]
@@ -82,7 +82,7 @@ def _columns_oof(images: pd.DataFrame, numbers: list[str], categories: list[str]
             continue
         model = _make_model(numbers, categories).fit(inside, inside.cancer)
         parts.append(held_out.assign(probability=model.predict_proba(held_out)[:, 1]))
-    return pd.concat(parts).loc[images.index]
+    return pd.concat(parts).loc[images.index[images.fold.notna()]]
 
 
 def _make_model(numbers: list[str], categories: list[str]) -> Pipeline:
