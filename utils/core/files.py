@@ -66,10 +66,11 @@ def write_atomic(path: str | Path, sync: bool = True) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def replace_folder(folder: str | Path) -> Iterator[Path]:
+def replace_folder(folder: str | Path, overwrite: bool = True) -> Iterator[Path]:
     """Yield an empty folder next to ``folder``, and move it to ``folder`` if the block succeeds.
 
-    ``folder`` is then replaced if it exists; if the block fails, it stays as it was.
+    ``folder`` is then replaced if it exists; if the block fails, it stays as it was. Without ``overwrite``, raise OSError if it
+    contains anything.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -77,9 +78,9 @@ def replace_folder(folder: str | Path) -> Iterator[Path]:
         complete = Path(temporary) / folder.name
         complete.mkdir()
         yield complete
-        if folder.exists():
+        if overwrite and folder.exists():
             shutil.rmtree(folder)
-        complete.rename(folder)
+        complete.replace(folder)
 
 
 def remove_leftovers(folder: str | Path, stem: str = "") -> None:

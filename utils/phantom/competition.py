@@ -7,12 +7,8 @@ styles; the lesions' positions are kept apart in ``phantom_truth``. No real pati
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import shutil
-import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -22,6 +18,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from utils.core.files import replace_folder
 from utils.phantom.dicom import MACHINES, Machine, picture_shape, write_dicom
 from utils.phantom.pictures import draw_breast, draw_image, draw_lesions
 from utils.tables.boxes import COLUMNS as BOX_COLUMNS
@@ -125,23 +122,12 @@ def make_competition(
     if _is_finished(folder, settings):
         return folder
     try:
-        with replace_folder(folder) as unfinished:
+        with replace_folder(folder, overwrite=False) as unfinished:
             _build(unfinished, settings, n_jobs or os.cpu_count() or 1)
     except OSError:
         if not _is_finished(folder, settings):  # another process may have been first with the same phantom
             raise
     return folder
-
-
-@contextlib.contextmanager
-def replace_folder(folder: Path) -> Iterator[Path]:
-    """Yield a hidden path next to ``folder`` (absent or empty), and rename it to ``folder`` if the block succeeds."""
-    unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        yield unfinished
-        unfinished.replace(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def is_phantom_competition(folder: str | Path) -> bool:

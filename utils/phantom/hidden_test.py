@@ -13,7 +13,8 @@ from pathlib import Path
 import pandas as pd
 
 from utils.core.errors import KitError
-from utils.phantom.competition import SUBMISSION_CONSTANT, TRUTH_FOLDER, make_competition, replace_folder
+from utils.core.files import replace_folder
+from utils.phantom.competition import SUBMISSION_CONSTANT, TRUTH_FOLDER, make_competition
 from utils.tables.competition import image_paths
 
 FEWEST_PATIENTS = 3  # six breasts: one for each of five defects, one intact
@@ -77,7 +78,7 @@ def make_hidden_test(
         raise KitError(f"A hidden test needs at least {FEWEST_PATIENTS} patients, not {n_patients}: give --patients.")
     if folder.exists():
         raise FileExistsError(f"{folder} exists: delete it or choose another folder.")
-    with replace_folder(folder) as unfinished:
+    with replace_folder(folder, overwrite=False) as unfinished:
         make_competition(unfinished, n_train_patients, n_patients, height, contrast=2.0, seed=seed)
         shutil.rmtree(unfinished / TRUTH_FOLDER)  # Kaggle does not mount the answers
         table = pd.read_csv(unfinished / "test.csv", dtype=str, keep_default_na=False)
