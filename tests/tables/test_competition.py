@@ -9,7 +9,6 @@ import pytest
 from utils.tables.competition import breasts, image_paths, name_files, read_images, read_sample_submission
 from utils.tables.strict_csv import TableError
 
-REAL_TABLE = Path(__file__).resolve().parents[3] / "shared" / "data" / "rsna-table"
 COLUMNS = ["site_id", "patient_id", "image_id", "laterality", "view", "age", "implant", "machine_id"]
 ROWS = [  # line 2 of the file is the first
     ["1", "007", "0001", "L", "CC", "50", "0", "29"],
@@ -274,14 +273,6 @@ def test_image_paths_follow_kaggles_layout():
     assert image_paths(table(), "data", "test")[0] == Path("data/test_images/007/0001.dcm")
 
 
-@pytest.fixture(scope="module")
-def real_images() -> pd.DataFrame:
-    if not REAL_TABLE.is_dir():
-        pytest.skip("the competition's table is not here")
-    return read_images(REAL_TABLE, "train")
-
-
-@pytest.mark.skipif(not REAL_TABLE.is_dir(), reason="the competition's table is not here")
 def test_real_table_has_the_published_counts(real_images):
     assert len(real_images) == 54_706
     assert real_images.patient_id.nunique() == 11_913

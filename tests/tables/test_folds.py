@@ -1,16 +1,13 @@
 """Facts about splitting the competition's images into folds."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
 
-from utils.tables.competition import breasts, read_images
+from utils.tables.competition import breasts
 from utils.tables.folds import assign_folds
 from utils.tables.strict_csv import TableError
 
-REAL_TABLE = Path(__file__).resolve().parents[3] / "shared" / "data" / "rsna-table"
 POSITIVE_BREASTS = 492  # of the competition's 23,826; as published
 
 
@@ -151,14 +148,6 @@ def test_unknown_way_to_fold_is_refused():
         assign_folds(many_machines(30, 3), 2, 0, "site")
 
 
-@pytest.fixture(scope="module")
-def real_images() -> pd.DataFrame:
-    if not REAL_TABLE.is_dir():
-        pytest.skip("the competition's table is not here")
-    return read_images(REAL_TABLE, "train")
-
-
-@pytest.mark.skipif(not REAL_TABLE.is_dir(), reason="the competition's table is not here")
 @pytest.mark.parametrize("n_folds, seed", [(4, 0), (4, 1), (5, 0), (10, 0)])
 def test_real_folds_are_even_in_patients_positives_and_sites(real_images, n_folds, seed):
     folded = assign_folds(real_images, n_folds, seed)
@@ -174,7 +163,6 @@ def test_real_folds_are_even_in_patients_positives_and_sites(real_images, n_fold
     assert folded.groupby("fold").patient_id.nunique().max() - folded.groupby("fold").patient_id.nunique().min() <= 1
 
 
-@pytest.mark.skipif(not REAL_TABLE.is_dir(), reason="the competition's table is not here")
 def test_real_folds_by_machine_hold_machines_and_patients_out_whole(real_images):
     folded = assign_folds(real_images, 4, 0, "machine")
     for unit in ("machine_id", "patient_id"):
