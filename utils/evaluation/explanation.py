@@ -97,11 +97,10 @@ def explain(model: nn.Module, dataset: ImageDataset, config: TrainConfig, device
 
 def check_network(config: TrainConfig) -> None:
     """Check by shapes alone that a network can be explained, within a second; raise ExplanationError if not."""
-    names = config.model.encoders if config.model.architecture == "rnn" else (config.model.architecture,)
     size = config.model.image_height, config.model.image_width
     with torch.device("meta"):
         images = torch.zeros(1, 1, *size)
-        for name in names:
+        for name in config.model.encoder_names:
             try:
                 encoder = build_encoder(ModelConfig(name, *size)).eval()
             except RuntimeError:  # its constructor computes with values, which meta tensors lack

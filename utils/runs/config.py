@@ -98,6 +98,11 @@ class ModelConfig:
         return "breast" if self.architecture == "rnn" else self.level
 
     @property
+    def encoder_names(self) -> tuple[str, ...]:
+        """Names of the image encoders: several of ``rnn``, else the architecture."""
+        return self.encoders if self.architecture == "rnn" else (self.architecture,)
+
+    @property
     def reads_metadata(self) -> bool:
         """Whether age, implant, view, machine or site are read: they must not be labels."""
         return self.metadata or self.item != "image"

@@ -159,7 +159,7 @@ def _last_stage(fold_dir: Path, patch_epochs: int) -> Path | None:
 
 def _check_architecture(model: ModelConfig, source: Source) -> None:
     """Raise TrainingError if a source lacks an encoder of the new network; the plain CNN of ``rnn`` starts from scratch."""
-    has, wanted = encoder_names(source.config.model), encoder_names(model)
+    has, wanted = source.config.model.encoder_names, model.encoder_names
     if model.architecture == "rnn":
         wanted = [name for name in wanted if name != "cnn"]
     missing = [name for name in wanted if name not in has]
@@ -168,11 +168,6 @@ def _check_architecture(model: ModelConfig, source: Source) -> None:
             f"weights_path {source.run_dir} is a run of {', '.join(has)}: it has no {', '.join(missing) or 'network of timm'},"
             f" which {model.architecture} would start from. Choose the architecture {has[-1]}, or weights of another run."
         )
-
-
-def encoder_names(model: ModelConfig) -> list[str]:
-    """Return the names of a network's encoders."""
-    return list(model.encoders) if model.architecture == "rnn" else [model.architecture]
 
 
 def _choose(source: Source, seen: Mapping[int, set[str]], fold: int, held_out: set[str]) -> int:

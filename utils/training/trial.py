@@ -14,7 +14,7 @@ from utils.runs.execution import Execution
 from utils.tables.vocabulary import Vocabulary
 from utils.training.folds import patch_config
 from utils.training.learner import encoders_of
-from utils.training.sources import encoder_names, example_file
+from utils.training.sources import example_file
 
 ANY = Vocabulary(age_mean=0.0, age_std=1.0, view=("CC", "MLO"), machine_id=("0",), site_id=("0",))
 
@@ -75,6 +75,6 @@ def _learns_from(network: nn.Module, model: ModelConfig, images: int) -> bool:
 
 def _check_pretrained(model: ModelConfig) -> None:
     """Raise ModelError if timm has no weights of a network."""
-    for name in encoder_names(model):
+    for name in model.encoder_names:
         if timm.is_model(name) and not timm.models.is_model_pretrained(name):
             raise ModelError(f"timm has no pretrained weights of {name}: set pretrained to False, or give weights_path.")
