@@ -2,14 +2,12 @@
 
 import contextlib
 import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from utils.core.files import write_json
-from utils.core.parameters import Parameters, read_parameters
 from utils.images.settings import CacheSettings
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
@@ -47,15 +45,6 @@ def make_config(settings, architecture="cnn", model=None, **changes):
     network = ModelConfig(architecture, settings.image_height, settings.image_width, encoders=("cnn",), **model or {})
     values = {"n_folds": 2, "epochs": 3, "batch_size": 8, "learning_rate": 1e-3, "precision": "float32"}
     return TrainConfig(network, settings, **values | changes)
-
-
-def parameters_of(notebook: str, **values) -> Parameters:
-    """Parameters of a notebook, as if papermill had been given these; those that it does not have are left out."""
-    cells = json.loads((NOTEBOOKS / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
-    source = next("".join(cell["source"]) for cell in cells if cell["id"] == "parameters")
-    namespace = {"In": [source]}
-    exec(source, namespace)
-    return read_parameters(namespace | {name: value for name, value in values.items() if name in namespace})
 
 
 @contextlib.contextmanager

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from utils.runs.recipes import RECIPES
+from utils.runs.settings import KINDS, parse_recipe
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LONGEST_LINE = 120
@@ -46,6 +49,24 @@ def test_benchmarks_and_modules_that_commands_name_exist():
         for module in re.findall(r"python -m ((?:utils|benchmarks)(?:\.\w+)*)", path.read_text(encoding="utf-8")):
             file = ROOT / module.replace(".", "/")
             assert file.with_suffix(".py").is_file() or (file / "__main__.py").is_file(), (path, module)
+
+
+def test_recipes_are_described_as_they_are():
+    text = " ".join((ROOT / "docs" / "training.md").read_text(encoding="utf-8").split())
+    for name, recipe in RECIPES.items():
+        hours = f" ({recipe.hours:g} h)" if recipe.hours else ""
+        assert f"`{name}`{hours}: {recipe.purpose}. After: {recipe.source}. Measured: {recipe.measured}." in text
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_settings_that_a_page_gives_to_recipe_exist(path):
+    commands = re.findall(r"-p recipe (?:\"([^\"]+)\"|(\S+))", path.read_text(encoding="utf-8"))
+    for quoted, bare in commands:
+        name, _, problems = parse_recipe(quoted or bare.rstrip(",)`"))
+        assert not problems, (name, problems)
+    if path.name == "training.md":
+        named = {name for code in code_of(path) for name in re.findall(r"(\w+)=", code)}
+        assert commands and named - {"name"} <= set(KINDS)
 
 
 def code_of(path):

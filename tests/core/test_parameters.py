@@ -119,6 +119,16 @@ def test_cells_of_earlier_runs_do_not_count():
     assert read_parameters(broken).values["epochs"] == 0
 
 
+def test_parameter_whose_default_is_none_may_be_none_or_of_its_type():
+    declared = "epochs: int = None\nfolds: str = None\nhard: bool = None"
+    for given, expected in [("None", None), (None, None), ("3", 3), (0, 0)]:
+        assert read_parameters(run_cells(declared, f"epochs = {given!r}")).values["epochs"] == expected
+    values = read_parameters(run_cells(declared, "hard = 'false'\nfolds = '0,1'")).values
+    assert values == {"epochs": None, "folds": "0,1", "hard": False}
+    with pytest.raises(ParameterError, match="epochs is 'few', but must be a whole number"):
+        read_parameters(run_cells(declared, "epochs = 'few'"))
+
+
 def test_script_without_cells_is_checked_by_its_annotations():
     namespace = {"__annotations__": {"hard": bool}, "hard": "false"}
     assert read_parameters(namespace).values == {"hard": False}
@@ -132,7 +142,9 @@ def test_defaults_of_each_notebook_are_of_their_types_and_checked_before_use(pat
     namespace = run_cells(sources[0])
     before = dict(namespace)
     parameters = read_parameters(namespace)
-    assert parameters.values == parameters.defaults and len(parameters.values) == len(sources[0].splitlines())
+    assert parameters.values == parameters.defaults and len(parameters.values) == sum(
+        not line.startswith("#") for line in sources[0].splitlines()
+    )
     assert {name: type(before[name]) for name in parameters.values} == {n: type(v) for n, v in parameters.values.items()}
     assert [cell["id"] for cell in cells[:3]] == ["parameters", "root", "checked-parameters"]
     assert not set(parameters.values) & set(sources[1].replace("(", " ").replace(")", " ").split())

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.helpers import NOTEBOOKS, TINY, parameters_of
+from tests.helpers import NOTEBOOKS, TINY
 from utils.core import folders
 from utils.images.inputs import Inputs
 from utils.images.training_data import TrainingData
@@ -15,8 +15,11 @@ from utils.kaggle import findings, machine, preflight_training
 from utils.kaggle.findings import PreflightError
 from utils.kaggle.preflight_training import preflight_submission
 from utils.phantom.competition import BOXES_FILE
+from utils.runs.config import TrainConfig
+from utils.runs.execution import Execution
 from utils.runs.folder import claim_run
-from utils.runs.parameters import make_execution, train_config
+from utils.runs.plan import Plan
+from utils.runs.settings import Settings
 from utils.tables.folds import assign_folds
 
 
@@ -26,14 +29,14 @@ def told(competition, cache_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(machine, "free_memory", lambda: 64 * 10**9)  # a full test machine is not the subject
 
     def tell(cache_dir=cache_dir, folder=competition, is_phantom=True, boxes_path="", extra="", run_dir=None, **values):
-        values = parameters_of("train", **{"architecture": "cnn"} | values).values
+        values = {"architecture": "cnn"} | values
         inputs = Inputs(folder, is_phantom, TINY, cache_dir, False)
-        config, execution = train_config(values, TINY), make_execution(values, has_gpu=False)
+        config, execution = TrainConfig.from_parameters(values, TINY), Execution.from_parameters(values)
         boxes = inputs.boxes(boxes_path, extra) if config.needs_boxes else None
-        data = inputs.training_data(boxes, extra)
+        plan = Plan(Settings("plain", values), inputs, extra, config, execution, run_dir or tmp_path / "run", boxes)
         problems = []
         try:
-            preflight_training.preflight_training(inputs, data, config, execution, run_dir or tmp_path / "run", 0)
+            preflight_training.preflight_training(plan, 0)
         except PreflightError as error:
             problems = [line.partition(" ")[2] for line in str(error).splitlines()[1:]]
         return problems + [line for line in capsys.readouterr().out.splitlines() if line.startswith("Warning")]
@@ -65,17 +68,17 @@ def kaggle(tmp_path, monkeypatch):
 
 def test_training_that_is_in_order_passes_without_a_warning(told):
     assert told() == []
-    assert told(architecture="rnn", encoders="cnn,test_resnet", num_processes=4) == []
+    assert told(architecture="rnn", encoders=("cnn", "test_resnet"), num_processes=4) == []
 
 
 def test_preflight_comes_before_the_first_picture():
     cells = json.loads((NOTEBOOKS / "train.ipynb").read_text(encoding="utf-8"))["cells"]
     sources = ["".join(cell["source"]) for cell in cells]
-    first = {
-        text: next(number for number, source in enumerate(sources) if text in source)
-        for text in (".cached_training_data(", "preflight_training(")
-    }
-    assert first["preflight_training("] < first[".cached_training_data("]
+    preflight, data = (
+        next(number for number, source in enumerate(sources) if text in source)
+        for text in ("preflight_training(plan", "plan.data(")
+    )
+    assert preflight < data
 
 
 def test_network_and_data_that_can_not_be_trained_are_told_together(told):
@@ -84,7 +87,7 @@ def test_network_and_data_that_can_not_be_trained_are_told_together(told):
 
 
 def test_run_folder_of_another_run_is_told(told, images, tmp_path):
-    config, run = train_config(parameters_of("train", architecture="cnn").values, TINY), tmp_path / "claimed"
+    config, run = TrainConfig.from_parameters({"architecture": "cnn"}, TINY), tmp_path / "claimed"
     claim_run(run, config, TrainingData(assign_folds(images, config.n_folds, 0), "", is_phantom=True), "hash")
     assert told(run_dir=run) == []
     assert "other settings (learning_rate)" in told(run_dir=run, learning_rate=1e-3)[0]
@@ -117,7 +120,7 @@ def test_folds_must_be_such_that_each_can_be_trained(told, competition, tmp_path
     one_class = shutil.copytree(competition, tmp_path / "one_class")
     table = pd.read_csv(one_class / "train.csv", dtype=str)
     table.assign(cancer="0").to_csv(one_class / "train.csv", index=False)
-    assert told(folder=one_class, folds="1,3")[0].startswith("Fold 1")
+    assert told(folder=one_class, folds=(1, 3))[0].startswith("Fold 1")
 
 
 def test_services_that_are_asked_for_must_be_there(told, monkeypatch):
@@ -125,7 +128,7 @@ def test_services_that_are_asked_for_must_be_there(told, monkeypatch):
     assert "tensorboard is not installed" in told(tensorboard=True)[0]
     assert "10.0.0.1" in told(cluster="10.0.0.1")[0]
     monkeypatch.setattr(torch, "compile", lambda network: 1 / 0)
-    assert "ZeroDivisionError" in told(compile_model=True)[0]
+    assert "ZeroDivisionError" in told(compile=True)[0]
 
 
 def test_real_data_need_room_for_weights_and_checkpoints(told, monkeypatch):

@@ -1,5 +1,6 @@
 """The notebooks run as a user would run them and keep to the kit's rules; documented commands name real parameters."""
 
+import ast
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import nbformat
 import pandas as pd
 import pytest
 
+from utils.runs.settings import KINDS
 from utils.tables.competition import read_images
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -180,8 +182,16 @@ def test_notebook_is_stored_plain_and_thin(name):
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_parameters_are_annotated_explained_literals_with_the_shared_names(name):
     found, source = parameters(name)
-    assert len(found) == len(source.splitlines())
+    groups = [line for line in source.splitlines() if line.startswith("#")]
+    assert len(found) + len(groups) == len(source.splitlines())
+    assert groups == (["# Usually changed", "# Sometimes changed", "# Rarely changed"] if name == "train" else [])
+    assert len(found) <= (21 if name == "train" else 10)
     assert SHARED_PARAMETERS[name] <= found.keys()
+
+
+def test_defaults_of_train_leave_settings_to_the_recipe():
+    declared = {node.target.id: ast.literal_eval(node.value) for node in ast.parse(parameters("train")[1]).body}
+    assert {name for name in declared if declared[name] is None} == set(declared) & set(KINDS)
 
 
 DOCUMENTS = ["README.md", "Makefile", "docs/training.md", "docs/preprocessing.md", "docs/results.md", "docs/external-data.md"]

@@ -7,7 +7,7 @@ from tests.helpers import TINY, make_config
 from utils.core.errors import KitError
 from utils.runs.config import STRONGEST, TrainConfig
 from utils.runs.errors import TrainingError
-from utils.runs.execution import Execution, as_numbers
+from utils.runs.execution import Execution
 from utils.training.augment import Augment
 
 
@@ -83,16 +83,6 @@ def test_configuration_of_an_older_run_may_name_the_only_choice_that_is_left():
 def test_configuration_that_asks_for_what_is_gone_is_refused(name, value):
     with pytest.raises(KitError, match=name):
         TrainConfig.from_json(make_config(TINY).to_json() | {name: value})
-
-
-@pytest.mark.parametrize(("given", "wanted"), [("", ()), ("0,2", (0, 2)), ("1", (1,)), (1, (1,)), ([0, 1], (0, 1))])
-def test_folds_parameter_is_read_as_numbers(given, wanted):
-    assert as_numbers(given) == wanted
-
-
-def test_folds_parameter_that_is_no_number_is_refused():
-    with pytest.raises(TrainingError, match="folds is 'a,b'"):
-        as_numbers("a,b")
 
 
 def test_strongest_augmentation_that_a_training_takes_can_be_made():

@@ -4,26 +4,27 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.helpers import TINY, parameters_of
+from tests.helpers import TINY
 from utils.core.errors import KitError
+from utils.images.settings import CacheSettings
 from utils.networks.encoders import PlainCnn
-from utils.runs.parameters import make_execution, train_config
+from utils.runs.config import TrainConfig
+from utils.runs.execution import Execution
 from utils.training.trial import try_networks
 
 
 def attempt(**values):
-    values = parameters_of(
-        "train", **{"architecture": "cnn", "image_height": TINY.image_height, "image_width": TINY.image_width} | values
-    ).values
-    settings = type(TINY)(values["image_height"], values["image_width"])
-    try_networks(train_config(values, settings), make_execution(values, has_gpu=False))
+    sizes = {name: values.pop(name, getattr(TINY, name)) for name in ("image_height", "image_width")}
+    config = TrainConfig.from_parameters({"architecture": "cnn"} | values, CacheSettings(**sizes))
+    try_networks(config, Execution.from_parameters(values))
 
 
 @pytest.mark.parametrize(
     "values, reason",
     [
-        ({"architecture": "resnet18x"}, "neither cnn, rnn nor a network of timm's"),
-        ({"architecture": "rnn", "encoders": "cnn,resnet_50"}, "resnet_50"),
+        ({"architecture": "resnet18x"}, "neither cnn, rnn nor a network of timm's. The nearest name is resnet18"),
+        ({"architecture": "convnext-small"}, "The nearest name is convnext_small"),
+        ({"architecture": "rnn", "encoders": ("cnn", "resnet_50")}, "'resnet_50' .* The nearest name is resnet50"),
         ({"pooling": "stages"}, "pooling"),
         ({"architecture": "test_vit", "box_weight": 1.0, "image_height": 160, "image_width": 160}, "convolutional"),
         ({"architecture": "test_vit", "patch_epochs": 1, "image_height": 160, "image_width": 160}, "patch_epochs"),
@@ -31,6 +32,7 @@ def attempt(**values):
         ({"patch_epochs": 1, "patch_size": 16}, "cnn does not take images of 16 x 16"),
         ({"architecture": "test_vit", "image_height": 50}, "test_vit does not take images of 50 x 48"),
         ({"architecture": "regnetz_005", "pretrained": True}, "no pretrained weights of regnetz_005"),
+        ({"pretrained": True}, "no pretrained weights of cnn"),
     ],
 )
 def test_network_that_can_not_be_built_is_refused(values, reason):

@@ -133,7 +133,7 @@ def _build_field(kind: type, value: object, name: str, complete: bool):
     if isinstance(value, list):
         return tuple(value)
     nested = next((part for part in (kind, *get_args(kind)) if is_dataclass(part)), None)
-    if nested is None or value is None:
+    if nested is None or value is None or isinstance(value, nested):
         return value
     try:
         return build(nested, value, complete)

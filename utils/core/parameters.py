@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import difflib
 import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from utils.core.errors import KitError
+from utils.core.names import nearest_name
 
 NOTHING = ("none", "null")  # text that means "no value" rather than a file's name
 RANGES = {  # least and most; a default outside its range has a special meaning
@@ -22,7 +22,7 @@ RANGES = {  # least and most; a default outside its range has a special meaning
     "time_budget_hours": (0, 1000),
     "box_images": (0, 10**6),
 }
-LEAST_LIKENESS = 0.4  # difflib ratio of two names: "arch" suggests architecture, "lr" nothing
+OPTIONAL = " | None"  # end of an annotation whose value may be None
 
 
 class ParameterError(KitError):
@@ -58,21 +58,52 @@ def read_parameters(namespace: dict) -> Parameters:
     problems = [_unknown(name, types) for name in passed if name not in types]
     values = {}
     for name, kind in types.items():
-        if kind not in CONVERSIONS:
-            continue
-        convert, wanted = CONVERSIONS[kind]
-        try:
-            values[name] = convert(namespace[name])
-        except (ValueError, TypeError, OverflowError):
-            problems.append(f"{name} is {namespace[name]!r}, but must be {wanted}.")
+        if kind in CONVERSIONS:
+            optional = OPTIONAL if name in defaults and defaults[name] is None else ""
+            try:
+                values[name] = convert(name, namespace[name], kind + optional)
+            except ParameterError as error:
+                problems.append(str(error))
     for name, (least, most) in RANGES.items():
-        if name in values and values[name] != defaults.get(name) and not least <= values[name] <= most:
+        if name in values and values[name] not in (None, defaults.get(name)) and not least <= values[name] <= most:
             problems.append(f"{name} is {values[name]}, but must be from {least} to {most}.")
+    refuse(problems)
+    namespace.update(values)
+    return Parameters(values, defaults)
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raise a ParameterError that lists all problems, if there are any."""
     if problems:
         numbered = [f"{number}. {problem}" for number, problem in enumerate(problems, start=1)]
         raise ParameterError("\n".join([f"Nothing was done. Problems: {len(problems)}.", *numbered]))
-    namespace.update(values)
-    return Parameters(values, defaults)
+
+
+def convert(name: str, value: object, kind: str) -> object:
+    """Convert a parameter's value to its declared type.
+
+    Parameters
+    ----------
+    name : str
+        Of the parameter, for the message.
+    value : object
+        May be text, as papermill passes it.
+    kind : str
+        One of `CONVERSIONS`, such as ``int``, or the same with `OPTIONAL` after it.
+
+    Raises
+    ------
+    ParameterError
+        If the value has another type.
+    """
+    is_nothing = value is None or (isinstance(value, str) and value.strip().lower() in NOTHING)
+    if kind.endswith(OPTIONAL) and is_nothing:
+        return None
+    converter, wanted = CONVERSIONS[kind.removesuffix(OPTIONAL)]
+    try:
+        return converter(value)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ParameterError(f"{name} is {value!r}, but must be {wanted}.") from error
 
 
 def _read_cells(sources: Sequence[str]) -> tuple[dict[str, str], dict[str, object], list[str]]:
@@ -112,9 +143,10 @@ def _is_plain(node: ast.stmt) -> bool:
 
 
 def _unknown(name: str, declared: dict[str, str]) -> str:
-    nearest = difflib.get_close_matches(name.lower(), declared, n=1, cutoff=LEAST_LIKENESS)
-    names = f"The nearest name is {nearest[0]}." if nearest else f"Its parameters are {', '.join(declared)}."
-    return f"There is no parameter {name} in this notebook. {names}"
+    nearest = nearest_name(name, declared)
+    names = f"The nearest name is {nearest}." if nearest else f"Its parameters are {', '.join(declared)}."
+    also = " Other settings of a training go into recipe, such as -p recipe 'NAME=VALUE'." if "recipe" in declared else ""
+    return f"There is no parameter {name} in this notebook. {names}{also}"
 
 
 def _to_bool(value: object) -> bool:
@@ -154,9 +186,19 @@ def _to_text(value: object) -> str:
     return text
 
 
+def _to_names(value: object) -> tuple[str, ...]:
+    return tuple(name.strip() for name in _to_text(value).split(",") if name.strip())
+
+
+def _to_numbers(value: object) -> tuple[int, ...]:
+    return tuple(_to_int(number) for number in _to_names(value))
+
+
 CONVERSIONS = {
     "bool": (_to_bool, "true or false"),
     "int": (_to_int, "a whole number"),
     "float": (_to_float, "a finite number"),
     "str": (_to_text, "text; leave it out for its default, and pass a number or True as text with papermill's -r"),
+    "tuple[str, ...]": (_to_names, "names with commas between"),
+    "tuple[int, ...]": (_to_numbers, "whole numbers with commas between"),
 }

@@ -22,6 +22,7 @@ from utils.kaggle.preflight import check_images, count_missing, room_for
 from utils.runs.config import TrainConfig
 from utils.runs.execution import Execution
 from utils.runs.folder import check_same_run
+from utils.runs.plan import Plan
 from utils.training.checks import check_training
 from utils.training.sources import find_starts
 from utils.training.trial import try_networks
@@ -29,15 +30,12 @@ from utils.training.trial import try_networks
 RUN_BYTES = 2 * GIGABYTE  # four folds of resnet50 with 0.1 GB each, and the checkpoints of two folds while they are replaced
 
 
-def preflight_training(
-    inputs: Inputs, data: TrainingData, config: TrainConfig, execution: Execution, run_dir: Path, num_workers: int
-) -> None:
+def preflight_training(plan: Plan, num_workers: int) -> None:
     """Check what a training and its preprocessing need, and print warnings.
 
     Parameters
     ----------
-    data : TrainingData
-        From `Inputs.training_data`.
+    plan : Plan
     num_workers : int
         Number of decoding processes.
 
@@ -46,6 +44,8 @@ def preflight_training(
     PreflightError
         If a problem is fatal; it lists all fatal problems.
     """
+    inputs, config, execution, run_dir = plan.inputs, plan.config, plan.execution, plan.run_dir
+    data = plan.expected_data()
     missing = count_missing(inputs, ["train"])
     is_real = not (inputs.is_phantom or inputs.smoke_test)
     written = room_for(inputs, missing) | {run_dir: RUN_BYTES if is_real else 0.0}

@@ -16,7 +16,8 @@ from timm.models import adapt_input_conv, group_modules
 from torch import nn
 from torch.utils.checkpoint import checkpoint_sequential
 
-from utils.networks.weights import SHOWN_KEYS, Tensors, find_weights, load_fitting, read_weights
+from utils.core.names import nearest_name
+from utils.networks.weights import Tensors, find_weights, load_fitting, read_weights
 from utils.runs.config import ModelConfig, ModelError
 
 CNN_CHANNELS = (16, 32, 64, 128, 256)
@@ -248,9 +249,9 @@ def _pretrained_cfg(architecture: str) -> dict:
 def _create_timm(name: str, image_height: int, image_width: int, pretrained: bool = False, drop_path: float = 0.0) -> nn.Module:
     """Build a timm network for one-channel images, without its head; raise ModelError if timm has no such network."""
     if not timm.is_model(name):
-        close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:SHOWN_KEYS])
-        hint = f"; did you mean {close}?" if close else "."
-        raise ModelError(f"{name!r} is neither cnn, rnn nor a network of timm's{hint}")
+        nearest = nearest_name(name, ["cnn", "rnn", *timm.list_models()])
+        hint = f" The nearest name is {nearest}." if nearest else ""
+        raise ModelError(f"{name!r} is neither cnn, rnn nor a network of timm's.{hint}")
     try:
         return timm.create_model(
             name,

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
 from utils.core.formats import build, check, check_types, is_number, is_whole
@@ -13,6 +14,7 @@ LEVELS = ("image", "breast")
 RECURRENT_CELLS = ("gru", "lstm", "rnn")
 MOST_HIDDEN = 2**16
 PLAIN_NAME = r"[A-Za-z0-9_.-]+"  # of an architecture: no path, and no address of a hub
+OFF_IS_ZERO = ("positive_share", "max_views")  # None in a configuration, 0 in a notebook
 KEEP_EPOCH = ("best_auc", "last")
 STRONGEST = 3.0  # times the tuned augmentation: its rectangles' probability reaches 1 a little above
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -198,7 +200,7 @@ class TrainConfig:
     max_views: int | None = None
     patch_epochs: int = 0
     patch_size: int = 64
-    keep_epoch: str = "best_auc"
+    keep_epoch: str = "last"
     micro_batch_size: int = 0
     activation_checkpointing: bool = False
     precision: str = "auto"
@@ -279,6 +281,33 @@ class TrainConfig:
         return json.loads(json.dumps(asdict(self)))
 
     @classmethod
+    def from_parameters(cls, values: Mapping[str, object], preprocessing: CacheSettings) -> "TrainConfig":
+        """Make the configuration of a training from values by field name, those of the network included.
+
+        Parameters
+        ----------
+        values : mapping of str to object
+            Other names are ignored, and fields without a value keep their default. 0 is None for ``positive_share`` and
+            ``max_views``.
+        preprocessing : CacheSettings
+            Of the images.
+
+        Raises
+        ------
+        KitError
+            If a value is out of range, or values do not go together.
+        """
+        model = _chosen(values, ModelConfig) | {
+            "image_height": preprocessing.image_height,
+            "image_width": preprocessing.image_width,
+            "box_head": bool(values.get("box_weight")),
+        }
+        training = _chosen(values, cls)
+        for name in OFF_IS_ZERO:
+            training[name] = values.get(name) or None
+        return build(cls, training | {"model": build(ModelConfig, model), "preprocessing": preprocessing})
+
+    @classmethod
     def from_json(cls, content: dict) -> "TrainConfig":
         """Undo `to_json`.
 
@@ -305,6 +334,10 @@ def without_retired(content: dict) -> dict:
 
 def _without(content: dict, retired: dict) -> dict:
     return {name: value for name, value in content.items() if name not in retired or value != retired[name]}
+
+
+def _chosen(values: Mapping[str, object], cls: type) -> dict[str, object]:
+    return {field.name: values[field.name] for field in fields(cls) if field.name in values}
 
 
 def _check(holds: bool, name: str, value: object, wanted: str) -> None:

@@ -1,10 +1,10 @@
 """How a training's work is spread over processes and machines, which does not decide its weights."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 
-from utils.core.formats import check, is_whole
+from utils.core.formats import build, check, is_whole
 from utils.runs.config import TrainingError
 
 MOST_WORKERS = 1024  # processes
@@ -62,6 +62,11 @@ class Execution:
                 " (parallel_folds, cluster): not both. With as many folds as GPUs or more, folds side by side are faster."
             )
 
+    @classmethod
+    def from_parameters(cls, values: Mapping[str, object]) -> "Execution":
+        """Make an execution from values by field name; other names are ignored, and other fields keep their default."""
+        return build(cls, {field.name: values[field.name] for field in fields(cls) if field.name in values})
+
     def share_workers(self, trainers: int) -> "Execution":
         """Give one of so many processes that train on a machine its part of those that load."""
         return replace(self, num_workers=-(-self.num_workers // trainers))
@@ -70,15 +75,6 @@ class Execution:
     def world_size(self) -> int:
         """Processes that share a step's batch."""
         return self.num_processes * self.num_machines
-
-
-def as_numbers(text: str | int | Sequence[int]) -> tuple[int, ...]:
-    """Read a notebook's parameter such as ``"0,2"``: papermill's ``-p`` knows no lists."""
-    parts = text.split(",") if isinstance(text, str) else [text] if isinstance(text, int) else text
-    try:
-        return tuple(int(part) for part in parts if str(part).strip())
-    except ValueError as error:
-        raise TrainingError(f"folds is {text!r}, but must be whole numbers with commas between.") from error
 
 
 def _check(holds: bool, name: str, value: object, wanted: str) -> None:

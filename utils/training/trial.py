@@ -74,7 +74,9 @@ def _learns_from(network: nn.Module, model: ModelConfig, images: int) -> bool:
 
 
 def _check_pretrained(model: ModelConfig) -> None:
-    """Raise ModelError if timm has no weights of a network."""
+    """Raise ModelError if there are no weights of a network."""
+    if model.architecture == "cnn":
+        raise ModelError("There are no pretrained weights of cnn: set pretrained to False, or give weights_path.")
     for name in model.encoder_names:
         if timm.is_model(name) and not timm.models.is_model_pretrained(name):
             raise ModelError(f"timm has no pretrained weights of {name}: set pretrained to False, or give weights_path.")

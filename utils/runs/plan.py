@@ -1,0 +1,98 @@
+"""What train.ipynb is about to do: its settings, data, configuration and folder. Nothing is preprocessed yet."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from utils.core.devices import cpu_count
+from utils.core.folders import resolve, runs_dir
+from utils.images.inputs import Inputs, has_real_data, open_inputs
+from utils.images.training_data import TrainingData
+from utils.runs.config import TrainConfig
+from utils.runs.execution import Execution
+from utils.runs.folder import MAY_CHANGE
+from utils.runs.settings import Settings, read_settings
+
+SMOKE_TEST = {"n_folds": 2, "epochs": 1, "batch_size": 8}
+HASH_LENGTH = 6
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training that was asked for; ``extra_competition_dirs`` and ``boxes`` are of the other sets too."""
+
+    settings: Settings
+    inputs: Inputs
+    extra_competition_dirs: str
+    config: TrainConfig
+    execution: Execution
+    run_dir: Path
+    boxes: pd.DataFrame | None
+
+    def expected_data(self) -> TrainingData:
+        """Return what the run would train on if every image is readable."""
+        return self.inputs.training_data(self.boxes, self.extra_competition_dirs)
+
+    def data(self, num_workers: int) -> TrainingData:
+        """Preprocess what the caches lack, and return what the run trains on; raise KitError if that is nothing."""
+        return self.inputs.cached_training_data(num_workers, self.boxes, self.extra_competition_dirs)
+
+
+def make_plan(parameters: Mapping[str, object], has_gpu: bool) -> Plan:
+    """Read train.ipynb's parameters, find its data, and print both.
+
+    Parameters
+    ----------
+    parameters : mapping of str to object
+        From `utils.core.parameters.read_parameters`.
+    has_gpu : bool
+        Images are loaded by one process per CPU core if there is a GPU, and by the training process otherwise.
+
+    Raises
+    ------
+    KitError
+        If a value is unknown, out of range, or does not go with another one, or the data are not found.
+    """
+    smoke_test, competition_dir = parameters["smoke_test"], parameters["competition_dir"]
+    settings = read_settings(parameters, is_trial=smoke_test or not has_real_data(competition_dir))
+    values = settings.values
+    sizes = settings.changes if smoke_test else values  # a smoke test's images are tiny, whatever the recipe says
+    inputs = open_inputs(
+        competition_dir,
+        parameters["cache_dir"],
+        sizes.get("image_height"),
+        sizes.get("image_width"),
+        smoke_test,
+        values.get("exact", False),
+    )
+    if smoke_test:
+        values |= SMOKE_TEST
+        values["patch_epochs"] = min(1, values.get("patch_epochs", 0))
+    if values.get("weights_path"):
+        values["weights_path"] = str(resolve(values["weights_path"]))
+    config = TrainConfig.from_parameters(values, inputs.settings)
+    extra = parameters["extra_competition_dirs"]
+    return Plan(
+        settings,
+        inputs,
+        extra,
+        config,
+        Execution.from_parameters({"num_workers": cpu_count() if has_gpu else 0} | values),
+        resolve(parameters["run_dir"]) if parameters["run_dir"] else _default_run_dir(settings.name, config, inputs, extra),
+        inputs.boxes(values.get("boxes_path"), extra) if config.needs_boxes else None,
+    )
+
+
+def _default_run_dir(recipe: str, config: TrainConfig, inputs: Inputs, extra_competition_dirs: str) -> Path:
+    """Name a run's folder after what decides its weights, so that each experiment has its own and resumes in it."""
+    content = {name: value for name, value in config.to_json().items() if name not in MAY_CHANGE}
+    content["model"]["weights_path"] = Path(config.model.weights_path).name
+    sets = [inputs.competition_dir.name, *(Path(name).name for name in extra_competition_dirs.split(","))]
+    digest = hashlib.sha256(json.dumps([content, sets], sort_keys=True).encode()).hexdigest()[:HASH_LENGTH]
+    size = f"{config.model.image_height}x{config.model.image_width}"
+    folder = runs_dir(inputs.is_phantom, inputs.smoke_test)
+    return folder / f"{recipe}-{config.model.architecture}-{size}-{digest}"
