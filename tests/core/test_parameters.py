@@ -129,6 +129,14 @@ def test_parameter_whose_default_is_none_may_be_none_or_of_its_type():
         read_parameters(run_cells(declared, "epochs = 'few'"))
 
 
+def test_setting_that_belongs_into_recipe_is_refused_with_the_way_to_set_it():
+    cells = run_cells("recipe: str = ''", "mixup = 0.4\nmixop = 0.4")
+    with pytest.raises(ParameterError) as caught:
+        read_parameters(cells, in_recipe=["mixup"])
+    first, second = str(caught.value).splitlines()[1:]
+    assert "-p recipe 'mixup=VALUE'" in first and "no parameter mixop in this notebook. The nearest name is mixup." in second
+
+
 def test_script_without_cells_is_checked_by_its_annotations():
     namespace = {"__annotations__": {"hard": bool}, "hard": "false"}
     assert read_parameters(namespace).values == {"hard": False}

@@ -9,7 +9,7 @@ import ast
 import contextlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from utils.core.errors import KitError
@@ -37,7 +37,7 @@ class Parameters:
     defaults: dict[str, object]
 
 
-def read_parameters(namespace: dict) -> Parameters:
+def read_parameters(namespace: dict, in_recipe: Collection[str] = ()) -> Parameters:
     """Check a notebook's parameters, and convert each to its declared type, in ``namespace`` too.
 
     Parameters
@@ -46,6 +46,8 @@ def read_parameters(namespace: dict) -> Parameters:
         The notebook's ``globals()``. Its ``In`` contains the cells that ran: the parameters cell, whose annotations declare
         names and types, and the cell of assignments that papermill inserts after it. Without ``In`` (a notebook converted
         to a script), only types are checked.
+    in_recipe : collection of str
+        Names that the notebook's parameter ``recipe`` takes, for the message.
 
     Raises
     ------
@@ -55,7 +57,7 @@ def read_parameters(namespace: dict) -> Parameters:
     types, defaults, passed = _read_cells(namespace.get("In", ()))
     if not types:
         types = {name: getattr(kind, "__name__", "") for name, kind in namespace.get("__annotations__", {}).items()}
-    problems = [_unknown(name, types) for name in passed if name not in types]
+    problems = [_unknown(name, types, in_recipe) for name in passed if name not in types]
     values = {}
     for name, kind in types.items():
         if kind in CONVERSIONS:
@@ -142,11 +144,12 @@ def _is_plain(node: ast.stmt) -> bool:
     )
 
 
-def _unknown(name: str, declared: dict[str, str]) -> str:
-    nearest = nearest_name(name, declared)
+def _unknown(name: str, declared: dict[str, str], in_recipe: Collection[str]) -> str:
+    if name in in_recipe:
+        return f"{name} is not a parameter of its own. Set it in recipe: -p recipe '{name}=VALUE'."
+    nearest = nearest_name(name, [*declared, *in_recipe])
     names = f"The nearest name is {nearest}." if nearest else f"Its parameters are {', '.join(declared)}."
-    also = " Other settings of a training go into recipe, such as -p recipe 'NAME=VALUE'." if "recipe" in declared else ""
-    return f"There is no parameter {name} in this notebook. {names}{also}"
+    return f"There is no parameter {name} in this notebook. {names}"
 
 
 def _to_bool(value: object) -> bool:
