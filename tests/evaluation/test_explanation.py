@@ -9,12 +9,15 @@ from torch import nn
 
 from tests.helpers import TINY, make_config
 from utils.evaluation.explanation import (
+    GRAD_CAM,
+    HIRESCAM,
     KINDS,
     ExplanationError,
     check_network,
     choose_examples,
     explain,
     explain_run,
+    name_method,
     to_source_map,
 )
 from utils.evaluation.figures import draw_overlay, read_original, show_explanations
@@ -25,6 +28,7 @@ from utils.images.cache import read_manifest
 from utils.images.inputs import open_inputs
 from utils.images.settings import CacheSettings
 from utils.images.training_data import TrainingData
+from utils.networks.encoders import build_encoder
 from utils.networks.models import build_model
 from utils.phantom.competition import BOXES_FILE
 from utils.runs.config import TrainingError
@@ -137,13 +141,14 @@ def test_map_of_tokens_is_grad_cam_by_hand(images, finer):
 
 
 @pytest.mark.parametrize("finer", [0, 1])
-def test_map_of_channels_last_is_grad_cam_by_hand(images, finer):
+def test_map_of_channels_last_is_hirescam_after_the_last_normalisation_and_grad_cam_before(images, finer):
     heat, model, picture = explain_one(images, "swin_tiny_patch4_window7_224", 64, finer=finer)
     backbone, kept = model.encoder.backbone, []
     layer = backbone.norm if finer == 0 else backbone.layers[2]
     layer.register_forward_hook(lambda module, inputs, output: kept.append(output))
     (gradient,) = torch.autograd.grad(model.head.cancer(model.encoder(picture)[0]).sum(), kept)  # (1, h, w, C)
-    cam = (kept[0].detach() * gradient.mean(dim=(1, 2), keepdim=True)).sum(dim=3)
+    weights = gradient.mean(dim=(1, 2), keepdim=True) if finer else gradient
+    cam = (kept[0].detach() * weights).sum(dim=3)
     cam = nn.functional.interpolate(cam[None], (64, 64), mode="bilinear").relu()[0, 0]
     assert np.allclose(heat, cam / cam.max(), atol=1e-4)
 
@@ -204,22 +209,63 @@ def test_map_finer_than_any_stage_is_refused(images, cache_dir):
         make_explained(images, cache_dir, finer=7)
 
 
-# Grad-CAM
+# HiResCAM
 
 
 @pytest.mark.parametrize("finer", [0, 1])
-def test_map_is_grad_cam_by_hand(images, cache_dir, finer):
+def test_map_is_what_the_logit_gains_from_each_cell(images, cache_dir, finer):
     maps, model, dataset = make_explained(images, cache_dir, count=1, finer=finer)
     batch = next(iter(make_loader(dataset, len(dataset))))
-    x = (batch["images"].float() / 255 - 0.5) / 0.5
-    blocks = model.encoder.backbone.blocks
+    x = (batch["images"].double() / 255 - 0.5) / 0.5
+    model.double()  # for differences of logits
+    backbone, blocks = model.encoder.backbone, model.encoder.backbone.blocks
     early, late = blocks[: len(blocks) - finer], blocks[len(blocks) - finer :]
-    found = early(x).detach().requires_grad_()
-    model.head.cancer(model.encoder.backbone.forward_head(late(found.clone()))).sum().backward()
-    weights = found.grad.mean(dim=(2, 3), keepdim=True)  # (N, C, 1, 1)
-    cam = nn.functional.interpolate((weights * found).sum(1, keepdim=True), (64, 48), mode="bilinear").relu()[:, 0]
-    for image_id, heat in zip(dataset.images.image_id, cam.detach().numpy(), strict=True):
-        assert np.allclose(maps[image_id], heat / max(heat.max(), 1e-30), atol=1e-4)
+    with torch.no_grad():
+        found = early(x)
+        cam = torch.zeros(len(x), 1, *found.shape[2:], dtype=x.dtype)
+        for row, column in np.ndindex(*found.shape[2:]):
+            scaled = [found.clone() for _ in range(2)]
+            scaled[0][:, :, row, column] *= 1 - 1e-6
+            scaled[1][:, :, row, column] *= 1 + 1e-6
+            less, more = (model.head.cancer(backbone.forward_head(late(maps))) for maps in scaled)
+            cam[:, 0, row, column] = (more - less).squeeze(1) / 2e-6
+    cam = nn.functional.interpolate(cam, (64, 48), mode="bilinear").relu()[:, 0]
+    for image_id, heat in zip(dataset.images.image_id, cam.numpy(), strict=True):
+        assert np.allclose(maps[image_id], heat / max(heat.max(), 1e-30), atol=1e-3)
+
+
+def test_map_of_average_pooling_and_a_linear_head_is_the_class_activation_map(images):
+    heat, model, picture = explain_one(images, "test_resnet", finer=0)
+    maps = model.encoder(picture)[1][0]  # (C, 5, 5)
+    cam = torch.tensordot(model.head.cancer.weight[0], maps, dims=1)  # Zhou et al., CVPR 2016
+    cam = nn.functional.interpolate(cam[None, None], (160, 160), mode="bilinear").relu()[0, 0].detach()
+    assert np.allclose(heat, cam / cam.max(), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "architecture", ["test_resnet", "test_efficientnet", "test_efficientnet_gn", "test_efficientnet_ln", "test_convnext"]
+)
+def test_hirescam_is_used_only_where_no_normalisation_undoes_the_scale_of_the_maps(architecture):
+    config = make_config(TINY, architecture)
+    torch.manual_seed(0)
+    encoder = build_encoder(config.model).eval()
+    picture = torch.randint(0, 256, (1, 1, 64, 48))
+    with torch.no_grad():
+        before, _ = encoder(picture)
+        explained = encoder.backbone.get_submodule(encoder.backbone.feature_info[-2]["module"])
+        explained.register_forward_hook(lambda module, inputs, output: output * 2)
+        after, _ = encoder(picture)
+    is_undone = (after - before).abs().max() < 1e-3 * before.abs().max()
+    assert name_method(config) == (GRAD_CAM if is_undone else HIRESCAM)
+
+
+def test_method_is_named_for_each_encoder_if_they_differ():
+    def name_of(*encoders):
+        config = make_config(TINY, "rnn")
+        return name_method(replace(config, model=replace(config.model, encoders=encoders)))
+
+    assert name_of("cnn", "test_resnet") == HIRESCAM
+    assert name_of("cnn", "test_convnext") == f"{HIRESCAM} of cnn, {GRAD_CAM} of test_convnext"
 
 
 def test_items_and_batches_do_not_change_maps(images, cache_dir):
@@ -250,7 +296,7 @@ def test_map_of_rnn_is_the_sum_of_its_encoders(images, cache_dir):
     gradients = torch.autograd.grad(forward(model, batch, CPU).logit.sum(), kept)
     total = 0
     for found, gradient in zip(kept, gradients, strict=True):
-        cam = (gradient.mean(dim=(2, 3), keepdim=True) * found).sum(1, keepdim=True) * found[0, 0].numel()
+        cam = (gradient * found).sum(1, keepdim=True) * found[0, 0].numel()
         total = total + nn.functional.interpolate(cam, (64, 48), mode="bilinear")
     expected = total.relu()[:, 0].detach().numpy()
     rows = [row for index in range(len(dataset)) for row in dataset._rows(index)]

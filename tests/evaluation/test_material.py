@@ -249,9 +249,10 @@ def real(competition, images, cache_dir, tmp_path):
 def test_maps_and_predicted_boxes_are_measured_wherever_the_competition_has_boxes(real, images):
     boxes = read_boxes(Path(real["competition_dir"]) / "boxes.csv")
     count = boxes.image_id.nunique()
-    (surest, _), (pointing, said), (examples, _), (marks, _) = explanations(gather(**real), "run", box_images=10)
+    (surest, maps), (pointing, said), (examples, _), (marks, _) = explanations(gather(**real), "run", box_images=10)
     assert f"Images with boxes: {count} of {len(images)}; measured on 10 drawn at random." in said
-    assert pointing.loc["Grad-CAM", "images"] == 10 and isinstance(pointing.iloc[0, 1], Interval)
+    assert maps.endswith("Maps of run: HiResCAM (Draelos and Carin 2020).")
+    assert pointing.loc["the run's map", "images"] == 10 and isinstance(pointing.iloc[0, 1], Interval)
     assert "brightest spot" in pointing.index and isinstance(marks.loc["the run", "hit rate [95 %]"], Interval)
     dashed = [patch for axis in surest.axes + examples.axes for patch in axis.patches if patch.get_linestyle() == "--"]
     shown = [axis for axis in surest.axes + examples.axes if axis.get_title()]

@@ -1,4 +1,4 @@
-"""Grad-CAM maps of the image parts that a network's logit rests on, and their way back to the stored image.
+"""Maps of the image parts that a network's logit rests on (HiResCAM or Grad-CAM), and their way back to the stored image.
 
 A map is float32 of shape (image_height, image_width) in [0, 1], on the cached image. 1 is the strongest part of that
 image, so maps of different images are not comparable. A map of zeros means that nothing in the image speaks for cancer.
@@ -35,7 +35,8 @@ from utils.training.loading import Batch, make_loader
 Maps = dict[str, np.ndarray]  # by image_id
 
 KINDS = ("true positive", "false positive", "miss", "true negative")
-FINER = 1  # share of hits in the pointing game on the phantom at 160 x 96: 0.85 with 1, 0.40 with 0, 0.15 with 2
+HIRESCAM, GRAD_CAM = "HiResCAM (Draelos and Carin 2020)", "Grad-CAM (Selvaraju et al. 2017)"
+FINER = 1  # share of hits of Grad-CAM in the pointing game on the phantom at 160 x 96: 0.85 with 1, 0.40 with 0, 0.15 with 2
 SHOWN_IMAGES = 3
 
 
@@ -70,14 +71,19 @@ def explain_run(
 
 
 def explain(model: nn.Module, dataset: ImageDataset, config: TrainConfig, device: torch.device, finer: int = FINER) -> Maps:
-    """Explain the logit of each item by Grad-CAM on late maps of its encoders (Selvaraju et al., ICCV 2017).
+    """Explain the logit of each item on late maps of its encoders, by HiResCAM or, before layer normalisation, Grad-CAM.
 
-    An encoder's map is the sum of its feature maps, each weighted by the logit's mean gradient. Times its number of
-    cells, it is in units of the logit. Maps of several encoders (``rnn``) are resized to the image and added, so each
-    counts as much as it moves the logit. Evidence against cancer is then set to zero. ``test_time_flip`` adds the
-    mirrored image's map.
+    HiResCAM adds up the logit's gradient times the value of all channels of a cell: what the logit gains, to first
+    order, from the cell (Draelos and Carin 2020, arXiv:2011.08891). Layer normalisation undoes any scaling of its
+    input, so the products before it sum to zero: in each cell (ConvNeXt), or over cells that are normalised together
+    (Swin). Ali et al. (ICML 2022) name it as a reason why such products mislead in Transformers. Batch normalisation
+    has a fixed scale here. Grad-CAM averages the gradient over all cells first (Selvaraju et al., ICCV 2017).
 
-    Cells are ``2 ** finer`` times smaller than those of the last maps. 0 takes the last maps, as the paper does, but
+    Times its number of cells, an encoder's map is in units of the logit. Maps of several encoders (``rnn``) are
+    resized to the image and added, so each counts as much as it moves the logit. Evidence against cancer is then set
+    to zero. ``test_time_flip`` adds the mirrored image's map.
+
+    Cells are ``2 ** finer`` times smaller than those of the last maps. 0 takes the last maps, as both papers do, but
     their cells of mostly 32 x 32 pixels are larger than a small lesion. In a ViT all cells have the same size.
 
     Raise ExplanationError if an encoder has no maps or tokens, or none so fine. It runs in float32, as gradients vanish
@@ -96,19 +102,22 @@ def explain(model: nn.Module, dataset: ImageDataset, config: TrainConfig, device
 
 
 def check_network(config: TrainConfig) -> None:
-    """Check by shapes alone that a network can be explained, within a second; raise ExplanationError if not."""
-    size = config.model.image_height, config.model.image_width
-    with torch.device("meta"):
-        images = torch.zeros(1, 1, *size)
-        for name in config.model.encoder_names:
-            try:
-                encoder = build_encoder(ModelConfig(name, *size)).eval()
-            except RuntimeError:  # its constructor computes with values, which meta tensors lack
-                continue
-            layer = _layer(encoder, FINER)
-            with _kept_outputs({encoder: layer}) as outputs:
-                encoder(images)
-            _as_maps(outputs.get(encoder), encoder, layer, images)
+    """Check by shapes that a network can be explained; raise ExplanationError if not."""
+    for encoder in _untrained_encoders(config):
+        device = next(encoder.parameters()).device
+        images = torch.zeros(1, 1, config.model.image_height, config.model.image_width, device=device)
+        layer = _layer(encoder, FINER)
+        with device, torch.no_grad(), _kept_outputs({encoder: layer}) as outputs:
+            encoder(images)
+        _as_maps(outputs.get(encoder), encoder, layer, images)
+
+
+def name_method(config: TrainConfig) -> str:
+    """Return which method explains a network, for each encoder if they differ."""
+    methods = [_method(encoder, _layer(encoder, FINER)) for encoder in _untrained_encoders(config)]
+    if len(set(methods)) == 1:
+        return methods[0]
+    return ", ".join(f"{method} of {name}" for name, method in zip(config.model.encoder_names, methods, strict=True))
 
 
 def to_source_map(heat: np.ndarray, row: pd.Series, settings: CacheSettings) -> np.ndarray:
@@ -142,7 +151,7 @@ def choose_examples(breasts: pd.DataFrame, images: pd.DataFrame, threshold: floa
     return pd.concat([part.head(count) for part in parts], ignore_index=True)
 
 
-# Grad-CAM
+# Maps
 
 
 def _heats(model: nn.Module, batch: Batch, config: TrainConfig, device: torch.device, finer: int) -> np.ndarray:
@@ -165,7 +174,7 @@ class _Layer(NamedTuple):
 
 
 def _evidence(model: nn.Module, batch: Batch, images: torch.Tensor, finer: int) -> torch.Tensor:
-    """Return what each part of an image adds to its item's logit, by Grad-CAM of all encoders: (N, H, W)."""
+    """Return what each part of an image adds to its item's logit, by the maps of all encoders: (N, H, W)."""
     images = images.float().requires_grad_()  # so that gradients exist even if an encoder's weights are frozen
     layers = {encoder: _layer(encoder, finer) for encoder in model.modules() if isinstance(encoder, Encoder)}
     with _kept_outputs(layers) as outputs:
@@ -177,7 +186,9 @@ def _evidence(model: nn.Module, batch: Batch, images: torch.Tensor, finer: int) 
         gradient = _as_maps(gradient, encoder, layer, images)
         if outputs[encoder].ndim == 3 and not gradient.any():
             _refuse(encoder)  # only the class token is pooled, and it has no place in the image
-        cam = (gradient.mean(dim=(2, 3), keepdim=True) * maps.detach()).sum(dim=1, keepdim=True)  # (N, 1, h, w)
+        if _method(encoder, layer) == GRAD_CAM:
+            gradient = gradient.mean(dim=(2, 3), keepdim=True)
+        cam = (gradient * maps.detach()).sum(dim=1, keepdim=True)  # (N, 1, h, w)
         cells = cam.shape[2] * cam.shape[3]
         evidence += nn.functional.interpolate(cam * cells, tuple(images.shape[2:]), mode="bilinear")
     return evidence.squeeze(1)
@@ -201,6 +212,32 @@ def _keep(outputs: dict, encoder: Encoder, module: nn.Module, inputs: tuple, out
     if module is encoder:
         outputs[encoder] = output[1]  # features and maps
     return None
+
+
+def _untrained_encoders(config: TrainConfig) -> Iterator[Encoder]:
+    """Build a network's encoders, without values if possible."""
+    for name in config.model.encoder_names:
+        model = ModelConfig(name, config.model.image_height, config.model.image_width)
+        try:
+            with torch.device("meta"):
+                encoder = build_encoder(model)
+        except RuntimeError:  # its constructor computes with values, which meta tensors lack
+            encoder = build_encoder(model)
+        yield encoder.eval()
+
+
+def _method(encoder: Encoder, layer: _Layer) -> str:
+    """Return HiResCAM if the first normalisation after a layer is batch normalisation, or there is none; else Grad-CAM."""
+    modules, inside = list(encoder.modules()), set(layer.module.modules())  # listed in the order in which timm runs them
+    last = max(number for number, module in enumerate(modules) if module in inside)
+    first = next((type(module).__name__ for module in modules[last + 1 :] if _is_norm(module)), None)
+    return HIRESCAM if first is None or "BatchNorm" in first else GRAD_CAM
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """True for a normalisation of any kind, by its name; not for a block that is named after its normalisation."""
+    is_block = any(list(child.parameters()) for child in module.children())
+    return "Norm" in type(module).__name__ and not is_block
 
 
 def _layer(encoder: Encoder, finer: int) -> _Layer:
@@ -252,9 +289,9 @@ def _as_maps(values: torch.Tensor | None, encoder: Encoder, layer: _Layer, image
 
 
 def _refuse(encoder: Encoder) -> NoReturn:
-    """Raise ExplanationError for a network that Grad-CAM cannot explain."""
+    """Raise ExplanationError for a network without known maps."""
     raise ExplanationError(
-        f"{type(encoder.backbone).__name__} gives neither maps nor a token for each part of the picture, which Grad-CAM needs:"
+        f"{type(encoder.backbone).__name__} gives neither maps nor a token for each part of the picture, which a map needs:"
         " explain another network, such as maxvit_nano_rw_256."
     )
 

@@ -27,7 +27,7 @@ TALLEST_SHAPE = 1.25  # height over width of an axis, at most
 HEAT = LinearSegmentedColormap.from_list("heat", ["#e69f00", "#ffe34d"])  # orange to yellow; nobody takes it for grey
 BOX_COLOUR, MARK_COLOUR = "#56b4e9", "#f0a3cc"  # sky blue; pink
 CAPTION = (
-    f"Orange to yellow: where Grad-CAM is {LEAST_SHOWN:.0%} to 100% of the image's strongest; not comparable between images."
+    f"Orange to yellow: where the map is {LEAST_SHOWN:.0%} to 100% of the image's strongest; not comparable between images."
     " Cross: its strongest place."
 )
 

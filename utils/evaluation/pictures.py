@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from utils.core.errors import KitError
 from utils.decision.thresholds import CHOICES
-from utils.evaluation.explanation import ExplanationError, check_network, choose_examples, explain_run
+from utils.evaluation.explanation import ExplanationError, check_network, choose_examples, explain_run, name_method
 from utils.evaluation.figures import show_explanations
 from utils.evaluation.localisation import BoxedImages, draw_boxed_images
 from utils.evaluation.marks import marks_table
@@ -76,18 +76,19 @@ def explanations(
 
 
 def _gallery(material: Material, name: str) -> tuple[Figure, str]:
-    """Show a run's surest decisions, right and wrong, with Grad-CAM on the original images."""
+    """Show a run's surest decisions, right and wrong, with their maps on the original images."""
     run, curve = material.runs[name], material.curves[name]
     threshold = CHOICES[material.tuned.choice](curve.cancer, curve.probability)
     figure = _show(material, name, choose_examples(curve, material.readable_images[run], threshold, SHOWN_EXAMPLES))
     at = f"at its own threshold of {threshold:.3f}, chosen on all its out-of-fold breasts"
-    return figure, f"{name}: the surest decisions, right and wrong, {at}. {PROBABILITY}"
+    maps = f"Maps of {name}: {name_method(Run(run).config)}."
+    return figure, f"{name}: the surest decisions, right and wrong, {at}. {PROBABILITY} {maps}"
 
 
 def _pointing(material: Material, name: str, boxed: BoxedImages, seed: int = 0) -> list[tuple[Figure | pd.DataFrame, str]]:
     """Play the pointing game on all drawn images and on those with cancer; return tables, and a figure of examples."""
     hits = boxed.point()
-    title = f"{name}: how often the strongest place lies in a true box"
+    title = f"{name}: how often the strongest place of a map lies in a true box"
     tables = [(pointing_table(hits, seed), f"{title}. {boxed.description}")]
     with_cancer = hits[hits.index.isin(material.images.image_id[material.images.cancer == 1])]
     if 0 < len(with_cancer) < len(hits):

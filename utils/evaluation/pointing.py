@@ -17,8 +17,8 @@ BLUR_SHARE = 0.02  # share of an image's height, so that a bright spot is about 
 TIED = 1 - 1e-5  # share of a map's maximum; interpolation leaves rounding errors between equal neighbours
 RANDOM_POINTS = 500  # spread over the breast, to stand for all its points
 
-OWN = "Grad-CAM"
-OTHERS = "Grad-CAM of another patient"
+OWN = "the run's map"
+OTHERS = "the run's map of another patient"
 BRIGHTEST = "brightest spot"
 MIDDLE = "middle of the breast"
 RANDOM = "random point in the breast"
@@ -96,9 +96,9 @@ def play_pointing_game(
 
 
 def pointing_table(hits: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Compare Grad-CAM with each kind of point that needs no network.
+    """Compare a run's maps with each kind of point that needs no network.
 
-    Return one row per kind: number of images, share of hits as an `Interval`, Grad-CAM's minus it, and the verdict.
+    Return one row per kind: number of images, share of hits as an `Interval`, the run's minus it, and the verdict.
     """
     bootstrap, images = PatientBootstrap(hits.patient_id, seed=seed), np.ones(len(hits))
     rows = {}
