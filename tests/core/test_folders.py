@@ -3,7 +3,7 @@
 import pytest
 
 from utils.core import folders
-from utils.core.folders import find_competition
+from utils.core.folders import copies_dir, find_competition
 
 KAGGLE_OLD, KAGGLE_NEW, AT_HOME, AT_HOME_FLAT = FOLDERS = [
     f"input/{folders.COMPETITION}",
@@ -44,3 +44,9 @@ def test_no_competition_is_none(elsewhere):
     (elsewhere / KAGGLE_OLD).mkdir(parents=True)  # an empty folder is no competition
     (elsewhere / AT_HOME / "test.csv").mkdir(parents=True)  # nor is a folder of that name
     assert find_competition() is None
+
+
+def test_only_real_submissions_are_kept_in_the_projects_folder(elsewhere):
+    submission = elsewhere / "demo" / "submission.csv"
+    assert copies_dir(submission, is_for_show=False) == elsewhere / "project" / "submissions"
+    assert copies_dir(submission, is_for_show=True) == elsewhere / "demo" / "submissions"

@@ -97,13 +97,7 @@ def executed(competition, tmp_path_factory):
     for name, (start, values) in steps.items():
         result = execute(name, folder / f"{name}.ipynb", start, **values)
         assert result.returncode == 0, result.stderr[-3000:]
-    yield folder
-    # The submission's named copy is the one thing that a notebook writes into the project.
-    for copy in (ROOT / "submissions").glob("*-cnn*"):
-        content = copy.with_name(copy.name.replace("_probabilities", "")).with_suffix(".json")
-        if content.is_file() and str(folder) in content.read_text():
-            for path in (content, content.with_suffix(".csv"), content.with_name(f"{content.stem}_probabilities.csv")):
-                path.unlink(missing_ok=True)
+    return folder
 
 
 def test_notebooks_lead_from_dicoms_to_a_valid_submission(executed, competition):
@@ -112,6 +106,11 @@ def test_notebooks_lead_from_dicoms_to_a_valid_submission(executed, competition)
     assert submission.prediction_id.tolist() == read_images(competition, "test").prediction_id.drop_duplicates().tolist()
     assert submission.cancer.isin([0, 1]).all()
     assert (executed / "probabilities.csv").is_file()
+
+
+def test_smoke_test_keeps_its_copies_next_to_its_submission(executed):
+    assert len([*(executed / "submissions").glob("*-cnn.json")]) == 1
+    assert not [path for path in (ROOT / "submissions").glob("*.json") if str(executed) in path.read_text()]
 
 
 def test_no_notebook_shows_or_writes_a_credential_of_its_environment(executed):

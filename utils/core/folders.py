@@ -36,6 +36,11 @@ def submissions_dir() -> Path:
     return KAGGLE_WORKING / "submissions" if on_kaggle() else PROJECT / "submissions"
 
 
+def copies_dir(submission_path: Path, is_for_show: bool) -> Path:
+    """Return the folder for a submission's named copies; a phantom's and a smoke test's stay next to the submission."""
+    return submission_path.parent / "submissions" if is_for_show else submissions_dir()
+
+
 def find_competition() -> Path | None:
     """Return the folder with the competition's ``test.csv``, in Kaggle's input folder or ``data/``; None if there is none."""
     roots = [KAGGLE_INPUT, KAGGLE_INPUT / "competitions", PROJECT / "data"]
