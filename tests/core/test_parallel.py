@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from utils.core import progress
 from utils.core.parallel import Outcome, StopRunError, map_items
 
 here_or_in_processes = pytest.mark.parametrize("num_workers", [0, 1, 2])
@@ -136,7 +137,13 @@ def test_arrays_survive_the_way_back(num_workers):
     np.testing.assert_array_equal(outcomes[5], np.ones(5))
 
 
-def test_progress_names_the_work_and_counts_items_and_errors(capsys):
+@pytest.fixture
+def watched(monkeypatch):
+    """A stderr that somebody watches: in a log, such short work leaves no line."""
+    monkeypatch.setattr(progress, "_is_watched", lambda: True)
+
+
+def test_progress_names_the_work_and_counts_items_and_errors(watched, capsys):
     run(reciprocal, [1, 0, 2, 0])
     shown = capsys.readouterr().err
     assert "testing" in shown
@@ -145,7 +152,7 @@ def test_progress_names_the_work_and_counts_items_and_errors(capsys):
     assert "item/s" in shown
 
 
-def test_progress_is_silent_without_items(capsys):
+def test_progress_is_silent_without_items(watched, capsys):
     run(reciprocal, [])
     assert capsys.readouterr().err == ""
 

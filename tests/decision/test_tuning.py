@@ -261,6 +261,8 @@ def test_threshold_of_other_runs_is_not_used(at_work):
         find_threshold(runs[1:], str(path))
     with pytest.raises(PredictionError, match="does not exist"):
         find_threshold(runs, str(at_work / "absent.json"))
+    with pytest.raises(PredictionError, match="threshold_path .* is not a file"):
+        find_threshold(runs, str(at_work))
     oof = runs[0] / "oof.csv"
     oof.write_text(oof.read_text() + "\n")  # trained again
     assert find_threshold(runs[:1]).threshold != 0.123

@@ -374,8 +374,10 @@ def test_folders_that_can_not_be_meant_are_refused(tmp_path):
     source = make_mias(tmp_path / "mias")
     with pytest.raises(ExternalError, match="is in .*choose another place"):
         convert("mias", source, source / "new")
-    with pytest.raises(ExternalError, match="is not a folder: give the one"):
+    with pytest.raises(ExternalError, match="nowhere does not exist: give the folder that contains"):
         convert("mias", tmp_path / "nowhere", tmp_path / "new")
+    with pytest.raises(ExternalError, match="Info.txt is not a folder: give the folder that contains"):
+        convert("mias", source / "Info.txt", tmp_path / "new")
     with pytest.raises(ExternalError, match="does not contain breast-level_annotations.csv"):
         convert("vindr", source, tmp_path / "new")
     with pytest.raises(ExternalError, match="choose from vindr, cmmd, cbis, inbreast, mias"):

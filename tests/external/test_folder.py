@@ -160,7 +160,7 @@ def test_conversion_that_was_killed_begins_again_and_one_that_was_not_is_refused
 
 
 def test_folders_that_can_not_be_meant_are_refused(tmp_path):
-    with pytest.raises(ExternalError, match="is not a folder: give the one"):
+    with pytest.raises(ExternalError, match="source does not exist: give the folder that contains"):
         convert_folder(tmp_path / "source", tmp_path / "out")
     (tmp_path / "source").mkdir()
     with pytest.raises(ExternalError, match="contains no DICOM file among 0 files"):

@@ -158,13 +158,17 @@ def test_image_may_be_called_na(tmp_path):
     assert read_boxes(path).image_id.tolist() == ["NA"]
 
 
-@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\x00"])
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00"])
 def test_unreadable_file_is_named(tmp_path, content):
     path = tmp_path / "marks.csv"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(TableError, match="marks.csv.*image_id, x_min"):
+    path.write_bytes(content)
+    with pytest.raises(TableError, match="marks.csv is not a readable CSV.*image_id, x_min"):
         read_boxes(path)
+
+
+def test_missing_file_is_said_to_be_missing(tmp_path):
+    with pytest.raises(TableError, match=r"marks.csv does not exist\. boxes_path must name a CSV with image_id, x_min"):
+        read_boxes(tmp_path / "marks.csv")
 
 
 @pytest.mark.parametrize("row", ["1,1,2,inf,4,mass", ",1,2,3,4,mass", "1,1,2,3,4,"])

@@ -40,6 +40,8 @@ def test_real_data_gets_the_large_default_size(competition, tmp_path, monkeypatc
 def test_named_folder_without_tables_is_an_error(tmp_path):
     with pytest.raises(KitError, match="has no train.csv and no test.csv"):
         open_inputs(tmp_path)
+    with pytest.raises(KitError, match="competition_dir .*nowhere does not exist"):
+        open_inputs(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("size", [("512", 512), (512, -1), (0.5, 512)])

@@ -92,4 +92,4 @@ def test_images_are_not_needed_where_the_cache_is_complete(real, cache_dir):
     inputs = inputs_of(real, cache_dir)
     assert not list(check_images(inputs, {"train": 0}))
     (finding,) = check_images(inputs, {"train": 3})
-    assert finding.is_fatal
+    assert finding.is_fatal and f"{real / 'train_images'} does not exist" in finding.remedy

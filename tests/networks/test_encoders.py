@@ -1,6 +1,7 @@
 """Facts about image encoders and their weights."""
 
 import re
+import traceback
 from argparse import Namespace
 from copy import deepcopy
 from pathlib import Path
@@ -439,6 +440,21 @@ def test_pickled_code_is_never_run(tmp_path, capsys):
     with pytest.raises(ModelError, match="holds pickled Python objects or is damaged.*save the weights alone"):
         load(path)
     assert "pickled code ran" not in capsys.readouterr().out
+
+
+def test_torchs_advice_to_load_unsafely_is_not_passed_on(tmp_path, monkeypatch):
+    path = tmp_path / "weights.pth"
+    torch.save({"weight": Malicious()}, path)
+    with pytest.raises(Exception, match="weights_only"):
+        torch.load(path, weights_only=True)
+    with pytest.raises(ModelError) as own:
+        read_weights(path)
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", lambda *_, **__: path)
+    monkeypatch.setattr("timm.models._hub._get_safe_alternatives", lambda _: [])
+    with pytest.raises(ModelError, match="timm's weights of test_resnet are damaged or hold more than weights") as timms:
+        make_encoder("test_resnet", pretrained=True)
+    for caught in (own, timms):  # the error that caused it is not shown either
+        assert "weights_only" not in "".join(traceback.format_exception(caught.value))
 
 
 def cut_zip(path):

@@ -99,13 +99,7 @@ def executed(competition, tmp_path_factory):
     for name, (start, values) in steps.items():
         result = execute(name, folder / f"{name}.ipynb", start, **values)
         assert result.returncode == 0, result.stderr[-3000:]
-    yield folder
-    # The submission's named copy is the one thing that a notebook writes into the project.
-    for copy in (ROOT / "submissions").glob("*-cnn*"):
-        content = copy.with_name(copy.name.replace("_probabilities", "")).with_suffix(".json")
-        if content.is_file() and str(folder) in content.read_text():
-            for path in (content, content.with_suffix(".csv"), content.with_name(f"{content.stem}_probabilities.csv")):
-                path.unlink(missing_ok=True)
+    return folder
 
 
 def test_notebooks_lead_from_dicoms_to_a_valid_submission(executed, competition):
@@ -114,6 +108,11 @@ def test_notebooks_lead_from_dicoms_to_a_valid_submission(executed, competition)
     assert submission.prediction_id.tolist() == read_images(competition, "test").prediction_id.drop_duplicates().tolist()
     assert submission.cancer.isin([0, 1]).all()
     assert (executed / "probabilities.csv").is_file()
+
+
+def test_smoke_test_keeps_its_copies_next_to_its_submission(executed):
+    assert len([*(executed / "submissions").glob("*-cnn.json")]) == 1
+    assert not [path for path in (ROOT / "submissions").glob("*.json") if str(executed) in path.read_text()]
 
 
 def test_no_notebook_shows_or_writes_a_credential_of_its_environment(executed):
@@ -160,7 +159,8 @@ def test_threshold_file_keeps_its_contract(executed):
 def test_user_error_ends_in_one_clear_line(tmp_path):
     result = execute("preprocess", tmp_path / "out.ipynb", ROOT, competition_dir=tmp_path / "nowhere")
     assert result.returncode != 0
-    assert "KitError" in result.stderr and "nowhere has no train.csv" in result.stderr
+    last = result.stderr.rstrip().splitlines()[-1]
+    assert last == f"KitError: competition_dir {tmp_path / 'nowhere'} does not exist. Correct the path."
     executed = nbformat.read(tmp_path / "out.ipynb", as_version=4)
     errors = [output for cell in executed.cells for output in cell.get("outputs", []) if output.output_type == "error"]
     assert len(errors[0].traceback) == 1

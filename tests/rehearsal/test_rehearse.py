@@ -250,7 +250,7 @@ def test_a_named_threshold_brings_its_runs_and_named_runs_are_tuned(home):
 @pytest.mark.parametrize(
     ("named", "message"),
     [
-        ({"runs": (Path("nowhere"),)}, "nowhere contains no finished run"),
+        ({"runs": (Path("nowhere"),)}, "nowhere does not exist"),
         ({"threshold": Path("nope.json")}, "--threshold nope.json does not exist"),
         ({"python": Path("/nope")}, "/nope does not run"),
     ],

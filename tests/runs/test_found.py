@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from utils.core import folders
+from utils.core.errors import KitError
 from utils.core.files import write_json
 from utils.images import cache, inputs
 from utils.phantom.competition import PARAMETERS_FILE
@@ -30,7 +31,11 @@ def test_runs_are_found_by_name_or_everywhere_but_not_those_for_show(tmp_path, m
     runs = [make_run(tmp_path / "runs" / name) for name in ("a", "b")]
     assert find_runs() == runs
     assert find_runs(f"{runs[1]}, {runs[0]}") == runs[::-1] and find_runs([str(runs[0])]) == runs[:1]
-    with pytest.raises(PredictionError, match="absent contains no finished run"):
+    assert find_runs(f"{runs[0]},") == runs[:1]
+    (tmp_path / "begun").mkdir()
+    with pytest.raises(PredictionError, match="begun contains no finished run"):
+        find_runs(str(tmp_path / "begun"))
+    with pytest.raises(KitError, match="run_dirs .*absent does not exist"):
         find_runs(str(tmp_path / "absent"))
 
 

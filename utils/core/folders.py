@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from utils.core.errors import KitError
 from utils.core.files import read_json
 
 COMPETITION = "rsna-breast-cancer-detection"
@@ -36,6 +37,11 @@ def submissions_dir() -> Path:
     return KAGGLE_WORKING / "submissions" if on_kaggle() else PROJECT / "submissions"
 
 
+def copies_dir(submission_path: Path, is_for_show: bool) -> Path:
+    """Return the folder for a submission's named copies; a phantom's and a smoke test's stay next to the submission."""
+    return submission_path.parent / "submissions" if is_for_show else submissions_dir()
+
+
 def find_competition() -> Path | None:
     """Return the folder with the competition's ``test.csv``, in Kaggle's input folder or ``data/``; None if there is none."""
     roots = [KAGGLE_INPUT, KAGGLE_INPUT / "competitions", PROJECT / "data"]
@@ -44,8 +50,17 @@ def find_competition() -> Path | None:
 
 
 def competition_folder(competition_dir: str | Path | None) -> Path | None:
-    """Return ``competition_dir`` as an absolute path, or `find_competition`'s folder if it is empty."""
-    return resolve(competition_dir) if competition_dir else find_competition()
+    """Return the folder that ``competition_dir`` names, or `find_competition`'s if it is empty."""
+    return named_folder(competition_dir, "competition_dir") if competition_dir else find_competition()
+
+
+def named_folder(path: str | Path, parameter: str) -> Path:
+    """Return the folder that a notebook's parameter names, as an absolute path; raise KitError if it is missing."""
+    folder = resolve(path)
+    if not folder.is_dir():
+        problem = "is not a folder" if folder.exists() else "does not exist"
+        raise KitError(f"{parameter} {folder} {problem}. Correct the path.")
+    return folder
 
 
 def walk_small_folders(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
@@ -73,8 +88,14 @@ def is_from_kit(folder: Path, mark: str = KIT_FILE) -> bool:
 
 
 def resolve(path: str | Path) -> Path:
-    """Make a notebook's path parameter absolute, relative to the folder in which the notebook was called.
+    """Make a notebook's path parameter absolute.
 
-    papermill keeps the caller's folder as the kernel's, so ``-p cache_dir outputs/cache`` means the same as in a shell.
+    A relative path starts at the folder in which papermill was called, as in a shell. In the project's ``notebooks/``, it
+    starts at the project's root instead, so that the README's paths mean the same there, for inputs and for outputs. A path
+    that exists in ``notebooks/`` or begins with a dot (``./here.csv``, ``../data``) still starts there.
     """
-    return Path(path).expanduser().resolve()
+    given = Path(path).expanduser()
+    begins_with_a_dot = os.fspath(path).startswith(".")
+    if Path.cwd() == PROJECT / "notebooks" and not given.exists() and not begins_with_a_dot:
+        return (PROJECT / given).resolve()
+    return given.resolve()

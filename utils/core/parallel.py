@@ -11,10 +11,10 @@ from functools import partial
 from typing import Any
 
 import joblib
-from tqdm import tqdm
 
 from utils.core.errors import KitError
 from utils.core.isolation import DECODING, IsolatedPool, IsolationError, Limits
+from utils.core.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -190,8 +190,7 @@ def _stop_pools() -> None:
 def _with_progress(outcomes: Iterable[Outcome], total: int, description: str, unit: str) -> Iterator[Outcome]:
     """Yield outcomes and show a progress bar with the number of errors."""
     errors = 0
-    # In a log each refresh is a line, so refresh at most once a second.
-    with tqdm(total=total, desc=description, unit=f" {unit}", mininterval=1.0, disable=not description) as bar:
+    with progress_bar(None, description, unit, total, disable=not description) as bar:
         for outcome in outcomes:
             if outcome.error:
                 errors += 1

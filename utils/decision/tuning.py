@@ -220,7 +220,8 @@ def threshold_files(threshold_path: str = "") -> list[Path]:
     if threshold_path:
         path = resolve(threshold_path)
         if not path.is_file():
-            raise PredictionError(f"threshold_path {path} does not exist: run tune_threshold.ipynb first.")
+            problem = "is not a file" if path.exists() else "does not exist"
+            raise PredictionError(f"threshold_path {path} {problem}: run tune_threshold.ipynb first, or correct the path.")
         return [path]
     folders = [working_dir(), *folders_with({"threshold.json"}, KAGGLE_INPUT)]
     return [folder / "threshold.json" for folder in folders if (folder / "threshold.json").is_file()]

@@ -71,7 +71,7 @@ def _main() -> None:
     print(f"Picture of all this: {demo_dir / 'demo.png'}")
     print(f"Report: {demo_dir / 'report.html'} (open it in a browser)")
     print(f"Executed notebooks: {demo_dir / 'notebooks'}")
-    print(f"Submission: {demo_dir / 'submission.csv'}; copies with provenance: submissions/")
+    print(f"Submission: {demo_dir / 'submission.csv'}; copies with provenance: {demo_dir / 'submissions'}")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
+from utils.core.progress import progress_bar
 from utils.evaluation.explanation import explain_run
 from utils.evaluation.marks import measure_marks, median_sizes
 from utils.evaluation.pointing import OWN, Landmarks, Place, play_pointing_game, read_landmarks, strongest_place
@@ -52,7 +52,7 @@ class BoxedImages:
     @cached_property
     def landmarks(self) -> dict[str, Landmarks]:
         """Return the places in the drawn images that need no network."""
-        return read_landmarks(tqdm(self.drawn, "Reading pictures", unit=" images", mininterval=1), self.cache_dir)
+        return read_landmarks(progress_bar(self.drawn, "Reading pictures", "images"), self.cache_dir)
 
     def point(self) -> pd.DataFrame:
         """Play the pointing game with out-of-fold maps, in ``drawn``'s order; raise ExplanationError without maps."""
@@ -67,7 +67,7 @@ class BoxedImages:
         folds = self._folds.loc[rows.image_id].to_numpy()
         ordered = rows.assign(fold=folds).sort_values(["fold", "prediction_id", "image_id"]).image_id.tolist()
         places = {}
-        with tqdm(total=len(ordered), desc="Explaining", unit=" images", mininterval=1) as bar:
+        with progress_bar(None, "Explaining", "images", len(ordered)) as bar:
             for start in range(0, len(ordered), AT_ONCE):
                 part = ordered[start : start + AT_ONCE]
                 maps = explain_run(self.run_dir, self.images, self.cache_dir, part)

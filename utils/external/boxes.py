@@ -16,9 +16,9 @@ from xml.parsers.expat import ExpatError
 import cv2
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from utils.core.files import read_picture
+from utils.core.progress import progress_bar
 from utils.dicom.file import DicomError, open_dicom
 from utils.external.sets import cbis_findings, find, mias_lines, read_set_table
 from utils.tables.boxes import CORNERS
@@ -64,7 +64,7 @@ def cbis_boxes(source: Path, images: pd.DataFrame) -> pd.DataFrame:
     films = images.set_index("image").file
     findings = findings[findings.image.map(films).notna()]
     rows = []
-    for finding in tqdm(findings.itertuples(), "Reading masks", len(findings), unit=" masks", mininterval=1):
+    for finding in progress_bar(findings.itertuples(), "Reading masks", "masks", len(findings)):
         box = _box_of_masks(finding.masks, films[finding.image])
         if box is not None:
             rows.append([finding.image, *box, finding.label])

@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 from pydicom.dataset import Dataset
 from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
-from tqdm import tqdm
 
 from utils.core.errors import KitError
 from utils.core.files import link_or_copy, read_picture, write_atomic, write_csv
 from utils.core.folders import resolve
+from utils.core.progress import progress_bar
 from utils.external import folder
 from utils.external.boxes import BOXES, clip_boxes
 from utils.external.sets import LOSSLESS, RSNA_BIRADS, SETS, UNKNOWN, ExternalError, check_folders
@@ -58,7 +58,7 @@ def convert(
     table = _as_train_table(images, name)
     targets = image_paths(table, destination, "train")
     rows = np.flatnonzero(images.reason == "")
-    progress = tqdm(rows, f"Converting {name}", unit=" images", mininterval=1)
+    progress = progress_bar(rows, f"Converting {name}", "images")
     images.loc[rows, "reason"] = [_place(images.file[row], targets[row], copy) for row in progress]
     is_used = (images.reason == "").to_numpy()
     used = table[is_used]

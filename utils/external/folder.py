@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from utils.core.files import link_or_copy, write_csv
 from utils.core.folders import resolve
+from utils.core.progress import progress_bar
 from utils.external.headers import Facts, read_facts
 from utils.external.labels import Labels
 from utils.external.sets import SHOWN, ExternalError, check_folders
@@ -90,7 +90,7 @@ def convert_folder(
     rows = _competition_table(used, split)
     targets = image_paths(rows, destination, split)
     files = [source / name for name in used.file]
-    for file, target in tqdm([*zip(files, targets, strict=True)], "Placing files", unit=" files", mininterval=1):
+    for file, target in progress_bar([*zip(files, targets, strict=True)], "Placing files", "files"):
         link_or_copy(file, target, copy)
     rows = rows.sort_values(["patient_id", "image_id"]).reset_index(drop=True)
     write_csv(destination / f"{split}.csv", rows)
@@ -102,7 +102,7 @@ def convert_folder(
 def _read_folder(source: Path) -> tuple[pd.DataFrame, int]:
     """Return the facts of each DICOM file, in the order of their paths, and the number of other files."""
     paths = sorted(_walk(source))
-    progress = tqdm(paths, "Reading headers", unit=" files", mininterval=1)
+    progress = progress_bar(paths, "Reading headers", "files")
     facts = [read_facts(path, path.relative_to(source).as_posix()) for path in progress]
     found = [asdict(one) for one in facts if one is not None]
     if not found:

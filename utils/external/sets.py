@@ -26,9 +26,9 @@ from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from utils.core.errors import KitError
+from utils.core.progress import progress_bar
 from utils.external.headers import read_facts
 from utils.tables.competition import ID_PATTERN
 from utils.tables.strict_csv import TableError, read_table
@@ -128,7 +128,7 @@ def _cmmd_headers(source: Path) -> Iterator[tuple[str, str, str, str, Path | Non
     files = sorted(source.rglob("*.dcm"))
     if not files:
         raise ExternalError(f"{source} contains no .dcm file: give the folder that the set was downloaded into.")
-    for path in tqdm(files, "Reading headers", unit=" files", mininterval=1):
+    for path in progress_bar(files, "Reading headers", "files"):
         facts = read_facts(path, path.name)
         if facts and all(re.fullmatch(ID_PATTERN, part) for part in (facts.patient, facts.instance)):
             yield facts.patient, facts.instance, facts.laterality, facts.view, path
@@ -301,7 +301,8 @@ def read_age(text: str) -> float:
 def check_folders(source: Path, destination: Path, tables: Sequence[str]) -> None:
     """Raise ExternalError if ``source`` can't be searched, or ``destination`` is in it or contains one of ``tables``."""
     if not source.is_dir():
-        raise ExternalError(f"{source} is not a folder: give the one that contains the downloaded set or your DICOM files.")
+        problem = "is not a folder" if source.exists() else "does not exist"
+        raise ExternalError(f"{source} {problem}: give the folder that contains the downloaded set or your DICOM files.")
     if destination.is_relative_to(source):
         raise ExternalError(f"{destination} is in {source}, whose files are searched: choose another place.")
     for name in tables:

@@ -64,7 +64,9 @@ def check_images(inputs: Inputs, missing: Mapping[str, int]) -> Iterator[Finding
         bad = {path: problem for path in paths if (problem := _problem_of(path))}
         for path, problem in list(bad.items())[:1]:
             found = f"{len(bad)} of {len(paths)} images of {split}.csv that were looked at can't be read: {path} ({problem})."
-            remedy = f"{path.parent.parent} must hold PATIENT/IMAGE.dcm; attach or download what is missing."
+            folder = path.parent.parent
+            lacking = "must hold PATIENT/IMAGE.dcm" if folder.is_dir() else "does not exist"
+            remedy = f"{folder} {lacking}; attach or download what is missing."
             yield Finding(found, remedy, is_fatal=len(bad) == len(paths))
 
 

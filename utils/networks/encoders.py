@@ -4,6 +4,7 @@ Images are uint8, or float from 0 to 255 if two are mixed. They are normalised h
 """
 
 import contextlib
+import pickle
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -247,7 +248,10 @@ def _pretrained_cfg(architecture: str) -> dict:
 
 
 def _create_timm(name: str, image_height: int, image_width: int, pretrained: bool = False, drop_path: float = 0.0) -> nn.Module:
-    """Build a timm network for one-channel images, without its head; raise ModelError if timm has no such network."""
+    """Build a timm network for one-channel images, without its head.
+
+    Raise ModelError if timm has no such network, or its weights are unreadable.
+    """
     if not timm.is_model(name):
         nearest = nearest_name(name, ["cnn", "rnn", *timm.list_models()])
         hint = f" The nearest name is {nearest}." if nearest else ""
@@ -261,6 +265,14 @@ def _create_timm(name: str, image_height: int, image_width: int, pretrained: boo
             drop_path_rate=drop_path or None,  # timm leaves out None, since not every network has these
             img_size=None if takes_any_size(name) else (image_height, image_width),  # of tables of positions
         )
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        if not isinstance(error.__cause__ or error, pickle.UnpicklingError):
+            raise
+        # "from None" since the texts of torch and timm advise unsafe loading.
+        raise ModelError(
+            f"timm's weights of {name} are damaged or hold more than weights. Delete them from the hub's cache (HF_HOME),"
+            " or set weights_path to another file."
+        ) from None
     except TypeError as error:
         if drop_path and "drop_path_rate" in str(error):
             raise ModelError(f"{name} has no residual branches to leave out: set drop_path to 0.") from error

@@ -60,7 +60,8 @@ def read_weights(path: str | Path) -> dict:
     try:
         content = _read(path)
     except Exception as error:  # torch and safetensors raise many types on a broken or unsafe file
-        raise ModelError(f"weights_path {path} can't be read as plain weights: {_reason(path, error)}.") from error
+        # "from None" since torch's text advises unsafe loading.
+        raise ModelError(f"weights_path {path} can't be read as plain weights: {_reason(path, error)}.") from None
     if not isinstance(content, dict):
         raise ModelError(f"weights_path {path} holds a {type(content).__name__}, not a state dict. {SAVE_ALONE}.")
     if not any(_parts(content)):

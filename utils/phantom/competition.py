@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from utils.core.files import replace_folder
+from utils.core.progress import progress_bar
 from utils.phantom.dicom import MACHINES, Machine, picture_shape, write_dicom
 from utils.phantom.pictures import draw_breast, draw_image, draw_lesions
 from utils.tables.boxes import COLUMNS as BOX_COLUMNS
@@ -189,7 +189,7 @@ def _write_images(images: pd.DataFrame, folder: Path, settings: PhantomSettings,
     # even on Ctrl-C, so that none still writes while the unfinished folder is removed.
     with ThreadPoolExecutor(n_jobs) as pool:
         results = pool.map(partial(_write_patient, folder=folder, settings=settings), patients)
-        bar = tqdm(results, total=len(patients), desc="Phantom", unit=" patient", mininterval=1)
+        bar = progress_bar(results, "Phantom", "patients", len(patients))
         return [box for boxes in bar for box in boxes]
 
 

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.core.folders import KAGGLE_INPUT, resolve, runs_dir, walk_small_folders
+from utils.core.folders import KAGGLE_INPUT, named_folder, runs_dir, walk_small_folders
 from utils.runs.errors import PredictionError, TrainingError
 from utils.runs.run import SMOKE_RUNS, Run
 
@@ -28,13 +28,13 @@ def find_runs(run_dirs: str | Sequence[str] | None = None) -> list[Path]:
 
     Raises
     ------
-    PredictionError
-        If a named folder contains no finished run.
+    KitError
+        If a named folder does not exist, or contains no finished run.
     """
     if not run_dirs:
         return [run for root in (runs_dir(), KAGGLE_INPUT) for run in runs_under(root) if not _is_smoke_test(run)]
     names = run_dirs.split(",") if isinstance(run_dirs, str) else run_dirs
-    runs = [resolve(name.strip()) for name in names]
+    runs = [named_folder(name.strip(), "run_dirs") for name in names if name.strip()]
     for run in runs:
         if not (run / "oof.csv").is_file():
             raise PredictionError(f"{run} contains no finished run (no oof.csv): let train.ipynb finish it, or leave it out.")

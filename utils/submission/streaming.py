@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from utils.core.devices import pick_devices
 from utils.core.parallel import prefetched
+from utils.core.progress import progress_bar
 from utils.decision.threshold import Threshold
 from utils.phantom.competition import is_phantom_competition
 from utils.submission.deadline import Deadline, Pace, Plan
@@ -138,7 +138,7 @@ class _Stream:
     def predictions(self, aggregation: str) -> Iterator[pd.DataFrame]:
         """Yield each chunk's probabilities: one row per breast, one column per run."""
         chunks = self._chunks()
-        with tqdm(total=len(self.images), desc="Predicting", unit=" images", mininterval=1.0) as bar:
+        with progress_bar(None, "Predicting", "images", len(self.images)) as bar:
             for chunk in prefetched(chunks) if self.pace.overlaps else chunks:
                 yield from self._predict_or_fail(chunk, aggregation)
                 with warning_only("Predicted images were not deleted from the cache."):

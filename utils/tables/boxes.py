@@ -28,7 +28,8 @@ def read_boxes(path: str | Path) -> pd.DataFrame:
     Raises
     ------
     TableError
-        If the file can't be read, a column or a value is missing, a corner is not a finite number, or a box is empty.
+        If the file does not exist or can't be read, a column or a value is missing, a corner is not a finite number, or a box
+        is empty.
     """
     try:
         boxes = read_table(path, required=COLUMNS)

@@ -35,11 +35,13 @@ def read_table(path: str | Path, separator: str = ",", required: Sequence[str] =
     Raises
     ------
     TableError
-        If the file can't be read, a required column is missing, two columns have the same name (ignoring case and surrounding
-        blanks), or a row has more or fewer fields than the header.
+        If the file does not exist or can't be read, a required column is missing, two columns have the same name (ignoring case
+        and surrounding blanks), or a row has more or fewer fields than the header.
     """
     try:
         header, rows = _split_csv(path, separator)
+    except FileNotFoundError as error:
+        raise TableError(f"{path} does not exist.") from error
     except (OSError, csv.Error, UnicodeDecodeError) as error:
         raise TableError(f"{path} is not a readable CSV ({error}); correct it, or download it again.") from error
     counts = Counter(name.strip().casefold() for name in header if name.strip())

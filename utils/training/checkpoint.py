@@ -54,8 +54,9 @@ def check_kept(fold_dir: Path, fold: int, vocabulary: Vocabulary, wanted: Mappin
 def _load(path: Path, device: torch.device) -> object:
     try:
         return torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises many types on a broken or unsafe file, and advises unsafe loading
-        raise FormatError(f"it is cut, or holds more than plain values ({type(error).__name__}).") from error
+    except Exception as error:  # torch raises many types on a broken or unsafe file
+        # "from None" since torch's text advises unsafe loading.
+        raise FormatError(f"it is cut, or holds more than plain values ({type(error).__name__}).") from None
 
 
 def _check_config(found: object, config: TrainConfig) -> None:

@@ -12,6 +12,7 @@ from torch.utils.data import Subset
 from tqdm import tqdm
 
 from utils.core.files import write_atomic, write_csv
+from utils.core.progress import progress_bar
 from utils.networks.models import build_model
 from utils.runs.config import TrainConfig, TrainingError
 from utils.runs.execution import Execution
@@ -82,7 +83,8 @@ class Fitting:
         trained = self.train_epoch(epoch, bar)
         seconds = time.perf_counter() - start
         evaluated = self._evaluate()
-        bar.set_postfix(epoch=f"{epoch + 1}/{self.config.epochs}", loss=trained["train_loss"], auc=evaluated["valid_auc"])
+        shown = {"epoch": f"{epoch + 1}/{self.config.epochs}", "loss": trained["train_loss"], "auc": evaluated["valid_auc"]}
+        bar.set_postfix(shown, refresh=False)
         return {
             "fold": self.data.fold,
             "epoch": epoch,
@@ -222,11 +224,11 @@ class Fitting:
 
     def _make_bar(self) -> tqdm:
         items = len(self.loader) * self.config.batch_size
-        return tqdm(
-            total=self.config.epochs * items,
+        return progress_bar(
+            None,
+            f"{self.config.model.architecture} fold {self.data.fold}",
+            f"{self.config.model.item}s",
+            self.config.epochs * items,
             initial=len(self.history) * items,
-            desc=f"{self.config.model.architecture} fold {self.data.fold}",
-            unit=f" {self.config.model.item}s",
-            mininterval=REFRESH,
             disable=not self.ranks.is_first,
         )
