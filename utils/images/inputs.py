@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from utils.core.errors import KitError
-from utils.core.folders import competition_folder, resolve, working_dir
+from utils.core.folders import competition_folder, named_folder, resolve, working_dir
 from utils.images.cache import attached_cache_dir, build_cache, default_cache_dir
 from utils.images.settings import CacheSettings
 from utils.images.training_data import TrainingData
@@ -74,7 +74,8 @@ class Inputs:
 
     def _other_sets(self, extra_competition_dirs: str) -> list["Inputs"]:
         """Return other sets with their own caches; raise KitError if a folder has no train.csv or is a misplaced phantom."""
-        folders = [resolve(name.strip()) for name in extra_competition_dirs.split(",") if name.strip()]
+        names = [name.strip() for name in extra_competition_dirs.split(",") if name.strip()]
+        folders = [named_folder(name, "extra_competition_dirs") for name in names]
         for folder in folders:
             if not (folder / "train.csv").is_file():
                 raise KitError(
@@ -151,7 +152,7 @@ def open_inputs(
     Raises
     ------
     KitError
-        If ``competition_dir`` has no tables, or `CacheSettings` refuses a size.
+        If ``competition_dir`` does not exist or has no tables, or `CacheSettings` refuses a size.
     """
     folder, is_phantom = _find_or_make(competition_dir, smoke_test)
     height, width = _default_size(is_phantom, smoke_test)
