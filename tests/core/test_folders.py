@@ -3,7 +3,7 @@
 import pytest
 
 from utils.core import folders
-from utils.core.folders import find_competition
+from utils.core.folders import find_competition, resolve
 
 KAGGLE_OLD, KAGGLE_NEW, AT_HOME, AT_HOME_FLAT = FOLDERS = [
     f"input/{folders.COMPETITION}",
@@ -44,3 +44,17 @@ def test_no_competition_is_none(elsewhere):
     (elsewhere / KAGGLE_OLD).mkdir(parents=True)  # an empty folder is no competition
     (elsewhere / AT_HOME / "test.csv").mkdir(parents=True)  # nor is a folder of that name
     assert find_competition() is None
+
+
+@pytest.mark.parametrize("place", ["", "datasets/owner", "notebooks/owner"])
+def test_an_inputs_path_holds_wherever_kaggle_mounts_it(elsewhere, place):
+    file = elsewhere / "input" / place / "pretrained-x" / "x.safetensors"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert resolve(elsewhere / "input" / "pretrained-x" / "x.safetensors") == file
+
+
+def test_a_path_that_is_nowhere_stays_as_it_was_given(elsewhere):
+    (elsewhere / "input" / "datasets" / "owner").mkdir(parents=True)
+    for missing in ("input/pretrained-x/x.safetensors", "project/x"):
+        assert resolve(elsewhere / missing) == elsewhere / missing

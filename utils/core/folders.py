@@ -76,5 +76,10 @@ def resolve(path: str | Path) -> Path:
     """Make a notebook's path parameter absolute, relative to the folder in which the notebook was called.
 
     papermill keeps the caller's folder as the kernel's, so ``-p cache_dir outputs/cache`` means the same as in a shell.
+    Kaggle mounts an input at ``/kaggle/input/SLUG`` or at ``/kaggle/input/KIND/OWNER/SLUG``; the first means both.
     """
-    return Path(path).expanduser().resolve()
+    path = Path(path).expanduser().resolve()
+    if path.exists() or not path.is_relative_to(KAGGLE_INPUT):
+        return path
+    moved = [owner / path.relative_to(KAGGLE_INPUT) for owner in KAGGLE_INPUT.glob("*/*")]
+    return next((path for path in moved if path.exists()), path)
