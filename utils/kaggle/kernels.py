@@ -123,7 +123,7 @@ def plan_kernel(
     with _naming(f"--set {name}:…"):
         given = convert_values(source, settings)
     changed = _changed(former, name, source) if former else {}
-    with _naming(f"{former}/kernels/{name}"):
+    with _naming(f"{former}/kernels/{name} can't be carried over, so correct its parameters cell or delete it"):
         carried = convert_values(source, {key: value for key, value in changed.items() if key not in given})
     defaults = default_values(source)
     chosen = carried | given
