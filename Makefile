@@ -50,6 +50,7 @@ demo: $(READY) ## preprocess, train three architectures, tune, report and submit
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+# Parameters of kernels: make kaggle BUNDLE="--set train:epochs=12 'train:recipe=strong mixup=0.4'"
 kaggle: $(READY) ## write push-ready folders for Kaggle into outputs/kaggle: code, weights, wheels, notebooks (sends nothing)
 	$(BIN)/python -m utils.kaggle bundle $(BUNDLE)
 

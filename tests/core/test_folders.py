@@ -94,3 +94,17 @@ def test_only_real_submissions_are_kept_in_the_projects_folder(elsewhere):
     submission = elsewhere / "demo" / "submission.csv"
     assert copies_dir(submission, is_for_show=False) == elsewhere / "project" / "submissions"
     assert copies_dir(submission, is_for_show=True) == elsewhere / "demo" / "submissions"
+
+
+@pytest.mark.parametrize("place", ["", "datasets/owner", "notebooks/owner"])
+def test_an_inputs_path_holds_wherever_kaggle_mounts_it(elsewhere, place):
+    file = elsewhere / "input" / place / "pretrained-x" / "x.safetensors"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert resolve(elsewhere / "input" / "pretrained-x" / "x.safetensors") == file
+
+
+def test_a_path_that_is_nowhere_stays_as_it_was_given(elsewhere):
+    (elsewhere / "input" / "datasets" / "owner").mkdir(parents=True)
+    for missing in ("input/pretrained-x/x.safetensors", "project/x"):
+        assert resolve(elsewhere / missing) == elsewhere / missing

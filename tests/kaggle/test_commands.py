@@ -23,6 +23,7 @@ from utils.core.folders import COMPETITION, PROJECT
 from utils.kaggle import client as kaggle_client
 from utils.kaggle import commands as kaggle
 from utils.kaggle import ledger
+from utils.kaggle.pretrained import Pretrained
 
 KERNEL, DATASET = f"{USERNAME}/mammography-kit-submit", f"{USERNAME}/mammography-kit-code"
 WEIGHTS = f"{USERNAME}/mammography-weights-cnn"
@@ -250,7 +251,12 @@ def test_each_step_names_the_next(server, bundle):
     printed = run("push", "code", "train", "--bundle", bundle)[1]
     assert f"Next: python -m utils.kaggle wait {USERNAME}/mammography-kit-train --bundle {bundle}\n" in printed
     assert "push a notebook" in run("push", "code", "--bundle", bundle)[1]
-    follows = {"train": "push tune_threshold", "tune-threshold": "push submit", "submit": "submit"}
+    follows = {
+        "train": "push tune_threshold",
+        "train-convnext": "push tune_threshold",
+        "tune-threshold": "push submit",
+        "submit": "submit",
+    }
     for name, step in follows.items():
         printed = run("wait", f"{USERNAME}/mammography-kit-{name}", "--bundle", bundle)[1]
         assert f"python -m utils.kaggle {step} --bundle {bundle}\n" in printed
@@ -415,6 +421,19 @@ def test_dry_runs_send_nothing_and_print_commands_that_the_official_client_parse
     assert parsed[8] | expected == parsed[8]
 
 
+def test_dry_runs_of_a_fresh_bundle_work_before_anything_is_on_kaggle(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.kaggle.bundle.download_wheels", lambda *_: [])
+    monkeypatch.delenv("KAGGLE_API_TOKEN")
+    out, cnn = tmp_path / "out", make_run(tmp_path / "cnn")
+    threshold = write_tuned(tmp_path / "threshold.json", cnn)
+    assert run("bundle", "--threshold", threshold, "--out", out, "--username", USERNAME)[0] == 0
+    for command in (("push",), ("push", "code", "train"), ("wait",), ("submit",)):
+        status, printed = run(*command, "--bundle", out, "--dry-run")
+        assert status == 0 and printed, printed
+        assert all(parse_officially(shlex.split(line, comments=True)) for line in printed.splitlines())
+    assert f"-k {KERNEL} -v VERSION -m" in printed and not server.calls
+
+
 def parse_officially(line):
     """Options as the client's own command line reads them."""
     import argparse
@@ -465,7 +484,63 @@ def test_bundle_without_credentials_needs_a_username_and_without_runs_is_for_tra
     assert status == 0 and printed.endswith(f"No run in the bundle: it is for training on Kaggle. {last}")
 
 
-@pytest.mark.parametrize("command", ["bundle", "push", "wait", "submit", "scores", "ledger"])
+def test_settings_and_kernels_of_the_command_line_reach_the_bundle(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.kaggle.bundle.download_wheels", lambda *_: [])
+    out = tmp_path / "out"
+    arguments = ["bundle", "--runs", "none", "--username", USERNAME, "--out", out]
+    named = ["--kernel", "train-a", "train-b", "--set", "train-a:architecture=cnn", "train-b:architecture=rnn"]
+    status, printed = run(*arguments, *named, "--set", "submit:run_dirs=a b")
+    assert status == 0 and "train-a: " in printed and "Carried over" not in printed, printed
+    assert '"a b"' in json.loads((out / "kernels" / "submit" / "submit.ipynb").read_text())["cells"][1]["source"][2]
+    status, printed = run(*arguments, "--set", "train-a:architecture=resnet18", "--dry-run")
+    assert "Carried over from the former bundle: train-b:architecture=rnn; submit:run_dirs=a b.\n" in printed
+    status, printed = run(*arguments, "--set", "train-a:architectur=cnn", "--dry-run")
+    assert status == 1 and "The nearest name is architecture." in printed
+    status, printed = run(*arguments, "--set", "train-a:run_dir=x", "y=3")
+    assert status == 1 and "--set 'y=3' is not KERNEL:NAME=VALUE" in printed
+
+
+def test_a_bundle_with_runs_tells_that_trainings_on_kaggle_do_not_count(server, tmp_path):
+    arguments = ["bundle", "--username", USERNAME, "--out", tmp_path / "out", "--dry-run", "--kernel", "train-a"]
+    assert "--runs none" in run(*arguments, "--runs", make_run(tmp_path / "cnn"))[1]
+    assert "will use the bundle's runs" not in run(*arguments, "--runs", "none")[1]
+
+
+@pytest.mark.parametrize(
+    "bundle_option",
+    ["--set 'train:recipe=strong mixup=0.4' train:epochs=2", '--set train:recipe="strong mixup=0.4" train:epochs=2'],
+)
+def test_make_passes_quoted_values_on(bundle_option):
+    done = subprocess.run(["make", "-n", "kaggle", f"BUNDLE={bundle_option}"], cwd=PROJECT, capture_output=True, text=True)
+    line = next(line for line in done.stdout.splitlines() if "utils.kaggle bundle" in line)
+    given = kaggle.make_parser().parse_args(shlex.split(line)[3:])
+    assert given.set == ["train:recipe=strong mixup=0.4", "train:epochs=2"]
+
+
+def test_weights_command_takes_a_network_or_a_file_with_its_network(server, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(kaggle, "working_dir", lambda: tmp_path)
+    monkeypatch.setattr(kaggle, "write_pretrained", lambda *given: asked.append(given) or Pretrained(tmp_path / "made", "any"))
+    file = tmp_path / "weights.pth"
+    file.touch()
+    status, printed = run("weights", file, "--username", USERNAME)
+    assert status == 1 and f"{file} is a file: name its network too" in printed
+    assert run("weights", "resnet18", "--username", USERNAME, "--dry-run")[0] == 0 and not asked
+    assert run("weights", "resnet18", "--username", USERNAME)[0] == 0
+    status, printed = run("weights", file, "--architecture", "resnet34", "--username", USERNAME)
+    assert status == 0 and f"Read {tmp_path / 'made' / 'LICENCE.txt'} before you share" in printed
+    root = tmp_path / "weights"
+    assert asked == [(root, USERNAME, "resnet18", None), (root, USERNAME, "resnet34", file)] and not server.calls
+
+
+def test_weights_for_training_are_pushed_only_by_name(server, bundle):
+    write_part(bundle / "datasets" / "pretrained-x", f"{USERNAME}/pretrained-x", "dataset", {"licenses": [{"name": "other"}]})
+    (bundle / "datasets" / "pretrained-x" / "x.safetensors").write_text("weights")
+    assert run("push", "--bundle", bundle)[0] == 0 and "pretrained-x" not in server.datasets
+    assert run("push", "pretrained-x", "--bundle", bundle)[0] == 0 and "pretrained-x" in server.datasets
+
+
+@pytest.mark.parametrize("command", ["bundle", "weights", "push", "wait", "submit", "scores", "ledger"])
 def test_help_of_each_command_says_what_it_costs_and_how_to_undo_it(command, capsys):
     with pytest.raises(SystemExit):
         kaggle.main([command, "--help"])

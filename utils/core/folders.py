@@ -92,10 +92,15 @@ def resolve(path: str | Path) -> Path:
 
     A relative path starts at the folder in which papermill was called, as in a shell. In the project's ``notebooks/``, it
     starts at the project's root instead, so that the README's paths mean the same there, for inputs and for outputs. A path
-    that exists in ``notebooks/`` or begins with a dot (``./here.csv``, ``../data``) still starts there.
+    that exists in ``notebooks/`` or begins with a dot (``./here.csv``, ``../data``) still starts there. Kaggle mounts an input
+    at ``/kaggle/input/SLUG`` or at ``/kaggle/input/KIND/OWNER/SLUG``; the first means both.
     """
     given = Path(path).expanduser()
     begins_with_a_dot = os.fspath(path).startswith(".")
     if Path.cwd() == PROJECT / "notebooks" and not given.exists() and not begins_with_a_dot:
-        return (PROJECT / given).resolve()
-    return given.resolve()
+        given = PROJECT / given
+    given = given.resolve()
+    if given.exists() or not given.is_relative_to(KAGGLE_INPUT):
+        return given
+    moved = [owner / given.relative_to(KAGGLE_INPUT) for owner in KAGGLE_INPUT.glob("*/*")]
+    return next((found for found in moved if found.exists()), given)

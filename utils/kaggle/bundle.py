@@ -11,33 +11,27 @@ import shlex
 import shutil
 import tomllib
 import zipfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from utils.core.errors import KitError
 from utils.core.files import read_json, replace_folder, write_atomic, write_json
-from utils.core.folders import COMPETITION, KIT, KIT_FILE, PROJECT, is_from_kit
+from utils.core.folders import KIT, KIT_FILE, PROJECT, is_from_kit
+from utils.core.parameters import ParameterError
 from utils.core.versions import versions
 from utils.decision.threshold import Threshold
-from utils.kaggle.bundle_checks import (
-    DATASET_FILE,
-    KERNEL_FILE,
-    T4_TWICE,
-    check_bundle,
-    parts,
-    run_files,
-    run_problems,
-    slug_of,
-    threshold_problems,
-)
+from utils.kaggle.bundle_checks import check_bundle, parts, run_files, run_problems, threshold_problems
+from utils.kaggle.kernels import Kernel, kernel_metadata, kernel_names, name_problems, notebook_of, plan_kernel
+from utils.kaggle.metadata import DATASET_FILE, KERNEL_FILE, MARKER, RUNS, describe_dataset, slug_of
 from utils.kaggle.notebooks import NOTEBOOKS
+from utils.kaggle.parameter_cells import is_parameters
+from utils.kaggle.pretrained import Pretrained
 from utils.kaggle.wheels import KAGGLE_PYTHON, download_wheels
 from utils.runs.code import imports_of, module_files, reached_modules
 from utils.runs.found import find_runs
 from utils.runs.run import Run
 
-MARKER = "bundle.json"  # only a folder that contains it is replaced
 PUSHED = "pushed.json"  # versions of the kernels pushed from this bundle, by id
 
 
@@ -54,32 +48,38 @@ class Part:
     folder: Path
 
 
+@dataclass(frozen=True)
+class Options:
+    """What a bundle contains besides runs and their threshold."""
+
+    python_version: str = KAGGLE_PYTHON  # for which the wheels are downloaded
+    train_kernels: tuple[str, ...] = ()  # ``train`` or ``train-NAME``; added to those of the former bundle
+    settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # text values of parameters, by kernel and name
+    weights: tuple[Pretrained, ...] = ()  # that trainings on Kaggle may start from
+
+
 def write_bundle(
-    folder: Path,
-    username: str,
-    run_dirs: Sequence[Path],
-    threshold_path: Path | None,
-    python_version: str = KAGGLE_PYTHON,
+    folder: Path, username: str, run_dirs: Sequence[Path], threshold_path: Path | None, options: Options | None = None
 ) -> dict[str, Path]:
     """Write everything that goes to Kaggle into a folder, complete and checked, or not at all.
 
     Parameters
     ----------
     folder : Path
-        New, empty, or a former bundle, which is replaced.
+        New, empty, or a former bundle, which is replaced. What was changed in its parameters cells is carried over.
     username : str
         Name of the Kaggle account, as in kaggle.com/USERNAME.
     run_dirs : sequence of Path
-        Trained runs to send. Without any, Kaggle's notebooks use the runs that the train notebook makes there.
+        Trained runs to send. Without any, Kaggle's notebooks use the runs that the train notebooks make there.
     threshold_path : Path or None
         threshold.json tuned on these runs.
-    python_version : str
-        Python version for which the wheels are downloaded.
+    options : Options or None
+        The rest; None for the defaults.
 
     Returns
     -------
     dict of str to Path
-        Folder by name: ``code``, ``weights-RUN``, ``wheels`` if the image lacks any, and the notebooks.
+        Folder by name: ``code``, ``weights-RUN``, ``pretrained-NAME``, ``wheels`` if the image lacks any, and the kernels.
 
     Raises
     ------
@@ -89,23 +89,40 @@ def write_bundle(
         If the wheels are unavailable.
     """
     folder, runs = Path(folder), list(dict.fromkeys(Path(run).resolve() for run in run_dirs))
-    check_sources(folder, username, runs, threshold_path)
+    options = options or Options()
+    kernels = check_sources(folder, username, runs, threshold_path, options)
     with replace_folder(folder) as new:
         _write_code(new / "datasets", username)
         _write_weights(new / "datasets", username, runs, threshold_path)
-        _write_wheels(new / "datasets", username, python_version)
-        _write_kernels(new, username)
+        _write_pretrained(new / "datasets", username, options.weights)
+        _write_wheels(new / "datasets", username, options.python_version)
+        _write_kernels(new, username, kernels)
         known = {"hashes": _hash_editable(new), "files": _list_files(new)}
-        write_json(new / MARKER, _provenance() | {"username": username, "python": python_version} | known)
+        known["parameters"] = {kernel.name: kernel.usual for kernel in kernels}
+        write_json(new / MARKER, _provenance() | {"username": username, "python": options.python_version} | known)
         _refuse(check_bundle(new))
         if (folder / PUSHED).is_file():
             shutil.copyfile(folder / PUSHED, new / PUSHED)
     return {path.name: path for path in (*parts(folder, "datasets"), *parts(folder, "kernels"))}
 
 
-def check_sources(folder: Path, username: str, run_dirs: Sequence[Path], threshold_path: Path | None) -> None:
-    """Check the arguments of `write_bundle` without writing; raise BundleError listing all problems."""
-    _refuse([*_target_problems(Path(folder), username), *_source_problems(run_dirs, threshold_path)])
+def check_sources(
+    folder: Path, username: str, run_dirs: Sequence[Path], threshold_path: Path | None, options: Options
+) -> list[Kernel]:
+    """Check the arguments of `write_bundle` and return the kernels that it would write; raise BundleError on any problem."""
+    problems = [*_target_problems(Path(folder), username), *_source_problems(run_dirs, threshold_path)]
+    former = Path(folder) if is_from_kit(Path(folder), MARKER) else None
+    names = kernel_names(former, options.train_kernels)
+    problems += name_problems(names, options.train_kernels, options.settings)
+    kernels = []
+    for name in names:
+        notebook, settings = _notebook(notebook_of(name).name), options.settings.get(name, {})
+        try:
+            kernels.append(plan_kernel(name, notebook, settings, former, options.weights))
+        except ParameterError as error:
+            problems.append(str(error))
+    _refuse(problems)
+    return kernels
 
 
 def _refuse(problems: Sequence[str]) -> None:
@@ -137,7 +154,21 @@ def _changes(bundle: Path) -> Iterator[str]:
 
 def _hash_editable(folder: Path) -> dict[str, str]:
     paths = [path for pattern in ("kernels/*/*.ipynb", "*/*/*-metadata.json") for path in sorted(folder.glob(pattern))]
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(_edits_of(path)).hexdigest() for path in paths}
+
+
+def _edits_of(path: Path) -> bytes:
+    """Return what must not be overwritten: of a notebook, neither the parameters cell nor what Jupyter changes by saving it."""
+    if path.suffix != ".ipynb":
+        return path.read_bytes()
+    try:
+        notebook = read_json(path)
+        cells = [[cell["cell_type"], "".join(cell["source"])] for cell in notebook["cells"] if not is_parameters(cell)]
+    except (ValueError, TypeError, KeyError, AttributeError):  # no notebook any more
+        return path.read_bytes()
+    for name in ("metadata", "nbformat", "nbformat_minor"):
+        notebook.pop(name, None)
+    return json.dumps(notebook | {"cells": cells}, sort_keys=True).encode()
 
 
 def _list_files(folder: Path) -> list[str]:
@@ -156,20 +187,27 @@ def _source_problems(runs: Sequence[Path], threshold_path: Path | None) -> list[
 
 def _write_weights(datasets: Path, username: str, runs: Sequence[Path], threshold_path: Path | None) -> None:
     for name, run in name_weights(runs).items():
-        folder = datasets / f"weights-{name}"
+        folder = datasets / f"{RUNS}{name}"
         for file in run_files(run):
             (folder / run.name / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(run / file, folder / run.name / file)  # not a hard link: an edit here must not change the run
         if threshold_path:
             shutil.copyfile(threshold_path, folder / "threshold.json")
-        _describe_dataset(folder, username, f"Mammography weights {name}", "A trained run: weights and out-of-fold predictions")
+        describe_dataset(folder, username, f"Mammography weights {name}", "A trained run: weights and out-of-fold predictions")
+
+
+def _write_pretrained(datasets: Path, username: str, weights: Sequence[Pretrained]) -> None:
+    for one in weights:
+        folder = datasets / one.folder.name
+        shutil.copytree(one.folder, folder)
+        write_json(folder / DATASET_FILE, read_json(folder / DATASET_FILE) | {"id": f"{username}/{folder.name}"})
 
 
 def _write_wheels(datasets: Path, username: str, python_version: str) -> None:
     folder = datasets / "wheels"
     if download_wheels(folder, PROJECT / "requirements.txt", python_version):
         write_json(folder / KIT_FILE, _provenance())
-        _describe_dataset(folder, username, "Mammography kit wheels", "Python packages that Kaggle's image lacks")
+        describe_dataset(folder, username, "Mammography kit wheels", "Python packages that Kaggle's image lacks")
 
 
 def name_weights(runs: Sequence[Path]) -> dict[str, Path]:
@@ -191,14 +229,14 @@ def _write_code(datasets: Path, username: str) -> None:
     """Zip the code reproducibly; kit.json gives version and commit where git is unavailable."""
     folder, made = datasets / "code", _provenance()
     contents = {path.relative_to(PROJECT).as_posix(): path.read_bytes() for path in _code_files()}
-    contents |= {f"notebooks/{name}.ipynb": _notebook(name) for name in NOTEBOOKS}
+    contents |= {f"notebooks/{name}.ipynb": _to_bytes(_notebook(name)) for name in NOTEBOOKS}
     contents[KIT_FILE] = json.dumps(made, indent=2).encode()
     with write_atomic(folder / f"{KIT}-{made['version']}.zip") as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name, content in sorted(contents.items()):
             entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
             entry.external_attr, entry.compress_type = 0o644 << 16, zipfile.ZIP_DEFLATED
             archive.writestr(entry, content)
-    _describe_dataset(folder, username, "Mammography kit code", "The notebooks and what they compute with")
+    describe_dataset(folder, username, "Mammography kit code", "The notebooks and what they compute with")
 
 
 def _code_files() -> list[Path]:
@@ -218,7 +256,7 @@ def _link_problems() -> list[str]:
     return [f"{path} is a link: put the file itself in its place." for path in paths if path.is_symlink()]
 
 
-def _notebook(name: str) -> bytes:
+def _notebook(name: str) -> dict:
     """Read a notebook without outputs, execution counts, and metadata other than tags, kernel and language."""
     notebook = read_json(PROJECT / "notebooks" / f"{name}.ipynb")
     notebook["metadata"] = {
@@ -228,55 +266,20 @@ def _notebook(name: str) -> bytes:
         cell["metadata"] = {key: value for key, value in cell["metadata"].items() if key == "tags"}
         if cell["cell_type"] == "code":
             cell.update(outputs=[], execution_count=None)
+    return notebook
+
+
+def _to_bytes(notebook: dict) -> bytes:
     return (json.dumps(notebook, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def _describe_dataset(folder: Path, username: str, title: str, subtitle: str) -> None:
-    metadata = {"title": title, "id": f"{username}/{slug_of(title)}", "subtitle": subtitle, "licenses": [{"name": "other"}]}
-    write_json(folder / DATASET_FILE, metadata)
-
-
-def _write_kernels(bundle: Path, username: str) -> None:
+def _write_kernels(bundle: Path, username: str, kernels: Sequence[Kernel]) -> None:
     datasets = {path.name: read_json(path / DATASET_FILE)["id"] for path in parts(bundle, "datasets")}
-    for name in NOTEBOOKS:
-        folder = bundle / "kernels" / name
+    for kernel in kernels:
+        folder = bundle / "kernels" / kernel.name
         folder.mkdir(parents=True)
-        (folder / f"{name}.ipynb").write_bytes(_notebook(name))
-        write_json(folder / KERNEL_FILE, _kernel_metadata(name, username, datasets))
-
-
-def _kernel_metadata(name: str, username: str, datasets: dict[str, str]) -> dict:
-    weights = [dataset for part, dataset in datasets.items() if part.startswith("weights-")]
-    sources = [dataset for part, dataset in datasets.items() if not part.startswith("weights-")]
-    notebook = NOTEBOOKS[name]
-    before = notebook.takes if weights else notebook.takes + notebook.takes_for_runs
-    return {
-        "id": f"{username}/{_kernel_slug(name)}",
-        "title": _kernel_title(name),
-        "code_file": f"{name}.ipynb",
-        "language": "python",
-        "kernel_type": "notebook",
-        "is_private": True,
-        "enable_gpu": notebook.is_on_gpu,
-        "enable_tpu": False,
-        "enable_internet": False,
-        "machine_shape": T4_TWICE if notebook.is_on_gpu else "",
-        "dataset_sources": sources + (weights if notebook.reads_runs else []),
-        "competition_sources": [COMPETITION],
-        "kernel_sources": [f"{username}/{_kernel_slug(source)}" for source in before],
-        "model_sources": [],
-    }
-
-
-def _kernel_title(name: str) -> str:
-    return f"Mammography kit {name.replace('_', ' ')}"
-
-
-def _kernel_slug(name: str) -> str:
-    return slug_of(_kernel_title(name))
-
-
-NOTEBOOKS_BY_SLUG = {_kernel_slug(name): notebook for name, notebook in NOTEBOOKS.items()}
+        (folder / kernel.file).write_bytes(_to_bytes(kernel.fill(_notebook(kernel.notebook.name))))
+        write_json(folder / KERNEL_FILE, kernel_metadata(kernel, kernels, username, datasets))
 
 
 def find_parts(bundle: Path) -> list[Part]:

@@ -4,8 +4,6 @@ The client itself refuses bad titles, subtitles and licences before it uploads a
 on Kaggle only later, or silently.
 """
 
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,13 +12,12 @@ from utils.core.errors import KitError
 from utils.core.files import read_json
 from utils.core.folders import KIT_FILE
 from utils.decision.tuning import find_threshold
+from utils.kaggle.credentials import redact
+from utils.kaggle.metadata import DATASET_FILE, KERNEL_FILE, RUNS, T4_TWICE, slug_of
 from utils.runs.errors import TrainingError
 from utils.runs.run import Run
 
 LARGEST_NOTEBOOK = 10**6  # bytes, in Kaggle's editor
-DATASET_FILE, KERNEL_FILE = "dataset-metadata.json", "kernel-metadata.json"
-# The client's name for two T4 (kagglesdk, ApiSaveKernelRequest). For an unknown name Kaggle silently gives a P100.
-T4_TWICE = "NvidiaTeslaT4"
 RUN_FILES = ("config.json", "folds.csv", "oof.csv", "history.csv")
 FOLD_FILES = ("weights.safetensors", "oof.csv")
 SECRETS = ("kaggle.json", "access_token", "access_token.txt", ".env")
@@ -34,19 +31,13 @@ def check_bundle(folder: Path) -> list[str]:
     datasets, kernels = parts(folder, "datasets"), parts(folder, "kernels")
     problems = [problem for part in datasets for problem in _look(_dataset_problems, part)]
     problems += [problem for part in kernels for problem in _look(_kernel_problems, part)]
-    problems += _weights_problems([part for part in datasets if part.name.startswith("weights-")])
+    problems += _weights_problems([part for part in datasets if part.name.startswith(RUNS)])
     for path in sorted(folder.rglob("*")):
         if path.is_symlink():
             problems.append(f"{path.relative_to(folder)} is a link, and the file behind it would be sent: remove the link.")
         if path.name in SECRETS:
             problems.append(f"{path.relative_to(folder)} may be a credential, which must not be sent: remove it.")
     return problems or _reference_problems(datasets, kernels)
-
-
-def slug_of(title: str) -> str:
-    """Return the slug that Kaggle makes of a title: a-z, 0-9 and single hyphens."""
-    ascii_only = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode().lower()
-    return re.sub(r"[^a-z0-9]+", "-", ascii_only).strip("-")
 
 
 def run_problems(run: Path) -> list[str]:
@@ -130,6 +121,9 @@ def _kernel_problems(folder: Path) -> Iterator[str]:
     code = folder / Path(metadata["code_file"]).name
     if code.stat().st_size > LARGEST_NOTEBOOK:
         yield f"{code.name} has {code.stat().st_size} bytes, more than Kaggle's {LARGEST_NOTEBOOK}: clear its outputs."
+    text = code.read_text(encoding="utf-8")
+    if redact(text) != text:
+        yield f"{code.name} contains one of your Kaggle secrets, which must not be sent: remove it."
     if read_json(code)["metadata"]["kernelspec"]["name"] != "python3":
         yield f"{code.name} must name the kernel python3: copy it again from notebooks/."
 

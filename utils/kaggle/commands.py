@@ -18,7 +18,7 @@ from utils.core.errors import KitError
 from utils.core.folders import COMPETITION, resolve, working_dir
 from utils.kaggle import ledger
 from utils.kaggle.bundle import (
-    NOTEBOOKS_BY_SLUG,
+    Options,
     Part,
     check_sources,
     find_parts,
@@ -48,33 +48,69 @@ from utils.kaggle.client import (
     wait_for_kernel,
 )
 from utils.kaggle.credentials import RedactedStream, find_username, redact
+from utils.kaggle.kernels import describe, notebook_of_slug, parse_settings
+from utils.kaggle.metadata import PRETRAINED, RUNS
+from utils.kaggle.pretrained import find_pretrained, write_pretrained
 
 SCORE_HOURS = 14
+NO_RUNS = "none"
 
 
 def run_bundle(given: Namespace) -> None:
     """Write push-ready folders: the code, each run's weights, the wheels that Kaggle lacks, and a kernel per notebook.
+
+    What you changed in the parameters cell of a kernel's notebook is carried over when the bundle is written again.
+    --kernel adds kernels that train; to leave one out, delete its folder before. Quote a value with spaces:
+    --set 'train:recipe=strong mixup=0.4'.
 
     Costs: nothing on Kaggle; disk space for weights and wheels, which pip downloads.
     To undo: delete the folder.
     """
     username = given.username or find_username()
     threshold = given.threshold or working_dir() / "threshold.json"
-    runs = [resolve(run) for run in runs_to_send(given.runs, threshold)]
-    if not given.threshold and not threshold.is_file():
+    runs = [] if given.runs == NO_RUNS else [resolve(run) for run in runs_to_send(given.runs, threshold)]
+    if given.runs == NO_RUNS or (not given.threshold and not threshold.is_file()):
         threshold = None
-    check_sources(given.out, username, runs, threshold)
+    weights = tuple(find_pretrained(_default_weights()))
+    options = Options(train_kernels=tuple(given.kernel), settings=parse_settings(given.set), weights=weights)
+    kernels = check_sources(given.out, username, runs, threshold, options)
     names = ", ".join(str(run) for run in runs) or "no run"
     what = f"{given.out} for {username}: {names}; {threshold or 'no threshold.json'}"
+    for line in describe(kernels, weights):
+        print(line)
+    if given.kernel and runs:
+        print(f"tune_threshold, report and submit will use the bundle's runs alone; without them: --runs {NO_RUNS}")
     if given.dry_run:
         print(f"This would write {what}, and the wheels, which were not checked. Nothing would be sent.")
         return
     print(f"Writing {what}.")
-    for name, path in write_bundle(given.out, username, runs, threshold).items():
+    for name, path in write_bundle(given.out, username, runs, threshold, options).items():
         print(f"{name}: {path}")
     _warn_of_phantoms(given.out)
     push = f"python -m utils.kaggle push{_bundle_option(given.out)}"
     print(f"Next: {push} --dry-run, then without --dry-run" if runs else _without_runs(given.out))
+
+
+def run_weights(given: Namespace) -> None:
+    """Write a dataset of weights that kernels without internet can start from: timm's of NETWORK, or a file's.
+
+    The next bundle contains it, and attaches it to the kernels that train. Those of the same architecture start from it.
+
+    Costs: a download from timm's hub, the disk space of the weights, and the same again in each bundle.
+    To undo: delete the folder.
+    """
+    username = given.username or find_username()
+    file = resolve(given.source) if given.architecture else None
+    network = given.architecture or given.source
+    if not file and Path(given.source).exists():
+        raise KaggleError(f"{given.source} is a file: name its network too, such as --architecture convnext_small.")
+    if given.dry_run:
+        where = f"from {file or 'the hub'} into {_default_weights()}"
+        print(f"This would write weights of {network} {where}. Nothing would be sent.")
+        return
+    written = write_pretrained(_default_weights(), username, network, file)
+    print(f"{written.folder} is ready. Next: python -m utils.kaggle bundle, which attaches it to the kernels that train.")
+    print(f"Read {written.folder / 'LICENCE.txt'} before you share the dataset.")
 
 
 def run_push(given: Namespace) -> None:
@@ -133,8 +169,9 @@ def run_submit(given: Namespace) -> None:
     """
     kernel = _kernel(given)
     version = given.version or read_pushed(given.bundle).get(kernel, 0)
-    if not version:
+    if not version and not given.dry_run:
         raise KaggleError(f"The version of {kernel} is unknown, because it was not pushed from here: give --version.")
+    version = version or "VERSION"  # of a dry run before the first push
     message = redact(given.message or f"{kernel} version {version}")
     if given.dry_run:
         _show("kernels", "status", kernel, note="must be complete")
@@ -199,6 +236,10 @@ def _default_bundle() -> Path:
     return resolve(working_dir() / "kaggle")
 
 
+def _default_weights() -> Path:
+    return resolve(working_dir() / "weights")
+
+
 def _bundle_option(bundle: Path) -> str:
     """Return the option that the next command needs for a bundle; empty for the default folder."""
     return "" if bundle == _default_bundle() else f" --bundle {shlex.quote(str(bundle))}"
@@ -212,7 +253,8 @@ def _warn_of_phantoms(bundle: Path) -> None:
 
 
 def _without_runs(bundle: Path) -> str:
-    first = " ".join(name for name in ("code", "wheels", "preprocess") if list(bundle.glob(f"*/{name}")))
+    wanted = ("code", "wheels", f"{PRETRAINED}*", "preprocess")
+    first = " ".join(path.name for pattern in wanted for path in sorted(bundle.glob(f"*/{pattern}")))
     return (
         'To send your runs: make kaggle BUNDLE="--runs outputs/runs/NAME --threshold outputs/threshold.json".\n'
         "No run in the bundle: it is for training on Kaggle."
@@ -221,7 +263,7 @@ def _without_runs(bundle: Path) -> str:
 
 
 def _chosen(bundle: Path, names: Sequence[str]) -> list[Part]:
-    """Return the named parts; without names, all datasets and the kernel that submits."""
+    """Return the named parts; without names, the kernel that submits and all datasets but those for training."""
     parts = find_parts(bundle)
     known = {part.folder.name: part for part in parts}
     unknown = sorted(set(names) - known.keys())
@@ -229,9 +271,10 @@ def _chosen(bundle: Path, names: Sequence[str]) -> list[Part]:
         raise KaggleError(f"{bundle} has no {', '.join(unknown)}; choose from {', '.join(known)}.")
     if names:
         return [part for name, part in known.items() if name in names]
-    if not any(name.startswith("weights-") for name in known):
+    if not any(name.startswith(RUNS) for name in known):
         raise KaggleError(f"Nothing was sent. {_without_runs(bundle)}")
-    return [part for part in parts if part.kind == "dataset"] + [submit_kernel(bundle)]
+    datasets = [part for part in parts if part.kind == "dataset" and not part.folder.name.startswith(PRETRAINED)]
+    return [*datasets, submit_kernel(bundle)]
 
 
 def _show_push(part: Part) -> None:
@@ -257,7 +300,7 @@ def _kernel(given: Namespace) -> str:
 
 
 def _next_after(kernel: str) -> str:
-    notebook = NOTEBOOKS_BY_SLUG.get(kernel.partition("/")[2])
+    notebook = notebook_of_slug(kernel.partition("/")[2])
     if notebook and notebook.name == "submit":
         return "python -m utils.kaggle submit"
     return f"push the next notebook: python -m utils.kaggle push {notebook.next if notebook else 'NAME'}"
@@ -282,10 +325,26 @@ def make_parser() -> ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     bundle = _add_command(commands, "bundle", run_bundle)
-    bundle.add_argument("--runs", default="", help="run folders, separated by commas; default: those of threshold.json")
+    bundle.add_argument("--runs", default="", help="run folders with commas between, or none; default: those of threshold.json")
     bundle.add_argument("--threshold", type=resolve, help="default: threshold.json in the working folder")
     bundle.add_argument("--out", type=resolve, default=_default_bundle(), help="folder to write; default: %(default)s")
-    bundle.add_argument("--username", default="", help="yours on Kaggle; default: that of the credentials")
+    bundle.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KERNEL:NAME=VALUE",
+        help="parameters of kernels, such as train:epochs=12; they win over what is carried over",
+    )
+    bundle.add_argument(
+        "--kernel", nargs="+", action="extend", default=[], metavar="train-NAME", help="further kernels that train, one a run"
+    )
+
+    weights = _add_command(commands, "weights", run_weights)
+    weights.add_argument("source", metavar="NETWORK|FILE", help="a network of timm, or a file with --architecture")
+    weights.add_argument("--architecture", default="", help="network of timm that the file's weights are of")
+    for command in (bundle, weights):
+        command.add_argument("--username", default="", help="yours on Kaggle; default: that of the credentials")
 
     push = _add_command(commands, "push", run_push)
     push.add_argument(

@@ -19,6 +19,7 @@ from utils.core.folders import COMPETITION, PROJECT, runs_dir, working_dir
 from utils.decision.threshold import Threshold
 from utils.decision.tuning import tune
 from utils.images.inputs import open_inputs
+from utils.kaggle.bundle import Options as BundleOptions
 from utils.kaggle.bundle import write_bundle
 from utils.kaggle.packages import read_requirements
 from utils.kaggle.wheels import KAGGLE_IMAGE
@@ -94,7 +95,7 @@ def set_up(options: Options, folder: Path) -> Stage:
         threshold = folder / "threshold.json"
         tune(runs).save(threshold)
     print("Bundle ...", flush=True)
-    write_bundle(folder / "bundle", USERNAME, runs, threshold, version)
+    write_bundle(folder / "bundle", USERNAME, runs, threshold, BundleOptions(version))
     for dataset in sorted((folder / "bundle" / "datasets").iterdir()):
         mount_dataset(dataset, folder / "input")
     wheels = sorted((folder / "bundle" / "datasets").glob("wheels/*.whl"))
