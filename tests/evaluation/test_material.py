@@ -185,6 +185,51 @@ def test_headline_says_what_threshold_json_does(where):
     assert table.loc["AUC of metadata alone", "what it says"] == "the model is better"
 
 
+def test_average_is_called_weighted_where_the_weights_differ(where, run, images, tmp_path):
+    other = make_run(tmp_path / "b", images, seed=1)
+    equal = gather(**where | {"runs": [run, other]})
+    weighted = replace(equal, tuned=replace(equal.tuned, weights=(0.9, 0.1)))
+    assert (equal.title, weighted.title) == ("the average of 2 runs", "the weighted average of 2 runs")
+
+
+@pytest.mark.parametrize(
+    ("keep_epoch", "weights", "said"),
+    [
+        ("last", (0.5, 0.5), "an honest estimate for new patients"),
+        ("best_auc", (0.5, 0.5), "an estimate for new patients, a little too high: these breasts chose the epochs (keep_"),
+        ("last", (0.9, 0.1), "an estimate for new patients, a little too high: these breasts chose the runs' weights"),
+        ("best_auc", (0.9, 0.1), "these breasts chose the runs' weights and the epochs (keep_epoch best_auc)"),
+    ],
+)
+def test_headline_names_all_that_the_breasts_chose(where, run, images, tmp_path, keep_epoch, weights, said):
+    runs = [run, make_run(tmp_path / "b", images, seed=1)]
+    for folder in runs:
+        write_json(folder / "config.json", make_config(TINY, keep_epoch=keep_epoch).to_json() | {"prevalence": 0.25})
+    material = gather(**where | {"runs": runs})
+    table = replace(material, tuned=replace(material.tuned, weights=weights)).headline(sources_with())
+    assert said in table.loc["pF1, nested over folds", "what it says"]
+
+
+@pytest.mark.parametrize(
+    ("sites", "said"),
+    [
+        ({}, "on the calibrated probability, at the maximum of pF1"),
+        ({"1": 0.25}, "on the calibrated probability, at the maximum of pF1; instead of it site 1: 0.2500"),
+        ({"1": 0.25, "2": 0.5}, "at the maximum of pF1; instead of it site 1: 0.2500, site 2: 0.5000"),
+    ],
+)
+def test_headline_names_thresholds_of_sites(where, sites, said):
+    material = gather(**where)
+    tuned = replace(material.tuned, choice="maximum", site_thresholds=sites)
+    assert replace(material, tuned=tuned).headline(sources_with()).loc["threshold", "what it says"].endswith(said)
+
+
+@pytest.mark.parametrize("verdict", ["better", "worse", "not measurably different"])
+def test_headline_compares_with_metadata_in_a_sentence(where, verdict):
+    table = gather(**where).headline(sources_with(verdict=verdict))
+    assert table.loc["AUC of metadata alone", "what it says"] == f"the model is {verdict}"
+
+
 def test_runs_of_another_image_size_have_a_cache_of_their_own(where, run, images, tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "working_dir", lambda: tmp_path / "working")
     other = make_run(tmp_path / "b", images, seed=1)
@@ -226,7 +271,7 @@ def test_picture_that_is_gone_costs_its_image_and_a_breast_without_any_the_pictu
 
 def test_explanations_that_cant_be_had_are_a_sentence(where, tmp_path, monkeypatch):
     [(without, _)] = explanations(gather(**where | {"cache_dir": str(tmp_path / "empty")}), "a")
-    assert without == "a: the cache lacks its pictures; give the cache_dir that it was trained on."
+    assert without == "a: the cache lacks its images; give the cache_dir that it was trained on."
 
     def refuse(*_):
         raise ExplanationError("Swin gives tokens")
@@ -257,6 +302,9 @@ def test_maps_and_predicted_boxes_are_measured_wherever_the_competition_has_boxe
     dashed = [patch for axis in surest.axes + examples.axes for patch in axis.patches if patch.get_linestyle() == "--"]
     shown = [axis for axis in surest.axes + examples.axes if axis.get_title()]
     assert len(dashed) == len(shown)  # one predicted box in each image
+    for figure, is_decided in ((surest, True), (examples, False)):
+        assert figure.get_suptitle() == "run: out-of-fold probability of the breast, not calibrated"
+        assert {"threshold" in axis.get_title() for axis in figure.axes if axis.get_title()} == {is_decided}
 
 
 def test_boxes_of_images_with_and_without_cancer_are_told_apart(real, images, tmp_path):

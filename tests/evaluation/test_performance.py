@@ -89,7 +89,7 @@ def test_paper_table_says_which_rows_were_held_out_and_which_trained_the_model(r
     assert list(zip(table.run, table.rows, strict=True)) == [("a", "held out"), ("a", "trained on"), ("b", "held out")]
     assert table.breasts.tolist() == [120, 40, 120]
     assert table.positives.tolist() == [held_out.cancer.sum(), trained.cancer.sum(), held_out.cancer.sum()]
-    assert (table.architecture == "cnn").all() and (table.picture == "64 × 48").all()
+    assert (table.architecture == "cnn").all() and (table["image size"] == "64 × 48").all()
     shown = [numbers(auc)[0] for auc in table.AUC]
     expected = [roc_auc_score(rows.cancer, rows.probability) for rows in (held_out, trained, held_out)]
     assert shown == pytest.approx(expected, abs=6e-4)

@@ -252,7 +252,7 @@ def test_runs_are_described_by_their_configuration(runs):
     table = describe_runs(runs)
     assert table.index.tolist() == ["images", "breasts"]
     assert table.reads.tolist() == ["image", "breast"] and set(table["weights from"]) == {"scratch"}
-    assert set(table.picture) == {"64 × 48"} and set(table.folds) == {"2 by patient"} and set(table.epochs) == {1}
+    assert set(table["image size"]) == {"64 × 48"} and set(table.folds) == {"2 by patient"} and set(table.epochs) == {1}
 
 
 def test_report_has_the_notebooks_sections_both_runs_and_says_that_it_is_a_phantom(written):
@@ -261,7 +261,8 @@ def test_report_has_the_notebooks_sections_both_runs_and_says_that_it_is_a_phant
     cells = nbformat.read(ROOT / "notebooks" / "report.ipynb", as_version=4).cells
     expected = [cell.source.splitlines()[0].removeprefix("## ") for cell in cells if cell.source.startswith("## ")]
     assert found.headings == expected[:-1]  # the last is "Next"
-    assert "PHANTOM: synthetic pictures" in content and "the average of 2 runs" in content
+    assert "PHANTOM: synthetic images" in content and "the average of 2 runs" in content
+    assert content.count("Gudur") == 1
     assert {"images", "breasts"} <= {row[0] for row in found.rows}
     assert len(found.pictures) >= 7  # two of curves, one of learning and one of pictures for each run, calibration
 
@@ -336,6 +337,13 @@ def test_wide_tables_and_pictures_scroll_inside_their_boxes_on_a_phone(browser, 
     _, boxes = look_at(browser, written, SIZES[1])
     hidden = pd.DataFrame(boxes, columns=["kind", "hidden", "moved"]).groupby("kind").hidden.max()
     assert hidden["wide table"] > 100 and hidden["picture"] > 100
+
+
+def test_all_columns_fit_on_a_desk_and_those_of_the_summary_on_a_phone(browser, written):
+    desk, phone = (look_at(browser, written, size)[1] for size in SIZES)
+    hidden = [columns for kind, columns, _ in desk if kind == "wide table"]
+    assert len(hidden) > 5 and set(hidden) == {0}
+    assert phone[0][:2] == ["wide table", 0]
 
 
 FAULTY = {

@@ -336,7 +336,8 @@ def test_command_line_converts_a_folder_or_ends_in_one_line(tmp_path, capsys):
     labels = write_csv(tmp_path, "file,cancer", "LCC,1", "RCC,0")
     main(["folder", str(source), str(tmp_path / "out"), "--labels", str(labels), "--copy", "--prefix", "north"])
     assert read_images(tmp_path / "out", "train").patient_id.unique().tolist() == ["north_P1"]
-    assert "Next: papermill notebooks/train.ipynb" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "4 images, 1 patient, 2 breasts, 1 with cancer." in printed and "Next: papermill notebooks/train.ipynb" in printed
     with pytest.raises(SystemExit, match="^ExternalError: .* already contains train.csv"):
         main(["folder", str(source), str(tmp_path / "out")])
     for arguments in (["vindr", "a", "b", "--labels", "c"], ["folder", "a", "b", "--birads-4", "1"]):

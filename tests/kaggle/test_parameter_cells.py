@@ -13,8 +13,8 @@ recipe: str = ""  # name=value pairs
 epochs: int = 8  # passes
 learning_rate: float = 3e-4
 metadata: bool = False
-max_views: int | None = None  # None: all
-folder: str | None = (
+max_views: int = None  # None: all
+folder: str = (
     None
 )
 """
@@ -28,7 +28,7 @@ def test_a_value_is_written_without_touching_the_rest_of_the_cell():
         "max_views": 4,
         "folder": "a",
     }
-    assert "epochs: int = 12  # passes\n" in written and "max_views: int | None = 4  # None: all\n" in written
+    assert "epochs: int = 12  # passes\n" in written and "max_views: int = 4  # None: all\n" in written
     assert write_values(written, {"recipe": "", "epochs": 8, "max_views": None, "folder": None}) == CELL
 
 

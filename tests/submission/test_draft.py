@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from utils.submission.draft import (
+    PRIOR,
     Draft,
     SubmissionError,
     _claim_name,
@@ -310,10 +311,46 @@ def test_ids_are_checked_before_the_prediction(competition, tmp_path):
         write_prior(tmp_path / "submission.csv", folder)
 
 
-def test_test_table_says_which_ids_are_wanted_where_there_is_no_sample(competition, tmp_path):
-    folder = tmp_path / "competition"
+@pytest.fixture
+def own(competition, tmp_path):
+    """A folder of own images: test.csv alone."""
+    folder = tmp_path / "own"
     folder.mkdir()
     shutil.copy(competition / "test.csv", folder)
-    write_prior(tmp_path / "submission.csv", folder)
+    return folder
+
+
+def test_test_table_says_which_ids_are_wanted_where_there_is_no_sample(own, competition, test_images, tmp_path):
+    Draft(tmp_path / "submission.csv", test_images, own, PRIOR).update(pd.Series(dtype=float))
     sample = pd.read_csv(competition / "sample_submission.csv", dtype=str)
     assert pd.read_csv(tmp_path / "submission.csv", dtype=str).prediction_id.tolist() == sample.prediction_id.tolist()
+
+
+def test_own_images_have_no_prior_and_files_of_an_earlier_folder_stay(own, tmp_path, capsys):
+    (tmp_path / "probabilities.csv").write_text("mine")
+    write_prior(tmp_path / "submission.csv", own)
+    assert "your own images, and probabilities.csv is the result" in capsys.readouterr().out
+    assert not (tmp_path / "submission.csv").exists() and (tmp_path / "probabilities.csv").read_text() == "mine"
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3])
+def test_own_images_may_all_be_negative_and_an_unreadable_breast_has_no_probability(own, test_images, tmp_path, value, capsys):
+    ids = test_images.prediction_id.unique()
+    draft = Draft(tmp_path / "submission.csv", test_images, own, 0.02, by_threshold(0.5))
+    draft.finish(pd.Series(value, index=ids[1:]), tmp_path / "s", {})
+    assert (pd.read_csv(draft.path).cancer == 0).all()
+    probability = pd.read_csv(tmp_path / "probabilities.csv").set_index("prediction_id").probability
+    assert np.isnan(probability[ids[0]]) and (probability[ids[1:]] == value).all() and probability.index.tolist() == [*ids]
+    note = f"1 of 8 breasts could not be predicted and count as the prior: {ids[0]}. probabilities.csv leaves them empty."
+    assert note in capsys.readouterr().out
+
+
+def test_last_message_says_submit_only_where_there_is_a_competition(own, competition, test_images, tmp_path):
+    path = tmp_path / "submission.csv"
+    of_competition = Draft(path, test_images, competition, 0.02).what_next(tmp_path)
+    of_own = [Draft(path, test_images, own, 0.02, decide).what_next(tmp_path) for decide in (by_threshold(0.5), None)]
+    assert of_competition.startswith(f"Submit {path}.")
+    for said in of_own:
+        assert "Submit" not in said and said.startswith(f"{tmp_path / 'probabilities.csv'} has one probability per breast")
+        assert "2.0% have cancer" in said
+    assert ["threshold" in said for said in of_own] == [True, False]

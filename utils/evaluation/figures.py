@@ -16,12 +16,14 @@ from utils.evaluation.pointing import strongest_place
 from utils.images.cache import read_manifest
 from utils.images.figures import finished
 from utils.images.inputs import Inputs
+from utils.metrics.scores import decide
 from utils.tables.competition import image_paths
 
 TALLEST = 600  # px; height of a shown image, at most
 LEAST_SHOWN = 0.5  # share of a map's maximum; nothing is drawn below it
 DENSEST = 0.55  # opacity where a map is strongest, so that the tissue still shows through
 DPI = 80
+MOST_DIGITS = 6  # of a probability that is close to its threshold
 COLUMN_WIDTH, TITLE_HEIGHT = 2.4, 0.6  # inches
 TALLEST_SHAPE = 1.25  # height over width of an axis, at most
 HEAT = LinearSegmentedColormap.from_list("heat", ["#e69f00", "#ffe34d"])  # orange to yellow; nobody takes it for grey
@@ -33,12 +35,17 @@ CAPTION = (
 
 
 def show_explanations(
-    examples: pd.DataFrame, maps: dict[str, np.ndarray], inputs: Inputs, boxes: pd.DataFrame | None = None
+    examples: pd.DataFrame,
+    maps: dict[str, np.ndarray],
+    inputs: Inputs,
+    boxes: pd.DataFrame | None = None,
+    heading: str = "",
 ) -> plt.Figure:
     """Show maps on the original images, one row per kind of decision; an image without a map is shown bare.
 
-    ``inputs`` has the images and the cache that the maps are of. ``boxes`` are outlined, those with a true
-    ``predicted`` dashed.
+    ``examples`` are image rows with kind and probability, and threshold if one decided. ``inputs`` has the images and
+    the cache that the maps are of. ``boxes`` are outlined, those with a true ``predicted`` dashed. ``heading`` says
+    whose the probabilities are.
     """
     manifest = read_manifest(inputs.cache_dir, "train", inputs.settings).set_index("image_id")
     paths = dict(zip(examples.image_id, image_paths(examples, inputs.competition_dir, "train"), strict=True))
@@ -54,7 +61,9 @@ def show_explanations(
     blue = "" if boxes is None else " Blue: true findings."
     dashed = " Dashed: predicted." if boxes is not None and "predicted" in boxes else ""
     width = int(figure.get_figwidth() * 15)  # characters
-    figure.supxlabel(textwrap.fill(CAPTION + blue + dashed, width), fontsize=8)
+    left = {"x": 0.01, "horizontalalignment": "left"}  # a phone shows the left part first
+    figure.suptitle(textwrap.fill(heading, width), fontsize=9, **left)
+    figure.supxlabel(textwrap.fill(CAPTION + blue + dashed, width), fontsize=8, **left)
     return finished(figure)
 
 
@@ -64,7 +73,7 @@ def _grid(examples: pd.DataFrame, manifest: pd.DataFrame) -> tuple[plt.Figure, n
     rows, columns = max(len(sizes), 1), max(sizes, default=1)
     shapes = manifest.loc[examples.image_id, ["source_height", "source_width"]].astype(float)
     tallest = min((shapes.source_height / shapes.source_width).max(), TALLEST_SHAPE) if len(shapes) else TALLEST_SHAPE
-    size = (COLUMN_WIDTH * max(columns, 2), (COLUMN_WIDTH * tallest + TITLE_HEIGHT) * rows + 0.5)
+    size = (COLUMN_WIDTH * max(columns, 2), (COLUMN_WIDTH * tallest + TITLE_HEIGHT) * rows + 0.8)
     figure, axes = plt.subplots(rows, columns, figsize=size, dpi=DPI, squeeze=False, layout="constrained")
     figure.get_layout_engine().set(wspace=0.03)
     for axis in axes.flat:
@@ -116,9 +125,19 @@ def read_original(path: str | Path, tallest: int = TALLEST) -> np.ndarray:
 
 
 def _title(row, heat: np.ndarray | None) -> str:
-    """Return kind, laterality, view, label and probability of an image, and why it shows no map."""
-    title = f"{row.kind}: {row.laterality} {row.view}\n{'cancer' if row.cancer else 'no cancer'}"
-    title += f", probability {row.probability:.2f}"
+    """Return kind, laterality, view, label and probability of an image, its threshold, and why it shows no map."""
+    title = f"{row.kind}: {row.laterality} {row.view}\n{'cancer' if row.cancer else 'no cancer'}, "
+    title += compared(row.probability, row.threshold) if hasattr(row, "threshold") else f"probability {row.probability:.2f}"
     if heat is None:
         return f"{title}\nno map"
     return title if heat.any() else f"{title}\nnothing speaks for cancer"
+
+
+def compared(probability: float, threshold: float) -> str:
+    """Return a decision such as "0.43 ≥ threshold 0.31", with the digits that show which is higher."""
+    sign = "≥" if decide(probability, threshold) else "<"
+    for digits in range(2, MOST_DIGITS + 1):
+        shown, limit = f"{probability:.{digits}f}", f"{threshold:.{digits}f}"
+        if shown != limit or probability == threshold:
+            break
+    return f"{shown} {sign} threshold {limit}"

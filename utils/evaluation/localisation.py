@@ -52,7 +52,7 @@ class BoxedImages:
     @cached_property
     def landmarks(self) -> dict[str, Landmarks]:
         """Return the places in the drawn images that need no network."""
-        return read_landmarks(progress_bar(self.drawn, "Reading pictures", "images"), self.cache_dir)
+        return read_landmarks(progress_bar(self.drawn, "Reading images", "images"), self.cache_dir)
 
     def point(self) -> pd.DataFrame:
         """Play the pointing game with out-of-fold maps, in ``drawn``'s order; raise ExplanationError without maps."""

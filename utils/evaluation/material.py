@@ -58,14 +58,20 @@ class Material:
 
     @property
     def title(self) -> str:
-        """Return the run's name, or "the average of n runs"."""
-        return next(iter(self.runs)) if len(self.runs) == 1 else f"the average of {len(self.runs)} runs"
+        """Return the run's name, or "the average of n runs", weighted if the weights differ."""
+        if len(self.runs) == 1:
+            return next(iter(self.runs))
+        return f"the {'weighted ' if self._is_weighted else ''}average of {len(self.runs)} runs"
+
+    @property
+    def _is_weighted(self) -> bool:
+        return len(set(self.tuned.weights)) > 1
 
     @property
     def subtitle(self) -> str:
         """Return one line on what the report rests on."""
         count = f"{len(self.breasts):,} breasts, {self.breasts.cancer.sum():,} with cancer"
-        kind = "PHANTOM: synthetic pictures, no patient. " if self.inputs.is_phantom else ""
+        kind = "PHANTOM: synthetic images, no patients. " if self.inputs.is_phantom else ""
         how = ", one random image of each breast" if self.tuned.one_image else ""
         return f"{kind}Out-of-fold predictions of {self.title}: {count}{how}. Not a medical device."
 
@@ -86,16 +92,26 @@ class Material:
             "pF1, nested over folds": (str(tuned.pf1_nested), self._worth),
             "pF1, nested over patients": (str(tuned.pf1_patient_nested), "with random groups of patients in place of folds"),
             "pF1, naive": (f"{tuned.pf1:.3f}", f"on the breasts that chose the threshold; optimism {tuned.optimism:+.3f}"),
-            "threshold": (f"{tuned.threshold:.4f}", f"on the calibrated probability; chosen by {tuned.choice}"),
+            "threshold": (f"{tuned.threshold:.4f}", self._threshold_note),
         }
         return pd.DataFrame(rows, index=["value [95 %]", "what it says"]).T.rename_axis("figure")
 
     @property
     def _worth(self) -> str:
         """Return what the nested pF1 is an estimate of."""
+        chosen = ["the runs' weights"] if self._is_weighted else []
         if any(Run(run).config.keep_epoch == "best_auc" for run in self.runs.values()):
-            return "an estimate for new patients, a little too high: these breasts chose the epochs (keep_epoch best_auc)"
+            chosen.append("the epochs (keep_epoch best_auc)")
+        if chosen:
+            return f"an estimate for new patients, a little too high: these breasts chose {' and '.join(chosen)}"
         return "an honest estimate for new patients"
+
+    @property
+    def _threshold_note(self) -> str:
+        """Return what the threshold applies to, and which sites have their own."""
+        by_site = ", ".join(f"site {site}: {value:.4f}" for site, value in self.tuned.site_thresholds.items())
+        own = f"; instead of it {by_site}" if by_site else ""
+        return f"on the calibrated probability, at the {self.tuned.choice} of pF1{own}"
 
     def notes(self, sources: pd.DataFrame) -> list[str]:
         """Return what a reader must know before any figure: traps in the data, and what the figures do not show."""

@@ -65,7 +65,7 @@ def paper_table(
     rows = []
     for name, run in runs.items():
         model, oof = Run(run).config.model, held_out[name]
-        about = {"run": name, "architecture": model.architecture, "picture": f"{model.image_height} × {model.image_width}"}
+        about = {"run": name, "architecture": model.architecture, "image size": f"{model.image_height} × {model.image_width}"}
         tables = {"held out": (oof, nested_decisions(oof.cancer, oof.probability, oof.fold, CHOICES[choice]))}
         if name in trained:
             threshold = CHOICES[choice](oof.cancer, oof.probability)
@@ -100,10 +100,10 @@ def screening_figures(breasts: pd.DataFrame, decisions: np.ndarray, seed: int = 
         "specificity at 90 % sensitivity": (specificity_at, "healthy breasts left alone where nine of ten cancers are found"),
         "recall rate": (proportion(decisions.sum(), len(labels)), "breasts called back at the threshold"),
         "cancers found per breast": (per_thousand, "at the threshold; times 1,000, the detection rate per 1,000 breasts"),
-        "positive predictive value": (proportion(hits, decisions.sum()), "share of the breasts called back that have cancer"),
+        "positive predictive value": (proportion(hits, decisions.sum()), "share of the called-back breasts that have cancer"),
         "missed": (proportion(labels.sum() - hits, labels.sum()), "cancers that are not called back"),
     }
-    table = {name: {"value [95 %]": str(interval), "": meaning} for name, (interval, meaning) in rows.items()}
+    table = {name: {"value [95 %]": str(interval), "what it says": meaning} for name, (interval, meaning) in rows.items()}
     return pd.DataFrame(table).T.rename_axis("figure")
 
 

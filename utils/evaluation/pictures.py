@@ -19,7 +19,7 @@ from utils.runs.config import TrainingError
 from utils.runs.run import Run
 
 SHOWN_EXAMPLES = 4  # of each kind of decision
-PROBABILITY = "The probability is this run's, of the breast, out of fold and not calibrated."
+PROBABILITY = "out-of-fold probability of the breast, not calibrated"
 BOX_IMAGES = 200  # images with boxes to measure maps and predicted boxes on, at most
 
 
@@ -65,7 +65,7 @@ def explanations(
     """
     run = material.runs[name]
     if not material.has_pictures(run):
-        return [(f"{name}: the cache lacks its pictures; give the cache_dir that it was trained on.", "")]
+        return [(f"{name}: the cache lacks its images; give the cache_dir that it was trained on.", "")]
     boxed = _boxed_images(material, run, box_images, seed)
     try:
         shown = [_gallery(material, name)]
@@ -79,10 +79,11 @@ def _gallery(material: Material, name: str) -> tuple[Figure, str]:
     """Show a run's surest decisions, right and wrong, with their maps on the original images."""
     run, curve = material.runs[name], material.curves[name]
     threshold = CHOICES[material.tuned.choice](curve.cancer, curve.probability)
-    figure = _show(material, name, choose_examples(curve, material.readable_images[run], threshold, SHOWN_EXAMPLES))
+    examples = choose_examples(curve, material.readable_images[run], threshold, SHOWN_EXAMPLES)
+    figure = _show(material, name, examples.assign(threshold=threshold))
     at = f"at its own threshold of {threshold:.3f}, chosen on all its out-of-fold breasts"
     maps = f"Maps of {name}: {name_method(Run(run).config)}."
-    return figure, f"{name}: the surest decisions, right and wrong, {at}. {PROBABILITY} {maps}"
+    return figure, f"{name}: the surest decisions, right and wrong, {at}. {maps}"
 
 
 def _pointing(material: Material, name: str, boxed: BoxedImages, seed: int = 0) -> list[tuple[Figure | pd.DataFrame, str]]:
@@ -96,7 +97,7 @@ def _pointing(material: Material, name: str, boxed: BoxedImages, seed: int = 0) 
     examples = boxed.examples(hits, SHOWN_EXAMPLES)
     probability = material.curves[name].set_index("prediction_id").probability
     figure = _show(material, name, examples.assign(probability=probability.loc[examples.prediction_id].to_numpy()))
-    said = f"{name}: images drawn at random whose map points into a true box, and others; no threshold. {PROBABILITY}"
+    said = f"{name}: images drawn at random whose map points into a true box, and others; no threshold decides."
     return [*tables, (figure, said)]
 
 
@@ -125,4 +126,4 @@ def _show(material: Material, name: str, examples: pd.DataFrame) -> Figure:
         with contextlib.suppress(TrainingError):  # `_marks` shows the error
             predicted = Run(run).marks().assign(predicted=True)
             boxes = pd.concat([predicted, *([] if boxes is None else [boxes.assign(predicted=False)])], ignore_index=True)
-    return show_explanations(examples, maps, inputs, boxes)
+    return show_explanations(examples, maps, inputs, boxes, f"{name}: {PROBABILITY}")

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +16,7 @@ from utils.runs.run import Run
 
 LARGEST = 10_000_000  # bytes; a larger page cannot be mailed
 DPI = 90
+BOUNDS = re.compile(r"\[[-+.\d]+, [-+.\d]+\]")  # of an interval; a wide screen shows them on one line
 STYLE = """
 :root { --ink: #1c2733; --soft: #5b6773; --line: #d9dfe5; --tint: #f4f6f8; --accent: #0b62a4; }
 * { box-sizing: border-box; }
@@ -33,14 +35,16 @@ img { max-width: 100%; height: auto; display: block; } .picture { overflow-x: au
   radial-gradient(farthest-side at 0 50%, #0003, #0000), radial-gradient(farthest-side at 100% 50%, #0003, #0000) 100% 0;
   background-repeat: no-repeat; background-size: 40px 100%, 40px 100%, 12px 100%, 12px 100%;
   background-attachment: local, local, scroll, scroll; }
-table { border-collapse: collapse; font-size: .88em; font-variant-numeric: tabular-nums; width: 100%; }
-th, td { padding: .4em .6em; text-align: left; white-space: nowrap; border-bottom: 1px solid var(--line); }
+table { border-spacing: 0; font-size: .88em; font-variant-numeric: tabular-nums; width: 100%; }
+th, td { padding: .4em .6em; text-align: left; border-bottom: 1px solid var(--line); }
 thead th { border-bottom: 2px solid var(--line); } tbody tr:last-child > * { border-bottom: 0; }
-tbody th { font-weight: 600; }
-td:last-child { white-space: normal; min-width: 13em; }
+tbody th { font-weight: 600; } td span { white-space: nowrap; }
 .note { border-left: 4px solid #c77700; background: #fff8ec; padding: .6em 1em; max-width: 75ch; }
 @media (max-width: 600px) { body { padding: 0 14px 40px; font-size: 15px; } h1 { font-size: 1.5em; }
-  table, figcaption { font-size: .95em; } .picture img { max-width: none; width: 640px; } }
+  table, figcaption { font-size: .95em; } .picture img { max-width: none; width: calc(.8 * var(--width)); }
+  tr > :first-child { position: sticky; left: 0; background: #fff; min-width: 8em; overflow-wrap: anywhere; }
+  td span { white-space: normal; }
+  nav::after { content: "Tables and figures wider than the screen scroll sideways."; color: var(--soft); font-size: .92em; } }
 @media print { nav { display: none; } h2 { break-after: avoid; } figure, .wide { break-inside: avoid; } }
 """
 
@@ -52,7 +56,7 @@ def describe_runs(runs: dict[str, Path]) -> pd.DataFrame:
         config, notes = Run(run).config, Run(run).notes
         rows[name] = {
             "architecture": config.model.architecture,
-            "picture": f"{config.model.image_height} × {config.model.image_width}",
+            "image size": f"{config.model.image_height} × {config.model.image_width}",
             "reads": config.model.item,
             "weights from": _weights_source(config.model),
             "folds": f"{config.n_folds} by {config.fold_by}",
@@ -145,7 +149,8 @@ def _picture(figure: Figure, caption: str) -> str:
     with io.BytesIO() as file:
         figure.savefig(file, format="png", dpi=DPI)
         data = base64.b64encode(file.getvalue()).decode()
-    picture = f'<img alt="{html.escape(caption, quote=True)}" src="data:image/png;base64,{data}">'
+    width = f'style="--width: {figure.get_figwidth() * DPI:.0f}px"'
+    picture = f'<img alt="{html.escape(caption, quote=True)}" {width} src="data:image/png;base64,{data}">'
     return f'<div class="picture">{picture}</div>'
 
 
@@ -153,4 +158,5 @@ def _table(table: pd.DataFrame) -> str:
     """Return a table as HTML, with its index unless it only counts the rows."""
     shown = table.astype(object).where(table.notna(), "").rename_axis(index=None, columns=table.index.name)
     with pd.option_context("display.max_colwidth", None):
-        return shown.to_html(index=not isinstance(table.index, pd.RangeIndex), float_format="{:.4g}".format, border=0)
+        cells = shown.to_html(index=not isinstance(table.index, pd.RangeIndex), float_format="{:.4g}".format, border=0)
+    return BOUNDS.sub(r"<span>\g<0></span>", cells)

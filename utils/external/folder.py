@@ -288,8 +288,9 @@ def _describe(images: pd.DataFrame, rows: pd.DataFrame, others: int, destination
     used = images[is_used]
     breasts = rows.drop_duplicates(["patient_id", "laterality"])
     cancer = f", {int(breasts.cancer.sum())} with cancer" if split == "train" else ""
-    counts = f"{len(rows)} images, {rows.patient_id.nunique()} patients, {len(breasts)} breasts{cancer}"
-    yield f"{destination / split}.csv: {counts}."
+    counted = {"image": len(rows), "patient": rows.patient_id.nunique(), "breast": len(breasts)}
+    counts = ", ".join(f"{count} {what}{'' if count == 1 else 's'}" for what, count in counted.items())
+    yield f"{destination / split}.csv: {counts}{cancer}."
     yield f"  skipped, not DICOM: {others}"
     for reason, count in images.left_out[~is_used].value_counts().items():
         yield f"  left out {count}: {reason}"

@@ -1,18 +1,17 @@
 """The parameters cell of a notebook: what it declares, what somebody wrote into it, and new values for it.
 
-A cell declares a parameter as ``NAME: KIND = VALUE``. KIND is str, int, float or bool, perhaps with `OPTIONAL` after it.
+A cell declares a parameter as ``NAME: KIND = VALUE``. If the value is None, others of KIND and None are allowed.
 """
 
 import ast
-import difflib
 import json
 from collections.abc import Iterable, Mapping
 
-from utils.core.parameters import CONVERSIONS, NOTHING, ParameterError
+from utils.core.names import nearest_name
+from utils.core.parameters import OPTIONAL, ParameterError, convert
+from utils.runs.settings import parse_recipe
 
 TAG = "parameters"
-OPTIONAL = " | None"
-LEAST_LIKENESS = 0.4  # difflib ratio of two names: "arch" suggests architecture
 
 
 def parameters_source(notebook: dict) -> str:
@@ -69,31 +68,23 @@ def convert_values(source: str, given: Mapping[str, object]) -> dict[str, object
     ParameterError
         For the first name that the cell does not declare, with the nearest one, or value of another type.
     """
-    kinds = {node.target.id: ast.unparse(node.annotation) for node in _declarations(source)}
+    declared = {node.target.id: node for node in _declarations(source)}
     values = {}
     for name, value in given.items():
-        if name not in kinds:
-            raise ParameterError(f"There is no parameter {name}. {suggest(name, kinds)}")
-        values[name] = _convert(name, value, kinds[name])
+        if name not in declared:
+            raise ParameterError(f"There is no parameter {name}. {suggest(name, declared)}")
+        optional = OPTIONAL if ast.literal_eval(declared[name].value) is None else ""
+        values[name] = convert(name, value, ast.unparse(declared[name].annotation) + optional)
+    problems = parse_recipe(values.get("recipe", ""))[2]
+    if problems:
+        raise ParameterError(" ".join(problems))
     return values
-
-
-def _convert(name: str, value: object, kind: str) -> object:
-    is_nothing = value is None or (isinstance(value, str) and value.strip().lower() in NOTHING)
-    if kind.endswith(OPTIONAL) and is_nothing:
-        return None
-    convert, wanted = CONVERSIONS[kind.removesuffix(OPTIONAL)]
-    try:
-        return convert(value)
-    except (ValueError, TypeError, OverflowError):
-        raise ParameterError(f"{name} is {value!r}, but must be {wanted}.") from None
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return a sentence with the known name that is nearest to a wrong one, or with all known names."""
-    known = list(known)
-    nearest = difflib.get_close_matches(name.lower(), known, n=1, cutoff=LEAST_LIKENESS)
-    return f"The nearest name is {nearest[0]}." if nearest else f"Known names: {', '.join(known)}."
+    nearest = nearest_name(name, known)
+    return f"The nearest name is {nearest}." if nearest else f"Known names: {', '.join(known)}."
 
 
 def write_values(source: str, values: Mapping[str, object]) -> str:

@@ -22,6 +22,7 @@ from utils.tables.competition import read_images, read_sample_submission
 PRIOR = 492 / 23_826  # share of positive breasts in the competition's training set
 SUBMITTED, PREDICTED = ["prediction_id", "cancer"], ["prediction_id", "probability"]
 SAMPLE_FILE = "sample_submission.csv"
+PROBABILITIES_FILE = "probabilities.csv"
 LONGEST_NAME = 100  # bytes of a copy's name; file systems allow 255, including time and suffixes
 
 
@@ -60,6 +61,8 @@ def warning_only(what: str) -> Iterator[None]:
 def write_prior(path: Path, competition_dir: str | Path | None) -> None:
     """Write a valid submission with the training prevalence for every breast, so that one exists whatever happens next.
 
+    Own images need none, and files of an earlier folder stay until there is something better.
+
     Parameters
     ----------
     path : Path
@@ -72,13 +75,17 @@ def write_prior(path: Path, competition_dir: str | Path | None) -> None:
     SubmissionError
         If test.csv and sample_submission.csv differ in their prediction_ids, or the file can't be written.
     """
-    if competition_dir:
-        test_images = read_images(competition_dir, "test")
-        try:
-            Draft(path, test_images, Path(competition_dir), PRIOR).update(pd.Series(dtype=float))
-        except OSError as error:
-            raise SubmissionError(f"{path} can't be written ({error.strerror}): give another submission_path.") from error
-        print(f"{path} is valid from now on; every breast has the training prevalence until it is predicted.")
+    if not competition_dir:
+        return
+    draft = Draft(path, read_images(competition_dir, "test"), Path(competition_dir), PRIOR)
+    if draft.is_own:
+        print(f"{competition_dir} has no {SAMPLE_FILE}: these are your own images, and {PROBABILITIES_FILE} is the result.")
+        return
+    try:
+        draft.update(pd.Series(dtype=float))
+    except OSError as error:
+        raise SubmissionError(f"{path} can't be written ({error.strerror}): give another submission_path.") from error
+    print(f"{path} is valid from now on; every breast has the training prevalence until it is predicted.")
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,9 @@ class Draft:
     - If no breast has a prediction, or probabilities are submitted and all are 0, every breast has the prior.
     - If no prediction reaches the threshold, the highest ones become positive, in the number that the prior expects.
 
+    Own images have no exceptions, since nothing scores them: all decisions may be 0, and a breast without a prediction
+    has an empty probability.
+
     Parameters
     ----------
     path : Path
@@ -98,7 +108,7 @@ class Draft:
     test_images : DataFrame
         From `utils.tables.read_images`.
     competition_dir : Path
-        Its sample_submission.csv lists the required ids; without that file, test.csv does.
+        Its sample_submission.csv lists the required ids. Without that file the images are a user's own, and test.csv does.
     prior : float
         Probability of breasts without a prediction: the training prevalence.
     decide : callable, optional
@@ -113,11 +123,29 @@ class Draft:
     decide: Callable[[pd.Series], pd.Series] | None = None
 
     @cached_property
+    def is_own(self) -> bool:
+        """True if the images are a user's own: no sample_submission.csv, so there is nothing to submit to."""
+        return not (self.competition_dir / SAMPLE_FILE).exists()
+
+    @cached_property
     def _sample(self) -> pd.DataFrame:
-        """Return the required prediction_ids; a folder of own images has no sample_submission.csv, so test.csv's count."""
-        if not (self.competition_dir / SAMPLE_FILE).exists():  # a folder of own images
+        """Return the required prediction_ids."""
+        if self.is_own:
             return self.test_images[["prediction_id"]].drop_duplicates()
         return read_sample_submission(self.competition_dir)
+
+    def what_next(self, submissions_dir: Path) -> str:
+        """Return where the files are and what they are for, after `finish`."""
+        probabilities = self.path.with_name(PROBABILITIES_FILE)
+        copies = f"Copies with their provenance are in {submissions_dir}."
+        if not self.is_own:
+            return f"Submit {self.path}. The probabilities before the threshold are in {probabilities}. {copies}"
+        decided = " after the threshold that the runs' own data chose" if self.decide else ""
+        return (
+            f"{probabilities} has one probability per breast. The runs learned from breasts of which {self.prior:.1%} have"
+            f" cancer: where cancer is rarer or more common, rely on the order, not on the values."
+            f" {self.path} has the same{decided}. {copies}"
+        )
 
     def update(self, probabilities: pd.Series) -> pd.DataFrame:
         """Write both files, each atomically.
@@ -183,39 +211,46 @@ class Draft:
 
     def _table(self, completed: pd.Series, unpredicted: list[str], is_last: bool) -> tuple[pd.DataFrame, list[str]]:
         """Return prediction_id, cancer and probability, and notes on anything unusual about them."""
-        submitted, notes = completed, []
-        if len(unpredicted) == len(completed):
-            notes = ["No breast could be predicted: every breast has the prior."]
-        elif unpredicted:
-            count = f"{len(unpredicted)} of {len(completed)}"
-            notes = [f"{count} breasts could not be predicted and count as the prior: {', '.join(unpredicted[:5])}."]
-        if self.decide and len(unpredicted) < len(completed):
-            submitted, note = self._decide(completed, ~completed.index.isin(unpredicted), is_last)
+        submitted, is_predicted = completed, ~completed.index.isin(unpredicted)
+        notes = self._unpredicted_notes(unpredicted, len(completed))
+        if self.decide and is_predicted.any():
+            submitted, note = self._decide(completed, is_predicted, is_last)
             notes += [note] if note else []
-        if not submitted.any():  # probabilities may underflow
+        if not submitted.any() and not self.is_own:  # probabilities may underflow
             submitted = submitted + self.prior
             notes.append("All probabilities are 0: every breast has the prior.")
-        table = pd.DataFrame({"cancer": submitted, "probability": completed}).rename_axis("prediction_id").reset_index()
+        probability = completed.where(is_predicted) if self.is_own else completed
+        table = pd.DataFrame({"cancer": submitted, "probability": probability}).rename_axis("prediction_id").reset_index()
         validate_submission(table[SUBMITTED], self._sample)
         return table, notes
+
+    def _unpredicted_notes(self, unpredicted: list[str], count: int) -> list[str]:
+        """Return a note on the breasts without a prediction, if there are any."""
+        if not unpredicted:
+            return []
+        empty = f" {PROBABILITIES_FILE} leaves them empty." if self.is_own else ""
+        if len(unpredicted) == count:
+            return [f"No breast could be predicted: every breast has the prior.{empty}"]
+        names = ", ".join(unpredicted[:5])
+        return [f"{len(unpredicted)} of {count} breasts could not be predicted and count as the prior: {names}.{empty}"]
 
     def _decide(self, completed: pd.Series, is_predicted: np.ndarray, is_last: bool) -> tuple[pd.Series, str]:
         """Return 0 or 1 (if not the last, the prior for unpredicted breasts), and a note if none or all are positive."""
         decided, note = self.decide(completed).loc[completed.index], ""
         predicted = completed[is_predicted]
-        if not decided[is_predicted].any():
+        if not decided[is_predicted].any() and not self.is_own:
             count = max(1, round(self.prior * len(predicted)))
             decided = decided.mask(decided.index.isin(predicted.nlargest(count).index), 1)
             note = f"No probability reaches the threshold: the {count} highest of {len(predicted)} are submitted as positive."
         elif len(predicted) > 1 and decided[is_predicted].all():
-            note = f"All {len(predicted)} predicted breasts reach the threshold: the submission does not rank them."
+            note = f"All {len(predicted)} predicted breasts reach the threshold: {self.path.name} does not rank them."
         if not is_last and not is_predicted.all():
             decided = decided.astype(float).where(is_predicted, completed)
         return decided, note
 
     def _write(self, table: pd.DataFrame) -> None:
         write_csv(self.path, table[SUBMITTED])
-        write_csv(self.path.with_name("probabilities.csv"), table[PREDICTED])
+        write_csv(self.path.with_name(PROBABILITIES_FILE), table[PREDICTED])
 
 
 def keep_copies(table: pd.DataFrame, folder: Path, provenance: dict) -> str:
