@@ -18,6 +18,7 @@ from utils.metrics.intervals import PatientBootstrap
 from utils.runs.found import name_runs
 from utils.runs.oof import PredictionError, oof_of_runs
 from utils.runs.run import Run
+from utils.tables.breasts import by_breast
 
 SUSPICIOUS_AUC = 0.6  # AUC of the number of images per breast; near chance on the real set
 
@@ -181,7 +182,7 @@ def gather(runs: Sequence[Path], tuned: Threshold, inputs: Inputs, one_image: bo
 
 def _check_same_data(breasts: pd.DataFrame, images: pd.DataFrame, competition_dir: Path) -> None:
     """Raise PredictionError if train.csv lacks a breast or labels it differently."""
-    labels = breasts.prediction_id.map(images.drop_duplicates("prediction_id").set_index("prediction_id").cancer)
+    labels = breasts.prediction_id.map(by_breast(images).cancer)
     differing = breasts.prediction_id[labels.to_numpy() != breasts.cancer.to_numpy()].tolist()
     if differing:
         raise PredictionError(

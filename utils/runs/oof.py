@@ -9,6 +9,7 @@ import pandas as pd
 from utils.core.formats import check
 from utils.runs.errors import PredictionError
 from utils.runs.run import Run
+from utils.tables.breasts import by_breast
 
 AGGREGATIONS = ("mean", "max", "top_k", "noisy_or")
 LEAST_WEIGHT, MOST_WEIGHT = 1e-6, 1e6  # bounds of the sum: only the ratios of weights count
@@ -99,7 +100,7 @@ def oof_of_runs(
 def _breasts_of(run_dir: Path, aggregation: str, one_image: bool) -> pd.DataFrame:
     oof = Run(run_dir).oof()
     oof = one_image_per_breast(oof) if one_image else oof
-    breasts = oof.drop_duplicates("prediction_id").set_index("prediction_id")[["patient_id", "fold", "cancer"]]
+    breasts = by_breast(oof)[["patient_id", "fold", "cancer"]]
     return breasts.assign(probability=aggregate(oof, aggregation))
 
 
