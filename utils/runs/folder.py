@@ -6,16 +6,12 @@ from other weights, and ``checkpoint.pt`` until the fold is finished. ``extra.cs
 are in no fold.
 """
 
-import contextlib
 import hashlib
-import shutil
-from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
-from safetensors import SafetensorError
 
 from utils.core.files import write_csv, write_json
 from utils.images.cache import picture_path
@@ -166,18 +162,3 @@ def collect_folds(run_dir: Path, name: str) -> pd.DataFrame:
     table = pd.concat([READERS[name](file) for file in files], ignore_index=True)
     write_csv(run_dir / name, table)
     return table
-
-
-@contextlib.contextmanager
-def writing_to(folder: Path) -> Iterator[None]:
-    """Turn an error of writing a file into a TrainingError that says what to do."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises RuntimeError, safetensors its own
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
-            raise
-        free = shutil.disk_usage(folder).free / 1e9 if folder.is_dir() else 0
-        raise TrainingError(
-            f"{folder} can't be written ({error}). {free:.2f} GB are free there. Free disk space, then run again with the same"
-            " run_dir: training resumes after the last saved epoch."
-        ) from error

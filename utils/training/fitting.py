@@ -15,8 +15,7 @@ from utils.core.files import write_atomic, write_csv
 from utils.networks.models import build_model
 from utils.runs.config import TrainConfig, TrainingError
 from utils.runs.execution import Execution
-from utils.runs.folder import writing_to
-from utils.training.checkpoint import check_kept, read_checkpoint
+from utils.training.checkpoint import check_kept, read_checkpoint, writing_to
 from utils.training.fold_data import FoldData
 from utils.training.fold_weights import kept_state, read_encoder, save_weights
 from utils.training.inference import Predictions, predict
