@@ -20,7 +20,7 @@ from utils.runs.code import changed_versions, code_versions
 from utils.runs.config import TrainConfig
 from utils.runs.errors import TrainingError
 from utils.runs.run import Run, RunNotes, read_fold_oof
-from utils.runs.tables import EXTRA_COLUMNS, FOLD_COLUMNS, PROBE_FILE, read_history_table, read_oof, read_table
+from utils.runs.tables import EXTRA_COLUMNS, FOLD_COLUMNS, PROBE_FILE, read_history_table, read_oof, read_run_table
 from utils.tables.boxes import BOXES_FILE
 
 MAY_CHANGE = ("folds", "micro_batch_size", "activation_checkpointing")  # between calls for the same run
@@ -28,7 +28,7 @@ READERS = {  # of the tables of folds
     "oof.csv": read_fold_oof,
     PROBE_FILE: read_oof,
     "history.csv": read_history_table,
-    BOXES_FILE: partial(read_table, columns=[]),
+    BOXES_FILE: partial(read_run_table, columns=[]),
 }
 SHOWN = 3
 
