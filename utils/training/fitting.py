@@ -50,8 +50,8 @@ class Fitting:
         steps = StepSampler(self.sampler, config.batch_size, ranks.rank, ranks.world_size)
         at_once = config.micro_batch_size or config.batch_size
         workers, pinned = execution.num_workers, self.device.type == "cuda"
-        self.loader = make_loader(data.training_set, config.batch_size, workers, steps, pinned)
-        self.validation_loader = make_loader(self._share_of(data.held_out_set), at_once, workers, pin_memory=pinned)
+        self.loader = make_loader(data.training_set, steps, workers, pinned)
+        self.validation_loader = make_loader(self._share_of(data.held_out_set), at_once, workers, pinned)
         self.learner = self._make_learner()
         if execution.compile:
             for encoder in encoders_of(self.learner.model):
