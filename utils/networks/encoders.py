@@ -17,7 +17,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint_sequential
 
 from utils.networks.weights import SHOWN_KEYS, Tensors, find_weights, load_fitting, read_weights
-from utils.runs.config import ModelConfig, ModelError
+from utils.runs.config import ModelConfig
+from utils.runs.errors import ModelError
 
 CNN_CHANNELS = (16, 32, 64, 128, 256)
 RGB = 3  # channels

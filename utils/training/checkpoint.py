@@ -10,7 +10,8 @@ import torch
 from safetensors import SafetensorError
 
 from utils.core.formats import FormatError, check, is_flag, is_number, is_whole, naming, shown
-from utils.runs.config import TrainConfig, TrainingError, without_retired
+from utils.runs.config import TrainConfig, without_retired
+from utils.runs.errors import TrainingError
 from utils.runs.folder import differing_settings
 from utils.tables.vocabulary import Vocabulary
 from utils.training.fold_weights import check_tensors, read_vocabulary

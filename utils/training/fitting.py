@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from utils.core.files import write_atomic, write_csv
 from utils.networks.models import build_model
-from utils.runs.config import TrainConfig, TrainingError
+from utils.runs.config import TrainConfig
+from utils.runs.errors import TrainingError
 from utils.runs.execution import Execution
 from utils.training.checkpoint import check_kept, read_checkpoint, writing_to
 from utils.training.fold_data import FoldData

@@ -15,7 +15,8 @@ from utils.images.cache import read_manifest
 from utils.images.training_data import TrainingData
 from utils.metrics.scores import sigmoid
 from utils.networks.encoders import takes_any_size
-from utils.runs.config import TrainConfig, TrainingError
+from utils.runs.config import TrainConfig
+from utils.runs.errors import TrainingError
 from utils.runs.execution import Execution
 from utils.runs.folder import claim_run, collect_folds, hash_data
 from utils.runs.lock import changing, training
