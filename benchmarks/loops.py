@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from benchmarks.timm_loop import TimmLoop
 from utils.core.devices import cpu_count
-from utils.images.cache import PNG_OPTIONS, picture_path
+from utils.images.cache import PNG_OPTIONS
+from utils.images.cached import picture_path
 from utils.images.settings import CacheSettings
 from utils.networks.models import build_model
 from utils.phantom.pictures import draw_breast, draw_image

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from utils.images.boxes import largest_boxes, localisation, overlap, to_picture, to_source
-from utils.images.cache import read_manifest
+from utils.images.cached import read_manifest
 from utils.images.preprocessing import preprocess
 from utils.images.settings import CacheSettings
 from utils.phantom.competition import TRUTH_FOLDER

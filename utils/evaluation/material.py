@@ -12,7 +12,8 @@ from utils.decision.threshold import Threshold
 from utils.decision.thresholds import CHOICES, nested_decisions
 from utils.decision.tuning import Tuning, tune
 from utils.evaluation.subgroups import IMAGES_PER_BREAST, METADATA, VERDICT, with_traits
-from utils.images.cache import default_cache_dir, picture_path, read_manifest
+from utils.images.cache import default_cache_dir
+from utils.images.cached import picture_path, read_manifest
 from utils.images.inputs import Inputs
 from utils.metrics.intervals import PatientBootstrap
 from utils.runs.found import name_runs

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.text import Text
 
-from utils.images.cache import load_picture, picture_path
+from utils.images.cached import load_picture, picture_path
 
 COLUMNS = 6
 

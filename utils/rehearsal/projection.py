@@ -15,7 +15,8 @@ import torch
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1
 
 from utils.core.devices import cpu_count
-from utils.images.cache import build_cache, picture_path
+from utils.images.cache import build_cache
+from utils.images.cached import picture_path
 from utils.images.settings import CacheSettings
 from utils.kaggle.machine import cpu_name
 from utils.phantom.dicom import write_dicom

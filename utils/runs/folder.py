@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from utils.core.files import write_csv, write_json
-from utils.images.cache import picture_path
+from utils.images.cached import picture_path
 from utils.images.training_data import TrainingData
 from utils.runs.code import changed_versions, code_versions
 from utils.runs.config import TrainConfig

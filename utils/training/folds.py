@@ -11,7 +11,7 @@ import pandas as pd
 
 from utils.core.files import remove_leftovers, write_csv
 from utils.images.boxes import to_picture, to_source
-from utils.images.cache import read_manifest
+from utils.images.cached import read_manifest
 from utils.images.training_data import TrainingData
 from utils.metrics.scores import sigmoid
 from utils.networks.encoders import takes_any_size
