@@ -1,12 +1,12 @@
 """Reading a cache folder: ``{split}/{image_id}.png`` and ``{split}_manifest.csv``; `utils.images.cache` fills it."""
 
+import contextlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 
-from utils.core.files import read_picture
 from utils.images.manifest import read_rows
 from utils.images.settings import CacheError, CacheSettings
 
@@ -43,3 +43,13 @@ def load_picture(cache_dir: str | Path, split: str, image_id: str) -> np.ndarray
     if picture is None:
         raise CacheError(f"{path} is missing or broken; delete it and run preprocess.ipynb again with the same cache_dir.")
     return picture
+
+
+def read_picture(path: str | Path, flags: int) -> np.ndarray | None:
+    """Decode an image file like ``cv2.imread``; return None if it is unreadable.
+
+    On Windows, imread fails on paths that are not ASCII; on paths that are not Unicode it crashes.
+    """
+    with contextlib.suppress(OSError, cv2.error):
+        return cv2.imdecode(np.fromfile(path, dtype=np.uint8), flags)
+    return None
