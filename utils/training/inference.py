@@ -31,9 +31,7 @@ class Predictions:
         return cls(index[order], np.concatenate([part.logits for part in parts])[order], boxes)
 
 
-def predict_logits(
-    model: nn.Module, dataset: Dataset, config: TrainConfig, device: torch.device, num_workers: int = 0
-) -> np.ndarray:
+def predict_logits(model: nn.Module, dataset: Dataset, config: TrainConfig, device: torch.device) -> np.ndarray:
     """Predict all items of a data set.
 
     Returns
@@ -41,7 +39,7 @@ def predict_logits(
     ndarray of shape (len(dataset),), float64
         Logits, in the order of its items.
     """
-    loader = make_loader(dataset, config.batch_size, num_workers, pin_memory=device.type == "cuda")
+    loader = make_loader(dataset, config.batch_size, pin_memory=device.type == "cuda")
     return predict(model, loader, config, device).logits
 
 
