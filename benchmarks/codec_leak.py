@@ -21,7 +21,7 @@ from torch import nn
 from utils.dicom.file import read_stored
 from utils.images.preprocessing import preprocess
 from utils.phantom.dicom import MACHINES, write_dicom
-from utils.phantom.pictures import draw_breast, draw_image
+from utils.phantom.pictures import Drawing, draw_breast, draw_image
 
 PATCH = 48  # px
 PATCHES = 60  # a picture
@@ -99,7 +99,8 @@ def draw_phantoms(folder: Path, count: int) -> None:
     for number in range(count):
         generator = np.random.default_rng(number)
         breast = draw_breast(generator, "ABCD"[number % 4], implant=False)
-        picture, _, mask = draw_image(breast, ("CC", "MLO")[number % 2], "LR"[number // 2 % 2], SHAPE, generator)
+        drawing = Drawing(("CC", "MLO")[number % 2], "LR"[number // 2 % 2], breast)
+        picture, _, mask = draw_image(drawing, SHAPE, generator)
         picture += np.where(mask, np.float32(DETECTOR_NOISE), 0) * generator.standard_normal(SHAPE, dtype=np.float32)
         write_dicom(folder / f"{number:03}.dcm", picture.clip(0, 1), MACHINES[0], "1", str(number + 1))
 

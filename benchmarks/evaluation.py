@@ -22,6 +22,7 @@ from utils.decision.thresholds import (
 )
 from utils.metrics.intervals import PatientBootstrap
 from utils.runs.oof import AGGREGATIONS, aggregate
+from utils.tables.breasts import by_breast
 
 PATIENTS, POSITIVE_BREASTS, IMAGES = 11_913, 492, 54_706  # of the competition's train.csv
 SETTINGS = [  # breasts, prevalence, d'
@@ -92,7 +93,7 @@ def made_up_images(seed: int) -> pd.DataFrame:
 
 def per_breast(images: pd.DataFrame, aggregation: str) -> pd.DataFrame:
     """One row per breast, as from `utils.runs.oof.oof_of_runs`."""
-    breasts = images.drop_duplicates("prediction_id").set_index("prediction_id")[["patient_id", "fold", "cancer"]]
+    breasts = by_breast(images)[["patient_id", "fold", "cancer"]]
     return breasts.assign(probability=aggregate(images, aggregation)).reset_index()
 
 

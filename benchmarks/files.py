@@ -57,7 +57,7 @@ def draw(size: FullSize) -> Iterator[np.ndarray]:
     """Draw the pictures of one size, float32, ``air`` outside the breast and about 1 for the brightest tissue."""
     for number, drawing in enumerate(size.drawings):
         rng = np.random.default_rng([SEED, size.shape[0], number])
-        picture, _, mask = draw_image(drawing.breast, drawing.view, drawing.laterality, size.shape, rng)
+        picture, _, mask = draw_image(drawing, size.shape, rng)
         missing = np.sqrt(max(size.noise**2 - NOISE**2, 0))  # the phantom has some noise already
         picture += np.float32(missing) * rng.standard_normal(size.shape, dtype=np.float32)
         yield np.where(mask, np.maximum(picture, size.air), np.float32(size.air))

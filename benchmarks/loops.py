@@ -21,10 +21,11 @@ from tqdm import tqdm
 
 from benchmarks.timm_loop import TimmLoop
 from utils.core.devices import cpu_count
-from utils.images.cache import PNG_OPTIONS, picture_path
+from utils.images.cache import PNG_OPTIONS
+from utils.images.cached import picture_path
 from utils.images.settings import CacheSettings
 from utils.networks.models import build_model
-from utils.phantom.pictures import draw_breast, draw_image
+from utils.phantom.pictures import Drawing, draw_breast, draw_image
 from utils.runs.config import ModelConfig, TrainConfig
 from utils.runs.execution import Execution
 from utils.tables.vocabulary import METADATA, Vocabulary
@@ -204,7 +205,7 @@ def write_pictures(folder: Path, size: tuple[int, int]) -> None:
     """
     rng = np.random.default_rng(0)
     for number in range(DISTINCT):
-        picture, _, mask = draw_image(draw_breast(rng, "B", False), VIEWS[number % 2], "L", size, rng)
+        picture, _, mask = draw_image(Drawing(VIEWS[number % 2], "L", draw_breast(rng, "B", False)), size, rng)
         path = picture_path(folder, "train", str(number))
         path.parent.mkdir(exist_ok=True)
         cv2.imwrite(str(path), np.round(np.clip(picture * mask, 0, 1) * 255).astype(np.uint8), PNG_OPTIONS)

@@ -13,6 +13,20 @@ LIGHT = UTILS / "decision"  # the last package of which torch is kept out, with 
 UNIX_MODULES = {"fcntl", "grp", "pwd", "resource", "termios"}
 UNIX_FILES = {UTILS / "rehearsal" / "init.py"}
 LONGEST_FILE = 400  # lines
+IMPORTED_LATE = {  # inside a function, and why
+    ("core/devices.py", "torch"): "counting cores must not import torch",
+    ("core/isolation.py", "resource"): "Windows lacks it",
+    ("core/parallel.py", "distributed"): "only a cluster needs Dask",
+    ("kaggle/client.py", "kaggle"): "may be missing, and importing it logs in",
+    ("kaggle/client.py", "kagglesdk"): "comes with kaggle",
+    ("kaggle/client.py", "requests"): "comes with kaggle",
+    ("kaggle/machine.py", "huggingface_hub"): "comes with timm, and preprocessing needs no timm",
+    ("kaggle/packages.py", "packaging"): "may be missing, and Python's version is checked first",
+    ("submission/acceleration.py", "onnxruntime"): "may be missing: torch predicts then",
+    ("submission/acceleration.py", "onnxscript"): "may be missing: torch predicts then",
+    ("tables/folds.py", "sklearn"): "takes 0.6 s, and each process that decodes images imports utils.tables",
+    ("training/monitoring.py", "torch"): "torch.utils.tensorboard needs a package that may be missing",
+}
 
 
 def packages():
@@ -32,7 +46,11 @@ def package_of(path):
 def imported(path, at_once=False):
     """Dotted names of what a module imports; ``at_once`` leaves out what it imports late."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    nodes = tree.body if at_once else list(ast.walk(tree))
+    return imported_by(tree.body if at_once else list(ast.walk(tree)))
+
+
+def imported_by(nodes):
+    """Dotted names of what these nodes of a syntax tree import."""
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     return names + [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
 
@@ -61,6 +79,16 @@ def test_nothing_before_the_networks_imports_torch():
     light = packages()[: packages().index(LIGHT.name) + 1]
     for path in (path for path in modules() if package_of(path) in light):
         assert not {"torch", "torchvision", "timm"} & {name.split(".")[0] for name in imported(path, at_once=True)}, path
+
+
+def test_only_what_has_a_reason_is_imported_inside_a_function():
+    late = set()
+    for path in modules():
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                names = imported_by(list(ast.walk(function)))
+                late |= {(path.relative_to(UTILS).as_posix(), name.split(".")[0]) for name in names}
+    assert late == IMPORTED_LATE.keys()
 
 
 def test_references_in_docstrings_and_pages_lead_somewhere():

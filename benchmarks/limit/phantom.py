@@ -23,7 +23,7 @@ from benchmarks.limit.observer import ObserverError, matched_filter
 from benchmarks.limit.statistics import blurred, mean_signals, patch_side, read_tissue, tissue_spectrum, without_trend
 from utils.core.files import read_json
 from utils.images.boxes import largest_boxes, to_picture
-from utils.images.cache import read_manifest
+from utils.images.cached import read_manifest
 from utils.images.settings import CacheSettings
 from utils.phantom.competition import PARAMETERS_FILE, is_phantom_competition, read_truth
 from utils.tables.boxes import CORNERS

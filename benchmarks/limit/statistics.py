@@ -14,7 +14,7 @@ import pandas as pd
 from benchmarks.limit.observer import ObserverError
 from utils.images.boxes import CROP
 from utils.images.breast import breast_mask
-from utils.images.cache import load_picture
+from utils.images.cached import load_picture
 from utils.images.resample import fitting_scale
 from utils.images.settings import CacheSettings
 from utils.phantom.pictures import (

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from utils.core.errors import KitError
-from utils.core.formats import FormatError, build, check_types, naming, read_object, shown
+from utils.core.files import read_json
+from utils.core.formats import FormatError, as_object, build, check_types, naming, shown
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,10 @@ def test_a_file_that_holds_no_object_is_refused_by_its_name(tmp_path, content):
     path = tmp_path / "a.json"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(KitError, match=rf"^{path}.* Do this\.$"), naming(path, KitError, "Do this."):
-        read_object(path)
+        as_object(read_json(path))
     path.write_bytes(b"\xff\xfe{\x00")
     with pytest.raises(KitError, match=rf"^{path} can't be read"), naming(path, KitError, "Do this."):
-        read_object(path)
+        as_object(read_json(path))
 
 
 def test_a_long_value_is_cut_in_the_message():

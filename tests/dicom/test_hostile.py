@@ -37,7 +37,8 @@ from utils.core.isolation import IsolatedPool, IsolationError, Limits
 from utils.core.parallel import map_items
 from utils.dicom.file import DicomError, read_dicom
 from utils.dicom.jpeg2000 import SIZ, SOD, SOT
-from utils.images.cache import build_cache, load_picture
+from utils.images.cache import build_cache
+from utils.images.cached import load_picture
 from utils.images.preprocessing import preprocess
 from utils.images.settings import CacheSettings
 

@@ -24,7 +24,7 @@ from utils.evaluation.figures import draw_overlay, read_original, show_explanati
 from utils.evaluation.pointing import strongest_place
 from utils.images.boxes import to_source
 from utils.images.breast import find_breast
-from utils.images.cache import read_manifest
+from utils.images.cached import read_manifest
 from utils.images.inputs import open_inputs
 from utils.images.settings import CacheSettings
 from utils.images.training_data import TrainingData

@@ -12,7 +12,7 @@ from utils.evaluation.marks import OWN as RUN
 from utils.evaluation.marks import marks_table
 from utils.evaluation.pointing import OWN, RANDOM, pointing_table, strongest_place
 from utils.images.boxes import CROP
-from utils.images.cache import read_manifest
+from utils.images.cached import read_manifest
 from utils.images.training_data import TrainingData
 from utils.phantom.competition import BOXES_FILE
 from utils.runs.config import TrainingError

@@ -25,7 +25,8 @@ from utils.evaluation.pictures import explanations, say_what_has_no_maps, traine
 from utils.evaluation.subgroups import IMAGES_PER_BREAST, METADATA, VERDICT
 from utils.images import cache
 from utils.images.boxes import CROP
-from utils.images.cache import build_cache, read_manifest
+from utils.images.cache import build_cache
+from utils.images.cached import read_manifest
 from utils.images.inputs import open_inputs
 from utils.images.training_data import TrainingData
 from utils.metrics.intervals import Interval

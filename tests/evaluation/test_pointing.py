@@ -20,7 +20,7 @@ from utils.evaluation.pointing import (
     strongest_place,
 )
 from utils.images.boxes import to_picture
-from utils.images.cache import read_manifest
+from utils.images.cached import read_manifest
 from utils.phantom.competition import BOXES_FILE
 from utils.tables.boxes import CORNERS, read_boxes
 

@@ -13,7 +13,8 @@ from tests.external.test_convert import make_cbis, make_inbreast, make_mias, mak
 from tests.helpers import TINY, make_config
 from utils.external.convert import convert
 from utils.images.boxes import to_picture
-from utils.images.cache import build_cache, load_picture
+from utils.images.cache import build_cache
+from utils.images.cached import load_picture
 from utils.images.inputs import Inputs
 from utils.tables.boxes import CORNERS, read_boxes
 from utils.tables.competition import read_images

@@ -18,7 +18,8 @@ from utils.dicom.file import read_dicom, read_stored
 from utils.external.convert import convert, main
 from utils.external.sets import ExternalError
 from utils.images.boxes import to_picture
-from utils.images.cache import build_cache, load_picture, read_manifest
+from utils.images.cache import build_cache
+from utils.images.cached import load_picture, read_manifest
 from utils.images.inputs import Inputs
 from utils.images.training_data import TrainingData
 from utils.phantom.competition import TRAIN_COLUMNS

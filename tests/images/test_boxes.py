@@ -5,12 +5,12 @@ import pandas as pd
 import pytest
 
 from utils.images.boxes import largest_boxes, localisation, overlap, to_picture, to_source
-from utils.images.cache import read_manifest
+from utils.images.cached import read_manifest
 from utils.images.preprocessing import preprocess
 from utils.images.settings import CacheSettings
 from utils.phantom.competition import TRUTH_FOLDER
 from utils.phantom.dicom import MACHINES, write_dicom
-from utils.phantom.pictures import Breast, draw_image
+from utils.phantom.pictures import Breast, Drawing, draw_image
 from utils.tables.boxes import COLUMNS, CORNERS, read_boxes
 from utils.tables.strict_csv import TableError
 
@@ -38,7 +38,7 @@ def manifest_row(image_id: str = "1", error: str = "", **columns) -> dict[str, s
 @pytest.mark.parametrize("settings", SIZES, ids=lambda settings: f"{settings.image_height}x{settings.image_width}")
 @pytest.mark.parametrize("laterality", ["L", "R"])
 def test_bright_rectangle_lands_where_its_box_does(tmp_path, settings, laterality):
-    drawn, _, _ = draw_image(BREAST, "CC", laterality, SHAPE, np.random.default_rng(1))
+    drawn, _, _ = draw_image(Drawing("CC", laterality, BREAST), SHAPE, np.random.default_rng(1))
     drawn, left = drawn * 0.5, {"L": 40, "R": 160}[laterality]
     drawn[130:170, left : left + 30] = 1
     write_dicom(tmp_path / "1.dcm", drawn.astype(np.float32), MACHINES[0], "1", "1")

@@ -14,15 +14,8 @@ from tests.helpers import TINY
 from utils.core.parallel import StopRunError
 from utils.dicom.file import DicomFile, read_dicom
 from utils.images import cache
-from utils.images.cache import (
-    attached_cache_dir,
-    build_cache,
-    default_cache_dir,
-    load_picture,
-    manifest_path,
-    picture_path,
-    summarise,
-)
+from utils.images.cache import attached_cache_dir, build_cache, default_cache_dir, summarise
+from utils.images.cached import load_picture, manifest_path, picture_path
 from utils.images.manifest import MANIFEST_COLUMNS, read_rows
 from utils.images.preprocessing import preprocess
 from utils.images.settings import CacheError, CacheSettings

@@ -7,7 +7,7 @@ from tests.dicom.test_file import make_dicom
 from tests.images.test_breast import assert_box, both_sides, crop_breast, draw, orient
 from utils.images.film import film_box
 from utils.images.preprocessing import preprocess
-from utils.phantom.pictures import draw_breast, draw_image
+from utils.phantom.pictures import Drawing, draw_breast, draw_image
 
 HEIGHT, WIDTH = 400, 320
 
@@ -64,7 +64,7 @@ def test_what_is_no_frame_is_left_as_it_is(side):
 def test_outline_that_a_machine_draws_is_no_film(height):
     shape = (height, height * 4 // 5)
     breast = draw_breast(np.random.default_rng(0), "B", implant=False)
-    image, _, _ = draw_image(breast, "CC", "L", shape, np.random.default_rng(1), framed=True)
+    image, _, _ = draw_image(Drawing("CC", "L", breast, framed=True), shape, np.random.default_rng(1))
     assert crop_breast(image.astype(np.float32))[1].film is None
 
 

@@ -5,7 +5,7 @@ from utils.core.errors import KitError
 from utils.images import inputs
 from utils.images.inputs import Inputs, few_patients, open_inputs, site_of_breasts
 from utils.images.settings import CacheSettings
-from utils.tables.competition import breasts
+from utils.tables.breasts import by_breast
 
 
 def test_named_competition_is_taken_and_announced(competition, tmp_path, capsys):
@@ -52,7 +52,7 @@ def test_size_must_be_whole_numbers(competition, size):
 
 def test_smoke_test_keeps_both_classes_and_whole_patients(images, test_images):
     few = few_patients(images, 6)
-    assert few.patient_id.nunique() == 6 and set(breasts(few).cancer) == {0, 1}
+    assert few.patient_id.nunique() == 6 and set(by_breast(few).cancer) == {0, 1}
     assert len(few) == images.patient_id.isin(few.patient_id).sum()
     assert few_patients(test_images, 2).patient_id.nunique() == 2
 

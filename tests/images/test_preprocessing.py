@@ -14,7 +14,7 @@ from utils.images.breast import breast_mask, find_breast
 from utils.images.preprocessing import MIN_OVERSAMPLING, describe, draw, make_plan, preprocess
 from utils.images.resample import resize
 from utils.phantom.dicom import MACHINES, write_dicom
-from utils.phantom.pictures import Breast, draw_breast, draw_image
+from utils.phantom.pictures import Breast, Drawing, draw_breast, draw_image
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "rsna-sample"
 JPEG2000 = replace(MACHINES[0], transfer_syntax=JPEG2000Lossless)
@@ -32,7 +32,7 @@ def write(path: Path, picture: np.ndarray, machine=JPEG2000) -> Path:
 @pytest.fixture(scope="module")
 def picture() -> tuple[np.ndarray, np.ndarray]:
     """A phantom picture with its white noise, and the breast's mask."""
-    drawn, _, mask = draw_image(BREAST, "CC", "L", SHAPE, np.random.default_rng(1))
+    drawn, _, mask = draw_image(Drawing("CC", "L", BREAST), SHAPE, np.random.default_rng(1))
     return drawn, mask
 
 
@@ -191,10 +191,9 @@ def test_crop_box_matches_the_true_breast(tmp_path):
         machine = MACHINES[number % len(MACHINES)]
         height = round(600 * machine.scale)
         breast = draw_breast(generator, "ABCD"[number % 4], implant=number % 7 == 0)
-        drawn, _, mask = draw_image(
-            *(breast, ("CC", "MLO", "ML")[number % 3], "LR"[number % 2], (height, round(machine.aspect * height)), generator),
-            **{"mirrored": number % 5 == 0, "marker": number % 2 == 0, "framed": number % 8 == 3},
-        )
+        view, side = ("CC", "MLO", "ML")[number % 3], "LR"[number % 2]
+        drawing = Drawing(view, side, breast, mirrored=number % 5 == 0, marker=number % 2 == 0, framed=number % 8 == 3)
+        drawn, _, mask = draw_image(drawing, (height, round(machine.aspect * height)), generator)
         with open_dicom(write(tmp_path / "image.dcm", drawn, machine)) as file:
             tight, crop = (make_plan(file, 512, 256, margin, exact=False).crop for margin in (0, 0.03))
         overlaps.append(overlap((tight.top, tight.left, tight.bottom, tight.right), box_of(mask)))

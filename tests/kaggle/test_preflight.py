@@ -60,8 +60,8 @@ def test_error_of_another_package_is_fatal_too():
 
 def test_images_that_the_cache_lacks_need_room(real, images, test_images, cache_dir, tmp_path):
     full, empty = inputs_of(real, cache_dir), inputs_of(real, tmp_path / "cache")
-    assert count_missing(full, ["train"]) == {"train": 0} and room_for(full, {"train": 0}) == {}
-    missing = count_missing(empty, ["train", "test"])
+    assert count_missing(full, {"train": images}) == {"train": 0} and room_for(full, {"train": 0}) == {}
+    missing = count_missing(empty, {"train": images, "test": test_images})
     assert missing == {"train": len(images), "test": len(test_images)}
     needed = (len(images) + len(test_images)) * TINY.image_height * TINY.image_width * IMAGE_BYTES
     assert room_for(empty, missing) == {tmp_path / "cache": pytest.approx(needed)}
@@ -78,18 +78,26 @@ def test_images_that_the_cache_lacks_need_room(real, images, test_images, cache_
 def test_one_bad_image_is_a_warning_and_all_are_fatal(problem, damage, real, tmp_path):
     files, inputs = image_files(real), inputs_of(real, tmp_path / "cache")
     damage(files[0])
-    (first,) = check_images(inputs, {"test": 1})
+    (first,) = check_images(inputs, {"test": inputs.images("test")})
     assert not first.is_fatal and str(files[0]) in first.problem and problem in first.problem
     assert "1 of 5 images" in first.problem
     for path in files[1:]:
         damage(path)
-    (every,) = check_images(inputs, {"train": 1, "test": 1})
+    (every,) = check_images(inputs, {split: inputs.images(split) for split in inputs.splits})
     assert every.is_fatal and "of test.csv" in every.problem
 
 
-def test_images_are_not_needed_where_the_cache_is_complete(real, cache_dir):
+def test_images_are_not_needed_where_the_cache_is_complete(real, cache_dir, tmp_path):
     shutil.rmtree(real / "train_images")
-    inputs = inputs_of(real, cache_dir)
-    assert not list(check_images(inputs, {"train": 0}))
-    (finding,) = check_images(inputs, {"train": 3})
+    preflight_images(inputs_of(real, cache_dir), ["train"], 0)
+    (finding,) = check_images(inputs_of(real, cache_dir), {"train": read_images(real, "train")})
     assert finding.is_fatal and f"{real / 'train_images'} does not exist" in finding.remedy
+    with pytest.raises(PreflightError, match=r"of train\.csv .* can't be read"):
+        preflight_images(inputs_of(real, tmp_path / "cache"), ["train"], 0)
+
+
+def test_each_table_is_read_once(real, tmp_path, monkeypatch):
+    read, images = [], Inputs.images
+    monkeypatch.setattr(Inputs, "images", lambda inputs, split: read.append(split) or images(inputs, split))
+    preflight_images(inputs_of(real, tmp_path / "cache"), ["train", "test"], 0)
+    assert read == ["train", "test"]

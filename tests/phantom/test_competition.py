@@ -64,7 +64,7 @@ def lesion_pictures(contrast: float, positive: bool = True) -> tuple[np.ndarray,
     rng = np.random.default_rng(3)
     lesions = phantom_images.draw_lesions(rng)
     breast = phantom_images.draw_breast(rng, "B", False, lesions if positive else ())
-    return phantom_images.draw_image(breast, "MLO", "R", (160, 128), rng, contrast=contrast)
+    return phantom_images.draw_image(phantom_images.Drawing("MLO", "R", breast), (160, 128), rng, contrast)
 
 
 # Tables
@@ -237,7 +237,8 @@ def test_lesion_boxes_lie_inside_the_breast():
         rng = np.random.default_rng(seed)
         breast = phantom_images.draw_breast(rng, "B", False, phantom_images.draw_lesions(rng))
         view, side = ("CC", "MLO")[seed % 2], "LR"[seed // 2 % 2]
-        _, boxes, mask = phantom_images.draw_image(breast, view, side, (128, 96), rng, mirrored=seed % 3 == 0)
+        drawing = phantom_images.Drawing(view, side, breast, mirrored=seed % 3 == 0)
+        _, boxes, mask = phantom_images.draw_image(drawing, (128, 96), rng)
         assert boxes
         for box in boxes:
             assert mask[box["y_min"] : box["y_max"], box["x_min"] : box["x_max"]].all(), (seed, box)
@@ -276,7 +277,7 @@ def test_left_breast_has_its_chest_wall_on_the_left_unless_mirrored():
     for side, mirrored, left in (("L", False, True), ("L", True, False), ("R", False, False), ("R", True, True)):
         rng = np.random.default_rng(0)
         breast = phantom_images.draw_breast(rng, "C", False)
-        _, _, mask = phantom_images.draw_image(breast, "CC", side, (128, 96), rng, mirrored=mirrored)
+        _, _, mask = phantom_images.draw_image(phantom_images.Drawing("CC", side, breast, mirrored), (128, 96), rng)
         assert (mask[:, 0].any(), mask[:, -1].any()) == (left, not left)
 
 
@@ -285,8 +286,8 @@ def test_marker_never_touches_the_breast():
         rng = np.random.default_rng(seed)
         breast = phantom_images.draw_breast(rng, "C", False)
         plain, marked = (
-            phantom_images.draw_image(breast, "MLO", "L", (128, 96), np.random.default_rng(seed), marker=marker)
-            for marker in (False, True)
+            phantom_images.draw_image(drawing, (128, 96), np.random.default_rng(seed))
+            for drawing in (phantom_images.Drawing("MLO", "L", breast, marker=marker) for marker in (False, True))
         )
         changed = plain[0] != marked[0]
         assert changed.any() and not (changed & (plain[2] == 1)).any()

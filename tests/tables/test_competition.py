@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from utils.tables.competition import breasts, image_paths, name_files, read_images, read_sample_submission
+from utils.tables.breasts import by_breast
+from utils.tables.competition import image_paths, name_files, read_images, read_sample_submission
 from utils.tables.strict_csv import TableError
 
 COLUMNS = ["site_id", "patient_id", "image_id", "laterality", "view", "age", "implant", "machine_id"]
@@ -261,12 +262,13 @@ def test_broken_sample_submission_names_column_and_line(tmp_path, rows, message)
         read_sample_submission(write(tmp_path, rows, "sample_submission"))
 
 
-def test_breasts_has_one_row_each_in_order_of_first_image(tmp_path):
-    rows = breasts(read_images(write(tmp_path, table()), "train"))
-    assert rows.prediction_id.tolist() == ["007_L", "007_R", "8_L"]
+def test_breasts_have_one_row_each_in_order_of_first_image(tmp_path):
+    images = read_images(write(tmp_path, table()), "train")
+    rows = by_breast(images)
+    assert rows.index.tolist() == ["007_L", "007_R", "8_L"]
     assert rows.cancer.tolist() == [0, 1, 0]
     assert "fold" not in rows
-    assert breasts(rows.assign(fold=0)).fold.tolist() == [0, 0, 0]
+    assert by_breast(images.assign(fold=0)).fold.tolist() == [0, 0, 0]
 
 
 def test_image_paths_follow_kaggles_layout():

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from utils.tables.competition import breasts
+from utils.tables.breasts import by_breast
 from utils.tables.folds import assign_folds
 from utils.tables.strict_csv import TableError
 
@@ -154,7 +154,7 @@ def test_real_folds_are_even_in_patients_positives_and_sites(real_images, n_fold
     assert len(folded) == 54_706
     assert set(folded.fold) == set(range(n_folds))
     assert (folded.groupby("patient_id").fold.nunique() == 1).all()
-    by_fold = breasts(folded).groupby("fold")
+    by_fold = by_breast(folded).groupby("fold")
     assert by_fold.cancer.sum().sum() == POSITIVE_BREASTS
     # Whole breasts: 10 folds of 49.2 on average can't be closer than 49 and 50.
     assert (by_fold.cancer.sum() - POSITIVE_BREASTS / n_folds).abs().max() <= max(0.03 * POSITIVE_BREASTS / n_folds, 1)
@@ -167,4 +167,4 @@ def test_real_folds_by_machine_hold_machines_and_patients_out_whole(real_images)
     folded = assign_folds(real_images, 4, 0, "machine")
     for unit in ("machine_id", "patient_id"):
         assert (folded.groupby(unit).fold.nunique() == 1).all()
-    assert (breasts(folded).groupby("fold").cancer.sum() > 0).all()
+    assert (by_breast(folded).groupby("fold").cancer.sum() > 0).all()

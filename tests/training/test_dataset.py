@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 import torch
 
-from utils.images.cache import load_picture
+from utils.images.cached import load_picture
 from utils.networks.auxiliary import auxiliary_targets
 from utils.tables.boxes import COLUMNS, CORNERS
 from utils.tables.vocabulary import METADATA, Vocabulary

@@ -12,7 +12,7 @@ import torch
 
 from tests.helpers import TINY, make_config
 from utils.core.files import write_json
-from utils.images.cache import picture_path
+from utils.images.cached import picture_path
 from utils.images.training_data import TrainingData
 from utils.metrics.scores import area_under_roc, sigmoid
 from utils.networks.models import build_model

@@ -163,7 +163,7 @@ def test_loader_gives_every_item_once_whatever_the_workers(images, cache_dir, vo
 def test_loader_gives_the_steps_of_its_sampler(images, cache_dir, vocabulary):
     dataset = ImageDataset(images, cache_dir, "train", vocabulary)
     sampler = StepSampler(ShareSampler(dataset.labels, 0.5, 0, 8), 8)
-    loader = make_loader(dataset, 1, sampler=sampler)
+    loader = make_loader(dataset, sampler)
     assert [batch["index"].tolist() for batch in loader] == list(sampler) and len(loader) == len(sampler)
 
 

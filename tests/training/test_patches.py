@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from tests.helpers import TINY, make_config
-from utils.images.cache import picture_path
+from utils.images.cached import picture_path
 from utils.images.training_data import TrainingData
 from utils.tables.boxes import COLUMNS
 from utils.tables.vocabulary import Vocabulary

@@ -1,4 +1,4 @@
-"""Files and folders that are written completely or not at all, and JSON, CSV and image files."""
+"""Files and folders that are written completely or not at all, and JSON and CSV files."""
 
 import contextlib
 import json
@@ -10,8 +10,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
-
-import numpy as np
 
 from utils.core.errors import KitError
 
@@ -165,15 +163,3 @@ def _object_of(pairs: list[tuple[str, object]]) -> dict:
             raise ValueError(f"the field {name} occurs twice")
         content[name] = value
     return content
-
-
-def read_picture(path: str | Path, flags: int) -> np.ndarray | None:
-    """Decode an image file like ``cv2.imread``; return None if it is unreadable.
-
-    On Windows, imread fails on paths that are not ASCII; on paths that are not Unicode it crashes.
-    """
-    import cv2
-
-    with contextlib.suppress(OSError, cv2.error):
-        return cv2.imdecode(np.fromfile(path, dtype=np.uint8), flags)
-    return None

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import get_args
 
 from utils.core.errors import KitError
-from utils.core.files import read_json
 
 LONGEST_VALUE = 80  # characters of a wrong value that a message shows
 
@@ -87,16 +86,11 @@ def check_types(item: object, refusal: type[KitError] = FormatError) -> None:
             check(isinstance(value, field.type), field.name, value, "an object", refusal)
 
 
-def read_object(path: str | Path) -> dict:
-    """Read a JSON file; raise FormatError if it does not contain an object."""
-    content = read_json(path)
-    _check_object(content)
-    return content
-
-
-def _check_object(content: object) -> None:
+def as_object(content: object) -> dict:
+    """Return parsed JSON that is an object; raise FormatError if it is something else."""
     if not isinstance(content, dict):
         raise FormatError(f"it holds {shown(content)}, but must hold an object with named fields.")
+    return content
 
 
 def build(cls: type, content: object, complete: bool = False):
@@ -116,7 +110,7 @@ def build(cls: type, content: object, complete: bool = False):
     KitError
         If ``content`` is not a dictionary, has unknown fields, lacks a field, or ``cls`` refuses a value.
     """
-    _check_object(content)
+    content = as_object(content)
     known = {field.name: field for field in fields(cls)}
     unknown = [name for name in content if name not in known]
     if unknown:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import joblib
@@ -119,8 +120,6 @@ def _unready(client, address: str) -> str:
     """Return what a cluster lacks, or "" if it is ready; without the kit a scheduler or worker would hang or fail later."""
 
     def finds_kit() -> bool:  # because it is nested, Dask sends its code and not its name
-        from importlib.util import find_spec
-
         try:
             return find_spec("utils.core.parallel") is not None
         except ModuleNotFoundError:

@@ -141,7 +141,7 @@ def compare_calibrations(labels: np.ndarray, probabilities: np.ndarray, folds: n
     return table.assign(chosen=table.index == table.log_loss.idxmin()).rename_axis("calibration")
 
 
-def reliability(labels: np.ndarray, probabilities: np.ndarray, n_bins: int = N_BINS) -> pd.DataFrame:
+def reliability(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
     """Compare predicted with observed shares of cancer, in bins with equal numbers of rows.
 
     Returns
@@ -150,7 +150,7 @@ def reliability(labels: np.ndarray, probabilities: np.ndarray, n_bins: int = N_B
         One row per bin: n, positives, predicted (mean probability), observed, and its Wilson interval low, high.
     """
     table = pd.DataFrame({"cancer": np.asarray(labels), "probability": np.asarray(probabilities, dtype=float)})
-    bins = pd.qcut(table.probability, min(n_bins, len(table)), labels=False, duplicates="drop")
+    bins = pd.qcut(table.probability, min(N_BINS, len(table)), labels=False, duplicates="drop")
     rows = []
     for _, group in table.groupby(bins.fillna(0)):
         observed = proportion(group.cancer.sum(), len(group))

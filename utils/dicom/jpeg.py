@@ -33,6 +33,7 @@ END_OF_BLOCK = b"\0"
 # 244 to 86,142 bytes, since their air has one value.
 ZERO_RUN = 32
 COMPARED_DIFFERENCES = 64  # nonzero ones: enough not to match other bits by chance
+ROWS_AT_ONCE = 64  # in the search for the last uneven row
 SURPLUS_BITS = 15  # after the last difference: 7 pad a byte, and a writer may add another byte
 MARGIN = 4  # bytes at each end of a run of zeros; more than the surplus
 
@@ -245,10 +246,10 @@ def _last_differences(values: np.ndarray, stop: int, scan: Scan) -> np.ndarray:
     return differences[uneven[-COMPARED_DIFFERENCES] :] if len(uneven) >= COMPARED_DIFFERENCES else differences
 
 
-def _last_uneven_row(values: np.ndarray, block: int = 64) -> int:
+def _last_uneven_row(values: np.ndarray) -> int:
     """Return the index of the last row with a value other than the last sample's; 0 if there is none."""
-    for stop in range(len(values), 0, -block):
-        start = max(0, stop - block)
+    for stop in range(len(values), 0, -ROWS_AT_ONCE):
+        start = max(0, stop - ROWS_AT_ONCE)
         uneven = np.flatnonzero((values[start:stop] != values[-1, -1]).any(axis=1))
         if len(uneven):
             return start + int(uneven[-1])

@@ -13,6 +13,7 @@ from utils.metrics.scores import probabilistic_f1
 from utils.phantom.competition import read_truth
 from utils.runs.oof import oof_of_runs
 from utils.runs.tables import read_history_table
+from utils.tables.breasts import by_breast
 from utils.tables.competition import read_images
 
 
@@ -47,7 +48,7 @@ def _test_row(submission_path: Path, competition_dir: Path) -> dict[str, str]:
     ids = {"prediction_id": str}
     table = labels.merge(pd.read_csv(submission_path, dtype=ids), on="prediction_id", suffixes=("", "_decided"))
     table = table.merge(pd.read_csv(submission_path.with_name("probabilities.csv"), dtype=ids), on="prediction_id")
-    patients = read_images(competition_dir, "test").drop_duplicates("prediction_id").set_index("prediction_id").patient_id
+    patients = by_breast(read_images(competition_dir, "test")).patient_id
     auc = PatientBootstrap(table.prediction_id.map(patients)).auc(table.cancer, table.probability)
     return {"test AUC [95 %]": str(auc), "test pF1": f"{probabilistic_f1(table.cancer, table.cancer_decided):.3f}"}
 

@@ -20,7 +20,7 @@ from torch import nn
 from utils.core.devices import pick_device
 from utils.core.errors import KitError
 from utils.images.boxes import CROP
-from utils.images.cache import read_manifest
+from utils.images.cached import read_manifest
 from utils.images.resample import fitted_size
 from utils.images.settings import CacheSettings
 from utils.metrics.scores import decide

@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from utils.dicom.file import open_dicom
 from utils.evaluation.explanation import to_source_map
 from utils.evaluation.pointing import strongest_place
-from utils.images.cache import read_manifest
+from utils.images.cached import read_manifest
 from utils.images.figures import finished
 from utils.images.inputs import Inputs
 from utils.metrics.scores import decide

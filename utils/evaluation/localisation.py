@@ -12,7 +12,7 @@ from utils.evaluation.explanation import explain_run
 from utils.evaluation.marks import measure_marks, median_sizes
 from utils.evaluation.pointing import OWN, Landmarks, Place, play_pointing_game, read_landmarks, strongest_place
 from utils.images.boxes import to_picture
-from utils.images.cache import read_manifest
+from utils.images.cached import read_manifest
 from utils.runs.config import TrainConfig
 from utils.runs.run import Run
 

@@ -12,12 +12,14 @@ from utils.decision.threshold import Threshold
 from utils.decision.thresholds import CHOICES, nested_decisions
 from utils.decision.tuning import Tuning, tune
 from utils.evaluation.subgroups import IMAGES_PER_BREAST, METADATA, VERDICT, with_traits
-from utils.images.cache import default_cache_dir, picture_path, read_manifest
+from utils.images.cache import default_cache_dir
+from utils.images.cached import picture_path, read_manifest
 from utils.images.inputs import Inputs
 from utils.metrics.intervals import PatientBootstrap
 from utils.runs.found import name_runs
 from utils.runs.oof import PredictionError, oof_of_runs
 from utils.runs.run import Run
+from utils.tables.breasts import by_breast
 
 SUSPICIOUS_AUC = 0.6  # AUC of the number of images per breast; near chance on the real set
 
@@ -197,7 +199,7 @@ def gather(runs: Sequence[Path], tuned: Threshold, inputs: Inputs, one_image: bo
 
 def _check_same_data(breasts: pd.DataFrame, images: pd.DataFrame, competition_dir: Path) -> None:
     """Raise PredictionError if train.csv lacks a breast or labels it differently."""
-    labels = breasts.prediction_id.map(images.drop_duplicates("prediction_id").set_index("prediction_id").cancer)
+    labels = breasts.prediction_id.map(by_breast(images).cancer)
     differing = breasts.prediction_id[labels.to_numpy() != breasts.cancer.to_numpy()].tolist()
     if differing:
         raise PredictionError(

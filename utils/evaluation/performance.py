@@ -11,7 +11,7 @@ from utils.metrics.scores import decide
 from utils.runs.run import Run
 
 
-def performance(breasts: pd.DataFrame, decisions: np.ndarray, seed: int = 0) -> dict[str, Interval]:
+def performance(breasts: pd.DataFrame, decisions: np.ndarray) -> dict[str, Interval]:
     """Compute accuracy, AUC, precision, recall and F1, as in the paper, with 95 % intervals.
 
     Shares of breasts have Wilson's interval, AUC and F1 that of a bootstrap over patients.
@@ -24,7 +24,7 @@ def performance(breasts: pd.DataFrame, decisions: np.ndarray, seed: int = 0) -> 
         0 or 1.
     """
     labels, decisions = breasts.cancer.to_numpy(), np.asarray(decisions)
-    bootstrap = PatientBootstrap(breasts.patient_id, seed=seed)
+    bootstrap = PatientBootstrap(breasts.patient_id)
     hits = int((labels & decisions).sum())
     return {
         "accuracy": proportion((labels == decisions).sum(), len(labels)),

@@ -15,7 +15,7 @@ from utils.evaluation.marks import marks_table
 from utils.evaluation.material import Material
 from utils.evaluation.pointing import pointing_table
 from utils.evaluation.training_rows import predict_training_rows
-from utils.runs.config import TrainingError
+from utils.runs.errors import TrainingError
 from utils.runs.run import Run
 
 SHOWN_EXAMPLES = 4  # of each kind of decision

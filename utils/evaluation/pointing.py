@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from utils.images.breast import breast_mask
-from utils.images.cache import load_picture
+from utils.images.cached import load_picture
 from utils.metrics.intervals import PatientBootstrap
 from utils.tables.boxes import CORNERS
 

@@ -11,6 +11,7 @@ from utils.metrics.scores import area_under_roc
 from utils.runs.baseline import image_size_oof, images_per_breast_oof, metadata_oof
 from utils.runs.oof import aggregate, one_image_per_breast
 from utils.runs.run import Run
+from utils.tables.breasts import by_breast
 
 SUBGROUPS = ("site_id", "machine_id", "age", "density", "implant")
 VERDICT = "the model is"  # column with the verdict on a difference
@@ -21,7 +22,7 @@ LEAST_POSITIVES = 10  # a subgroup with fewer positives or negatives gets no AUC
 def with_traits(breasts: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
     """Add the traits of each breast in train.csv: age as a band, missing values as "unknown"."""
     columns = [name for name in (*SUBGROUPS, "invasive", "difficult_negative_case") if name in images]
-    traits = images.drop_duplicates("prediction_id").set_index("prediction_id")[columns]
+    traits = by_breast(images)[columns]
     traits["age"] = pd.cut(traits.age, AGE_EDGES, right=False, labels=AGE_GROUPS).astype(object)
     return breasts.join(traits.astype(object).where(traits.notna(), "unknown"), on="prediction_id")
 
@@ -146,7 +147,7 @@ def auc_within(breasts: pd.DataFrame, images: pd.DataFrame, column: str, seed: i
 
     The bootstrap is over each group's patients. NaN if no group has both labels.
     """
-    groups = breasts.prediction_id.map(images.drop_duplicates("prediction_id").set_index("prediction_id")[column])
+    groups = breasts.prediction_id.map(by_breast(images)[column])
     values, draws, pairs = [], [], []
     for number, (_, table) in enumerate(breasts.groupby(groups.to_numpy())):
         count = int(table.cancer.sum() * (table.cancer == 0).sum())

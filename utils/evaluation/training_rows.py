@@ -8,6 +8,7 @@ from utils.core.devices import pick_device
 from utils.metrics.scores import sigmoid
 from utils.runs.oof import aggregate, one_image_per_breast
 from utils.runs.run import Run
+from utils.tables.breasts import by_breast
 from utils.training.dataset import make_dataset
 from utils.training.fold_weights import load_fold
 from utils.training.inference import predict_logits
@@ -33,5 +34,5 @@ def predict_training_rows(
     probability = sigmoid(predict_logits(model.to(device), dataset, config, device))
     table = dataset.items.assign(probability=probability)
     table = one_image_per_breast(table, seed) if one_image else table
-    breasts = table.drop_duplicates("prediction_id").set_index("prediction_id")[["patient_id", "cancer"]]
+    breasts = by_breast(table)[["patient_id", "cancer"]]
     return breasts.assign(probability=aggregate(table, aggregation)).reset_index()

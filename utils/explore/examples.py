@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from utils.core.parallel import map_items
-from utils.dicom.file import DicomFile, open_dicom
+from utils.dicom.file import open_dicom
 from utils.images.breast import Crop, breast_mask
-from utils.images.preprocessing import finish, make_plan
-from utils.images.resample import halvings_to, low_pass
+from utils.images.preprocessing import finish, halved, make_plan
+from utils.images.resample import halvings_to
 from utils.images.settings import CacheSettings
 from utils.tables.competition import image_paths
 
@@ -127,12 +127,5 @@ def _segment(job: tuple[str, Path], settings: CacheSettings) -> Segmentation:
     with open_dicom(path) as file:
         plan = make_plan(file, *settings.arguments)
         cached, _ = finish(file, plan, settings.image_height, settings.image_width)
-        picture = _shrink(file)
+        picture = file.grey(halved(file, halvings_to(file.shape, SHOWN_SIDE)))
         return Segmentation(title, picture, file.shape, breast_mask(picture), plan.crop, cached)
-
-
-def _shrink(file: DicomFile) -> np.ndarray:
-    """Return the grey values of an original, halved until no side exceeds `SHOWN_SIDE`."""
-    halvings = halvings_to(file.shape, SHOWN_SIDE)
-    decoded = min(halvings, file.levels)
-    return file.grey(low_pass(file.stored(decoded), halvings - decoded))

@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 
 from utils.explore.examples import Segmentation
 from utils.explore.summary import AGE_GROUPS, SHORT_AGE_GROUPS, UNKNOWN
-from utils.images.cache import load_picture, picture_path
+from utils.images.cached import load_picture, picture_path
 from utils.images.figures import finished, in_legend
 
 # Okabe and Ito's colours, which are distinct in every kind of colour vision.

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from utils.metrics.intervals import proportion
+from utils.tables.breasts import by_breast
 
 AGE_EDGES = (0, 40, 50, 60, 70, 80, np.inf)  # years; each group includes its lower edge only
 AGE_GROUPS = ("39 and under", "40 to 49", "50 to 59", "60 to 69", "70 to 79", "80 and over")
@@ -85,7 +86,7 @@ def density_by_age(images: pd.DataFrame) -> pd.DataFrame:
     DataFrame of int
         One row per age group and column per density that occurs; missing values are in a last row and column "unknown".
     """
-    breasts = images.drop_duplicates("prediction_id")
+    breasts = by_breast(images)
     ages = pd.cut(breasts.age, AGE_EDGES, right=False, labels=AGE_GROUPS).astype(object).fillna(UNKNOWN)
     densities = breasts.density.fillna(UNKNOWN) if "density" in breasts else pd.Series(UNKNOWN, index=breasts.index)
     table = pd.crosstab(ages, densities)

@@ -17,10 +17,10 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from utils.core.files import read_picture
 from utils.core.progress import progress_bar
 from utils.dicom.file import DicomError, open_dicom
 from utils.external.sets import cbis_findings, find, mias_lines, read_set_table
+from utils.images.cached import read_picture
 from utils.tables.boxes import CORNERS
 
 COLUMNS = ["image", *CORNERS, "label"]

@@ -17,12 +17,13 @@ from pydicom.dataset import Dataset
 from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
 
 from utils.core.errors import KitError
-from utils.core.files import link_or_copy, read_picture, write_atomic, write_csv
+from utils.core.files import link_or_copy, write_atomic, write_csv
 from utils.core.folders import resolve
 from utils.core.progress import progress_bar
 from utils.external import folder
 from utils.external.boxes import BOXES, clip_boxes
 from utils.external.sets import LOSSLESS, RSNA_BIRADS, SETS, UNKNOWN, ExternalError, check_folders
+from utils.images.cached import read_picture
 from utils.phantom.competition import TRAIN_COLUMNS
 from utils.tables.boxes import BOXES_FILE
 from utils.tables.boxes import COLUMNS as BOX_COLUMNS

@@ -16,10 +16,11 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from utils.core.files import read_json, read_picture, remove_leftovers, write_atomic, write_csv, write_json
+from utils.core.files import read_json, remove_leftovers, write_atomic, write_csv, write_json
 from utils.core.folders import KAGGLE_INPUT, working_dir
 from utils.core.parallel import Outcome, StopRunError, map_items
-from utils.images.manifest import append_rows, on_one_line, read_rows, without_picture
+from utils.images.cached import manifest_path, picture_path, read_manifest
+from utils.images.manifest import append_rows, on_one_line, without_picture
 from utils.images.preprocessing import preprocess
 from utils.images.settings import CacheError, CacheSettings
 from utils.tables.competition import image_paths, name_files, read_images
@@ -125,7 +126,7 @@ class Cache:
 
     def manifest(self) -> pd.DataFrame:
         """Read the rows of the images that were tried."""
-        return read_rows(manifest_path(self.folder, self.split), self.settings.hash)
+        return read_manifest(self.folder, self.split, self.settings)
 
     def missing(self, sources: dict[str, Path]) -> list[tuple[str, Path]]:
         """Return the id and the file of each image that is not yet in the cache."""
@@ -208,40 +209,6 @@ def summarise(manifest: pd.DataFrame) -> str:
     if len(failed) > SHOWN_ERRORS:
         lines.append(f"  ... and {len(failed) - SHOWN_ERRORS} more: see the manifest's column 'error'.")
     return "\n".join(lines)
-
-
-def manifest_path(cache_dir: str | Path, split: str) -> Path:
-    """Return the path of a split's manifest."""
-    return Path(cache_dir) / f"{split}_manifest.csv"
-
-
-def picture_path(cache_dir: str | Path, split: str, image_id: str) -> Path:
-    """Return the path of a cached image."""
-    return Path(cache_dir) / split / f"{image_id}.png"
-
-
-def load_picture(cache_dir: str | Path, split: str, image_id: str) -> np.ndarray:
-    """Load a cached image.
-
-    Returns
-    -------
-    ndarray of shape (image_height, image_width), uint8
-
-    Raises
-    ------
-    CacheError
-        If the file is missing or broken.
-    """
-    path = picture_path(cache_dir, split, image_id)
-    picture = read_picture(path, cv2.IMREAD_GRAYSCALE)
-    if picture is None:
-        raise CacheError(f"{path} is missing or broken; delete it and run preprocess.ipynb again with the same cache_dir.")
-    return picture
-
-
-def read_manifest(cache_dir: str | Path, split: str, settings: CacheSettings) -> pd.DataFrame:
-    """Read a split's manifest: one row per image that was tried, none if there is no manifest yet."""
-    return read_rows(manifest_path(cache_dir, split), settings.hash)
 
 
 def _read_ahead(job: tuple[str, Path]) -> None:

@@ -9,12 +9,13 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.text import Text
 
-from utils.images.cache import load_picture, picture_path
+from utils.images.cached import load_picture, picture_path
 
+SHOWN = 12  # images at most
 COLUMNS = 6
 
 
-def show_pictures(images: pd.DataFrame, cache_dir: str | Path, split: str, count: int = 12) -> plt.Figure:
+def show_pictures(images: pd.DataFrame, cache_dir: str | Path, split: str) -> plt.Figure:
     """Show cached images, half of them with cancer if the table has labels, titled with view, laterality and label.
 
     Parameters
@@ -22,13 +23,11 @@ def show_pictures(images: pd.DataFrame, cache_dir: str | Path, split: str, count
     images : DataFrame
         From `utils.tables.read_images`.
     split : {"train", "test"}
-    count : int
-        Number of images at most.
     """
     present = images[[picture_path(cache_dir, split, image_id).is_file() for image_id in images.image_id]]
     if "cancer" in present:
-        present = pd.concat([present[present.cancer == label].head(count // 2) for label in (1, 0)])
-    present = present.head(count)
+        present = pd.concat([present[present.cancer == label].head(SHOWN // 2) for label in (1, 0)])
+    present = present.head(SHOWN)
     rows = max(1, math.ceil(len(present) / COLUMNS))
     figure, axes = plt.subplots(rows, COLUMNS, figsize=(2 * COLUMNS, 3.4 * rows), squeeze=False, layout="tight")
     draw_pictures(axes.flat, present, cache_dir, split)

@@ -13,7 +13,8 @@ from utils.images.training_data import TrainingData
 from utils.phantom.competition import BOXES_FILE as PHANTOM_BOXES
 from utils.phantom.competition import is_phantom_competition, make_competition
 from utils.tables.boxes import BOXES_FILE, read_boxes
-from utils.tables.competition import breasts, read_images
+from utils.tables.breasts import by_breast
+from utils.tables.competition import read_images
 
 REAL_SIZE = (1024, 512)
 PHANTOM_SIZE = (160, 96)
@@ -185,7 +186,7 @@ def site_of_breasts(competition_dir: str | Path | None) -> pd.Series:
     folder = competition_folder(competition_dir)
     if not folder:
         raise KitError("Thresholds for each site need the train.csv that the runs were trained on: give competition_dir.")
-    return breasts(read_images(folder, "train")).set_index("prediction_id").site_id
+    return by_breast(read_images(folder, "train")).site_id
 
 
 def _readable(images: pd.DataFrame, manifest: pd.DataFrame) -> pd.DataFrame:
@@ -196,7 +197,7 @@ def few_patients(images: pd.DataFrame, count: int) -> pd.DataFrame:
     """Keep the first patients, half of them with cancer and half without if the table has labels."""
     if "cancer" not in images:
         return images[images.patient_id.isin(images.patient_id.unique()[:count])]
-    positives = breasts(images).groupby("patient_id", sort=False).cancer.max()
+    positives = by_breast(images).groupby("patient_id", sort=False).cancer.max()
     kept = [*positives[positives == 1].index[: count // 2], *positives[positives == 0].index[: count // 2]]
     return images[images.patient_id.isin(kept)]
 

@@ -82,7 +82,7 @@ def draw(file: DicomFile, plan: Plan) -> np.ndarray:
         rows = rescaled((crop.top, crop.bottom), 0.5**plan.discard)
         columns = rescaled((crop.left, crop.right), 0.5**plan.discard)
         (top, bottom), (left, right) = _around(rows), _around(columns)
-        part = _halved(file, plan.discard, slice(top, bottom), slice(left, right))
+        part = halved(file, plan.discard, slice(top, bottom), slice(left, right))
         rows, columns = [edge - top for edge in rows], [edge - left for edge in columns]
         picture = average_areas(file.grey(part), rows, columns, *size)
     picture = _without_frame(picture, crop)
@@ -132,10 +132,10 @@ def _overview(file: DicomFile) -> tuple[int, np.ndarray]:
     return 1 << halvings, low_pass(picture, halvings - decoded - skipped)
 
 
-def _halved(file: DicomFile, discard: int, rows: slice, columns: slice) -> np.ndarray:
-    """Return part of the image halved ``discard`` times: by the decoder as far as it can, then by the same filter."""
-    decoded = min(discard, file.levels)
-    return low_pass(file.stored(decoded), discard - decoded, rows, columns)
+def halved(file: DicomFile, halvings: int, rows: slice = slice(None), columns: slice = slice(None)) -> np.ndarray:
+    """Return part of the image halved ``halvings`` times: by the decoder as far as it can, then by the same filter."""
+    decoded = min(halvings, file.levels)
+    return low_pass(file.stored(decoded), halvings - decoded, rows, columns)
 
 
 def _around(edges: list[float]) -> tuple[int, int]:

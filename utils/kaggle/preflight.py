@@ -6,6 +6,8 @@ It leaves out whatever the notebook's next cells report within seconds.
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import pandas as pd
+
 from utils.core.parallel import dask_client
 from utils.dicom.file import DicomError, open_dicom
 from utils.images.inputs import Inputs
@@ -34,17 +36,20 @@ def preflight_images(inputs: Inputs, splits: list[str], num_workers: int, cluste
     PreflightError
         If a problem is fatal; it lists all fatal problems.
     """
-    missing = count_missing(inputs, splits)
-    findings = [*check_disks(room_for(inputs, missing)), *check_memory(num_workers), *check_images(inputs, missing)]
+    tables = {split: inputs.images(split) for split in splits}
+    missing = count_missing(inputs, tables)
+    findings = [*check_disks(room_for(inputs, missing)), *check_memory(num_workers)]
+    if any(missing.values()):
+        findings += check_images(inputs, tables)
     if cluster:
         findings += refusals(lambda: dask_client(cluster).close())
     report(findings, describe_machine())
 
 
-def count_missing(inputs: Inputs, splits: list[str]) -> dict[str, int]:
-    """Count the images of each split that the cache lacks."""
-    cached = {split: sum(1 for _ in (inputs.cache_dir / split).glob("*.png")) for split in splits}
-    return {split: max(0, len(inputs.images(split)) - cached[split]) for split in splits}
+def count_missing(inputs: Inputs, tables: Mapping[str, pd.DataFrame]) -> dict[str, int]:
+    """Count the images of each split's table that the cache lacks."""
+    cached = {split: sum(1 for _ in (inputs.cache_dir / split).glob("*.png")) for split in tables}
+    return {split: max(0, len(table) - cached[split]) for split, table in tables.items()}
 
 
 def room_for(inputs: Inputs, missing: Mapping[str, int]) -> dict[Path, float]:
@@ -55,10 +60,9 @@ def room_for(inputs: Inputs, missing: Mapping[str, int]) -> dict[Path, float]:
     return {inputs.cache_dir: sum(missing.values()) * pixels * IMAGE_BYTES}
 
 
-def check_images(inputs: Inputs, missing: Mapping[str, int]) -> Iterator[Finding]:
-    """Check that a sample of the tables' image files can be read, unless the cache is complete."""
-    for split in missing if any(missing.values()) else ():
-        table = inputs.images(split)
+def check_images(inputs: Inputs, tables: Mapping[str, pd.DataFrame]) -> Iterator[Finding]:
+    """Check that a sample of each split's image files can be read."""
+    for split, table in tables.items():
         table = table[name_files(table)]
         paths = image_paths(table.iloc[:: max(1, len(table) // SAMPLED)][:SAMPLED], inputs.competition_dir, split)
         bad = {path: problem for path in paths if (problem := _problem_of(path))}

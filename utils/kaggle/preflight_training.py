@@ -46,10 +46,12 @@ def preflight_training(plan: Plan, num_workers: int) -> None:
     """
     inputs, config, execution, run_dir = plan.inputs, plan.config, plan.execution, plan.run_dir
     data = plan.expected_data()
-    missing = count_missing(inputs, ["train"])
+    table = {"train": data.images}
+    missing = count_missing(inputs, table)
     is_real = not (inputs.is_phantom or inputs.smoke_test)
     written = room_for(inputs, missing) | {run_dir: RUN_BYTES if is_real else 0.0}
-    findings = [*check_disks(written), *check_memory(num_workers), *check_gpus(is_real), *check_images(inputs, missing)]
+    findings = [*check_disks(written), *check_memory(num_workers), *check_gpus(is_real)]
+    findings += check_images(inputs, table) if missing["train"] else []
     findings += _waiting_gpu(inputs, missing)
     findings += refusals(lambda: check_training(config, data, execution))
     if (run_dir / "config.json").is_file():
@@ -90,7 +92,7 @@ def preflight_submission(inputs: Inputs, folders: Sequence[Path], num_workers: i
         If a problem is fatal; it lists all fatal problems.
     """
     findings = [*check_disks(dict.fromkeys(folders, 0.0), is_kept=False), *check_memory(num_workers)]
-    findings += [*check_gpus(is_training=False), *check_images(inputs, {"test": 1})]
+    findings += [*check_gpus(is_training=False), *check_images(inputs, {"test": inputs.images("test")})]
     report(findings, describe_machine(describe_gpus()))
 
 

@@ -19,7 +19,8 @@ from torch.utils.checkpoint import checkpoint_sequential
 
 from utils.core.names import nearest_name
 from utils.networks.weights import Tensors, find_weights, load_fitting, read_weights
-from utils.runs.config import ModelConfig, ModelError
+from utils.runs.config import ModelConfig
+from utils.runs.errors import ModelError
 
 CNN_CHANNELS = (16, 32, 64, 128, 256)
 RGB = 3  # channels

@@ -12,7 +12,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 
 from utils.networks.encoders import build_encoder
 from utils.networks.metadata import MetadataEmbedding, MetadataLogit
-from utils.runs.config import ModelConfig, ModelError
+from utils.runs.config import ModelConfig
+from utils.runs.errors import ModelError
 from utils.tables.vocabulary import Vocabulary
 
 RECURRENT_CELLS = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}

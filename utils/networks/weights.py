@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from utils.runs.config import ModelError
+from utils.runs.errors import ModelError
 
 Tensors = dict[str, torch.Tensor]
 

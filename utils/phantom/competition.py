@@ -20,7 +20,7 @@ import pandas as pd
 from utils.core.files import replace_folder
 from utils.core.progress import progress_bar
 from utils.phantom.dicom import MACHINES, Machine, picture_shape, write_dicom
-from utils.phantom.pictures import draw_breast, draw_image, draw_lesions
+from utils.phantom.pictures import Drawing, draw_breast, draw_image, draw_lesions
 from utils.tables.boxes import COLUMNS as BOX_COLUMNS
 
 FORMAT_VERSION = 1
@@ -208,10 +208,8 @@ def _write_patient(rows: pd.DataFrame, folder: Path, settings: PhantomSettings) 
 
 def _write_image(row, breast, folder: Path, settings: PhantomSettings, rng: np.random.Generator) -> list[dict]:
     machine = MACHINE_BY_ID[row.machine_id]
-    picture, boxes, _ = draw_image(
-        breast, row.view, row.laterality, picture_shape(machine, settings.height), rng,
-        contrast=settings.contrast, mirrored=row.mirrored, marker=row.marker, framed=row.framed,
-    )  # fmt: skip
+    drawing = Drawing(row.view, row.laterality, breast, row.mirrored, row.marker, row.framed)
+    picture, boxes, _ = draw_image(drawing, picture_shape(machine, settings.height), rng, settings.contrast)
     path = folder / f"{row.split}_images" / row.patient_id / f"{row.image_id}.dcm"
     write_dicom(path, picture, machine, row.patient_id, row.image_id)
     return [{"image_id": row.image_id} | box for box in boxes]

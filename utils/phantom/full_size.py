@@ -17,16 +17,7 @@ from dataclasses import dataclass
 from pydicom.uid import JPEG2000Lossless
 
 from utils.phantom.dicom import Machine
-from utils.phantom.pictures import Breast
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """One picture: a breast, the side and the view."""
-
-    view: str
-    laterality: str
-    breast: Breast
+from utils.phantom.pictures import Breast, Drawing
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,30 @@ class Breast:
         return self.center + (0.06 if view in OBLIQUE_VIEWS else 0)
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """What one picture shows.
+
+    Parameters
+    ----------
+    view : str
+        CC, MLO, ...
+    laterality : str
+        L or R. As on a viewing screen, the left breast's chest wall is on the picture's left.
+    mirrored : bool
+        The breast faces the side opposite to ``laterality``.
+    marker, framed : bool
+        A text such as "L CC" is burned in; there is a thin bright frame.
+    """
+
+    view: str
+    laterality: str
+    breast: Breast
+    mirrored: bool = False
+    marker: bool = False
+    framed: bool = False
+
+
 # Breast and lesions
 # ------------------
 
@@ -263,16 +287,7 @@ def burn_marker(picture: np.ndarray, text: str, mask: np.ndarray) -> None:
 
 
 def draw_image(
-    breast: Breast,
-    view: str,
-    laterality: str,
-    shape: tuple[int, int],
-    rng: np.random.Generator,
-    *,
-    contrast: float = 1.0,
-    mirrored: bool = False,
-    marker: bool = False,
-    framed: bool = False,
+    drawing: Drawing, shape: tuple[int, int], rng: np.random.Generator, contrast: float = 1.0
 ) -> tuple[np.ndarray, list[dict], np.ndarray]:
     """Draw one view of a breast.
 
@@ -280,18 +295,10 @@ def draw_image(
 
     Parameters
     ----------
-    view : str
-        CC, MLO, ...
-    laterality : str
-        L or R. As on a viewing screen, the left breast's chest wall is on the picture's left.
     shape : tuple of int
         Height and width in pixels.
     contrast : float
         Scales the lesions' brightness.
-    mirrored : bool
-        Face the side opposite to ``laterality``.
-    marker, framed : bool
-        Burn in a text such as "L CC"; draw a thin bright frame.
 
     Returns
     -------
@@ -303,16 +310,17 @@ def draw_image(
         1 in the breast.
     """
     lesion_rng = rng.spawn(1)[0]
+    breast, view = drawing.breast, drawing.view
     mask = breast_mask(breast, view, *shape)
     picture = draw_tissue(breast, view, mask, rng)
     boxes = add_lesions(picture, breast, view, _inside_distance(mask), contrast, lesion_rng)
     noise = np.where(mask, np.float32(NOISE), np.float32(AIR_NOISE))
     picture += np.float32(AIR) + noise * rng.standard_normal(shape, dtype=np.float32)
-    if (laterality == "R") != mirrored:
+    if (drawing.laterality == "R") != drawing.mirrored:
         picture, mask = np.ascontiguousarray(picture[:, ::-1]), np.ascontiguousarray(mask[:, ::-1])
         boxes = [box | {"x_min": shape[1] - box["x_max"], "x_max": shape[1] - box["x_min"]} for box in boxes]
-    if marker:
-        burn_marker(picture, f"{laterality} {view}", mask)
-    if framed:
+    if drawing.marker:
+        burn_marker(picture, f"{drawing.laterality} {view}", mask)
+    if drawing.framed:
         cv2.rectangle(picture, (0, 0), (shape[1] - 1, shape[0] - 1), 0.9, max(1, shape[0] // 256))
     return picture, boxes, mask

@@ -15,7 +15,8 @@ import torch
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1
 
 from utils.core.devices import cpu_count
-from utils.images.cache import build_cache, picture_path
+from utils.images.cache import build_cache
+from utils.images.cached import picture_path
 from utils.images.settings import CacheSettings
 from utils.kaggle.machine import cpu_name
 from utils.phantom.dicom import write_dicom
@@ -108,9 +109,8 @@ def _write_full_sized(path: Path, kind: tuple[FullSize, str]) -> None:
     size, codec = kind
     height, width = size.shape
     rng = np.random.default_rng(height)
-    drawing = size.drawings[0]
     drawn = (DRAWN_ROWS, round(DRAWN_ROWS * width / height))
-    small, _, mask = draw_image(drawing.breast, drawing.view, drawing.laterality, drawn, rng)
+    small, _, mask = draw_image(size.drawings[0], drawn, rng)
     picture = cv2.resize(np.where(mask, small, 0), (width, height), interpolation=cv2.INTER_LINEAR)
     noise = np.float32(size.noise) * rng.standard_normal(picture.shape, dtype=np.float32)
     picture = np.where(picture > 0, np.maximum(picture + noise, 0), np.float32(0))

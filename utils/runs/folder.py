@@ -6,25 +6,21 @@ from other weights, and ``checkpoint.pt`` until the fold is finished. ``extra.cs
 are in no fold.
 """
 
-import contextlib
 import hashlib
-import shutil
-from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
-from safetensors import SafetensorError
 
 from utils.core.files import write_csv, write_json
-from utils.images.cache import picture_path
+from utils.images.cached import picture_path
 from utils.images.training_data import TrainingData
 from utils.runs.code import changed_versions, code_versions
 from utils.runs.config import TrainConfig
 from utils.runs.errors import TrainingError
 from utils.runs.run import Run, RunNotes, read_fold_oof
-from utils.runs.tables import EXTRA_COLUMNS, FOLD_COLUMNS, PROBE_FILE, read_history_table, read_oof, read_table
+from utils.runs.tables import EXTRA_COLUMNS, FOLD_COLUMNS, PROBE_FILE, read_history_table, read_oof, read_run_table
 from utils.tables.boxes import BOXES_FILE
 
 MAY_CHANGE = ("folds", "micro_batch_size", "activation_checkpointing")  # between calls for the same run
@@ -32,7 +28,7 @@ READERS = {  # of the tables of folds
     "oof.csv": read_fold_oof,
     PROBE_FILE: read_oof,
     "history.csv": read_history_table,
-    BOXES_FILE: partial(read_table, columns=[]),
+    BOXES_FILE: partial(read_run_table, columns=[]),
 }
 SHOWN = 3
 
@@ -166,18 +162,3 @@ def collect_folds(run_dir: Path, name: str) -> pd.DataFrame:
     table = pd.concat([READERS[name](file) for file in files], ignore_index=True)
     write_csv(run_dir / name, table)
     return table
-
-
-@contextlib.contextmanager
-def writing_to(folder: Path) -> Iterator[None]:
-    """Turn an error of writing a file into a TrainingError that says what to do."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises RuntimeError, safetensors its own
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
-            raise
-        free = shutil.disk_usage(folder).free / 1e9 if folder.is_dir() else 0
-        raise TrainingError(
-            f"{folder} can't be written ({error}). {free:.2f} GB are free there. Free disk space, then run again with the same"
-            " run_dir: training resumes after the last saved epoch."
-        ) from error

@@ -9,12 +9,14 @@ import pandas as pd
 from utils.core.formats import check
 from utils.runs.errors import PredictionError
 from utils.runs.run import Run
+from utils.tables.breasts import by_breast
 
 AGGREGATIONS = ("mean", "max", "top_k", "noisy_or")
+TOP_K = 2
 LEAST_WEIGHT, MOST_WEIGHT = 1e-6, 1e6  # bounds of the sum: only the ratios of weights count
 
 
-def aggregate(predictions: pd.DataFrame, method: str = "mean", top_k: int = 2) -> pd.Series:
+def aggregate(predictions: pd.DataFrame, method: str = "mean") -> pd.Series:
     """Combine the predictions of a breast's images into one probability.
 
     Parameters
@@ -22,7 +24,7 @@ def aggregate(predictions: pd.DataFrame, method: str = "mean", top_k: int = 2) -
     predictions : DataFrame
         Columns prediction_id and probability, one row per image (or per breast).
     method : {"mean", "max", "top_k", "noisy_or"}
-        ``top_k`` is the mean of the ``top_k`` highest; of all if a breast has fewer. ``noisy_or`` is the probability that at
+        ``top_k`` is the mean of the `TOP_K` highest; of all if a breast has fewer. ``noisy_or`` is the probability that at
         least one image shows cancer, if they were independent: ``1 - prod(1 - p)``.
 
     Returns
@@ -42,7 +44,7 @@ def aggregate(predictions: pd.DataFrame, method: str = "mean", top_k: int = 2) -
         return -np.expm1(missed.groupby(predictions.prediction_id, sort=False).sum(min_count=1)).rename("probability")
     if method == "top_k":
         predictions = predictions.sort_values("probability", ascending=False, kind="stable")
-        kept = predictions.groupby("prediction_id", sort=False).head(top_k)
+        kept = predictions.groupby("prediction_id", sort=False).head(TOP_K)
         means = kept.groupby("prediction_id", sort=False).probability.mean()
         return means.loc[predictions.sort_index().prediction_id.unique()]
     grouped = predictions.groupby("prediction_id", sort=False).probability
@@ -99,7 +101,7 @@ def oof_of_runs(
 def _breasts_of(run_dir: Path, aggregation: str, one_image: bool) -> pd.DataFrame:
     oof = Run(run_dir).oof()
     oof = one_image_per_breast(oof) if one_image else oof
-    breasts = oof.drop_duplicates("prediction_id").set_index("prediction_id")[["patient_id", "fold", "cancer"]]
+    breasts = by_breast(oof)[["patient_id", "fold", "cancer"]]
     return breasts.assign(probability=aggregate(oof, aggregation))
 
 

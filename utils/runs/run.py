@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils.core.formats import build, check, check_types, naming, read_object
+from utils.core.files import read_json
+from utils.core.formats import as_object, build, check, check_types, naming
 from utils.runs.config import TrainConfig
 from utils.runs.errors import REMEDY, TrainingError
 from utils.runs.leaks import LeakError, check_patients_whole, refuse_seen
@@ -97,7 +98,7 @@ class Run:
         if not path.is_file():
             raise TrainingError(f"{self.folder} is not a run folder (it has no config.json): run train.ipynb first.")
         with naming(path, TrainingError, REMEDY):
-            yield read_object(path)
+            yield as_object(read_json(path))
 
     def finished_folds(self) -> list[Path]:
         """List the folders of finished folds, by number; an unfinished fold has weights, but no ``oof.csv``."""

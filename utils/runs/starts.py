@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from utils.core.files import write_json
-from utils.core.formats import build, check, check_types, naming, read_object
+from utils.core.files import read_json, write_json
+from utils.core.formats import build, check, check_types, naming
 from utils.runs.errors import REMEDY, TrainingError
 
 FILE = "start.json"
@@ -68,7 +68,7 @@ def read_start(fold_dir: Path) -> Start | None:
     if not path.is_file():
         return None
     with naming(path, TrainingError, REMEDY):
-        return build(Start, read_object(path), complete=True)
+        return build(Start, read_json(path), complete=True)
 
 
 def start_files(run_dir: Path) -> Iterable[Path]:

@@ -10,6 +10,7 @@ from utils.runs.baseline import metadata_oof
 from utils.runs.oof import aggregate, one_image_per_breast
 from utils.runs.run import Run
 from utils.runs.tables import PROBE_FILE, read_oof
+from utils.tables.breasts import by_breast
 
 
 def oof_summary(run_dir: Path, images: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
@@ -64,7 +65,7 @@ def box_summary(run_dir: Path, boxes: pd.DataFrame) -> pd.DataFrame:
 
 
 def _summary_row(table: pd.DataFrame, seed: int) -> dict:
-    breasts = table.drop_duplicates("prediction_id").set_index("prediction_id")
+    breasts = by_breast(table)
     probability = aggregate(table).loc[breasts.index]
     auc = PatientBootstrap(breasts.patient_id, seed=seed).auc(breasts.cancer, probability)
     return {"AUC [95 %]": str(auc), "breasts": len(breasts), "positives": int(breasts.cancer.sum())}

@@ -38,7 +38,7 @@ def read_oof(path: str | Path) -> pd.DataFrame:
         probability is not in [0, 1] or not the sigmoid of its logit, or a breast has two patients or lateralities.
     """
     with naming(path, TrainingError, REMEDY):
-        table = read_table(path, OOF_COLUMNS)
+        table = read_run_table(path, OOF_COLUMNS)
         unknown = [column for column in table.columns if column not in OOF_COLUMNS]
         if unknown:
             raise FormatError(f"it has the unknown columns {', '.join(unknown)}.")
@@ -66,7 +66,7 @@ def read_folds(run_dir: str | Path) -> pd.DataFrame:
     if not path.is_file():
         raise TrainingError(f"{path} is missing: without it nobody knows which model saw which patient. Train the run again.")
     with naming(path, TrainingError, REMEDY):
-        table = read_table(path, FOLD_COLUMNS)
+        table = read_run_table(path, FOLD_COLUMNS)
         _refuse(table.patient_id.duplicated(keep=False), table, "patient_id", "in one row and one fold")
     return table
 
@@ -92,7 +92,7 @@ def read_history_table(path: str | Path) -> pd.DataFrame:
         If ``fold`` or ``epoch`` is missing, or a value is not a number.
     """
     with naming(path, TrainingError, REMEDY):
-        table = read_table(path, HISTORY_COLUMNS)
+        table = read_run_table(path, HISTORY_COLUMNS)
         for column in table.columns:
             _refuse(np.isnan(_numbers(table, column)) & table[column].notna(), table, column, "a number, or empty")
         _refuse(table.duplicated(HISTORY_COLUMNS, keep=False), table, "epoch", "in one row of each fold")
@@ -108,7 +108,7 @@ def read_marks(run_dir: str | Path) -> pd.DataFrame:
     if not path.is_file():
         raise TrainingError(f"{path} is missing: the run predicted no boxes (box_weight 0), or lost them. {REMEDY}")
     with naming(path, TrainingError, REMEDY):
-        table = read_table(path, MARK_COLUMNS)
+        table = read_run_table(path, MARK_COLUMNS)
         _refuse(table.image_id == "", table, "image_id", "text")
         _refuse(table.image_id.duplicated(keep=False), table, "image_id", "in one row")
         for column in CORNERS:
@@ -126,10 +126,10 @@ def read_extra_patients(run_dir: str | Path) -> list[str]:
     if not path.is_file():
         return []
     with naming(path, TrainingError, REMEDY):
-        return read_table(path, EXTRA_COLUMNS).patient_id.unique().tolist()
+        return read_run_table(path, EXTRA_COLUMNS).patient_id.unique().tolist()
 
 
-def read_table(path: str | Path, columns: list[str]) -> pd.DataFrame:
+def read_run_table(path: str | Path, columns: list[str]) -> pd.DataFrame:
     """Read a table of a run folder that has at least these columns; ids are text, and those in `LARGEST` whole numbers."""
     table = pd.read_csv(path, dtype=dict.fromkeys(IDS, str), keep_default_na=False, na_values=[""])  # an id may be "NA"
     repeated = [column for column in columns if f"{column}.1" in table]  # pandas renames the second one so

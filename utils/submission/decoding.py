@@ -9,7 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from utils.core.folders import on_kaggle
-from utils.images.cache import build_cache, default_cache_dir, picture_path, summarise
+from utils.images.cache import build_cache, default_cache_dir, summarise
+from utils.images.cached import picture_path
 from utils.images.settings import CacheSettings
 from utils.submission.deadline import Plan
 from utils.tables.competition import name_files

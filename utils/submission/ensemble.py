@@ -189,7 +189,7 @@ def _load(member: Member, images: pd.DataFrame, cache_dir: Path, at_once: int = 
     """Return a member's dataset, and a loader of it."""
     dataset = make_dataset(member.config, images, cache_dir, "test", member.vocabulary)
     batches = by_size(dataset.sizes, at_once)
-    return dataset, make_loader(dataset, 1, sampler=batches, pin_memory=member.device.type == "cuda")
+    return dataset, make_loader(dataset, batches, pin_memory=member.device.type == "cuda")
 
 
 def _seconds(member: Member, batch: Batch) -> float:

@@ -99,18 +99,6 @@ def read_sample_submission(competition_dir: str | Path) -> pd.DataFrame:
     return sample.reset_index(drop=True)
 
 
-def breasts(images: pd.DataFrame) -> pd.DataFrame:
-    """Reduce a train table to one row per breast.
-
-    Returns
-    -------
-    DataFrame
-        prediction_id, patient_id, laterality, site_id, cancer and fold, as far as ``images`` has them.
-    """
-    columns = ["prediction_id", "patient_id", "laterality", "site_id", "cancer", "fold"]
-    return images[[c for c in columns if c in images]].drop_duplicates("prediction_id").reset_index(drop=True)
-
-
 def image_paths(images: pd.DataFrame, competition_dir: str | Path, split: str) -> list[Path]:
     """Return the paths of the images' DICOM files in Kaggle's layout: ``{split}_images/patient_id/image_id.dcm``."""
     root = Path(competition_dir) / f"{split}_images"

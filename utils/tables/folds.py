@@ -4,7 +4,7 @@ import warnings
 
 import pandas as pd
 
-from utils.tables.competition import breasts
+from utils.tables.breasts import by_breast
 from utils.tables.strict_csv import TableError
 
 FOLD_BY = ("patient", "machine")
@@ -48,7 +48,7 @@ def _by_patient(images: pd.DataFrame, n_folds: int, seed: int) -> pd.Series:
     from sklearn.model_selection import StratifiedKFold
 
     patients = images.groupby("patient_id").agg(site_id=("site_id", "first"))
-    patients["positives"] = breasts(images).groupby("patient_id").cancer.sum()
+    patients["positives"] = by_breast(images).groupby("patient_id").cancer.sum()
     _check_number(n_folds, len(patients), "patients")
     # A group too small for every fold is balanced by the next one, so similar groups are neighbours.
     patients = patients.sort_values(["positives", "site_id"], kind="stable")

@@ -1,19 +1,38 @@
-"""checkpoint.pt of an unfinished fold, which is checked before training resumes from it."""
+"""checkpoint.pt of an unfinished fold: what a full disk does to it, and what is checked before training resumes from it."""
 
+import contextlib
 import math
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from utils.core.formats import FormatError, check, is_flag, is_number, is_whole, naming, shown
-from utils.runs.config import TrainConfig, TrainingError, without_retired
+from utils.runs.config import TrainConfig, without_retired
+from utils.runs.errors import TrainingError
 from utils.runs.folder import differing_settings
 from utils.tables.vocabulary import Vocabulary
 from utils.training.fold_weights import check_tensors, read_vocabulary
 
 KEYS = {"config", "history", "micro_batch_size", "checkpoints", "model", "ema", "optimizer", "schedule", "scaler"}
 METRICS = ("valid_loss", "valid_auc")  # they choose the kept epoch
+
+
+@contextlib.contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Turn an error of writing a file into a TrainingError that says what to do."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises RuntimeError, safetensors its own
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            raise
+        free = shutil.disk_usage(folder).free / 1e9 if folder.is_dir() else 0
+        raise TrainingError(
+            f"{folder} can't be written ({error}). {free:.2f} GB are free there. Free disk space, then run again with the same"
+            " run_dir: training resumes after the last saved epoch."
+        ) from error
 
 
 def read_checkpoint(path: Path, config: TrainConfig, fold: int, parts: Mapping, device: torch.device) -> dict:

@@ -3,7 +3,8 @@
 import pandas as pd
 
 from utils.images.training_data import TrainingData
-from utils.runs.config import TrainConfig, TrainingError
+from utils.runs.config import TrainConfig
+from utils.runs.errors import TrainingError
 from utils.runs.execution import Execution
 from utils.runs.leaks import check_features
 from utils.tables.vocabulary import CATEGORIES

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from utils.core.devices import cpu_count
 from utils.images.boxes import largest_boxes
-from utils.images.cache import load_picture
+from utils.images.cached import load_picture
 from utils.networks.auxiliary import auxiliary_targets
 from utils.runs.config import TrainConfig
 from utils.tables.vocabulary import Vocabulary

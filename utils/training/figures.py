@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
+from IPython.display import Image, display
 from matplotlib.figure import Figure
 
 from utils.runs.run import Run
@@ -20,8 +21,6 @@ def live_history(run_dir: str | Path) -> Iterator[None]:
 
     It reads the folds' ``history.csv``, so any process on any machine may write them.
     """
-    from IPython.display import display
-
     handle = display(_as_image(draw_history(Run(run_dir).history())), display_id=True)
     ended = threading.Event()
     watcher = threading.Thread(target=_watch, args=(Path(run_dir), handle, ended), daemon=True)
@@ -45,9 +44,7 @@ def _watch(run_dir: Path, handle, ended: threading.Event) -> None:
             return
 
 
-def _as_image(figure: Figure):
-    from IPython.display import Image
-
+def _as_image(figure: Figure) -> Image:
     with io.BytesIO() as file:
         figure.savefig(file, format="png")
         return Image(file.getvalue())

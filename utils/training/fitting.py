@@ -14,10 +14,10 @@ from tqdm import tqdm
 from utils.core.files import write_atomic, write_csv
 from utils.core.progress import progress_bar
 from utils.networks.models import build_model
-from utils.runs.config import TrainConfig, TrainingError
+from utils.runs.config import TrainConfig
+from utils.runs.errors import TrainingError
 from utils.runs.execution import Execution
-from utils.runs.folder import writing_to
-from utils.training.checkpoint import check_kept, read_checkpoint
+from utils.training.checkpoint import check_kept, read_checkpoint, writing_to
 from utils.training.fold_data import FoldData
 from utils.training.fold_weights import kept_state, read_encoder, save_weights
 from utils.training.inference import Predictions, predict
@@ -52,8 +52,8 @@ class Fitting:
         steps = StepSampler(self.sampler, config.batch_size, ranks.rank, ranks.world_size)
         at_once = config.micro_batch_size or config.batch_size
         workers, pinned = execution.num_workers, self.device.type == "cuda"
-        self.loader = make_loader(data.training_set, config.batch_size, workers, steps, pinned)
-        self.validation_loader = make_loader(self._share_of(data.held_out_set), at_once, workers, pin_memory=pinned)
+        self.loader = make_loader(data.training_set, steps, workers, pinned)
+        self.validation_loader = make_loader(self._share_of(data.held_out_set), at_once, workers, pinned)
         self.learner = self._make_learner()
         if execution.compile:
             for encoder in encoders_of(self.learner.model):

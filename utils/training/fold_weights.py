@@ -15,7 +15,8 @@ from torch import nn
 from utils.core.files import write_atomic
 from utils.core.formats import FormatError, build, check, check_types, naming
 from utils.networks.models import build_model
-from utils.runs.config import ModelConfig, TrainConfig, TrainingError
+from utils.runs.config import ModelConfig, TrainConfig
+from utils.runs.errors import TrainingError
 from utils.runs.tables import REMEDY
 from utils.tables.vocabulary import CATEGORIES, Vocabulary
 

@@ -11,11 +11,12 @@ import pandas as pd
 
 from utils.core.files import remove_leftovers, write_csv
 from utils.images.boxes import to_picture, to_source
-from utils.images.cache import read_manifest
+from utils.images.cached import read_manifest
 from utils.images.training_data import TrainingData
 from utils.metrics.scores import sigmoid
 from utils.networks.encoders import takes_any_size
-from utils.runs.config import TrainConfig, TrainingError
+from utils.runs.config import TrainConfig
+from utils.runs.errors import TrainingError
 from utils.runs.execution import Execution
 from utils.runs.folder import claim_run, collect_folds, hash_data
 from utils.runs.lock import changing, training

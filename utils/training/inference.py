@@ -5,11 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from utils.networks.models import Outputs
 from utils.runs.config import TrainConfig
-from utils.training.dataset import ImageDataset
 from utils.training.loading import Batch, make_loader, split_batch
 from utils.training.optimisation import autocast
 
@@ -32,17 +31,15 @@ class Predictions:
         return cls(index[order], np.concatenate([part.logits for part in parts])[order], boxes)
 
 
-def predict_logits(
-    model: nn.Module, dataset: ImageDataset, config: TrainConfig, device: torch.device, num_workers: int = 0
-) -> np.ndarray:
+def predict_logits(model: nn.Module, dataset: Dataset, config: TrainConfig, device: torch.device) -> np.ndarray:
     """Predict all items of a data set.
 
     Returns
     -------
     ndarray of shape (len(dataset),), float64
-        Logits, in the order of ``dataset.items``.
+        Logits, in the order of its items.
     """
-    loader = make_loader(dataset, config.batch_size, num_workers, pin_memory=device.type == "cuda")
+    loader = make_loader(dataset, config.batch_size, pin_memory=device.type == "cuda")
     return predict(model, loader, config, device).logits
 
 

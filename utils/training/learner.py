@@ -11,7 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 from utils.networks.encoders import Encoder
 from utils.networks.losses import auxiliary_loss, box_loss, cancer_loss
 from utils.networks.models import Outputs
-from utils.runs.config import TrainConfig, TrainingError
+from utils.runs.config import TrainConfig
+from utils.runs.errors import TrainingError
 from utils.training.inference import forward
 from utils.training.loading import Batch, split_batch
 from utils.training.mixing import mix

@@ -15,15 +15,14 @@ A batch of B items with N images is a dict:
 import contextlib
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Sampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler
 
 from utils.core.errors import KitError
-from utils.training.dataset import ImageDataset
 
 PER_PICTURE = ("images", "metadata", "rows")
 PREFETCHED = 4  # batches a process, so that a slow batch does not keep the network waiting
@@ -205,27 +204,23 @@ def explained(*loaders: Loader) -> Iterator[None]:
         ) from error
 
 
-def make_loader(
-    dataset: ImageDataset, batch_size: int, num_workers: int = 0, sampler: Sampler | None = None, pin_memory: bool = False
-) -> Loader:
+def make_loader(dataset: Dataset, batches: int | Iterable[list[int]], num_workers: int = 0, pin_memory: bool = False) -> Loader:
     """Make a loader whose processes live as long as it does.
 
     Parameters
     ----------
-    batch_size : int
-        Items of a batch, without a sampler.
+    batches : int or iterable of lists of int
+        How many items a batch has, if every item comes once, in order; else the items of each batch, as from `StepSampler`.
     num_workers : int
         Processes that load; 0 loads in threads of this one.
-    sampler : Sampler, optional
-        Yields the items of each batch; without one, every item comes once, in order.
     pin_memory : bool
         For copies to a GPU during its work.
     """
-    if sampler is None:
-        sampler = BatchSampler(SequentialSampler(dataset), batch_size, drop_last=False)
+    if isinstance(batches, int):
+        batches = BatchSampler(SequentialSampler(dataset), batches, drop_last=False)
     return Loader(
         dataset,
-        batch_sampler=sampler,
+        batch_sampler=batches,
         num_workers=num_workers,
         collate_fn=collate_shared if num_workers else collate,
         pin_memory=pin_memory,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from utils.runs.config import TrainingError
+from utils.runs.errors import TrainingError
 from utils.training.loading import Batch, Loader
 
 try:

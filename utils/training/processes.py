@@ -8,7 +8,7 @@ import torch
 from utils.core.devices import cpu_count
 from utils.core.isolation import Limits
 from utils.core.parallel import map_items
-from utils.runs.config import TrainingError
+from utils.runs.errors import TrainingError
 from utils.runs.execution import Execution
 from utils.training.ranks import run_together
 

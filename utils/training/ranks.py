@@ -14,7 +14,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from utils.core.devices import cpu_count, pick_device
-from utils.runs.config import TrainingError
+from utils.runs.errors import TrainingError
 from utils.runs.execution import Execution
 from utils.runs.lock import FoldLock
 

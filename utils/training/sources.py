@@ -12,7 +12,8 @@ from pathlib import Path
 import pandas as pd
 
 from utils.networks.weights import is_of_kit, read_weights
-from utils.runs.config import ModelConfig, TrainConfig, TrainingError
+from utils.runs.config import ModelConfig, TrainConfig
+from utils.runs.errors import TrainingError
 from utils.runs.leaks import LeakError
 from utils.runs.run import FOLD, Run
 from utils.runs.starts import Start, read_start, start_files

@@ -9,7 +9,8 @@ from torch import nn
 from utils.core.errors import KitError
 from utils.networks.auxiliary import SIZES
 from utils.networks.models import build_model
-from utils.runs.config import ModelConfig, ModelError, TrainConfig
+from utils.runs.config import ModelConfig, TrainConfig
+from utils.runs.errors import ModelError
 from utils.runs.execution import Execution
 from utils.tables.vocabulary import Vocabulary
 from utils.training.folds import patch_config
