@@ -6,9 +6,9 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from utils.decision.comparison import Ensemble, align, compare_runs, search_ensemble
-from utils.decision.thresholds import CHOICES, patient_nested
 from utils.metrics.intervals import Interval, PatientBootstrap
 from utils.metrics.scores import area_under_roc, probabilistic_f1, sigmoid
+from utils.metrics.thresholds import CHOICES, patient_nested
 from utils.runs.oof import PredictionError
 
 NOTHING = "not measurably different"

@@ -16,13 +16,6 @@ from utils.core.formats import build
 from utils.decision import tuning
 from utils.decision.calibration import METHODS, compare_calibrations, fit_calibration
 from utils.decision.threshold import Estimate, Threshold
-from utils.decision.thresholds import (
-    CHOICES,
-    maximum_threshold,
-    nested_decisions,
-    patient_nested,
-    site_thresholds,
-)
 from utils.decision.tuning import (
     Tuning,
     compare_aggregations,
@@ -32,6 +25,13 @@ from utils.decision.tuning import (
 )
 from utils.metrics.intervals import PatientBootstrap
 from utils.metrics.scores import best_threshold, decide, probabilistic_f1, sigmoid
+from utils.metrics.thresholds import (
+    CHOICES,
+    maximum_threshold,
+    nested_decisions,
+    patient_nested,
+    site_thresholds,
+)
 from utils.phantom.competition import PARAMETERS_FILE
 from utils.runs import found as found_runs
 from utils.runs.oof import AGGREGATIONS, PredictionError, aggregate, oof_of_runs

@@ -6,9 +6,9 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from utils.decision.thresholds import CHOICES, held_out, patient_nested
 from utils.metrics.intervals import LEVEL, Interval, PatientBootstrap
 from utils.metrics.scores import area_under_roc, probabilistic_f1
+from utils.metrics.thresholds import CHOICES, held_out, patient_nested
 from utils.runs.oof import PredictionError
 
 N_STEPS = 20  # of the greedy search; the finest weight is 1 / N_STEPS

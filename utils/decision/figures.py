@@ -10,10 +10,10 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from utils.decision.calibration import reliability
 from utils.decision.threshold import Threshold
-from utils.decision.thresholds import pf1_curve
 from utils.images.figures import draw_pictures, finished, in_legend
 from utils.metrics.intervals import PatientBootstrap
 from utils.metrics.scores import area_under_roc, decide
+from utils.metrics.thresholds import pf1_curve
 
 BAND = {"alpha": 0.2, "linewidth": 0}
 
@@ -118,7 +118,7 @@ def show_prevalence(shift: pd.DataFrame, observed: float) -> plt.Figure:
     Parameters
     ----------
     shift : DataFrame
-        From `utils.decision.thresholds.prevalence_shift`.
+        From `utils.metrics.thresholds.prevalence_shift`.
     observed : float
         Prevalence of the tuning breasts.
     """

@@ -12,8 +12,8 @@ import pandas as pd
 from utils.core.files import read_json, write_json
 from utils.core.formats import build, check, check_types, naming
 from utils.decision.calibration import Calibration
-from utils.decision.thresholds import CHOICES, site_decisions
 from utils.metrics.intervals import Interval
+from utils.metrics.thresholds import CHOICES, site_decisions
 from utils.runs.oof import AGGREGATIONS, PredictionError, check_weights, oof_of_runs
 
 REMEDY = "Run tune_threshold.ipynb again to write this file, or delete it."
@@ -57,7 +57,7 @@ class Threshold:
     threshold : float
         On the calibrated probability.
     choice : {"plateau", "maximum"}
-        How the threshold was chosen; see `utils.decision.thresholds`.
+        How the threshold was chosen; see `utils.metrics.thresholds`.
     aggregation : str
         How a breast's images are combined; see `utils.runs.oof.aggregate`.
     one_image : bool

@@ -9,10 +9,10 @@ import pandas as pd
 from utils.core.folders import KAGGLE_INPUT, resolve, working_dir
 from utils.decision.calibration import Calibration, compare_calibrations, fit_calibration
 from utils.decision.threshold import Estimate, Threshold, hash_oof
-from utils.decision.thresholds import CHOICES, Choose, nested_decisions, patient_nested, site_decisions, site_thresholds
 from utils.images.inputs import has_real_data
 from utils.metrics.intervals import Interval, PatientBootstrap
 from utils.metrics.scores import decide, probabilistic_f1
+from utils.metrics.thresholds import CHOICES, Choose, nested_decisions, patient_nested, site_decisions, site_thresholds
 from utils.runs.found import SKIPPED_FOLDERS, find_runs, folders_with
 from utils.runs.oof import AGGREGATIONS, PredictionError, oof_of_runs
 from utils.runs.run import Run
@@ -27,7 +27,7 @@ class Tuning:
     aggregation : str
         How a breast's images are combined; see `utils.runs.oof.aggregate`.
     choice : {"plateau", "maximum"}
-        How the threshold is chosen; see `utils.decision.thresholds`.
+        How the threshold is chosen; see `utils.metrics.thresholds`.
     one_image : bool
         Use only one random image of each breast.
     seed : int
