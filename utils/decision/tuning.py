@@ -13,7 +13,7 @@ from utils.images.inputs import has_real_data
 from utils.metrics.intervals import Interval, PatientBootstrap
 from utils.metrics.scores import decide, probabilistic_f1
 from utils.metrics.thresholds import CHOICES, Choose, nested_decisions, patient_nested, site_decisions, site_thresholds
-from utils.runs.found import SKIPPED_FOLDERS, find_runs, folders_with
+from utils.runs.found import SKIPPED_FOLDERS, find_runs, folders_with, runs_under
 from utils.runs.oof import AGGREGATIONS, PredictionError, oof_of_runs
 from utils.runs.run import Run
 
@@ -229,20 +229,29 @@ def threshold_files(threshold_path: str = "") -> list[Path]:
 def tuned_runs(threshold_path: str = "", smoke_test: bool = False, competition_dir: str | Path = "") -> list[Path]:
     """Return the runs of the first threshold.json whose runs all exist; empty if there is none.
 
-    On real data, phantom and smoke-test runs are used only if ``threshold_path`` names the file.
+    A run that is not at its path is found by its content: under the folder of threshold.json, in the working folder, or, on
+    Kaggle, in attached inputs. On real data, phantom and smoke-test runs are used only if ``threshold_path`` names the file.
 
     Raises
     ------
     PredictionError
-        If a file can't be read by this version of the kit, or the file at ``threshold_path`` does not exist.
+        If a file can't be read by this version of the kit, or the file at ``threshold_path`` or one of its runs does not exist.
     """
     any_kind = threshold_path or smoke_test or not has_real_data(competition_dir)
     for path in threshold_files(threshold_path):
         tuned = Threshold.load(path)
-        named = [run for run in map(Path, tuned.runs) if _has_oof(run) and (any_kind or not _is_for_show(run))]
-        found = {hash_oof(run): run for run in [*find_runs(), *named]}
-        if set(tuned.oof_hashes) <= found.keys():
-            return [found[content] for content in tuned.oof_hashes]
+        named = [run for run in tuned.run_dirs if _has_oof(run)]
+        if len(named) < len(tuned.runs):
+            named += [run for run in runs_under(path.parent) if hash_oof(run) in tuned.oof_hashes]
+        usable = [run for run in named if any_kind or not _is_for_show(run)]
+        by_content = {hash_oof(run): run for run in [*find_runs(), *usable]}
+        if set(tuned.oof_hashes) <= by_content.keys():
+            return [by_content[content] for content in tuned.oof_hashes]
+        if threshold_path:
+            raise PredictionError(
+                f"{path} was tuned on {', '.join(tuned.runs)}: they are not all there, or have changed since. Name their folders"
+                " with run_dirs, or run tune_threshold.ipynb again."
+            )
     return []
 
 
