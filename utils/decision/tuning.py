@@ -249,8 +249,8 @@ def tuned_runs(threshold_path: str = "", smoke_test: bool = False, competition_d
             return [by_content[content] for content in tuned.oof_hashes]
         if threshold_path:
             raise PredictionError(
-                f"{path} was tuned on {', '.join(tuned.runs)}: they are not all there, or have changed since. Name their folders"
-                " with run_dirs, or run tune_threshold.ipynb again."
+                f"{path} was tuned on {', '.join(tuned.runs)}: they are not all there, or have changed since. Name their"
+                " folders with run_dirs, or run tune_threshold.ipynb again."
             )
     return []
 
