@@ -68,6 +68,13 @@ def test_other_code_and_other_data_are_differences(tmp_path, notes, column, show
     assert list_runs(runs)[0][column].tolist() == shown
 
 
+def test_weights_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    paths = [str(tmp_path / name / "weights.safetensors") for name in "ab"]
+    models = [{"weights_path": path} for path in paths]
+    runs = [make_run(tmp_path / name, model=model) for name, model in zip("ab", models, strict=True)]
+    assert list_runs(runs)[0].weights_path.tolist() == paths
+
+
 def test_folds_that_calls_may_choose_are_no_difference(tmp_path):
     runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", folds=(0,))]
     assert list_runs(runs)[0].columns[0] == "folds" and list_runs(runs)[0].folds.tolist() == ["2/2", "2/2"]

@@ -14,6 +14,7 @@ from utils.runs.found import name_runs
 from utils.runs.run import Run
 
 FIRST = "utils.training.folds"  # a training executes this module and what it imports
+SHOWN = 3  # runs that a message names
 
 
 def code_versions() -> dict[str, str]:
@@ -46,9 +47,10 @@ def warn_of_other_code(run_dirs: Sequence[Path]) -> None:
     now = code_versions() if noted else {}
     other = [f"{name} (commit {found['commit']})" for name, found in noted.items() if found["code"] != now["code"]]
     if other:
+        more = f" and {len(other) - SHOWN} more" if len(other) > SHOWN else ""
         print(
-            f"Warning: trained with other code than today's (commit {now['commit']}): {', '.join(other)}. A difference between"
-            " runs may be the code's, and today's code may predict differently with their weights."
+            f"Warning: trained with other code than today's (commit {now['commit']}): {', '.join(other[:SHOWN])}{more}."
+            " A difference between runs may be the code's, and today's code may predict differently with their weights."
         )
 
 

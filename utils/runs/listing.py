@@ -65,7 +65,6 @@ def _settings(run: Run) -> dict[str, str]:
     """Return as text what decides a run's weights, by field."""
     config = run.config.to_json()
     model, preprocessing = config.pop("model"), config.pop("preprocessing")
-    model["weights_path"] = Path(model["weights_path"]).name
     hashes = {"code": run.notes.versions.get("code", ""), "data": run.notes.data_hash}
     fields = preprocessing | model | config | {name: text[:LONGEST_HASH] for name, text in hashes.items()}
     return {name: str(value) for name, value in fields.items() if name not in MAY_CHANGE}
