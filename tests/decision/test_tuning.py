@@ -230,15 +230,15 @@ def test_aggregations_are_compared_on_the_same_patients(many_images):
         probability = aggregate(oof, method).loc[breasts.prediction_id].to_numpy()
         decisions[method] = patient_nested(breasts.cancer, probability, breasts.patient_id, seed=1)
         assert table.loc[method, "AUC [95 %]"] == str(bootstrap.auc(breasts.cancer, probability))
-        assert table.loc[method, "nested pF1 [95 %]"] == str(bootstrap.pf1(breasts.cancer, decisions[method]))
+        assert table.loc[method, "pf1_patient_nested [95 %]"] == str(bootstrap.pf1(breasts.cancer, decisions[method]))
     difference = bootstrap.pf1_difference(breasts.cancer, decisions["max"], decisions["mean"])
-    assert table.loc["max", ["gain over the mean", ""]].tolist() == [difference.signed, "better"]
+    assert table.loc["max", ["gain over the mean", "verdict"]].tolist() == [difference.signed, "better"]
 
 
 def test_one_image_a_breast_leaves_nothing_to_aggregate(many_images):
     table = compare_aggregations([many_images], Tuning(one_image=True))
     assert table["AUC [95 %]"].nunique() == 1 and tune([many_images], Tuning(one_image=True)).one_image
-    assert (table.iloc[1:, 3] == "not measurably different").all()
+    assert (table.verdict[1:] == "not measurably different").all()
 
 
 def test_each_fold_chooses_a_threshold_by_itself(run):

@@ -84,7 +84,7 @@ def _draw_pf1(axis: plt.Axes, x: pd.Series, curve: pd.DataFrame, tuned: Threshol
     axis.plot(x, curve.pf1, color="C0", label="measured on the breasts that tuned it")
     axis.fill_between(x, curve.low, curve.high, color="C0", label="95 % band over patients", **BAND)
     nested = tuned.pf1_nested
-    axis.axhline(nested.value, color="C2", label=f"nested over folds: {nested.value:.3f}")
+    axis.axhline(nested.value, color="C2", label=f"pf1_nested: {nested.value:.3f}")
     axis.axhspan(nested.low, nested.high, color="C2", **BAND)
     axis.set_ylim(0, None)
     axis.legend(fontsize=8)

@@ -140,13 +140,13 @@ def _sites_worth_it(
 
 
 def compare_aggregations(run_dirs: Sequence[Path], tuning: Tuning = DEFAULT) -> pd.DataFrame:
-    """Compare ways to combine a breast's images, by nested pF1.
+    """Compare ways to combine a breast's images, by ``pf1_patient_nested``.
 
     Returns
     -------
     DataFrame
-        Indexed by aggregation: AUC and patient-nested pF1 with 95 % intervals, and the paired difference in pF1 from the
-        mean, with its verdict.
+        Indexed by aggregation: AUC and ``pf1_patient_nested`` with 95 % intervals, and the paired gain of the latter over
+        the mean, with its verdict.
     """
     rows, first = {}, None
     for method in AGGREGATIONS:
@@ -157,9 +157,9 @@ def compare_aggregations(run_dirs: Sequence[Path], tuning: Tuning = DEFAULT) -> 
         difference = bootstrap.pf1_difference(oof.cancer, nested, first)
         rows[method] = {
             "AUC [95 %]": str(bootstrap.auc(oof.cancer, oof.probability)),
-            "nested pF1 [95 %]": str(bootstrap.pf1(oof.cancer, nested)),
+            "pf1_patient_nested [95 %]": str(bootstrap.pf1(oof.cancer, nested)),
             "gain over the mean": "" if nested is first else difference.signed,
-            "": "" if nested is first else difference.verdict,
+            "verdict": "" if nested is first else difference.verdict,
         }
     return pd.DataFrame(rows).T.rename_axis("aggregation")
 
