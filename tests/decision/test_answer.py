@@ -27,7 +27,7 @@ def say(tuned=ONE, found=NOISE, folds=(0, 1), **verdicts):
 def test_answer_begins_with_the_threshold_and_what_to_expect():
     first, second = say().splitlines()
     assert first.startswith("Threshold: 0.3000 on the calibrated probability (plateau; 100 breasts, 2 positive)")
-    assert "pf1_nested 0.400 [0.300, 0.500]" in second and "pf1 0.450 is measured on the breasts that chose the threshold" in second
+    assert "pf1_nested 0.400 [0.300, 0.500]. pf1 0.450 is measured on the breasts that chose the threshold" in second
 
 
 def test_with_one_fold_there_is_no_estimate_over_folds():
