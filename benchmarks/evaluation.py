@@ -13,14 +13,14 @@ from scipy.stats import norm
 
 from utils.decision.calibration import compare_calibrations
 from utils.decision.comparison import compare_runs, search_ensemble
-from utils.decision.thresholds import (
+from utils.metrics.intervals import PatientBootstrap
+from utils.metrics.thresholds import (
     CHOICES,
     nested_decisions,
     patient_nested,
     pf1_curve,
     prevalence_shift,
 )
-from utils.metrics.intervals import PatientBootstrap
 from utils.runs.oof import AGGREGATIONS, aggregate
 from utils.tables.breasts import by_breast
 

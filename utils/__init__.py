@@ -3,7 +3,7 @@
 The packages follow the data's one-way path. Each imports only from itself and from those before it:
 
 - core: errors, folders, files written atomically, checks of what they hold, processes that may die
-- metrics: the probabilistic F1 and its kin, and intervals from a bootstrap over patients
+- metrics: the probabilistic F1 and its kin, thresholds for it, and intervals from a bootstrap over patients
 - tables: the competition's tables, checked and split into folds by patient
 - phantom: a synthetic competition with known lesions
 - dicom: one DICOM file to grey values

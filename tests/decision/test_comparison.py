@@ -6,9 +6,9 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from utils.decision.comparison import Ensemble, align, compare_runs, search_ensemble
-from utils.decision.thresholds import CHOICES, patient_nested
 from utils.metrics.intervals import Interval, PatientBootstrap
 from utils.metrics.scores import area_under_roc, probabilistic_f1, sigmoid
+from utils.metrics.thresholds import CHOICES, patient_nested
 from utils.runs.oof import PredictionError
 
 NOTHING = "not measurably different"
@@ -34,7 +34,7 @@ def run_with(signal: float, seed: int) -> pd.DataFrame:
 
 def verdicts(runs: dict, **options) -> list[str]:
     row = compare_runs(runs, **options).iloc[0]
-    return [row["by AUC"], row["by nested pF1"]]
+    return [row["by AUC"], row["by pf1_patient_nested"]]
 
 
 def test_clearly_better_run_is_better_and_the_other_worse():
@@ -91,7 +91,7 @@ def test_more_runs_widen_the_interval_of_each_pair():
 def test_runs_are_matched_by_breast_not_by_row():
     run = run_with(1.5, 0)
     table = compare_runs({"a": run, "b": run.sample(frac=1, random_state=0)})
-    assert table.AUC[0] == "+0.000 [+0.000, +0.000]" and table["nested pF1"][0] == "+0.000 [+0.000, +0.000]"
+    assert table.AUC[0] == "+0.000 [+0.000, +0.000]" and table["pf1_patient_nested"][0] == "+0.000 [+0.000, +0.000]"
 
 
 def test_only_breasts_that_all_runs_predicted_count():

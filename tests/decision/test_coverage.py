@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from utils.decision.thresholds import CHOICES, nested_decisions, patient_nested, plateau_threshold
 from utils.metrics.intervals import PatientBootstrap
 from utils.metrics.scores import decide, probabilistic_f1
+from utils.metrics.thresholds import CHOICES, nested_decisions, patient_nested, plateau_threshold
 
 N_SETS, N_PATIENTS, N_DRAWS = 1000, 200, 400
 SHARE = 0.2  # of breasts with cancer: 80 a set

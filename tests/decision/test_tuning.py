@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import astuple, replace
+from dataclasses import asdict, astuple, replace
 
 import numpy as np
 import pandas as pd
@@ -16,13 +16,6 @@ from utils.core.formats import build
 from utils.decision import tuning
 from utils.decision.calibration import METHODS, compare_calibrations, fit_calibration
 from utils.decision.threshold import Estimate, Threshold
-from utils.decision.thresholds import (
-    CHOICES,
-    maximum_threshold,
-    nested_decisions,
-    patient_nested,
-    site_thresholds,
-)
 from utils.decision.tuning import (
     Tuning,
     compare_aggregations,
@@ -32,6 +25,13 @@ from utils.decision.tuning import (
 )
 from utils.metrics.intervals import PatientBootstrap
 from utils.metrics.scores import best_threshold, decide, probabilistic_f1, sigmoid
+from utils.metrics.thresholds import (
+    CHOICES,
+    maximum_threshold,
+    nested_decisions,
+    patient_nested,
+    site_thresholds,
+)
 from utils.phantom.competition import PARAMETERS_FILE
 from utils.runs import found as found_runs
 from utils.runs.oof import AGGREGATIONS, PredictionError, aggregate, oof_of_runs
@@ -58,7 +58,7 @@ def test_threshold_json_holds_what_is_relied_on_and_no_nan(run, tmp_path):
     tuned = tune([run])
     tuned.save(tmp_path / "threshold.json")
     written = read_json(tmp_path / "threshold.json")
-    assert written.keys() >= CONTRACT and written["runs"] == [str(run)] and tuned.aggregation == "mean"
+    assert written.keys() >= CONTRACT and written["runs"] == [run.name] and tuned.aggregation == "mean"
     for key in ("pf1_nested", "pf1_patient_nested", "auc"):
         assert written[key].keys() == {"value", "low", "high"}
         assert written[key]["low"] <= written[key]["value"] <= written[key]["high"]
@@ -230,15 +230,15 @@ def test_aggregations_are_compared_on_the_same_patients(many_images):
         probability = aggregate(oof, method).loc[breasts.prediction_id].to_numpy()
         decisions[method] = patient_nested(breasts.cancer, probability, breasts.patient_id, seed=1)
         assert table.loc[method, "AUC [95 %]"] == str(bootstrap.auc(breasts.cancer, probability))
-        assert table.loc[method, "nested pF1 [95 %]"] == str(bootstrap.pf1(breasts.cancer, decisions[method]))
+        assert table.loc[method, "pf1_patient_nested [95 %]"] == str(bootstrap.pf1(breasts.cancer, decisions[method]))
     difference = bootstrap.pf1_difference(breasts.cancer, decisions["max"], decisions["mean"])
-    assert table.loc["max", ["gain over the mean", ""]].tolist() == [difference.signed, "better"]
+    assert table.loc["max", ["gain over the mean", "verdict"]].tolist() == [difference.signed, "better"]
 
 
 def test_one_image_a_breast_leaves_nothing_to_aggregate(many_images):
     table = compare_aggregations([many_images], Tuning(one_image=True))
     assert table["AUC [95 %]"].nunique() == 1 and tune([many_images], Tuning(one_image=True)).one_image
-    assert (table.iloc[1:, 3] == "not measurably different").all()
+    assert (table.verdict[1:] == "not measurably different").all()
 
 
 def test_each_fold_chooses_a_threshold_by_itself(run):
@@ -303,6 +303,37 @@ def test_attached_threshold_json_finds_its_runs_by_content(tmp_path, at_work, mo
     found = runs_to_submit()
     assert found == [attached / "weights" / name for name in "ab"]
     assert find_threshold(found) == Threshold.load(attached / "weights" / "threshold.json")
+
+
+@pytest.mark.parametrize("is_absolute", [False, True])
+def test_a_folder_of_runs_and_their_threshold_json_can_be_moved(tmp_path, at_work, is_absolute):
+    """Earlier versions wrote absolute paths; runs are then found by content."""
+    runs = [write_oof(tmp_path / "home" / "runs" / name, seed=seed) for seed, name in enumerate("ab")]
+    tuned = tune(runs)
+    tuned.save(tmp_path / "home" / "threshold.json")
+    if is_absolute:
+        write_json(tmp_path / "home" / "threshold.json", asdict(tuned))
+    moved = shutil.move(tmp_path / "home", tmp_path / "elsewhere")
+    path = str(moved / "threshold.json")
+    assert runs_to_submit(threshold_path=path) == [moved / "runs" / name for name in "ab"]
+    assert find_threshold(runs_to_submit(threshold_path=path), path).weights == tuned.weights
+
+
+def test_paths_outside_of_the_folder_of_threshold_json_are_absolute(run, tmp_path):
+    path = tmp_path / "tuned" / "threshold.json"
+    tune([run]).save(path)
+    assert read_json(path)["runs"] == [str(run)] and Threshold.load(path).run_dirs == [run]
+    moved = shutil.move(path, tmp_path / "threshold.json")
+    assert Threshold.load(moved).run_dirs == [run]
+
+
+def test_named_threshold_json_whose_runs_are_gone_is_refused(at_work):
+    runs = [write_oof(at_work / "runs" / name, seed=seed) for seed, name in enumerate("ab")]
+    tune(runs[:1]).save(at_work / "threshold.json")
+    shutil.rmtree(runs[0])
+    with pytest.raises(PredictionError, match="threshold.json was tuned on .*runs/a: they are not all there.*with run_dirs"):
+        runs_to_submit(threshold_path=str(at_work / "threshold.json"))
+    assert tuning.tuned_runs() == []  # the file was not named
 
 
 def test_runs_for_show_of_a_threshold_json_that_was_not_named_are_not_submitted_for_real_data(at_work, monkeypatch):

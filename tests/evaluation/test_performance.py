@@ -8,13 +8,13 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precisio
 
 from tests.helpers import TINY, make_config
 from utils.core.files import write_json
-from utils.decision.thresholds import CHOICES
 from utils.evaluation import performance as evaluation
 from utils.evaluation import training_rows
 from utils.evaluation.performance import confusion, paper_table, performance, screening_figures
 from utils.evaluation.training_rows import predict_training_rows
 from utils.images.training_data import TrainingData
 from utils.metrics.scores import decide
+from utils.metrics.thresholds import CHOICES
 from utils.runs.oof import oof_of_runs
 from utils.runs.run import Run
 from utils.training.folds import train_run

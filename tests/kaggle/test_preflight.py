@@ -14,6 +14,7 @@ from utils.images.settings import CacheSettings
 from utils.kaggle import machine
 from utils.kaggle.findings import Finding, PreflightError, refusals, report
 from utils.kaggle.preflight import IMAGE_BYTES, check_images, count_missing, preflight_images, room_for
+from utils.tables import read_images
 
 
 @pytest.fixture

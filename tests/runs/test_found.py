@@ -12,7 +12,8 @@ from utils.phantom.competition import PARAMETERS_FILE
 from utils.runs import found as found_runs
 from utils.runs.errors import PredictionError
 from utils.runs.found import find_runs, name_runs
-from utils.training.example_run import find_or_train_runs
+from utils.training import example_run
+from utils.training.example_run import find_or_train_runs, runs_to_submit
 
 
 def make_run(run_dir):
@@ -77,3 +78,19 @@ def test_with_data_but_without_runs_the_next_step_is_named(tmp_path, monkeypatch
     monkeypatch.setattr(folders, "find_competition", lambda: real)
     with pytest.raises(PredictionError, match="No finished run under .*runs: run train.ipynb first"):
         find_or_train_runs("")
+
+
+def test_without_runs_tuning_stops_with_the_remedy_where_it_may_not_train(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "working_dir", lambda: tmp_path)
+    monkeypatch.setattr(folders, "find_competition", lambda: None)
+    monkeypatch.setattr(found_runs, "KAGGLE_INPUT", tmp_path / "input")
+    with pytest.raises(PredictionError, match="No finished run under .*runs: run train.ipynb first, or set run_dirs"):
+        find_or_train_runs("", may_train=False)
+
+
+def test_runs_of_other_code_warn_before_they_are_tuned_or_submitted(tmp_path, monkeypatch, capsys):
+    run = make_run(tmp_path / "runs" / "cnn")
+    write_json(run / "config.json", {"prevalence": 0.25, "versions": {"code": "0", "commit": "1a2b3c"}})
+    monkeypatch.setattr(example_run, "tuned_runs", lambda *_: [run])
+    assert find_or_train_runs(str(run)) == runs_to_submit() == runs_to_submit(str(run)) == [run]
+    assert capsys.readouterr().out.count("Warning: trained with other code than today's") == 3

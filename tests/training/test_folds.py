@@ -154,7 +154,7 @@ def test_finished_folds_are_not_trained_again_which_is_said(run, images, cache_d
     pd.testing.assert_frame_equal(again, oof, check_dtype=False)
     said = capsys.readouterr().out
     assert f"Nothing was trained. Already finished in {run_dir}: fold0, fold1. To train one again, delete its folder" in said
-    assert "Warning" not in said and "Finished after" not in said
+    assert "Warning" not in said and "Finished after" not in said and "Not trained yet" not in said
 
 
 def test_fold_that_was_deleted_is_trained_and_the_other_said_to_be_finished(run, images, cache_dir, tmp_path, capsys):
@@ -162,6 +162,15 @@ def test_fold_that_was_deleted_is_trained_and_the_other_said_to_be_finished(run,
     shutil.rmtree(tmp_path / "run" / "fold1")
     train_run(run[1], TrainingData(images, cache_dir), tmp_path / "run")
     assert re.search(r"Finished after \d+ s: fold1\.\nAlready finished in .*: fold0\. ", capsys.readouterr().out)
+
+
+def test_folds_that_are_left_are_named(run, images, cache_dir, tmp_path, monkeypatch, capsys):
+    shutil.copytree(run[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "fold1")
+    monkeypatch.setattr(training, "Fitting", None)
+    train_run(replace(run[1], folds=(0,)), TrainingData(images, cache_dir), tmp_path / "run")
+    said = capsys.readouterr().out
+    assert "Nothing was trained. " in said and "Not trained yet: 1 of 2 folds. To train them: -p folds 1\n" in said
 
 
 @pytest.mark.parametrize(

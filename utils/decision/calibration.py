@@ -9,9 +9,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, log_loss
 
 from utils.core.formats import check, check_types
-from utils.decision.thresholds import held_out
 from utils.metrics.intervals import proportion
 from utils.metrics.scores import sigmoid
+from utils.metrics.thresholds import held_out
 
 METHODS = ("none", "temperature", "platt", "isotonic")
 LEAST_SLOPE = 1e-3  # keeps the order even of a model worse than chance: calibration must not invert it

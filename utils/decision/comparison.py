@@ -6,9 +6,9 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from utils.decision.thresholds import CHOICES, held_out, patient_nested
 from utils.metrics.intervals import LEVEL, Interval, PatientBootstrap
 from utils.metrics.scores import area_under_roc, probabilistic_f1
+from utils.metrics.thresholds import CHOICES, held_out, patient_nested
 from utils.runs.oof import PredictionError
 
 N_STEPS = 20  # of the greedy search; the finest weight is 1 / N_STEPS
@@ -40,7 +40,7 @@ def align(runs: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
 
 
 def compare_runs(runs: dict[str, pd.DataFrame], seed: int = 0, choice: str = "plateau") -> pd.DataFrame:
-    """Compare every pair of runs on the same patients, by AUC and by nested pF1.
+    """Compare every pair of runs on the same patients, by AUC and by ``pf1_patient_nested``.
 
     With m pairs each interval has level 1 - 0.05 / 2m (Bonferroni over two measures), so all of them hold at once in 95 of
     100 data sets: the best of many runs does not look better by chance.
@@ -76,7 +76,7 @@ def compare_runs(runs: dict[str, pd.DataFrame], seed: int = 0, choice: str = "pl
     rows = []
     for one, other in pairs:
         row = {"run": one, "other": other}
-        for measure, found in {"AUC": auc, "nested pF1": pf1}.items():
+        for measure, found in {"AUC": auc, "pf1_patient_nested": pf1}.items():
             difference = _difference(bootstrap, found[one], found[other], level)
             row |= {measure: difference.signed, f"by {measure}": difference.verdict}
         rows.append(row | {"breasts": len(labels), "positives": int(labels.sum())})

@@ -10,10 +10,10 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from utils.decision.calibration import reliability
 from utils.decision.threshold import Threshold
-from utils.decision.thresholds import pf1_curve
 from utils.images.figures import draw_pictures, finished, in_legend
 from utils.metrics.intervals import PatientBootstrap
 from utils.metrics.scores import area_under_roc, decide
+from utils.metrics.thresholds import pf1_curve
 
 BAND = {"alpha": 0.2, "linewidth": 0}
 
@@ -84,7 +84,7 @@ def _draw_pf1(axis: plt.Axes, x: pd.Series, curve: pd.DataFrame, tuned: Threshol
     axis.plot(x, curve.pf1, color="C0", label="measured on the breasts that tuned it")
     axis.fill_between(x, curve.low, curve.high, color="C0", label="95 % band over patients", **BAND)
     nested = tuned.pf1_nested
-    axis.axhline(nested.value, color="C2", label=f"nested over folds: {nested.value:.3f}")
+    axis.axhline(nested.value, color="C2", label=f"pf1_nested: {nested.value:.3f}")
     axis.axhspan(nested.low, nested.high, color="C2", **BAND)
     axis.set_ylim(0, None)
     axis.legend(fontsize=8)
@@ -118,7 +118,7 @@ def show_prevalence(shift: pd.DataFrame, observed: float) -> plt.Figure:
     Parameters
     ----------
     shift : DataFrame
-        From `utils.decision.thresholds.prevalence_shift`.
+        From `utils.metrics.thresholds.prevalence_shift`.
     observed : float
         Prevalence of the tuning breasts.
     """

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,8 @@ import pandas as pd
 from utils.core.files import read_json, write_json
 from utils.core.formats import build, check, check_types, naming
 from utils.decision.calibration import Calibration
-from utils.decision.thresholds import CHOICES, site_decisions
 from utils.metrics.intervals import Interval
+from utils.metrics.thresholds import CHOICES, site_decisions
 from utils.runs.oof import AGGREGATIONS, PredictionError, check_weights, oof_of_runs
 
 REMEDY = "Run tune_threshold.ipynb again to write this file, or delete it."
@@ -57,7 +57,7 @@ class Threshold:
     threshold : float
         On the calibrated probability.
     choice : {"plateau", "maximum"}
-        How the threshold was chosen; see `utils.decision.thresholds`.
+        How the threshold was chosen; see `utils.metrics.thresholds`.
     aggregation : str
         How a breast's images are combined; see `utils.runs.oof.aggregate`.
     one_image : bool
@@ -75,7 +75,7 @@ class Threshold:
     site_gain : Estimate or None
         Gain in pF1 from site thresholds; None if they were not tried.
     runs : tuple of str
-        Run folders.
+        Run folders. In the file, those under its own folder are relative to it, so that the folder can be moved.
     weights : tuple of float
         Weights of the runs in their average.
     oof_hashes : tuple of str
@@ -136,7 +136,8 @@ class Threshold:
 
     def save(self, path: str | Path) -> None:
         """Write threshold.json."""
-        write_json(path, asdict(self))
+        folder = Path(path).resolve().parent
+        write_json(path, asdict(self) | {"runs": [_relative(run, folder) for run in self.runs]})
 
     @classmethod
     def load(cls, path: str | Path) -> "Threshold":
@@ -148,7 +149,9 @@ class Threshold:
             If this version of the kit can't read the file; names the file, the field and the remedy.
         """
         with naming(path, PredictionError, REMEDY):
-            return build(cls, read_json(path), complete=True)
+            tuned = build(cls, read_json(path), complete=True)
+        folder = Path(path).resolve().parent
+        return replace(tuned, runs=tuple(str(folder / run) for run in tuned.runs))
 
     def calibrate(self, probabilities: pd.Series) -> pd.Series:
         """Calibrate probabilities by breast."""
@@ -192,6 +195,12 @@ class Threshold:
             shown[name] = ", ".join(str(item) for item in getattr(self, name))
         shown["site_thresholds"] = "; ".join(f"{site}: {value}" for site, value in self.site_thresholds.items())
         return pd.Series(vars(self) | shown).to_frame("value")
+
+
+def _relative(run: str, folder: Path) -> str:
+    """Return a run's path relative to ``folder`` if it is inside, else its absolute path."""
+    path = Path(run).resolve()
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
 
 
 def hash_oof(run_dir: Path) -> str:

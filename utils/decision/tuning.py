@@ -9,11 +9,11 @@ import pandas as pd
 from utils.core.folders import KAGGLE_INPUT, resolve, working_dir
 from utils.decision.calibration import Calibration, compare_calibrations, fit_calibration
 from utils.decision.threshold import Estimate, Threshold, hash_oof
-from utils.decision.thresholds import CHOICES, Choose, nested_decisions, patient_nested, site_decisions, site_thresholds
 from utils.images.inputs import has_real_data
 from utils.metrics.intervals import Interval, PatientBootstrap
 from utils.metrics.scores import decide, probabilistic_f1
-from utils.runs.found import SKIPPED_FOLDERS, find_runs, folders_with
+from utils.metrics.thresholds import CHOICES, Choose, nested_decisions, patient_nested, site_decisions, site_thresholds
+from utils.runs.found import SKIPPED_FOLDERS, find_runs, folders_with, runs_under
 from utils.runs.oof import AGGREGATIONS, PredictionError, oof_of_runs
 from utils.runs.run import Run
 
@@ -27,7 +27,7 @@ class Tuning:
     aggregation : str
         How a breast's images are combined; see `utils.runs.oof.aggregate`.
     choice : {"plateau", "maximum"}
-        How the threshold is chosen; see `utils.decision.thresholds`.
+        How the threshold is chosen; see `utils.metrics.thresholds`.
     one_image : bool
         Use only one random image of each breast.
     seed : int
@@ -140,13 +140,13 @@ def _sites_worth_it(
 
 
 def compare_aggregations(run_dirs: Sequence[Path], tuning: Tuning = DEFAULT) -> pd.DataFrame:
-    """Compare ways to combine a breast's images, by nested pF1.
+    """Compare ways to combine a breast's images, by ``pf1_patient_nested``.
 
     Returns
     -------
     DataFrame
-        Indexed by aggregation: AUC and patient-nested pF1 with 95 % intervals, and the paired difference in pF1 from the
-        mean, with its verdict.
+        Indexed by aggregation: AUC and ``pf1_patient_nested`` with 95 % intervals, and the paired gain of the latter over
+        the mean, with its verdict.
     """
     rows, first = {}, None
     for method in AGGREGATIONS:
@@ -157,9 +157,9 @@ def compare_aggregations(run_dirs: Sequence[Path], tuning: Tuning = DEFAULT) -> 
         difference = bootstrap.pf1_difference(oof.cancer, nested, first)
         rows[method] = {
             "AUC [95 %]": str(bootstrap.auc(oof.cancer, oof.probability)),
-            "nested pF1 [95 %]": str(bootstrap.pf1(oof.cancer, nested)),
+            "pf1_patient_nested [95 %]": str(bootstrap.pf1(oof.cancer, nested)),
             "gain over the mean": "" if nested is first else difference.signed,
-            "": "" if nested is first else difference.verdict,
+            "verdict": "" if nested is first else difference.verdict,
         }
     return pd.DataFrame(rows).T.rename_axis("aggregation")
 
@@ -230,20 +230,29 @@ def threshold_files(threshold_path: str = "") -> list[Path]:
 def tuned_runs(threshold_path: str = "", smoke_test: bool = False, competition_dir: str | Path = "") -> list[Path]:
     """Return the runs of the first threshold.json whose runs all exist; empty if there is none.
 
-    On real data, phantom and smoke-test runs are used only if ``threshold_path`` names the file.
+    A run that is not at its path is found by its content: under the folder of threshold.json, in the working folder, or, on
+    Kaggle, in attached inputs. On real data, phantom and smoke-test runs are used only if ``threshold_path`` names the file.
 
     Raises
     ------
     PredictionError
-        If a file can't be read by this version of the kit, or the file at ``threshold_path`` does not exist.
+        If a file can't be read by this version of the kit, or the file at ``threshold_path`` or one of its runs does not exist.
     """
     any_kind = threshold_path or smoke_test or not has_real_data(competition_dir)
     for path in threshold_files(threshold_path):
         tuned = Threshold.load(path)
-        named = [run for run in map(Path, tuned.runs) if _has_oof(run) and (any_kind or not _is_for_show(run))]
-        found = {hash_oof(run): run for run in [*find_runs(), *named]}
-        if set(tuned.oof_hashes) <= found.keys():
-            return [found[content] for content in tuned.oof_hashes]
+        named = [run for run in tuned.run_dirs if _has_oof(run)]
+        if len(named) < len(tuned.runs):
+            named += [run for run in runs_under(path.parent) if hash_oof(run) in tuned.oof_hashes]
+        usable = [run for run in named if any_kind or not _is_for_show(run)]
+        by_content = {hash_oof(run): run for run in [*find_runs(), *usable]}
+        if set(tuned.oof_hashes) <= by_content.keys():
+            return [by_content[content] for content in tuned.oof_hashes]
+        if threshold_path:
+            raise PredictionError(
+                f"{path} was tuned on {', '.join(tuned.runs)}: they are not all there, or have changed since. Name their"
+                " folders with run_dirs, or run tune_threshold.ipynb again."
+            )
     return []
 
 

@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 
 from utils.decision.threshold import Threshold
-from utils.decision.thresholds import CHOICES, nested_decisions
 from utils.decision.tuning import Tuning, tune
 from utils.evaluation.subgroups import IMAGES_PER_BREAST, METADATA, VERDICT, with_traits
 from utils.images.cache import default_cache_dir
 from utils.images.cached import picture_path, read_manifest
 from utils.images.inputs import Inputs
 from utils.metrics.intervals import PatientBootstrap
+from utils.metrics.thresholds import CHOICES, nested_decisions
 from utils.runs.found import name_runs
 from utils.runs.oof import PredictionError, oof_of_runs
 from utils.runs.run import Run

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils.decision.thresholds import CHOICES, cut_bins, cut_points, nested_decisions
 from utils.metrics.intervals import Interval, PatientBootstrap, proportion
 from utils.metrics.scores import decide
+from utils.metrics.thresholds import CHOICES, cut_bins, cut_points, nested_decisions
 from utils.runs.run import Run
 
 

@@ -7,7 +7,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from utils.core.errors import KitError
-from utils.decision.thresholds import CHOICES
 from utils.evaluation.explanation import ExplanationError, check_network, choose_examples, explain_run, name_method
 from utils.evaluation.figures import show_explanations
 from utils.evaluation.localisation import BoxedImages, draw_boxed_images
@@ -15,6 +14,7 @@ from utils.evaluation.marks import marks_table
 from utils.evaluation.material import Material
 from utils.evaluation.pointing import pointing_table
 from utils.evaluation.training_rows import predict_training_rows
+from utils.metrics.thresholds import CHOICES
 from utils.runs.errors import TrainingError
 from utils.runs.run import Run
 

@@ -1,4 +1,4 @@
-"""Scores such as the probabilistic F1, and intervals from a bootstrap over patients."""
+"""Scores such as the probabilistic F1, thresholds for it, and intervals from a bootstrap over patients."""
 
 from utils.metrics.scores import probabilistic_f1
 

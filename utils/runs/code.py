@@ -1,15 +1,20 @@
 """Which code a run was trained with, and whether the code has changed since."""
 
 import ast
+import contextlib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 from utils.core.folders import PROJECT
 from utils.core.versions import versions
+from utils.runs.errors import TrainingError
+from utils.runs.found import name_runs
+from utils.runs.run import Run
 
 FIRST = "utils.training.folds"  # a training executes this module and what it imports
+SHOWN = 3  # runs that a message names
 
 
 def code_versions() -> dict[str, str]:
@@ -30,6 +35,23 @@ def changed_versions(found: Mapping[str, str]) -> str:
         return ""
     same = " The modules that training executes are the same." if found.get("code") == now["code"] else ""
     return f"{', '.join(changed)}.{same}"
+
+
+def warn_of_other_code(run_dirs: Sequence[Path]) -> None:
+    """Print which runs were trained with other code than today's, and so perhaps than each other."""
+    noted = {}
+    for name, run_dir in name_runs(run_dirs).items():
+        with contextlib.suppress(TrainingError):  # the run's reader refuses it
+            noted[name] = Run(run_dir).notes.versions
+    noted = {name: found for name, found in noted.items() if "code" in found}
+    now = code_versions() if noted else {}
+    other = [f"{name} (commit {found['commit']})" for name, found in noted.items() if found["code"] != now["code"]]
+    if other:
+        more = f" and {len(other) - SHOWN} more" if len(other) > SHOWN else ""
+        print(
+            f"Warning: trained with other code than today's (commit {now['commit']}): {', '.join(other[:SHOWN])}{more}."
+            " A difference between runs may be the code's, and today's code may predict differently with their weights."
+        )
 
 
 def module_files(names: set[str], project: Path) -> list[Path]:

@@ -105,7 +105,7 @@ class Run:
         return self.folds_with("oof.csv")
 
     def folds_with(self, name: str) -> list[Path]:
-        """List the folders of folds that contain a file, by number.
+        """List the folders of folds that contain a file (a path relative to the fold's folder), by number.
 
         A copy such as ``fold0_backup``, or ``fold7`` in a run of four folds, is not a fold. If the configuration is
         unreadable, every number counts.
@@ -113,7 +113,7 @@ class Run:
         n_folds = math.inf
         with contextlib.suppress(TrainingError):
             n_folds = self.config.n_folds
-        folders = [path.parent for path in self.folder.glob(f"fold*/{name}") if path.is_file()]
+        folders = [folder for folder in self.folder.glob("fold*") if (folder / name).is_file()]
         numbered = {int(found[1]): folder for folder in folders if (found := FOLD.fullmatch(folder.name))}
         return [numbered[number] for number in sorted(numbered) if number < n_folds]
 

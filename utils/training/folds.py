@@ -20,6 +20,7 @@ from utils.runs.errors import TrainingError
 from utils.runs.execution import Execution
 from utils.runs.folder import claim_run, collect_folds, hash_data
 from utils.runs.lock import changing, training
+from utils.runs.run import Run
 from utils.runs.starts import Start
 from utils.runs.tables import OOF_COLUMNS, PROBE_FILE, read_history_table
 from utils.tables.boxes import CORNERS
@@ -77,7 +78,7 @@ def train_run(
     run_tasks(tasks, execution)
     trained = [fold_dir.name for fold_dir in missing.values()]
     found = [fold_dir.name for fold, fold_dir in folds.items() if fold not in missing]
-    _report(run_dir, trained, found, time.perf_counter() - start)
+    _report(Run(run_dir), trained, found, time.perf_counter() - start)
     with changing(run_dir):
         collect_folds(run_dir, "history.csv")
         if config.box_weight:
@@ -87,14 +88,18 @@ def train_run(
         return collect_folds(run_dir, "oof.csv")
 
 
-def _report(run_dir: Path, trained: Sequence[str], found: Sequence[str], seconds: float) -> None:
-    """Print which folds were trained, and which were already finished."""
+def _report(run: Run, trained: Sequence[str], found: Sequence[str], seconds: float) -> None:
+    """Print which folds were trained, which were already finished, and which are left."""
     if trained:
         print(f"Finished after {seconds:.0f} s: {', '.join(trained)}.")
     if found:
         nothing = "" if trained else "Nothing was trained. "
         again = "To train one again, delete its folder, or choose another run_dir."
-        print(f"{nothing}Already finished in {run_dir}: {', '.join(found)}. {again}")
+        print(f"{nothing}Already finished in {run.folder}: {', '.join(found)}. {again}")
+    finished = {fold_dir.name for fold_dir in run.finished_folds()}
+    left = [str(fold) for fold in range(run.config.n_folds) if f"fold{fold}" not in finished]
+    if left:
+        print(f"Not trained yet: {len(left)} of {run.config.n_folds} folds. To train them: -p folds {','.join(left)}")
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,10 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import f1_score
 
-from utils.decision import thresholds
-from utils.decision.thresholds import (
+from utils.metrics import thresholds
+from utils.metrics.intervals import PatientBootstrap
+from utils.metrics.scores import best_threshold, decide
+from utils.metrics.thresholds import (
     CHOICES,
     cut_points,
     maximum_threshold,
@@ -20,8 +22,6 @@ from utils.decision.thresholds import (
     site_decisions,
     site_thresholds,
 )
-from utils.metrics.intervals import PatientBootstrap
-from utils.metrics.scores import best_threshold, decide
 
 BOTH = pytest.mark.parametrize("choose", CHOICES.values(), ids=CHOICES)
 
