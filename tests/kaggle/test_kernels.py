@@ -12,7 +12,7 @@ from utils.kaggle.parameter_cells import is_parameters, parameters_source, read_
 from utils.kaggle.pretrained import Pretrained
 
 USER = "some-reader"
-CELL = 'architecture: str = "resnet50"  # any\nrecipe: str = ""\nmax_views: int | None = None\nweights_path: str = ""\n'
+CELL = 'architecture: str = "resnet50"  # any\nrecipe: str = ""\nmax_views: int = None\nweights_path: str = None\n'
 
 
 def make_notebook(source=CELL):
@@ -102,7 +102,7 @@ def test_an_edited_parameters_cell_is_carried_over_and_settings_win(tmp_path):
 def test_a_former_default_is_no_choice_when_the_notebook_changes(tmp_path):
     """The bundle's own record tells them apart: a kit with another default brings it."""
     write_json(tmp_path / "kernels/train/train.ipynb", make_notebook(CELL.replace("None = None", "None = 4")))
-    usual = {"architecture": "resnet50", "recipe": "", "max_views": None, "weights_path": ""}
+    usual = {"architecture": "resnet50", "recipe": "", "max_views": None, "weights_path": None}
     write_json(tmp_path / "bundle.json", {"parameters": {"train": usual}})
     changed = make_notebook(CELL.replace("resnet50", "cnn"))
     kernel = plan_kernel("train", changed, {"recipe": "strong mixup=0.4"}, tmp_path, [])
@@ -201,7 +201,7 @@ def test_weights_are_attached_to_the_train_kernels_alone_and_forgotten_without_t
     assert sorted(attached) == ["train-a", "train-b"]
     assert values_of(folder, "train-a")["weights_path"] == str(made.mounted)
     write(folder)
-    assert values_of(folder, "train-a")["weights_path"] == "" and values_of(folder, "train-a")["architecture"] == "resnet18"
+    assert values_of(folder, "train-a")["weights_path"] is None and values_of(folder, "train-a")["architecture"] == "resnet18"
 
 
 def test_a_secret_is_not_written_into_a_notebook(tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ def edit(path):
 
 
 @pytest.mark.parametrize(
-    "module", ["training/folds", "training/fitting", "networks/losses", "images/breast", "runs/folder", "metrics/__init__"]
+    "module", ["training/folds", "training/fitting", "networks/losses", "images/cached", "runs/folder", "metrics/__init__"]
 )
 def test_edit_of_a_module_that_trains_changes_the_hash(kit, module):
     before = code_versions()

@@ -22,6 +22,7 @@ from utils.kaggle.parameter_cells import (
     write_values,
 )
 from utils.kaggle.pretrained import Pretrained
+from utils.runs.settings import choose_settings
 
 TRAIN = "train"
 TRAIN_KERNEL = rf"{TRAIN}(-[a-z0-9]+)*"
@@ -128,7 +129,7 @@ def plan_kernel(
     defaults = default_values(source)
     chosen = carried | given
     if "weights_path" in defaults and "weights_path" not in chosen:
-        architecture = (defaults | chosen).get("architecture")
+        architecture = choose_settings(defaults | chosen, is_trial=False).values["architecture"]
         fitting = [one for one in weights if architecture in (one.architecture, one.architecture.partition(".")[0])]
         if fitting:
             defaults["weights_path"] = str(fitting[0].mounted)

@@ -59,7 +59,14 @@ def read_settings(parameters: Mapping[str, object], is_trial: bool) -> Settings:
     ParameterError
         If a recipe or a setting is unknown, a setting is given twice, or has the wrong type. Lists all problems.
     """
-    name, changes, problems = parse_recipe(str(parameters["recipe"]))
+    settings = choose_settings(parameters, is_trial)
+    print(_first_lines(settings, is_named=bool(parse_recipe(parameters["recipe"])[0])))
+    return settings
+
+
+def choose_settings(parameters: Mapping[str, object], is_trial: bool) -> Settings:
+    """Do the same as `read_settings`, but print nothing."""
+    name, changes, problems = parse_recipe(parameters["recipe"])
     for setting, value in parameters.items():
         if setting in KINDS and value is not None:
             value = convert(setting, value, KINDS[setting])
@@ -67,9 +74,7 @@ def read_settings(parameters: Mapping[str, object], is_trial: bool) -> Settings:
                 problems.append(f"{setting} is {changes[setting]} in recipe and {value} as a parameter: leave one out.")
             changes[setting] = value
     refuse(problems)
-    settings = Settings(name or _default(changes, is_trial), changes)
-    print(_first_lines(settings, is_named=bool(name)))
-    return settings
+    return Settings(name or _default(changes, is_trial), changes)
 
 
 def parse_recipe(text: str) -> tuple[str, dict[str, object], list[str]]:
