@@ -101,7 +101,7 @@ def test_an_edited_parameters_cell_is_carried_over_and_settings_win(tmp_path):
 
 def test_a_former_default_is_no_choice_when_the_notebook_changes(tmp_path):
     """The bundle's own record tells them apart: a kit with another default brings it."""
-    write_json(tmp_path / "kernels/train/train.ipynb", make_notebook(CELL.replace("None = None", "None = 4")))
+    write_json(tmp_path / "kernels/train/train.ipynb", make_notebook(CELL.replace("int = None", "int = 4")))
     usual = {"architecture": "resnet50", "recipe": "", "max_views": None, "weights_path": None}
     write_json(tmp_path / "bundle.json", {"parameters": {"train": usual}})
     changed = make_notebook(CELL.replace("resnet50", "cnn"))
@@ -109,7 +109,7 @@ def test_a_former_default_is_no_choice_when_the_notebook_changes(tmp_path):
     assert kernel.carried == {"max_views": 4}
     filled = parameters_source(kernel.fill(changed))
     assert filled == CELL.replace("resnet50", "cnn").replace('recipe: str = ""', 'recipe: str = "strong mixup=0.4"').replace(
-        "None = None", "None = 4"
+        "int = None", "int = 4"
     )
 
 
@@ -170,7 +170,7 @@ def test_a_train_kernels_slug_gives_its_notebook():
     [
         ({"architecture": "resnet18"}, "/kaggle/input/pretrained-resnet18/resnet18.safetensors"),
         ({"architecture": "resnet18", "weights_path": "mine.pth"}, "mine.pth"),
-        ({"architecture": "resnet34"}, ""),
+        ({"architecture": "resnet34"}, None),
     ],
 )
 def test_a_training_starts_from_weights_of_its_architecture_unless_others_are_chosen(tmp_path, settings, path):
@@ -178,7 +178,7 @@ def test_a_training_starts_from_weights_of_its_architecture_unless_others_are_ch
     kernel = plan_kernel("train", make_notebook(), settings, None, weights)
     assert kernel.values["weights_path"] == path
     (line,) = describe([kernel], weights)
-    if path.endswith("resnet18.safetensors"):
+    if str(path).endswith("resnet18.safetensors"):
         assert line == "train will start from pretrained-resnet18 (weights_path)."
     else:
         assert "--set train:weights_path=/kaggle/input/pretrained-resnet18/resnet18.safetensors" in line
