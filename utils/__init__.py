@@ -7,12 +7,12 @@ The packages follow the data's one-way path. Each imports only from itself and f
 - tables: the competition's tables, checked and split into folds by patient
 - phantom: a synthetic competition with known lesions
 - dicom: one DICOM file to grey values
-- images: grey values to one small cached picture
+- images: grey values to one small cached image
 - external: other sets of mammograms as competition folders
 - explore: what to look at before training
 - runs: what a run is, on disk and in memory; neither here nor before is torch imported
 - decision: run folders to threshold.json, likewise without torch
-- networks: pictures to a logit
+- networks: images to a logit
 - training: a cache to a run folder
 - submission: test DICOMs to submission.csv
 - evaluation: what runs are worth, and report.html

@@ -329,7 +329,7 @@ def test_mias_pairs_films_and_keeps_their_values(converted, tmp_path):
     path = tmp_path / "mias" / "train_images" / "mias_pair001" / "mias_mdb002.dcm"
     assert np.array_equal(read_stored(path), picture(152)) and pydicom.dcmread(path).pixel_array.dtype == np.uint8
     assert np.allclose(read_dicom(path), picture(152) / 255, atol=1e-6)
-    assert "left out 1: its picture can't be read" in printed
+    assert "left out 1: its image can't be read" in printed
 
 
 def test_files_are_linked_or_copied(tmp_path):
@@ -516,7 +516,7 @@ def test_mirror_with_converted_pictures_is_refused_by_name(tmp_path, name, suffi
     for path in [*source.rglob("*.dcm"), *source.rglob("*.dicom")]:
         path.rename(path.with_suffix(f".{suffix}"))
     kind, place = ("PNG" if suffix == "png" else "JPEG"), ("TCIA" if name == "cbis" else "PhysioNet")
-    with pytest.raises(ExternalError, match=f"mirror of the set with {kind} pictures.*in DICOM from .*{place}"):
+    with pytest.raises(ExternalError, match=f"mirror of the set with {kind} images.*in DICOM from .*{place}"):
         convert(name, source, tmp_path / "new")
 
 

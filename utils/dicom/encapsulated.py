@@ -1,4 +1,4 @@
-"""Read a DICOM file's compressed picture only as far as needed: fragments, JP2 boxes and codestream."""
+"""Read a DICOM file's compressed image only as far as needed: fragments, JP2 boxes and codestream."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ ITEM, SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 
 
 class Codestream:
-    """The compressed picture of a file; raise ValueError, also later, if the data is broken or cut off.
+    """The compressed image of a file; raise ValueError, also later, if the data is broken or cut off.
 
-    ``file`` stands at the Pixel Data element. ``layout`` is None if no smaller picture can be cut out.
+    ``file`` stands at the Pixel Data element. ``layout`` is None if no smaller image can be cut out.
     """
 
     def __init__(self, file: BinaryIO, codec: str):
@@ -97,7 +97,7 @@ class Codestream:
 
 def _check_size(declared: tuple[int, int], shape: tuple[int, int]) -> None:
     if declared != shape:
-        raise ValueError(f"the compressed picture has {declared[0]} rows by {declared[1]} columns, but the header says {shape}")
+        raise ValueError(f"the compressed image has {declared[0]} rows by {declared[1]} columns, but the header says {shape}")
 
 
 class Fragments:

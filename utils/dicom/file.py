@@ -1,4 +1,4 @@
-"""One DICOM file to a picture: its header, as much pixel data as needed, and grey values with bright tissue."""
+"""One DICOM file to an image: its header, as much pixel data as needed, and grey values with bright tissue."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ class DicomFile:
 
     @cached_property
     def levels(self) -> int:
-        """How often the picture can be halved without decoding it in full.
+        """How often the image can be halved without decoding it in full.
 
         0 if the codec has no lower resolutions or does not store them one after the other. Also 0 if the header has no
         window, since grey values then depend on the range of the full picture.
@@ -191,17 +191,17 @@ class DicomFile:
         return os.fstat(self._file.fileno()).st_size
 
     def codestream(self, discard: int = 0) -> bytes:
-        """Return the compressed picture without its ``discard`` highest resolutions, ready for the decoder."""
+        """Return the compressed image without its ``discard`` highest resolutions, ready for the decoder."""
         with self._explained():
             return self._codestream.cut(discard, self.shape)
 
     def stored(self, discard: int = 0) -> np.ndarray:
-        """Return the picture's stored values, at full size or at a lower resolution of JPEG 2000.
+        """Return the image's stored values, at full size or at a lower resolution of JPEG 2000.
 
         Parameters
         ----------
         discard : int
-            How often to halve the picture, from 0 to `levels`.
+            How often to halve the image, from 0 to `levels`.
 
         Returns
         -------

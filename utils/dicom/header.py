@@ -19,7 +19,7 @@ from pydicom.uid import (
 from utils.core.errors import KitError
 
 PREAMBLE, MAGIC = 128, b"DICM"  # PS3.10, section 7.1
-FIRST_GROUPS = range(0x0002, 0x0029)  # data sets are sorted by tag, and what a picture needs is in group 0028
+FIRST_GROUPS = range(0x0002, 0x0029)  # data sets are sorted by tag, and what an image needs is in group 0028
 # PS3.3 C.7.6.3 and C.7.6.24, in little and big endian
 PIXEL_TAGS = {struct.pack(f"{order}HH", 0x7FE0, element) for order in "<>" for element in (0x0008, 0x0009, 0x0010)}
 UNDEFINED_LENGTH = b"\xff" * 4

@@ -1,7 +1,7 @@
 """Detect damage in JPEG and JPEG-LS data that decoders hide.
 
 A decoder that meets lost bytes, a hole of zeros or an early end marker still returns a picture. Markers and long runs
-of zeros reveal the damage. JPEG Lossless reveals more: its picture must use up its scan.
+of zeros reveal the damage. JPEG Lossless reveals more: its image must use up its scan.
 
 References: ISO/IEC 10918-1 (T.81), Annexes B (markers), C (Huffman codes) and H (lossless); ISO/IEC 14495-1 (T.87),
 Annex C.
@@ -138,7 +138,7 @@ def _huffman_tables(body: bytes) -> dict[int, bytes]:
 def check_scan(codestream: bytes, scan: Scan) -> None:
     """Raise ValueError if a scan has a marker before the end, a hole of zeros, or wrong restart markers.
 
-    Other frames, such as progressive ones, and pictures of several components are left to the decoder.
+    Other frames, such as progressive ones, and images of several components are left to the decoder.
     """
     if scan.components != 1 or scan.frame not in MARKERS:
         return
@@ -183,21 +183,21 @@ def decode_blocks(codestream: bytes) -> np.ndarray:
     # If a restart is due after the last block, the decoder finds none and ignores the sentinel.
     restart_due = scan.restart_interval and scan.units % scan.restart_interval == 0
     if not len(coded) and not restart_due or coded.max(initial=0) >= SURPLUS_BLOCKS:
-        raise ValueError("its JPEG data codes more or fewer blocks than its picture has")
+        raise ValueError("its JPEG data codes more or fewer blocks than its image has")
     return values[: scan.rows]
 
 
 def check_decoded(codestream: bytes, scan: Scan, values: np.ndarray) -> None:
-    """Raise ValueError if a JPEG Lossless picture used more or less than its scan.
+    """Raise ValueError if a JPEG Lossless image used more or less than its scan.
 
     Lost and overwritten bytes change the number of differences, but a decoder stops at the number it needs, or adds
-    zeros. So code the picture's last differences again: they must be the scan's last bits.
+    zeros. So code the image's last differences again: they must be the scan's last bits.
     """
     if scan.components != 1 or scan.frame != LOSSLESS or scan.predictor not in PREDICTORS:
         return
     for coded, rows in _intervals(codestream, scan):
         if not _ends_in(codestream, coded, values[rows], scan):
-            raise ValueError("its JPEG Lossless data codes more or fewer pixels than its picture has")
+            raise ValueError("its JPEG Lossless data codes more or fewer pixels than its image has")
 
 
 def _intervals(codestream: bytes, scan: Scan) -> Iterator[tuple[slice, slice]]:

@@ -1,8 +1,8 @@
-"""Cut a smaller picture out of a JPEG 2000 codestream without decoding the larger one.
+"""Cut a smaller image out of a JPEG 2000 codestream without decoding the larger one.
 
-A codestream with N decompositions contains the picture at sizes 1, 1/2, … 1/2^N. With one tile, one component, one
+A codestream with N decompositions contains the image at sizes 1, 1/2, … 1/2^N. With one tile, one component, one
 layer and one precinct per resolution, as in mammograms, packets are in order of resolution whatever the progression:
-the smaller picture is a prefix. With a header for the smaller picture, that prefix is a complete codestream for any
+the smaller image is a prefix. With a header for the smaller image, that prefix is a complete codestream for any
 decoder. It decodes to exactly what a decoder that discards the higher resolutions returns.
 
 References: ISO/IEC 15444-1 (T.800), Annex A (markers) and B.10 (packet headers).
@@ -30,7 +30,7 @@ MAX_PRECINCT = 2**15  # px of a side, if the codestream names no smaller precinc
 
 
 class NotScalableError(ValueError):
-    """A codestream that this module can't cut a smaller picture from: decode it in full."""
+    """A codestream that this module can't cut a smaller image from: decode it in full."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Prefix:
 
 
 def declared_size(codestream: bytes) -> tuple[int, int]:
-    """Return the picture's (rows, columns) from the SIZ segment, which comes first (T.800 A.5.1)."""
+    """Return the image's (rows, columns) from the SIZ segment, which comes first (T.800 A.5.1)."""
     if codestream[:4] != SOC + SIZ or len(codestream) < 24:
         raise ValueError("its JPEG 2000 codestream does not start with SOC and SIZ")
     right, bottom, left, top = struct.unpack(">IIII", codestream[8:24])
@@ -181,7 +181,7 @@ def _layout(segments: dict[bytes, bytes], tile_part: bytes, sod: int, next_marke
 
 
 def shrink(prefix: Prefix, layout: Layout, discard: int) -> bytes:
-    """Return the codestream of the picture without its ``discard`` highest resolutions, each of which halves it.
+    """Return the codestream of the image without its ``discard`` highest resolutions, each of which halves it.
 
     Read no further than the last packet needed; raise ValueError if the data ends before or has a hole.
     """

@@ -1,4 +1,4 @@
-"""The demo's last step: a table and a picture of what each architecture reached on the phantom."""
+"""The demo's last step: a table and an image of what each architecture reached on the phantom."""
 
 import argparse
 from pathlib import Path
@@ -69,7 +69,7 @@ def _main() -> None:
     print("The test columns are on hidden labels that no notebook has read.\n")
     print(table.to_string(), "\n")
     draw_overview(tuned.run_dirs, tuned, demo_dir / "cache", demo_dir / "competition", demo_dir / "demo.png")
-    print(f"Picture of all this: {demo_dir / 'demo.png'}")
+    print(f"Image of all this: {demo_dir / 'demo.png'}")
     print(f"Report: {demo_dir / 'report.html'} (open it in a browser)")
     print(f"Executed notebooks: {demo_dir / 'notebooks'}")
     print(f"Submission: {demo_dir / 'submission.csv'}; copies with provenance: {demo_dir / 'submissions'}")

@@ -291,7 +291,7 @@ def _as_maps(values: torch.Tensor | None, encoder: Encoder, layer: _Layer, image
 def _refuse(encoder: Encoder) -> NoReturn:
     """Raise ExplanationError for a network without known maps."""
     raise ExplanationError(
-        f"{type(encoder.backbone).__name__} gives neither maps nor a token for each part of the picture, which a map needs:"
+        f"{type(encoder.backbone).__name__} gives neither maps nor a token for each part of the image, which a map needs:"
         " explain another network, such as maxvit_nano_rw_256."
     )
 

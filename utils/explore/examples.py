@@ -117,7 +117,7 @@ def segment_images(
     outcomes = list(map_items(partial(_segment, settings=settings), jobs, num_workers, "Segmenting", "images"))
     for outcome in outcomes:
         if outcome.error:
-            print(f"No picture of {outcome.item[0]}: {outcome.error}")
+            print(f"No image of {outcome.item[0]}: {outcome.error}")
     return [outcome.value for outcome in sorted(outcomes, key=lambda outcome: jobs.index(outcome.item)) if not outcome.error]
 
 

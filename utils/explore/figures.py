@@ -167,7 +167,7 @@ def show_examples(examples: pd.DataFrame, cache_dir: str | Path) -> plt.Figure:
     """
     present = examples[[picture_path(cache_dir, "train", image_id).is_file() for image_id in examples.image_id]]
     if present.empty:
-        return _empty("There is no picture to show.")
+        return _empty("There is no image to show.")
     kinds = {kind: list(rows.itertuples()) for kind, rows in present.groupby("example", sort=False)}
     pictures = {image_id: load_picture(cache_dir, "train", image_id) for image_id in present.image_id}
     height, width = pictures[present.image_id.iloc[0]].shape
@@ -202,7 +202,7 @@ def show_segmentation(segmentations: list[Segmentation]) -> plt.Figure:
         From `utils.explore.examples.segment_images`.
     """
     if not segmentations:
-        return _empty("There is no picture to show.")
+        return _empty("There is no image to show.")
     columns = max(3, len(segmentations))
     figure, axes = plt.subplots(2, columns, figsize=(2.9 * columns, 6.8), layout="constrained")
     for axis in axes.flat:

@@ -30,10 +30,10 @@ LATE = {
     "biopsy": "known only after the diagnosis",
     "invasive": "known only after the diagnosis",
     "difficult_negative_case": "known only after the diagnosis",
-    "BIRADS": "known only after a radiologist has read the pictures",
+    "BIRADS": "known only after a radiologist has read the images",
 }
 RISK = dict.fromkeys(("age", "density", "implant"), "a trait of the patient, not read from the pixels")
-MAKING = dict.fromkeys((*NOMINAL, IMAGES_PER_BREAST), "how the pictures came about, not what they show")
+MAKING = dict.fromkeys((*NOMINAL, IMAGES_PER_BREAST), "how the images came about, not what they show")
 ORDER = dict.fromkeys(("patient_id", "image_id"), "the ids' order tells the label; never an input")
 REASONS = RISK | MAKING | ORDER
 

@@ -135,7 +135,7 @@ def mias_boxes(source: Path, images: pd.DataFrame) -> pd.DataFrame:
 
 
 def clip_boxes(boxes: pd.DataFrame, files: pd.Series) -> pd.DataFrame:
-    """Clip boxes (``image_id`` and corners) to their pictures, and drop those that are then empty.
+    """Clip boxes (``image_id`` and corners) to their images, and drop those that are then empty.
 
     ``files`` maps image_id to DICOM file.
     """

@@ -78,13 +78,13 @@ def convert(
 
 
 def _mirror(source: Path, name: str) -> str:
-    """Return a sentence if a folder contains pictures that were converted from a set's files, else an empty string."""
+    """Return a sentence if a folder contains images that were converted from a set's files, else an empty string."""
     found = next((path for path in source.rglob("*") if path.suffix.lower() in CONVERTED), None)
     if found is None:
         return ""
     kind, path = CONVERTED[found.suffix.lower()], found.relative_to(source)
     return (
-        f" It is a mirror of the set with {kind} pictures, such as {path}, whose values are not the original ones. Download the"
+        f" It is a mirror of the set with {kind} images, such as {path}, whose values are not the original ones. Download the"
         f" original files: {SETS[name].origin}."
     )
 
@@ -150,13 +150,13 @@ def _place(file: Path, target: Path, copy: bool) -> str:
         return ""
     picture = read_picture(file, cv2.IMREAD_UNCHANGED)
     if picture is None or picture.ndim != 2:
-        return "its picture can't be read, or is in colour"
+        return "its image can't be read, or is in colour"
     _write_dicom(target, picture)
     return ""
 
 
 def _write_dicom(path: Path, picture: np.ndarray) -> None:
-    """Write a grey picture, uint8 or uint16, uncompressed, with a window that leaves its values as they are."""
+    """Write a grey image, uint8 or uint16, uncompressed, with a window that leaves its values as they are."""
     bits = 8 * picture.itemsize
     dataset = Dataset()
     dataset.SOPClassUID = SecondaryCaptureImageStorage

@@ -46,7 +46,7 @@ GIVEN = "the CSV"
 NO_SIDE = "its header does not say left or right: add it in the column laterality of a CSV (--labels)"
 NO_LABEL = "the CSV does not say whether its breast has cancer"
 BOTH_SIDES = "it shows both breasts"
-RAW = "it is for processing, and a picture of the same view for presentation exists"
+RAW = "it is for processing, and an image of the same view for presentation exists"
 
 
 def convert_folder(

@@ -1,7 +1,7 @@
 """Read a mammogram's facts from a DICOM header: patient, side, view, age, implant, machine, and what is missing.
 
 Nothing is guessed: if two texts of a header contradict each other, neither counts. Patient Orientation (0020,0020) is
-not used, since it gives the side only if the picture is known to hang as PS3.3 asks.
+not used, since it gives the side only if the image is known to hang as PS3.3 asks.
 
 References: DICOM PS3.3 C.8.11.7 (Mammography Image), PS3.16 CID 4014 (views) and CID 4015 (their modifiers).
 """
@@ -70,7 +70,7 @@ class Facts:
 
     ``file`` is the path below the folder that was searched, with "/". ``patient`` is also empty for a word such as
     ANONYMOUS. ``laterality`` is L, R, B (both breasts) or empty. ``for_processing`` means raw values, from which the
-    machine makes the picture for viewing. ``taken_from`` names the element that gave the side or view, if it is not the
+    machine makes the image for viewing. ``taken_from`` names the element that gave the side or view, if it is not the
     usual one. ``left_out`` is the reason why the kit can't use the file, else empty. ``is_other_kind`` means left out
     for its Modality or class alone, so that the user may still take it.
     """
@@ -265,7 +265,7 @@ def _not_a_mammogram(header: pydicom.Dataset) -> str:
     if sop_class and sop_class not in MAMMOGRAPHY | RADIOGRAPHY | {SECONDARY_CAPTURE}:
         return f"it is not a mammogram but {UID(sop_class).name}"
     if frames.strip() not in ("0", "1"):
-        return f"it has {frames} frames (tomosynthesis, or a film): only single pictures are read"
+        return f"it has {frames} frames (tomosynthesis, or a film): only single images are read"
     if "LOCALIZER" in _text(header, "ImageType").upper():
         return "it is a localizer (Image Type)"
     if any(_text(item, "CodeValue") in SPECIMEN for item in _codes(header, "ViewCodeSequence")):

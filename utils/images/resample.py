@@ -47,7 +47,7 @@ def low_pass(values: np.ndarray, levels: int, rows: slice = slice(None), columns
 
 
 def halvings_to(shape: tuple[int, int], side: int) -> int:
-    """Return how often a picture of ``shape`` must be halved until no side exceeds ``side`` pixels."""
+    """Return how often an image of ``shape`` must be halved until no side exceeds ``side`` pixels."""
     return ((max(shape) - 1) // side).bit_length()
 
 
@@ -168,7 +168,7 @@ def _banded(columns: np.ndarray, weights: np.ndarray, width: int) -> sparse.csr_
 
 
 def _apply(down: sparse.csr_array, across: sparse.csr_array, picture: np.ndarray) -> np.ndarray:
-    """Return ``down @ picture @ across.T`` of banded matrices, as float32."""
+    """Return ``down @ image @ across.T`` of banded matrices, as float32."""
     down, top, bottom = _without_empty_columns(down)
     across, left, right = _without_empty_columns(across)
     lowered = down @ picture[top:bottom, left:right].astype(np.float32)

@@ -141,7 +141,7 @@ def read_truth(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     Returns
     -------
     boxes : DataFrame
-        image_id (str), x_min, y_min, x_max, y_max (pixels of the stored picture, half-open) and label, which is mass or
+        image_id (str), x_min, y_min, x_max, y_max (pixels of the stored image, half-open) and label, which is mass or
         calcification; train and test.
     test_labels : DataFrame
         prediction_id (str) and cancer (0 or 1).
@@ -151,7 +151,7 @@ def read_truth(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     return boxes, pd.read_csv(truth / "test_labels.csv", dtype={"prediction_id": str})
 
 
-# Folder and pictures
+# Folder and images
 # -------------------
 
 
@@ -232,7 +232,7 @@ def _deal(rng: np.random.Generator, n: int, shares: dict) -> list:
 
 
 def _plan_images(settings: PhantomSettings) -> pd.DataFrame:
-    """Return one row per image of train and test: all columns of the tables, and what only the pictures need."""
+    """Return one row per image of train and test: all columns of the tables, and what only the images need."""
     rng = np.random.default_rng([TABLES, settings.seed])
     splits = []
     for split, n in (("train", settings.n_train_patients), ("test", settings.n_test_patients)):

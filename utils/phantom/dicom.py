@@ -1,4 +1,4 @@
-"""Store phantom pictures as DICOM files in the styles of RSNA's machines."""
+"""Store phantom images as DICOM files in the styles of RSNA's machines."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ def picture_shape(machine: Machine, height: int) -> tuple[int, int]:
 
 
 def stored_values(picture: np.ndarray, machine: Machine) -> np.ndarray:
-    """Map a picture to the values, uint16, that ``machine`` stores: its first window and the inversion restore it.
+    """Map an image to the values, uint16, that ``machine`` stores: its first window and the inversion restore it.
 
-    The picture is 0 for air and 1 for the brightest tissue. Solves DICOM PS3.3 C.11.2.1.2.1 (LINEAR) and C.11.2.1.3.1
+    The image is 0 for air and 1 for the brightest tissue. Solves DICOM PS3.3 C.11.2.1.2.1 (LINEAR) and C.11.2.1.3.1
     (SIGMOID) for the stored value.
     """
     shown = 1 - picture if machine.photometric == "MONOCHROME1" else picture
@@ -97,7 +97,7 @@ def encode_frame(stored: np.ndarray, machine: Machine) -> bytes:
     """Encode stored values losslessly as JPEG 2000 or JPEG Lossless, with a precision of ``bits_stored``.
 
     JPEG 2000 has 5 levels of lower resolution, one layer and LRCP order, as in the real files, so that half, quarter
-    and eighth sizes can be decoded alone. imagecodecs gives pictures under about 400 pixels fewer levels, but at least
+    and eighth sizes can be decoded alone. imagecodecs gives images under about 400 pixels fewer levels, but at least
     3.
     """
     if machine.transfer_syntax == JPEG2000Lossless:
@@ -115,7 +115,7 @@ def encode_frame(stored: np.ndarray, machine: Machine) -> bytes:
 
 
 def write_dicom(path: Path, picture: np.ndarray, machine: Machine, patient_id: str, image_id: str) -> None:
-    """Write one picture as ``machine`` would store it; Modality is absent, as in RSNA's files.
+    """Write one image as ``machine`` would store it; Modality is absent, as in RSNA's files.
 
     ``picture`` is float32 (height, width), 0 for air and 1 for the brightest tissue.
     """
@@ -131,7 +131,7 @@ def write_dicom(path: Path, picture: np.ndarray, machine: Machine, patient_id: s
 
 
 def _header(machine: Machine, patient_id: str, image_id: str) -> Dataset:
-    """Return everything but the picture; UIDs follow from the ids, so that the same seed gives the same bytes."""
+    """Return everything but the image; UIDs follow from the ids, so that the same seed gives the same bytes."""
     dataset = Dataset()
     dataset.SOPClassUID = DigitalMammographyXRayImageStorageForPresentation
     dataset.SOPInstanceUID = generate_uid(entropy_srcs=["phantom image", patient_id, image_id])

@@ -1,9 +1,9 @@
 """Phantom images of RSNA's two main sizes, as heavy as the original files: they measure the time of decoding.
 
-Decoding time follows the bits per pixel, so these were matched to nine of RSNA's original files (numbers only; the pictures
+Decoding time follows the bits per pixel, so these were matched to nine of RSNA's original files (numbers only; the images
 are drawn by `utils.phantom.pictures`):
 
-- Air is one constant value. It covers 41 to 73 % of a real 2776 x 2082 picture (here 45 to 71 %) and 83 % of the one of
+- Air is one constant value. It covers 41 to 73 % of a real 2776 x 2082 image (here 45 to 71 %) and 83 % of the one of
   5355 x 4915 (here 80 to 86 %). A box around the breast spans 83 to 100 % of the height and 46 to 77 % of the width (here 88
   to 96 and 42 to 68), or 75 % and 24 % (here 74 to 86 and 25 to 30).
 - White detector noise lies over the breast, so strong that JPEG 2000 takes as many bits per pixel as in the real files: 2.3 to
@@ -22,7 +22,7 @@ from utils.phantom.pictures import Breast, Drawing
 
 @dataclass(frozen=True)
 class FullSize:
-    """The pictures of one size; ``air`` and the standard deviation of the ``noise`` are shares of the brightest tissue."""
+    """The images of one size; ``air`` and the standard deviation of the ``noise`` are shares of the brightest tissue."""
 
     shape: tuple[int, int]
     machine: Machine

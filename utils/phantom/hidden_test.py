@@ -21,7 +21,7 @@ FEWEST_PATIENTS = 3  # six breasts: one for each of five defects, one intact
 NEW_MACHINES = (901, 902)  # neither a phantom's training table nor the real one has these
 EXTRA_COLUMN = "scanner_software"
 PIXEL_DATA_TAG = b"\xe0\x7f\x10\x00"  # (7FE0,0010), little endian
-BYTES_OF_PIXELS = 64  # kept in a cut file: too few for any size of picture
+BYTES_OF_PIXELS = 64  # kept in a cut file: too few for any size of image
 
 
 @dataclass(frozen=True)

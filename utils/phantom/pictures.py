@@ -1,6 +1,6 @@
 """Draw phantom mammograms: breasts of power-law texture, and the lesions in them.
 
-A picture is float32 of shape (height, width), 0 for air and about 1 for the brightest tissue, as it should look after
+An image is float32 of shape (height, width), 0 for air and about 1 for the brightest tissue, as it should look after
 decoding, windowing and the MONOCHROME1 inversion. It is drawn with the chest wall on the left and flipped last.
 """
 
@@ -28,7 +28,7 @@ OBLIQUE_VIEWS = ("MLO", "LMO", "ML", "LM", "AT")
 class Lesion:
     """One finding of a breast.
 
-    ``rho`` and ``theta`` are its polar position around the chest wall; ``radius`` is a share of the picture's height.
+    ``rho`` and ``theta`` are its polar position around the chest wall; ``radius`` is a share of the image's height.
     """
 
     label: str
@@ -41,7 +41,7 @@ class Lesion:
 
 @dataclass(frozen=True)
 class Breast:
-    """What a breast's views have in common; lengths are shares of the picture's height."""
+    """What a breast's views have in common; lengths are shares of the image's height."""
 
     density: str
     half_height: float
@@ -58,14 +58,14 @@ class Breast:
 
 @dataclass(frozen=True)
 class Drawing:
-    """What one picture shows.
+    """What one image shows.
 
     Parameters
     ----------
     view : str
         CC, MLO, ...
     laterality : str
-        L or R. As on a viewing screen, the left breast's chest wall is on the picture's left.
+        L or R. As on a viewing screen, the left breast's chest wall is on the image's left.
     mirrored : bool
         The breast faces the side opposite to ``laterality``.
     marker, framed : bool
@@ -119,7 +119,7 @@ def mass_profile(radius: float, spicules: int, rng: np.random.Generator) -> np.n
 
 
 def calcification_profile(radius: float, height: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw 5 to 15 tiny dots of height 0.6 to 1 within ``radius`` pixels, for a picture of ``height`` rows."""
+    """Draw 5 to 15 tiny dots of height 0.6 to 1 within ``radius`` pixels, for an image of ``height`` rows."""
     reach = int(np.ceil(radius + 0.02 * height))
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1].astype(np.float32)
     profile = np.zeros_like(x)
@@ -291,7 +291,7 @@ def draw_image(
 ) -> tuple[np.ndarray, list[dict], np.ndarray]:
     """Draw one view of a breast.
 
-    The lesions have a generator of their own, so pictures of two contrasts differ only in the lesions.
+    The lesions have a generator of their own, so images of two contrasts differ only in the lesions.
 
     Parameters
     ----------

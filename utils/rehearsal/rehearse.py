@@ -243,7 +243,7 @@ def _projection_lines(report: Report) -> list[str]:
             f"Measured on files of the real sizes: {CORES} processes decode {HIDDEN_IMAGES:,} to 1024 x 512 in"
             f" {report.preprocessing_hours:.2f} hours.",
             f"That is {decode[REAL_FILES]:.2f} hours on this machine's {report.hardware.cores} cores, assuming the same time"
-            f" at the picture size {sizes} of these runs.",
+            f" at the image size {sizes} of these runs.",
         ]
     longer = f" with the decoding time of {max(decode, key=decode.get)}, the longer one," if len(decode) > 1 else ""
     return [

@@ -155,7 +155,7 @@ class TrainConfig:
     augment_strength : float
         See `utils.training.augment.Augment`.
     test_time_flip : bool
-        Predict the mean logit of a picture and its mirror image.
+        Predict the mean logit of an image and its mirror image.
     max_views : int or None
         Of breasts: images that are seen at once, drawn at random; None for all.
     patch_epochs, patch_size : int
@@ -234,7 +234,7 @@ class TrainConfig:
         self._check_combinations()
 
     def _check_shares(self) -> None:
-        """Check what is scaled or averaged: beyond these bounds, a network learns nothing or its pictures fail."""
+        """Check what is scaled or averaged: beyond these bounds, a network learns nothing or its images fail."""
         for name in ("learning_rate", "positive_weight", "clip_norm"):
             _check(getattr(self, name) > 0, name, getattr(self, name), "above 0")
         for name in ("label_smoothing", "ema_decay"):
@@ -250,7 +250,7 @@ class TrainConfig:
         if self.model.box_head != (self.box_weight > 0):
             raise TrainingError("box_weight above 0 and the model's box_head belong together.")
         if self.box_weight and self.mixup:
-            raise TrainingError("A mixed picture has no box of its own: use box_weight without mixup.")
+            raise TrainingError("A mixed image has no box of its own: use box_weight without mixup.")
         if not self.starts_trained and (self.freeze_stages or self.freeze_norms or not self.epochs):
             raise TrainingError(
                 "epochs 0, freeze_stages and freeze_norms keep what an encoder has learned, and this one starts from scratch:"
