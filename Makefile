@@ -30,7 +30,7 @@ $(READY): requirements.txt constraints.txt
 
 venv: $(READY) ## make .venv and install requirements.txt into it, at the versions of constraints.txt
 
-# It deletes the folder of an earlier demo, and no other. The shell expands $$DEMO, so quotes in a name are part of the name.
+# PICTURES=1 renews the pictures in docs/. It deletes the folder of an earlier demo, and no other. The shell expands $$DEMO, so quotes in a name are part of the name.
 demo: $(READY) ## preprocess, train three architectures, tune, report and submit on synthetic mammograms
 	@test -n "$$DEMO" || { echo 'DEMO is empty. Name a folder, such as DEMO=outputs/demo.'; exit 1; }
 	@case "$$DEMO" in *,* | "~"* | -*) echo "DEMO is $$DEMO. Name a folder without a comma, and without ~ or - at its beginning."; exit 1;; esac
@@ -46,6 +46,7 @@ demo: $(READY) ## preprocess, train three architectures, tune, report and submit
 	$(PAPERMILL) notebooks/report.ipynb "$$DEMO/notebooks/report.ipynb" $(DEMO_DATA) $(DEMO_TUNED) -p report_path "$$DEMO/report.html"
 	$(PAPERMILL) notebooks/submit.ipynb "$$DEMO/notebooks/submit.ipynb" $(DEMO_DATA) $(DEMO_TUNED) -p submission_path "$$DEMO/submission.csv"
 	@$(BIN)/python -m utils.evaluation.demo "$$DEMO"
+	@test -z "$(PICTURES)" || $(BIN)/python docs/pictures.py "$$DEMO"
 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
