@@ -90,7 +90,7 @@ def check_memory(num_workers: int) -> Iterator[Finding]:
     needed, free = OWN_MEMORY + num_workers * WORKER_MEMORY, free_memory()
     if free is not None and free < needed:
         problem = (
-            f"{free / GIGABYTE:.1f} GB of memory are free, but this process and {num_workers} decoding processes may need"
+            f"{free / GIGABYTE:.1f} GB of memory is free, but this process and {num_workers} decoding processes may need"
             f" {needed / GIGABYTE:.1f} GB."
         )
         yield Finding(problem, "end other programs, or reduce num_workers.", is_fatal=False)
