@@ -2,22 +2,22 @@
 
 The packages follow the data's one-way path. Each imports only from itself and from those before it:
 
-- core: errors, folders, files written atomically, checks of what they hold, processes that may die
+- core: errors, folders, files written atomically, checks of their content, processes that may die
 - metrics: the probabilistic F1 and its kin, thresholds for it, and intervals from a bootstrap over patients
 - tables: the competition's tables, checked and split into folds by patient
 - phantom: a synthetic competition with known lesions
 - dicom: one DICOM file to grey values
 - images: grey values to one small cached image
 - external: other sets of mammograms as competition folders
-- explore: what to look at before training
+- explore: tables and figures to look at before training
 - runs: what a run is, on disk and in memory; neither here nor before is torch imported
-- decision: run folders to threshold.json, likewise without torch
+- decision: run folders to threshold.json, also without torch
 - networks: images to a logit
 - training: a cache to a run folder
 - submission: test DICOMs to submission.csv
-- evaluation: what runs are worth, and report.html
+- evaluation: the performance of runs, and report.html
 - kaggle: bundles, preflight and submissions
-- rehearsal: a submission in a copy of Kaggle's world
+- rehearsal: a submission in a copy of Kaggle's environment
 """
 
 import os

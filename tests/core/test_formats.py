@@ -53,7 +53,7 @@ def test_a_number_is_finite_and_nothing_else(value):
         ({"counts": []}, "counts is "),
         ({"on": 1}, "on is 1, but must be true or false"),
         ({"limit": True}, "limit is True, but must be a whole number or null"),
-        ({"inner": 5}, "inner: it holds 5, but must hold an object"),
+        ({"inner": 5}, "inner: it contains 5, but must contain an object"),
         ({"inner": [1]}, "inner is "),
         ({"inner": {}}, "inner: it lacks fields .*size"),
         ({"inner": {"size": 2.0}}, "inner: size is 2.0, but must be a whole number"),

@@ -331,7 +331,7 @@ def test_named_threshold_json_whose_runs_are_gone_is_refused(at_work):
     runs = [write_oof(at_work / "runs" / name, seed=seed) for seed, name in enumerate("ab")]
     tune(runs[:1]).save(at_work / "threshold.json")
     shutil.rmtree(runs[0])
-    with pytest.raises(PredictionError, match="threshold.json was tuned on .*runs/a: they are not all there.*with run_dirs"):
+    with pytest.raises(PredictionError, match="threshold.json was tuned on .*runs/a: some are missing.*with run_dirs"):
         runs_to_submit(threshold_path=str(at_work / "threshold.json"))
     assert tuning.tuned_runs() == []  # the file was not named
 

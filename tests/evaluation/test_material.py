@@ -100,7 +100,7 @@ def test_train_csv_without_some_of_the_breasts_is_refused(where, images, competi
 def test_train_csv_that_labels_breasts_otherwise_is_refused(where, images, competition, tmp_path):
     flipped = images.prediction_id == images.prediction_id.iloc[0]
     changed = images.assign(cancer=np.where(flipped, 1 - images.cancer, images.cancer))
-    with pytest.raises(PredictionError, match="lacks 1 of the runs' 32 breasts, or labels them otherwise"):
+    with pytest.raises(PredictionError, match="lacks 1 of the runs' 32 breasts, or labels them differently"):
         gather(**where | {"competition_dir": tables_alone(tmp_path / "other", changed, competition)})
 
 
@@ -215,8 +215,8 @@ def test_headline_names_all_that_the_breasts_chose(where, run, images, tmp_path,
     ("sites", "said"),
     [
         ({}, "on the calibrated probability, at the maximum of pF1"),
-        ({"1": 0.25}, "on the calibrated probability, at the maximum of pF1; instead of it site 1: 0.2500"),
-        ({"1": 0.25, "2": 0.5}, "at the maximum of pF1; instead of it site 1: 0.2500, site 2: 0.5000"),
+        ({"1": 0.25}, "on the calibrated probability, at the maximum of pF1; except site 1: 0.2500"),
+        ({"1": 0.25, "2": 0.5}, "at the maximum of pF1; except site 1: 0.2500, site 2: 0.5000"),
     ],
 )
 def test_headline_names_thresholds_of_sites(where, sites, said):

@@ -239,7 +239,7 @@ def test_a_former_bundle_is_replaced_and_any_other_folder_refused(tmp_path, made
     thesis = tmp_path / "mine"
     thesis.mkdir()
     write_json(thesis / "bundle.json", {"name": "a bundle of joy"})
-    with pytest.raises(BundleError, match="is no former bundle"):
+    with pytest.raises(BundleError, match="is not an earlier bundle"):
         write_bundle(thesis, USER, [run], None)
     assert files_under(thesis) == ["bundle.json"]
 
@@ -353,7 +353,7 @@ def no_json(made):
     (made / "kernels/train/kernel-metadata.json").write_text("{")
 
 
-@spoil("holds no file")
+@spoil("contains no file")
 def no_file(made):
     next(made.glob("datasets/wheels/*.whl")).unlink()
 
@@ -401,7 +401,7 @@ def no_weights(made):
     next(made.glob("datasets/weights-*/*/fold0/weights.safetensors")).unlink()
 
 
-@spoil("holds checkpoint.pt")
+@spoil("contains checkpoint.pt")
 def checkpoint(made):
     (next(made.glob("datasets/weights-*/*/fold0")) / "checkpoint.pt").touch()
 

@@ -335,7 +335,7 @@ def test_failed_submissions_reason_is_recorded(server, bundle, monkeypatch):
 REFUSALS = {
     401: "make a new token at https://www.kaggle.com/settings/api",
     403: f"competitions/{COMPETITION}/rules",
-    404: "does not know it",
+    404: "can't find it",
     429: "from 00:00 UTC on",
     500: "does not answer",
 }
@@ -493,7 +493,7 @@ def test_settings_and_kernels_of_the_command_line_reach_the_bundle(server, tmp_p
     assert status == 0 and "train-a: " in printed and "Carried over" not in printed, printed
     assert '"a b"' in json.loads((out / "kernels" / "submit" / "submit.ipynb").read_text())["cells"][1]["source"][2]
     status, printed = run(*arguments, "--set", "train-a:architecture=resnet18", "--dry-run")
-    assert "Carried over from the former bundle: train-b:architecture=rnn; submit:run_dirs=a b.\n" in printed
+    assert "Carried over from the earlier bundle: train-b:architecture=rnn; submit:run_dirs=a b.\n" in printed
     status, printed = run(*arguments, "--set", "train-a:architectur=cnn", "--dry-run")
     assert status == 1 and "The nearest name is architecture." in printed
     status, printed = run(*arguments, "--set", "train-a:run_dir=x", "y=3")
@@ -503,7 +503,7 @@ def test_settings_and_kernels_of_the_command_line_reach_the_bundle(server, tmp_p
 def test_a_bundle_with_runs_tells_that_trainings_on_kaggle_do_not_count(server, tmp_path):
     arguments = ["bundle", "--username", USERNAME, "--out", tmp_path / "out", "--dry-run", "--kernel", "train-a"]
     assert "--runs none" in run(*arguments, "--runs", make_run(tmp_path / "cnn"))[1]
-    assert "will use the bundle's runs" not in run(*arguments, "--runs", "none")[1]
+    assert "will use only the bundle's runs" not in run(*arguments, "--runs", "none")[1]
 
 
 @pytest.mark.parametrize(

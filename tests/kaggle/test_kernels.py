@@ -92,7 +92,7 @@ def test_an_edited_parameters_cell_is_carried_over_and_settings_win(tmp_path):
     folder = write(tmp_path / "bundle", "train:architecture=cnn")
     edit(folder, "train", epochs=20, seed=7)
     kernels = bundle.check_sources(folder, USER, [], None, Options(settings={"train": {"seed": "3"}}))
-    assert list(describe(kernels, [])) == ["Carried over from the former bundle: train:architecture=cnn; train:epochs=20."]
+    assert list(describe(kernels, [])) == ["Carried over from the earlier bundle: train:architecture=cnn; train:epochs=20."]
     write(folder, "train:seed=3")
     assert {"architecture": "cnn", "epochs": 20, "seed": 3}.items() <= values_of(folder).items()
     write(folder)

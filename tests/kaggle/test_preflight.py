@@ -81,7 +81,7 @@ def test_one_bad_image_is_a_warning_and_all_are_fatal(problem, damage, real, tmp
     damage(files[0])
     (first,) = check_images(inputs, {"test": inputs.images("test")})
     assert not first.is_fatal and str(files[0]) in first.problem and problem in first.problem
-    assert "1 of 5 images" in first.problem
+    assert "1 of 5 checked images" in first.problem
     for path in files[1:]:
         damage(path)
     (every,) = check_images(inputs, {split: inputs.images(split) for split in inputs.splits})
@@ -93,7 +93,7 @@ def test_images_are_not_needed_where_the_cache_is_complete(real, cache_dir, tmp_
     preflight_images(inputs_of(real, cache_dir), ["train"], 0)
     (finding,) = check_images(inputs_of(real, cache_dir), {"train": read_images(real, "train")})
     assert finding.is_fatal and f"{real / 'train_images'} does not exist" in finding.remedy
-    with pytest.raises(PreflightError, match=r"of train\.csv .* can't be read"):
+    with pytest.raises(PreflightError, match=r"of train\.csv can't be read"):
         preflight_images(inputs_of(real, tmp_path / "cache"), ["train"], 0)
 
 

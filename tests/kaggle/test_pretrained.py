@@ -94,7 +94,7 @@ def test_a_file_that_does_not_fit_is_refused_by_its_own_name_and_nothing_is_writ
 def test_a_run_of_the_kit_is_refused_since_its_patients_must_stay_known(tmp_path, hub):
     file = tmp_path / "weights.safetensors"
     safetensors.torch.save_file({"conv1.weight": torch.zeros(1)}, file, {"vocabulary": "{}"})
-    with pytest.raises(PretrainedError, match="which patients it saw"):
+    with pytest.raises(PretrainedError, match="patients that it saw"):
         write_pretrained(tmp_path / "out", "reader", NETWORK, file)
 
 

@@ -264,7 +264,7 @@ def test_what_is_not_there_is_refused_before_the_phantom_is_made(home, monkeypat
 
 def test_a_file_that_is_no_threshold_is_refused(home):
     (home / "x.json").write_text("[]")
-    with pytest.raises(PredictionError, match=r"x.json: it holds \[\], but must hold an object"):
+    with pytest.raises(PredictionError, match=r"x.json: it contains \[\], but must contain an object"):
         choose_runs(Options(threshold=home / "x.json"))
 
 

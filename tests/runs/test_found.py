@@ -93,4 +93,4 @@ def test_runs_of_other_code_warn_before_they_are_tuned_or_submitted(tmp_path, mo
     write_json(run / "config.json", {"prevalence": 0.25, "versions": {"code": "0", "commit": "1a2b3c"}})
     monkeypatch.setattr(example_run, "tuned_runs", lambda *_: [run])
     assert find_or_train_runs(str(run)) == runs_to_submit() == runs_to_submit(str(run)) == [run]
-    assert capsys.readouterr().out.count("Warning: trained with other code than today's") == 3
+    assert capsys.readouterr().out.count("Warning: trained with code other than today's") == 3

@@ -126,7 +126,7 @@ def test_command_prints_the_table_and_the_broken_run(runs, tmp_path):
     command = [sys.executable, "-m", "utils.runs", str(tmp_path)]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=300).stdout
     assert "learning_rate" in printed and "pf1_nested" in printed and "c can't be listed. " in printed
-    assert "Warning: trained with other code than today's (commit " in printed
+    assert "Warning: trained with code other than today's (commit " in printed
 
 
 def test_runs_of_todays_code_or_of_none_that_is_known_do_not_warn(runs, capsys):
@@ -140,4 +140,4 @@ def test_runs_of_other_code_are_named_with_their_commits(runs, capsys):
     write_json(runs[0] / "config.json", read_json(runs[0] / "config.json") | {"versions": code_versions()})
     warn_of_other_code(runs)
     said = capsys.readouterr().out
-    assert said.startswith("Warning: trained with other code") and ": b (commit 1a2b3c). " in said
+    assert said.startswith("Warning: trained with code other") and ": b (commit 1a2b3c). " in said

@@ -80,7 +80,7 @@ def test_folds_parameter_is_read_as_numbers(given, wanted):
 
 
 def test_folds_parameter_that_is_no_number_is_refused():
-    with pytest.raises(ParameterError, match="folds is 'a,b', but must be whole numbers with commas between"):
+    with pytest.raises(ParameterError, match="folds is 'a,b', but must be whole numbers separated by commas"):
         settings_of(folds="a,b")
 
 

@@ -73,7 +73,7 @@ GOOD = asdict(VOCABULARY)
     [
         ("", "it was not written by this kit"),
         ("{", "can't be read"),
-        ("[]", r"it holds \[\]"),
+        ("[]", r"it contains \[\]"),
         ("{}", "it lacks fields .*age_mean"),
         (json.dumps(GOOD | {"density": []}), "does not know .*density"),
         (json.dumps(GOOD | {"age_mean": float("nan")}), "age_mean is nan"),

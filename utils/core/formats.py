@@ -89,7 +89,7 @@ def check_types(item: object, refusal: type[KitError] = FormatError) -> None:
 def as_object(content: object) -> dict:
     """Return parsed JSON that is an object; raise FormatError if it is something else."""
     if not isinstance(content, dict):
-        raise FormatError(f"it holds {shown(content)}, but must hold an object with named fields.")
+        raise FormatError(f"it contains {shown(content)}, but must contain an object with named fields.")
     return content
 
 

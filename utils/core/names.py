@@ -1,4 +1,4 @@
-"""Suggests the name that was probably meant."""
+"""Suggest the name that was probably meant."""
 
 import difflib
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ def nearest_name(name: str, known: Iterable[str]) -> str:
     """Return the known name that is nearest to an unknown one, or an empty text if none is near.
 
     The same letters and digits come first (``resnet_50`` is ``resnet50``), then initials (``lr`` is ``learning_rate``), then
-    difflib's likeness.
+    difflib's similarity.
     """
     known = list(known)
     exact = [other for other in known if _plain(other) == _plain(name)]

@@ -28,7 +28,7 @@ class Outcome:
 
 
 class StopRunError(KitError):
-    """A mapped function raises this if continuing is pointless, as on a full disk; it ends the map."""
+    """Raised by a mapped function to end the map if continuing is pointless, as on a full disk."""
 
 
 def map_items(

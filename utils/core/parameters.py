@@ -87,7 +87,7 @@ def convert(name: str, value: object, kind: str) -> object:
     Parameters
     ----------
     name : str
-        Of the parameter, for the message.
+        Name of the parameter, for the message.
     value : object
         May be text, as papermill passes it.
     kind : str
@@ -202,6 +202,6 @@ CONVERSIONS = {
     "int": (_to_int, "a whole number"),
     "float": (_to_float, "a finite number"),
     "str": (_to_text, "text; leave it out for its default, and pass a number or True as text with papermill's -r"),
-    "tuple[str, ...]": (_to_names, "names with commas between"),
-    "tuple[int, ...]": (_to_numbers, "whole numbers with commas between"),
+    "tuple[str, ...]": (_to_names, "names separated by commas"),
+    "tuple[int, ...]": (_to_numbers, "whole numbers separated by commas"),
 }

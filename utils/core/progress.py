@@ -1,4 +1,4 @@
-"""Progress bars: lively where somebody watches, at most one line a minute in a log."""
+"""Progress bars: updated often in a terminal, at most once a minute in a log."""
 
 import sys
 from collections.abc import Iterable
@@ -17,11 +17,11 @@ def progress_bar(items: Iterable | None, description: str, unit: str, total: int
     items : iterable or None
         Iterate over the bar instead of them; None if the caller calls ``update``.
     unit : str
-        What is counted, in the plural.
+        The items that are counted, in the plural.
     total : int, optional
         Number of items; None asks ``items`` for its length.
     options
-        Of tqdm, such as ``initial`` or ``disable``.
+        Options of tqdm, such as ``initial`` or ``disable``.
 
     Returns
     -------

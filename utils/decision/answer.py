@@ -1,4 +1,4 @@
-"""What tuning found, in sentences: the threshold, what to expect of it, and which parameters would do better."""
+"""The results of tuning in sentences: the threshold, its expected pF1, and the parameters that would be better."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from utils.decision.threshold import Threshold
 
 
 def answer(tuned: Threshold, breasts: pd.DataFrame, found: Ensemble, aggregations: pd.DataFrame) -> str:
-    """Return the answer of tune_threshold.ipynb, one sentence or two in a line.
+    """Return the answer of tune_threshold.ipynb, one or two sentences per line.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def _weights(tuned: Threshold, found: Ensemble) -> Iterator[str]:
 
 
 def _aggregation(tuned: Threshold, aggregations: pd.DataFrame) -> Iterator[str]:
-    """Compare with the mean, which all others are compared with."""
+    """Compare with the mean, the reference for all others."""
     verdicts = aggregations.verdict
     better = verdicts.index[verdicts == "better"].tolist()
     if tuned.aggregation == "mean" and better:
@@ -72,4 +72,4 @@ def _sites(tuned: Threshold) -> Iterator[str]:
     if tuned.site_thresholds:
         yield f"Sites: each has its own threshold, which gains more than noise (pf1_nested {tuned.site_gain})."
     else:
-        yield f"Sites: one threshold for all. One for each gains no more than noise (pf1_nested {tuned.site_gain})."
+        yield f"Sites: one threshold for all. One per site gains no more than noise (pf1_nested {tuned.site_gain})."

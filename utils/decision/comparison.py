@@ -25,17 +25,17 @@ def align(runs: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     Raises
     ------
     PredictionError
-        If the runs share no breast, or their labels differ, since then they come from different data.
+        If the runs share no breast, or their labels differ, which means that they come from different data.
     """
     tables = {name: table.set_index("prediction_id") for name, table in runs.items()}
     first = next(iter(tables.values()))
     shared = first.index[np.all([first.index.isin(table.index) for table in tables.values()], axis=0)]
     if not len(shared):
-        raise PredictionError(f"The runs {', '.join(runs)} share no breast: compare runs of one data set.")
+        raise PredictionError(f"The runs {', '.join(runs)} share no breast: name runs of one data set in run_dirs.")
     aligned = {name: table.loc[shared].reset_index() for name, table in tables.items()}
     for name, table in aligned.items():
         if (table.cancer.to_numpy() != first.cancer.loc[shared].to_numpy()).any():
-            raise PredictionError(f"The labels of {name} differ from those of {next(iter(runs))}: train on one data set.")
+            raise PredictionError(f"The labels of {name} differ from those of {next(iter(runs))}: train them on the same data.")
     return aligned
 
 

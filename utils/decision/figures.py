@@ -64,7 +64,7 @@ def show_threshold(breasts: pd.DataFrame, tuned: Threshold) -> plt.Figure:
     taken = decide(breasts.probability, tuned.threshold).mean()
     by_share.axvline(taken, color="C3", label=f"{taken:.1%} of breasts taken")
     _draw_pf1(by_share, curve.taken, curve, tuned)
-    by_share.set(xlabel="share of breasts taken", title="The same, by how many are taken", xscale="log")
+    by_share.set(xlabel="share of breasts taken", title="The same, by share of breasts taken", xscale="log")
     by_share.xaxis.set_major_formatter("{x:g}")  # the default, powers of ten, is math text, which no figure may contain
     by_share.xaxis.set_minor_formatter(NullFormatter())
     return finished(figure)
@@ -106,7 +106,7 @@ def show_reliability(curves: dict[str, pd.DataFrame]) -> plt.Figure:
         axis.errorbar(bins.predicted, bins.observed, errors, fmt="o-", capsize=2, linewidth=1, label=label, color=colour)
     top = max(axis.get_xlim()[1], axis.get_ylim()[1])
     axis.plot([0, top], [0, top], color="0.7", linewidth=1, label="calibrated")
-    axis.set(xlabel="predicted probability", ylabel="observed share of cancer", title="Reliability, tenths of the breasts")
+    axis.set(xlabel="predicted probability", ylabel="observed share of cancer", title="Reliability, in tenths of the breasts")
     axis.set(xlim=(0, None), ylim=(0, None))
     axis.legend(fontsize=8)
     return finished(figure)
@@ -124,10 +124,10 @@ def show_prevalence(shift: pd.DataFrame, observed: float) -> plt.Figure:
     """
     figure, (worth, best) = plt.subplots(1, 2, figsize=(9.5, 3.4), layout="tight")
     worth.plot(shift.prevalence, shift.pf1, label="the chosen threshold")
-    worth.plot(shift.prevalence, shift.best_pf1, linestyle="--", label="the best one there")
-    worth.set(ylabel="pF1", title="What the threshold is worth", ylim=(0, None))
+    worth.plot(shift.prevalence, shift.best_pf1, linestyle="--", label="the best threshold")
+    worth.set(ylabel="pF1", title="pF1 by prevalence", ylim=(0, None))
     best.plot(shift.prevalence, shift.best_threshold, color="C1", linestyle="--")
-    best.set(ylabel="best threshold", title="Which threshold would be best")
+    best.set(ylabel="best threshold", title="Best threshold by prevalence")
     for axis in (worth, best):
         axis.set(xlabel="prevalence of cancer per breast")
         if shift.prevalence.min() <= observed <= shift.prevalence.max():
@@ -149,7 +149,7 @@ def show_probabilities(probabilities: pd.Series, threshold: float) -> plt.Figure
 def show_overview(
     images: pd.DataFrame, cache_dir: str | Path, curves: dict[str, pd.DataFrame], breasts: pd.DataFrame, tuned: Threshold
 ) -> plt.Figure:
-    """Plot a complete job at a glance: images with and without cancer, each run's ROC, and pF1 against the threshold.
+    """Plot a complete job in one figure: images with and without cancer, each run's ROC, and pF1 against the threshold.
 
     Parameters
     ----------

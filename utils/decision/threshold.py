@@ -115,7 +115,7 @@ class Threshold:
         check(self.choice in CHOICES, "choice", self.choice, f"one of {', '.join(CHOICES)}")
         check(self.aggregation in AGGREGATIONS, "aggregation", self.aggregation, f"one of {', '.join(AGGREGATIONS)}")
         for site, threshold in self.site_thresholds.items():
-            check(re.fullmatch(SITE, site) is not None, "site_thresholds", site, "named after whole numbers")
+            check(re.fullmatch(SITE, site) is not None, "site_thresholds", site, "keyed by whole numbers")
             check(0 <= threshold <= 1, f"site_thresholds: {site}", threshold, "from 0 to 1")
         check(self.breasts >= 1, "breasts", self.breasts, "1 or more")
         check(0 <= self.positives <= self.breasts, "positives", self.positives, f"from 0 to breasts ({self.breasts})")

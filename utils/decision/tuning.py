@@ -20,7 +20,7 @@ from utils.runs.run import Run
 
 @dataclass(frozen=True)
 class Tuning:
-    """How a threshold is tuned.
+    """The settings for tuning a threshold.
 
     Parameters
     ----------
@@ -250,7 +250,7 @@ def tuned_runs(threshold_path: str = "", smoke_test: bool = False, competition_d
             return [by_content[content] for content in tuned.oof_hashes]
         if threshold_path:
             raise PredictionError(
-                f"{path} was tuned on {', '.join(tuned.runs)}: they are not all there, or have changed since. Name their"
+                f"{path} was tuned on {', '.join(tuned.runs)}: some are missing, or have changed since. Name their"
                 " folders with run_dirs, or run tune_threshold.ipynb again."
             )
     return []

@@ -1,1 +1,1 @@
-"""What runs are worth, with intervals, and report.html."""
+"""The performance of runs, with intervals, and report.html."""

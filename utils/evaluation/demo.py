@@ -1,4 +1,4 @@
-"""The demo's last step: a table and an image of what each architecture reached on the phantom."""
+"""The demo's last step: a table and an image of each architecture's results on the phantom."""
 
 import argparse
 from pathlib import Path
@@ -61,15 +61,15 @@ def _seconds(run_dir: Path) -> float:
 def _main() -> None:
     """Print the demo's table and where its outputs are, and draw its overview."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("demo_dir", type=Path, help="where make demo has put everything")
+    parser.add_argument("demo_dir", type=Path, help="folder with the outputs of make demo")
     demo_dir = parser.parse_args().demo_dir
     tuned = Threshold.load(demo_dir / "threshold.json")
     table = demo_table(tuned.run_dirs, demo_dir / "submission.csv", demo_dir / "competition")
-    print("\nOut of fold on the phantom's training breasts; each fold chose its epoch, and 'tuned' its threshold, on them.")
+    print("\nOut of fold on the phantom's training breasts, on which each fold chose its epoch and 'tuned' its threshold.")
     print("The test columns are on hidden labels that no notebook has read.\n")
     print(table.to_string(), "\n")
     draw_overview(tuned.run_dirs, tuned, demo_dir / "cache", demo_dir / "competition", demo_dir / "demo.png")
-    print(f"Image of all this: {demo_dir / 'demo.png'}")
+    print(f"Overview: {demo_dir / 'demo.png'}")
     print(f"Report: {demo_dir / 'report.html'} (open it in a browser)")
     print(f"Executed notebooks: {demo_dir / 'notebooks'}")
     print(f"Submission: {demo_dir / 'submission.csv'}; copies with provenance: {demo_dir / 'submissions'}")

@@ -1,4 +1,4 @@
-"""Maps of the image parts that a network's logit rests on (HiResCAM or Grad-CAM), and their way back to the stored image.
+"""Maps of the image parts that a network's logit rests on (HiResCAM or Grad-CAM), and how they map to the stored image.
 
 A map is float32 of shape (image_height, image_width) in [0, 1], on the cached image. 1 is the strongest part of that
 image, so maps of different images are not comparable. A map of zeros means that nothing in the image speaks for cancer.
@@ -73,10 +73,10 @@ def explain_run(
 def explain(model: nn.Module, dataset: ImageDataset, config: TrainConfig, device: torch.device, finer: int = FINER) -> Maps:
     """Explain the logit of each item on late maps of its encoders, by HiResCAM or, before layer normalisation, Grad-CAM.
 
-    HiResCAM adds up the logit's gradient times the value of all channels of a cell: what the logit gains, to first
-    order, from the cell (Draelos and Carin 2020, arXiv:2011.08891). Layer normalisation undoes any scaling of its
+    HiResCAM sums the logit's gradient times the value over all channels of a cell, which is the cell's contribution to
+    the logit, to first order (Draelos and Carin 2020, arXiv:2011.08891). Layer normalisation undoes any scaling of its
     input, so the products before it sum to zero: in each cell (ConvNeXt), or over cells that are normalised together
-    (Swin). Ali et al. (ICML 2022) name it as a reason why such products mislead in Transformers. Batch normalisation
+    (Swin). Ali et al. (ICML 2022) give this as a reason why such products mislead in Transformers. Batch normalisation
     has a fixed scale here. Grad-CAM averages the gradient over all cells first (Selvaraju et al., ICCV 2017).
 
     Times its number of cells, an encoder's map is in units of the logit. Maps of several encoders (``rnn``) are
@@ -86,8 +86,8 @@ def explain(model: nn.Module, dataset: ImageDataset, config: TrainConfig, device
     Cells are ``2 ** finer`` times smaller than those of the last maps. 0 takes the last maps, as both papers do, but
     their cells of mostly 32 x 32 pixels are larger than a small lesion. In a ViT all cells have the same size.
 
-    Raise ExplanationError if an encoder has no maps or tokens, or none so fine. It runs in float32, as gradients vanish
-    in half precision, and needs a training step's memory.
+    Raise ExplanationError if an encoder has no maps or tokens, or none that are fine enough. It runs in float32, as
+    gradients vanish in half precision, and needs a training step's memory.
     """
     model.eval()
     for module in model.modules():
@@ -174,7 +174,7 @@ class _Layer(NamedTuple):
 
 
 def _evidence(model: nn.Module, batch: Batch, images: torch.Tensor, finer: int) -> torch.Tensor:
-    """Return what each part of an image adds to its item's logit, by the maps of all encoders: (N, H, W)."""
+    """Return the contribution of each image part to its item's logit, from the maps of all encoders: (N, H, W)."""
     images = images.float().requires_grad_()  # so that gradients exist even if an encoder's weights are frozen
     layers = {encoder: _layer(encoder, finer) for encoder in model.modules() if isinstance(encoder, Encoder)}
     with _kept_outputs(layers) as outputs:

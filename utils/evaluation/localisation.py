@@ -1,4 +1,4 @@
-"""A run's maps and predicted boxes, measured on the true boxes of images that it predicted out of fold."""
+"""A run's maps and predicted boxes, compared with the true boxes of images that it predicted out of fold."""
 
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,4 +1,4 @@
-"""What a report is made from: runs, their out-of-fold breasts, their training table, and its cached images."""
+"""The material of a report: runs, their out-of-fold breasts, their training table, and its cached images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ SUSPICIOUS_AUC = 0.6  # AUC of the number of images per breast; near chance on t
 
 @dataclass(frozen=True)
 class Material:
-    """Everything that a report is made from; `gather` makes it.
+    """Everything that a report is made from, collected by `gather`.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ class Material:
 
     @property
     def subtitle(self) -> str:
-        """Return one line on what the report rests on."""
+        """Return one line on the data behind the report."""
         count = f"{len(self.breasts):,} breasts, {self.breasts.cancer.sum():,} with cancer"
         kind = "PHANTOM: synthetic images, no patients. " if self.inputs.is_phantom else ""
         how = ", one random image of each breast" if self.tuned.one_image else ""
@@ -100,7 +100,7 @@ class Material:
 
     @property
     def _worth(self) -> str:
-        """Return what the nested pF1 is an estimate of."""
+        """Return a sentence on what the nested pF1 estimates."""
         chosen = ["the runs' weights"] if self._is_weighted else []
         if any(Run(run).config.keep_epoch == "best_auc" for run in self.runs.values()):
             chosen.append("the epochs (keep_epoch best_auc)")
@@ -110,17 +110,17 @@ class Material:
 
     @property
     def _threshold_note(self) -> str:
-        """Return what the threshold applies to, and which sites have their own."""
+        """Return the scale of the threshold, and the sites that have their own."""
         by_site = ", ".join(f"site {site}: {value:.4f}" for site, value in self.tuned.site_thresholds.items())
-        own = f"; instead of it {by_site}" if by_site else ""
+        own = f"; except {by_site}" if by_site else ""
         return f"on the calibrated probability, at the {self.tuned.choice} of pF1{own}"
 
     def notes(self, sources: pd.DataFrame) -> list[str]:
-        """Return what a reader must know before any figure: traps in the data, and what the figures do not show."""
+        """Return warnings to read before any figure: traps in the data, and limits of the figures."""
         found = []
         auc = sources.loc[IMAGES_PER_BREAST, "AUC [95 %]"]
         if auc.low > SUSPICIOUS_AUC:
-            remedy = "a model of breasts may count them. Run again with -p one_image True, and train with -p max_views 1."
+            remedy = "a breast-level model may count them. Run again with -p one_image True, and train with -p max_views 1."
             done = "all figures here leave it out by counting one random image of each breast."
             found.append(
                 f"The number of images of a breast predicts cancer with an AUC of {auc}, an artefact of the data:"
@@ -162,7 +162,7 @@ class Material:
 
 
 def gather(runs: Sequence[Path], tuned: Threshold, inputs: Inputs, one_image: bool = False, boxes_path: str = "") -> Material:
-    """Gather what a report on runs is made from, and check that it belongs together.
+    """Gather the material of a report on runs, and check that it is consistent.
 
     Parameters
     ----------
@@ -203,6 +203,6 @@ def _check_same_data(breasts: pd.DataFrame, images: pd.DataFrame, competition_di
     differing = breasts.prediction_id[labels.to_numpy() != breasts.cancer.to_numpy()].tolist()
     if differing:
         raise PredictionError(
-            f"{competition_dir}/train.csv lacks {len(differing)} of the runs' {len(breasts)} breasts, or labels them otherwise,"
-            f" first {differing[0]}: give the competition_dir that they were trained on."
+            f"{competition_dir}/train.csv lacks {len(differing)} of the runs' {len(breasts)} breasts, or labels them"
+            f" differently, first {differing[0]}: give the competition_dir that they were trained on."
         )

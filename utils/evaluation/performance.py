@@ -1,4 +1,4 @@
-"""What a run is worth, with intervals: the paper's figures and those of screening programmes."""
+"""The performance of a run, with intervals: the paper's figures and those of screening programmes."""
 
 from pathlib import Path
 
@@ -77,7 +77,7 @@ def paper_table(
 
 
 def screening_figures(breasts: pd.DataFrame, decisions: np.ndarray, seed: int = 0) -> pd.DataFrame:
-    """Compute what screening programmes report, with 95 % intervals.
+    """Compute the figures that screening programmes report, with 95 % intervals.
 
     Parameters
     ----------
@@ -96,8 +96,8 @@ def screening_figures(breasts: pd.DataFrame, decisions: np.ndarray, seed: int = 
     hits = int((labels & decisions).sum())
     per_thousand = proportion(hits, len(labels))
     rows = {
-        "sensitivity at 90 % specificity": (sensitivity_at, "cancers found where one in ten healthy breasts is called back"),
-        "specificity at 90 % sensitivity": (specificity_at, "healthy breasts left alone where nine of ten cancers are found"),
+        "sensitivity at 90 % specificity": (sensitivity_at, "cancers found if one in ten healthy breasts is called back"),
+        "specificity at 90 % sensitivity": (specificity_at, "healthy breasts left alone if nine in ten cancers are found"),
         "recall rate": (proportion(decisions.sum(), len(labels)), "breasts called back at the threshold"),
         "cancers found per breast": (per_thousand, "at the threshold; times 1,000, the detection rate per 1,000 breasts"),
         "positive predictive value": (proportion(hits, decisions.sum()), "share of the called-back breasts that have cancer"),

@@ -47,7 +47,7 @@ def trained_rows(material: Material) -> dict[str, pd.DataFrame]:
 def explanations(
     material: Material, name: str, box_images: int = BOX_IMAGES, seed: int = 0
 ) -> list[tuple[Figure | pd.DataFrame | str, str]]:
-    """Show what a run rests on, and measure it on true boxes if there are any.
+    """Show what a run's logits rest on, and compare it with true boxes if there are any.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def _marks(material: Material, name: str, boxed: BoxedImages, seed: int = 0) -> 
         table = marks_table(boxed.measure_marks(), seed)
     except TrainingError as error:
         return [(f"{name}: {error}", "")]
-    return [(table, f"{name}: one predicted box an image against the true boxes. {boxed.description}")]
+    return [(table, f"{name}: one predicted box per image against the true boxes. {boxed.description}")]
 
 
 def _boxed_images(material: Material, run: Path, most: int, seed: int) -> BoxedImages | None:

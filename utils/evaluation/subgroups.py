@@ -1,4 +1,4 @@
-"""Performance by site, machine, age, density, view and kind of cancer; and what the AUC comes from."""
+"""Performance by site, machine, age, density, view and kind of cancer; and the sources of the AUC."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def with_traits(breasts: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
 def by_subgroup(breasts: pd.DataFrame, decisions: np.ndarray, seed: int = 0) -> pd.DataFrame:
     """Evaluate each subgroup by itself: site, machine, age, density, implant; invasive cancers and difficult negatives.
 
-    Each kind of cancer is evaluated with all negatives, each kind of negatives with all cancers.
+    Each kind of cancer is evaluated against all negatives, each kind of negatives against all cancers.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ def by_view(run_dir: Path, images: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 def sources_of_auc(
     breasts: pd.DataFrame, images: pd.DataFrame, manifest: pd.DataFrame, one_image: bool = False, seed: int = 0
 ) -> pd.DataFrame:
-    """Compare the model with what predicts cancer without the pixels, and evaluate it within each machine.
+    """Compare the model with predictions that use no pixels, and evaluate it within each machine.
 
     Parameters
     ----------

@@ -50,10 +50,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Options:
-    """What a bundle contains besides runs and their threshold."""
+    """The content of a bundle besides runs and their threshold."""
 
     python_version: str = KAGGLE_PYTHON  # for which the wheels are downloaded
-    train_kernels: tuple[str, ...] = ()  # ``train`` or ``train-NAME``; added to those of the former bundle
+    train_kernels: tuple[str, ...] = ()  # ``train`` or ``train-NAME``; added to those of the earlier bundle
     settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # text values of parameters, by kernel and name
     weights: tuple[Pretrained, ...] = ()  # that trainings on Kaggle may start from
 
@@ -66,7 +66,7 @@ def write_bundle(
     Parameters
     ----------
     folder : Path
-        New, empty, or a former bundle, which is replaced. What was changed in its parameters cells is carried over.
+        New, empty, or an earlier bundle, which is replaced. Edits of its parameters cells are carried over.
     username : str
         Name of the Kaggle account, as in kaggle.com/USERNAME.
     run_dirs : sequence of Path
@@ -127,12 +127,12 @@ def check_sources(
 
 def _refuse(problems: Sequence[str]) -> None:
     if problems:
-        raise BundleError("Not written or sent, for:" + "".join(f"\n- {problem}" for problem in problems))
+        raise BundleError("Nothing was written or sent. Problems:" + "".join(f"\n- {problem}" for problem in problems))
 
 
 def _target_problems(folder: Path, username: str) -> Iterator[str]:
     if folder.exists() and not is_from_kit(folder, MARKER) and (not folder.is_dir() or any(folder.iterdir())):
-        yield f"{folder} is not empty, and is no former bundle (no {MARKER}): name another folder with --out."
+        yield f"{folder} is not empty, and is not an earlier bundle (no {MARKER}): name another folder with --out."
     if is_from_kit(folder, MARKER):
         yield from _changes(folder)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", username):
@@ -140,7 +140,7 @@ def _target_problems(folder: Path, username: str) -> Iterator[str]:
 
 
 def _changes(bundle: Path) -> Iterator[str]:
-    """Yield what a person edited or added since `write_bundle` wrote a bundle; nothing if an earlier kit kept no lists."""
+    """Yield edits and additions since `write_bundle` wrote a bundle; nothing if an earlier kit kept no lists."""
     written = read_json(bundle / MARKER)
     hashes = written.get("hashes", {})
     for name, now in _hash_editable(bundle).items():
@@ -158,7 +158,7 @@ def _hash_editable(folder: Path) -> dict[str, str]:
 
 
 def _edits_of(path: Path) -> bytes:
-    """Return what must not be overwritten: of a notebook, neither the parameters cell nor what Jupyter changes by saving it."""
+    """Return the content whose edits must not be lost; for a notebook, without parameters and changes by Jupyter."""
     if path.suffix != ".ipynb":
         return path.read_bytes()
     try:
@@ -236,7 +236,7 @@ def _write_code(datasets: Path, username: str) -> None:
             entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
             entry.external_attr, entry.compress_type = 0o644 << 16, zipfile.ZIP_DEFLATED
             archive.writestr(entry, content)
-    describe_dataset(folder, username, "Mammography kit code", "The notebooks and what they compute with")
+    describe_dataset(folder, username, "Mammography kit code", "The notebooks and the package that they use")
 
 
 def _code_files() -> list[Path]:
@@ -286,7 +286,7 @@ def find_parts(bundle: Path) -> list[Part]:
     """List the bundle's datasets, then its kernels; raise BundleError if there are none or metadata can't be read."""
     paths = [path for kind in ("dataset", "kernel") for path in sorted(bundle.glob(f"{kind}s/*/{kind}-metadata.json"))]
     if not paths:
-        raise BundleError(f"{bundle} holds no bundle: write it with python -m utils.kaggle bundle, or name it with --bundle.")
+        raise BundleError(f"{bundle} is not a bundle: write it with python -m utils.kaggle bundle, or name it with --bundle.")
     try:
         return [Part(path.name.split("-")[0], read_json(path)["id"], path.parent) for path in paths]
     except (ValueError, TypeError, KeyError) as error:

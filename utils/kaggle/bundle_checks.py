@@ -99,7 +99,7 @@ def _look(check: Callable[[Path], Iterator[str]], part: Path) -> list[str]:
 def _dataset_problems(folder: Path) -> Iterator[str]:
     yield from _id_problems(read_json(folder / DATASET_FILE)["id"])
     if not any(path.is_file() and path.name not in (DATASET_FILE, KIT_FILE) for path in folder.rglob("*")):
-        yield "holds no file: write the bundle again."
+        yield "contains no file: write the bundle again."
 
 
 def _id_problems(name: str) -> Iterator[str]:
@@ -131,7 +131,7 @@ def _kernel_problems(folder: Path) -> Iterator[str]:
 def _weights_problems(weights: Sequence[Path]) -> list[str]:
     runs = [run for part in weights for run in sorted(part.iterdir()) if run.is_dir()]
     problems = [f"{run.parent.name}/{run.name}: {problem}" for run in runs for problem in run_problems(run)]
-    problems += [f"{path.parent} holds checkpoint.pt: remove it." for run in runs for path in run.rglob("checkpoint.pt")]
+    problems += [f"{path.parent} contains checkpoint.pt: remove it." for run in runs for path in run.rglob("checkpoint.pt")]
     thresholds = [part / "threshold.json" for part in weights if (part / "threshold.json").is_file()]
     return problems or [problem for path in thresholds for problem in threshold_problems(runs, path)]
 

@@ -37,7 +37,7 @@ class KaggleError(KitError):
 
 
 class UnansweredError(KaggleError):
-    """Kaggle did not answer, or asked to try later: `poll` asks again."""
+    """Kaggle did not answer, or asked to try again later, which `poll` does."""
 
 
 def connect() -> Any:
@@ -115,7 +115,7 @@ def _remedy(error: BaseException, forbidden: str) -> tuple[type[KaggleError], st
     known = {
         401: f"Kaggle does not accept the credentials: check username and key, or make a new token at {SETTINGS_PAGE}",
         403: forbidden,
-        404: "Kaggle does not know it: check the name, and whether it was pushed",
+        404: "Kaggle can't find it: check the name, and whether it was pushed",
     }
     if status == 429:
         return (
@@ -170,7 +170,7 @@ def poll(ask: Callable[[], State], what: str, hours: float) -> State:
 
 
 def check_owner(api: Any, parts: Sequence[Part]) -> None:
-    """Raise KaggleError, before anything is uploaded, if a part belongs to another account than the one logged in."""
+    """Raise KaggleError, before anything is uploaded, if a part belongs to an account other than the one logged in."""
     username = api.config_values.get("username") or ""
     others = sorted({part.id.partition("/")[0] for part in parts if part.id.partition("/")[0].lower() != username.lower()})
     if username and others:

@@ -59,8 +59,8 @@ NO_RUNS = "none"
 def run_bundle(given: Namespace) -> None:
     """Write push-ready folders: the code, each run's weights, the wheels that Kaggle lacks, and a kernel per notebook.
 
-    What you changed in the parameters cell of a kernel's notebook is carried over when the bundle is written again.
-    --kernel adds kernels that train; to leave one out, delete its folder before. Quote a value with spaces:
+    Edits of the parameters cell of a kernel's notebook are carried over when the bundle is written again.
+    --kernel adds kernels that train; to leave one out, delete its folder first. Quote a value with spaces:
     --set 'train:recipe=strong mixup=0.4'.
 
     Costs: nothing on Kaggle; disk space for weights and wheels, which pip downloads.
@@ -79,7 +79,7 @@ def run_bundle(given: Namespace) -> None:
     for line in describe(kernels, weights):
         print(line)
     if given.kernel and runs:
-        print(f"tune_threshold, report and submit will use the bundle's runs alone; without them: --runs {NO_RUNS}")
+        print(f"tune_threshold, report and submit will use only the bundle's runs; to leave these out: --runs {NO_RUNS}")
     if given.dry_run:
         print(f"This would write {what}, and the wheels, which were not checked. Nothing would be sent.")
         return
@@ -92,7 +92,7 @@ def run_bundle(given: Namespace) -> None:
 
 
 def run_weights(given: Namespace) -> None:
-    """Write a dataset of weights that kernels without internet can start from: timm's of NETWORK, or a file's.
+    """Write a dataset of weights that kernels without internet can start from: timm's weights of NETWORK, or those of a file.
 
     The next bundle contains it, and attaches it to the kernels that train. Those of the same architecture start from it.
 
@@ -160,7 +160,7 @@ def run_wait(given: Namespace) -> None:
 
 
 def run_submit(given: Namespace) -> None:
-    """Submit a kernel's version to the competition, where it runs again on the hidden test. Ask first.
+    """Submit a kernel's version to the competition, where it runs again on the hidden test. Ask for confirmation first.
 
     The version's submission.csv and provenance are kept in submissions/, and recorded in the ledger.
 
@@ -325,7 +325,7 @@ def make_parser() -> ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     bundle = _add_command(commands, "bundle", run_bundle)
-    bundle.add_argument("--runs", default="", help="run folders with commas between, or none; default: those of threshold.json")
+    bundle.add_argument("--runs", default="", help="run folders, comma-separated, or none; default: those of threshold.json")
     bundle.add_argument("--threshold", type=resolve, help="default: threshold.json in the working folder")
     bundle.add_argument("--out", type=resolve, default=_default_bundle(), help="folder to write; default: %(default)s")
     bundle.add_argument(
@@ -334,15 +334,15 @@ def make_parser() -> ArgumentParser:
         action="extend",
         default=[],
         metavar="KERNEL:NAME=VALUE",
-        help="parameters of kernels, such as train:epochs=12; they win over what is carried over",
+        help="parameters of kernels, such as train:epochs=12; they override carried-over values",
     )
     bundle.add_argument(
-        "--kernel", nargs="+", action="extend", default=[], metavar="train-NAME", help="further kernels that train, one a run"
+        "--kernel", nargs="+", action="extend", default=[], metavar="train-NAME", help="more kernels that train, one per run"
     )
 
     weights = _add_command(commands, "weights", run_weights)
-    weights.add_argument("source", metavar="NETWORK|FILE", help="a network of timm, or a file with --architecture")
-    weights.add_argument("--architecture", default="", help="network of timm that the file's weights are of")
+    weights.add_argument("source", metavar="NETWORK|FILE", help="a timm network, or a file with --architecture")
+    weights.add_argument("--architecture", default="", help="timm network of the file's weights")
     for command in (bundle, weights):
         command.add_argument("--username", default="", help="yours on Kaggle; default: that of the credentials")
 
@@ -357,12 +357,12 @@ def make_parser() -> ArgumentParser:
         command.add_argument("kernel", nargs="?", help="owner/slug; default: the bundle's kernel that submits")
     for command in (push, wait, submit):
         command.add_argument("--bundle", type=resolve, default=_default_bundle(), help="its folder; default: %(default)s")
-    submit.add_argument("--version", type=int, help="of the kernel; default: the last that push saved, if it is the latest")
+    submit.add_argument("--version", type=int, help="of the kernel; default: the last one pushed, if it is the latest")
     submit.add_argument("--message", help="shown on Kaggle; default: the kernel and its version")
-    submit.add_argument("--yes", action="store_true", help="do not ask")
+    submit.add_argument("--yes", action="store_true", help="do not ask for confirmation")
 
     scores = _add_command(commands, "scores", run_scores)
-    scores.add_argument("--watch", action="store_true", help="ask until nothing is pending")
+    scores.add_argument("--watch", action="store_true", help="keep asking until nothing is pending")
     _add_command(commands, "ledger", run_ledger)
     return parser
 

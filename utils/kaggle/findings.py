@@ -33,7 +33,7 @@ def refusals(step: Callable[[], object]) -> Iterator[Finding]:
         yield Finding(str(error))
     except Exception as error:  # torch and timm raise many types
         problem = f"This would end with {type(error).__name__}: {error}."
-        yield Finding(problem, "change the architecture, image size or weights_path that it is about.")
+        yield Finding(problem, "change the architecture, image size or weights_path that causes it.")
 
 
 def report(findings: Sequence[Finding], machine: str) -> None:

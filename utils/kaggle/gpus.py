@@ -48,7 +48,7 @@ def check_processes(num_processes: int) -> Iterator[Finding]:
     """Check that each training process has a GPU of its own."""
     count = torch.cuda.device_count()
     if torch.cuda.is_available() and num_processes > count:
-        problem = f"num_processes is {num_processes}, but there are {count} GPUs: one process each."
+        problem = f"num_processes is {num_processes}, but there are {count} GPUs, and each process needs its own."
         yield Finding(problem, f"set num_processes to {count}.")
 
 

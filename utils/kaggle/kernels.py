@@ -38,8 +38,8 @@ class Kernel:
 
     name: str  # the notebook's, or train-NAME
     notebook: Notebook
-    usual: dict[str, object] = field(default_factory=dict)  # the notebook's defaults, and what the bundle sets by itself
-    carried: dict[str, object] = field(default_factory=dict)  # from the former bundle's kernel
+    usual: dict[str, object] = field(default_factory=dict)  # the notebook's defaults, and values that the bundle sets
+    carried: dict[str, object] = field(default_factory=dict)  # from the earlier bundle's kernel
     given: dict[str, object] = field(default_factory=dict)  # from --set
 
     @property
@@ -79,7 +79,7 @@ def _differing(values: Mapping[str, object], usual: Mapping[str, object]) -> dic
 
 
 def parse_settings(texts: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Read ``KERNEL:NAME=VALUE`` texts into values by kernel and name; raise SettingError if one is not so."""
+    """Read ``KERNEL:NAME=VALUE`` texts into values by kernel and name; raise SettingError if one has another form."""
     settings: dict[str, dict[str, str]] = {}
     for text in texts:
         parts = re.fullmatch(r"([\w-]+):(\w+)=(.*)", text, re.DOTALL)
@@ -94,14 +94,14 @@ def parse_settings(texts: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def kernel_names(former: Path | None, train_kernels: Sequence[str]) -> list[str]:
-    """List a bundle's kernels: those that train are the former bundle's and the named ones, else ``train``."""
+    """List a bundle's kernels: those that train are the earlier bundle's and the named ones, else ``train``."""
     kept = [path.name for path in sorted(former.glob("kernels/*")) if re.fullmatch(TRAIN_KERNEL, path.name)] if former else []
     training = list(dict.fromkeys([*kept, *train_kernels])) or [TRAIN]
     return [name for notebook in NOTEBOOKS for name in (training if notebook == TRAIN else [notebook])]
 
 
 def name_problems(names: Sequence[str], train_kernels: Sequence[str], settings: Mapping[str, object]) -> Iterator[str]:
-    """Yield what is wrong with the names of further ``train_kernels``, and with those that ``settings`` are for."""
+    """Yield problems with the names of additional ``train_kernels``, and with those that ``settings`` are for."""
     for name in train_kernels:
         if not re.fullmatch(TRAIN_KERNEL, name):
             yield f"--kernel {name} must be train or train-NAME, with a NAME of a-z, 0-9 and single hyphens."
@@ -115,7 +115,7 @@ def name_problems(names: Sequence[str], train_kernels: Sequence[str], settings: 
 def plan_kernel(
     name: str, notebook: dict, settings: Mapping[str, str], former: Path | None, weights: Sequence[Pretrained]
 ) -> Kernel:
-    """Choose a kernel's parameters: those of ``settings``, else what was changed in the former bundle's kernel.
+    """Choose a kernel's parameters: those of ``settings``, else the edits in the earlier bundle's kernel.
 
     A kernel that trains starts from the ``weights`` of its architecture, unless its ``weights_path`` was chosen.
     Raise ParameterError, which begins with the place, if a name or a value does not fit the notebook.
@@ -137,7 +137,7 @@ def plan_kernel(
 
 
 def _changed(former: Path, name: str, source: str) -> dict[str, object]:
-    """Return the parameters of a former kernel that differ from what the bundle wrote by itself."""
+    """Return the parameters of an earlier kernel that differ from those that the bundle wrote."""
     path = former / "kernels" / name / f"{notebook_of(name).name}.ipynb"
     if not path.is_file():
         return {}
@@ -200,7 +200,7 @@ def describe(kernels: Sequence[Kernel], weights: Sequence[Pretrained]) -> Iterat
     """Yield a line on the parameters that were carried over, and one on each kernel or weights that start a training."""
     carried = [f"{kernel.name}:{name}={value}" for kernel in kernels for name, value in kernel.carried.items()]
     if carried:
-        yield f"Carried over from the former bundle: {'; '.join(carried)}."
+        yield f"Carried over from the earlier bundle: {'; '.join(carried)}."
     training = [kernel for kernel in kernels if kernel.notebook.name == TRAIN]
     for one in weights:
         starting = [kernel.name for kernel in training if kernel.values.get("weights_path") == str(one.mounted)]

@@ -90,7 +90,7 @@ def check_memory(num_workers: int) -> Iterator[Finding]:
     needed, free = OWN_MEMORY + num_workers * WORKER_MEMORY, free_memory()
     if free is not None and free < needed:
         problem = (
-            f"{free / GIGABYTE:.1f} GB of memory are free, but this process and {num_workers} decoding processes may need"
+            f"{free / GIGABYTE:.1f} GB of memory is free, but this process and {num_workers} decoding processes may need"
             f" {needed / GIGABYTE:.1f} GB."
         )
         yield Finding(problem, "end other programs, or reduce num_workers.", is_fatal=False)
@@ -136,7 +136,9 @@ def check_hub() -> Iterator[Finding]:
         is_downloaded = any(Path(HF_HUB_CACHE).glob("models--timm--*"))  # perhaps these weights
         remedy = "switch the internet on in the notebook's settings" if on_kaggle() else "check the network"
         problem = f"pretrained needs {host}, which does not answer."
-        yield Finding(problem, f"{remedy}, or give a local file as weights_path.", is_fatal=not is_downloaded)
+        yield Finding(
+            problem, f"{remedy}, give a local file as weights_path, or set pretrained to False.", is_fatal=not is_downloaded
+        )
 
 
 def _answers(host: str) -> bool:

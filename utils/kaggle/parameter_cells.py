@@ -1,4 +1,4 @@
-"""The parameters cell of a notebook: what it declares, what somebody wrote into it, and new values for it.
+"""The parameters cell of a notebook: its declarations, edits by a user, and new values.
 
 A cell declares a parameter as ``NAME: KIND = VALUE``. If the value is None, others of KIND and None are allowed.
 """

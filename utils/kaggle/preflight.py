@@ -1,6 +1,6 @@
-"""Preflight of preprocessing: find in seconds what would fail hours later.
+"""Preflight of preprocessing: find within seconds problems that would appear hours later.
 
-It leaves out whatever the notebook's next cells report within seconds.
+It leaves out problems that the notebook's next cells report within seconds.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ SAMPLED = 5  # image files to open, spread over the table
 
 
 def preflight_images(inputs: Inputs, splits: list[str], num_workers: int, cluster: str = "") -> None:
-    """Check what preprocessing needs, and print warnings.
+    """Check the requirements of preprocessing, and print warnings.
 
     Parameters
     ----------
@@ -67,9 +67,9 @@ def check_images(inputs: Inputs, tables: Mapping[str, pd.DataFrame]) -> Iterator
         paths = image_paths(table.iloc[:: max(1, len(table) // SAMPLED)][:SAMPLED], inputs.competition_dir, split)
         bad = {path: problem for path in paths if (problem := _problem_of(path))}
         for path, problem in list(bad.items())[:1]:
-            found = f"{len(bad)} of {len(paths)} images of {split}.csv that were looked at can't be read: {path} ({problem})."
+            found = f"{len(bad)} of {len(paths)} checked images of {split}.csv can't be read: {path} ({problem})."
             folder = path.parent.parent
-            lacking = "must hold PATIENT/IMAGE.dcm" if folder.is_dir() else "does not exist"
+            lacking = "must contain PATIENT/IMAGE.dcm" if folder.is_dir() else "does not exist"
             remedy = f"{folder} {lacking}; attach or download what is missing."
             yield Finding(found, remedy, is_fatal=len(bad) == len(paths))
 

@@ -1,4 +1,4 @@
-"""Preflight of a training or a submission: find in seconds what would fail hours later."""
+"""Preflight of a training or a submission: find within seconds problems that would appear hours later."""
 
 import contextlib
 import importlib.util
@@ -31,7 +31,7 @@ RUN_BYTES = 2 * GIGABYTE  # four folds of resnet50 with 0.1 GB each, and the che
 
 
 def preflight_training(plan: Plan, num_workers: int) -> None:
-    """Check what a training and its preprocessing need, and print warnings.
+    """Check the requirements of a training and its preprocessing, and print warnings.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def check_start(config: TrainConfig, data: TrainingData, run_dir: Path, is_sure:
 
 
 def preflight_submission(inputs: Inputs, folders: Sequence[Path], num_workers: int) -> None:
-    """Check what preprocessing and predicting test images need, and print warnings.
+    """Check the requirements of preprocessing and predicting test images, and print warnings.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def _waiting_gpu(inputs: Inputs, missing: Mapping[str, int]) -> Iterator[Finding
     if on_kaggle() and missing["train"]:
         attached = next((folder for folder in mounted("settings.json") if _hash_of(folder) == inputs.settings.hash), None)
         make = "run preprocess.ipynb in a notebook without a GPU, attach its output, and give its folder as cache_dir."
-        problem = f"{inputs.cache_dir} lacks {missing['train']} images: they are made first, while the GPU's hours run."
+        problem = f"{inputs.cache_dir} lacks {missing['train']} images: they would be made first, while GPU hours are used up."
         yield Finding(problem, f"set cache_dir to {attached}." if attached else make, is_fatal=False)
 
 

@@ -138,8 +138,8 @@ def _of_file(file: Path, architecture: str) -> _Weights:
 
     if (file / "config.json").is_file() or is_of_kit(file):
         raise PretrainedError(
-            f"{file} is a run of this kit, and it must stay known which patients it saw: upload the run's folder as a dataset,"
-            " attach it to the kernel, and give its path as weights_path."
+            f"{file} is a run of this kit, and a record of the patients that it saw must be kept: upload the run's folder as"
+            " a dataset, attach it to the kernel, and give its path as weights_path."
         )
     model = timm.create_model(architecture, num_classes=0)
     tensors = find_weights(read_weights(file), model.state_dict(), file)

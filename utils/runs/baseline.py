@@ -1,4 +1,4 @@
-"""Baselines that see no pixels: what a model must beat to show that it reads them."""
+"""Baselines that see no pixels: a model must beat them to show that it reads the pixels."""
 
 import pandas as pd
 from sklearn.compose import make_column_transformer

@@ -1,4 +1,4 @@
-"""Which code a run was trained with, and whether the code has changed since."""
+"""The code that a run was trained with, and whether it has changed since."""
 
 import ast
 import contextlib
@@ -38,7 +38,7 @@ def changed_versions(found: Mapping[str, str]) -> str:
 
 
 def warn_of_other_code(run_dirs: Sequence[Path]) -> None:
-    """Print which runs were trained with other code than today's, and so perhaps than each other."""
+    """Print the runs that were trained with code other than today's, and so perhaps other than each other's."""
     noted = {}
     for name, run_dir in name_runs(run_dirs).items():
         with contextlib.suppress(TrainingError):  # the run's reader refuses it
@@ -49,8 +49,8 @@ def warn_of_other_code(run_dirs: Sequence[Path]) -> None:
     if other:
         more = f" and {len(other) - SHOWN} more" if len(other) > SHOWN else ""
         print(
-            f"Warning: trained with other code than today's (commit {now['commit']}): {', '.join(other[:SHOWN])}{more}."
-            " A difference between runs may be the code's, and today's code may predict differently with their weights."
+            f"Warning: trained with code other than today's (commit {now['commit']}): {', '.join(other[:SHOWN])}{more}."
+            " A difference between runs may come from the code, and today's code may predict differently with their weights."
         )
 
 

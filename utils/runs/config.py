@@ -1,4 +1,4 @@
-"""What decides a run's weights: the configuration of its network, and of its training."""
+"""The settings that determine a run's weights: the configuration of its network and of its training."""
 
 import json
 import re
@@ -25,7 +25,7 @@ RETIRED_OF_MODEL = {"view_pooling": "attention"}
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What a network is made of.
+    """The configuration of a network.
 
     Parameters
     ----------
@@ -34,31 +34,32 @@ class ModelConfig:
     image_height, image_width : int
         In pixels.
     level : {"image", "breast"}
-        What it reads at once: an image, or all images of a breast. ``rnn`` reads breasts whatever this says.
+        What it reads at once: an image, or all images of a breast. ``rnn`` always reads breasts.
     pretrained : bool
-        Load timm's weights, which need a network; of ``rnn``, into its timm encoders.
+        Load timm's weights, which needs internet access. ``rnn`` loads them into its timm encoders.
     weights_path : str
         Load a local file instead; see `utils.networks.encoders.build_encoder`. Empty for none. In a `TrainConfig` it may be the
         folder of another run; see `utils.training.sources`.
     pooling : {"", "stages"}
-        Of the encoder's maps: the network's own, or mean and maximum of the last stages; see `utils.networks.encoders.Encoder`.
+        Pooling of the encoder's maps: the network's own, or mean and maximum of the last stages; see
+        `utils.networks.encoders.Encoder`.
     dropout, drop_path : float
-        Before the head, and of residual branches where the network has them.
+        Dropout before the head, and dropout of residual branches if the network has them.
     box_head : bool
-        Predict a box as well.
+        Also predict a box.
     metadata : bool
-        Add what age, implant, view, machine and site tell to the logit of the pictures. ``rnn`` reads them as features of each
-        image in any case.
+        Add a logit from age, implant, view, machine and site to that of the images. ``rnn`` always reads them as features of
+        each image.
     encoders : tuple of str
         Image encoders of ``rnn``.
     recurrent_cell : {"gru", "lstm", "rnn"}
     hidden_size : int
-        Of the recurrent cell.
+        Size of the recurrent cell's state.
 
     Raises
     ------
     ModelError
-        If a value is of another type, unknown, or out of its range, or values do not go together.
+        If a value has the wrong type, is unknown or out of range, or contradicts another one.
     """
 
     architecture: str
@@ -77,13 +78,13 @@ class ModelConfig:
     hidden_size: int = 128
 
     def __post_init__(self):
-        """Check types and ranges: they may come from a notebook, or from the config.json of somebody else."""
+        """Check types and ranges: they may come from a notebook, or from somebody else's config.json."""
         check_types(self, ModelError)
         for name in ("image_height", "image_width"):
             value = getattr(self, name)
             check(1 <= value <= LARGEST_SIDE, name, value, f"from 1 to {LARGEST_SIDE}", ModelError)
         for field, name in (("architecture", self.architecture), *(("encoders", name) for name in self.encoders)):
-            check(re.fullmatch(PLAIN_NAME, name) is not None, field, name, "cnn, rnn or a name of timm's", ModelError)
+            check(re.fullmatch(PLAIN_NAME, name) is not None, field, name, "cnn, rnn or a timm name", ModelError)
         for name, choices in {"level": LEVELS, "recurrent_cell": RECURRENT_CELLS}.items():
             value = getattr(self, name)
             _require(value in choices, f"{name} is {value!r}; choose from {', '.join(choices)}.")
@@ -96,60 +97,61 @@ class ModelConfig:
 
     @property
     def item(self) -> str:
-        """What an item of its data set is: ``image`` or ``breast``."""
+        """The kind of item in its data set: ``image`` or ``breast``."""
         return "breast" if self.architecture == "rnn" else self.level
 
     @property
     def encoder_names(self) -> tuple[str, ...]:
-        """Names of the image encoders: several of ``rnn``, else the architecture."""
+        """Names of the image encoders: several for ``rnn``, else the architecture."""
         return self.encoders if self.architecture == "rnn" else (self.architecture,)
 
     @property
     def reads_metadata(self) -> bool:
-        """Whether age, implant, view, machine or site are read: they must not be labels."""
+        """Whether it reads age, implant, view, machine or site, which then must not be labels."""
         return self.metadata or self.item != "image"
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides a run's weights; saved as JSON beside them.
+    """Everything that determines a run's weights; saved as JSON next to them.
 
     Parameters
     ----------
     model : ModelConfig
     preprocessing : CacheSettings
-        Of the cache that the run trains on.
+        Settings of the cache that the run trains on.
     n_folds : int
     fold_by : {"patient", "machine"}
-        What is held out whole; ``machine`` tells what the model is worth on machines that it never saw.
+        Groups that are held out together; ``machine`` tests the model on machines that it never saw.
     folds : tuple of int
-        Which folds to train; empty for all.
+        Folds to train; empty for all.
     epochs, batch_size : int
-        A batch counts items: images, or breasts where the model reads those. It is the batch of a step, over all processes.
-        With 0 epochs the encoder stays as it is, and the head is a logistic regression on its features
-        (`utils.training.probe`).
+        A batch counts items: images, or breasts if the model reads those. It is the batch of one step, over all processes. With
+        0 epochs the encoder stays as it is, and the head is a logistic regression on its features (`utils.training.probe`).
     learning_rate, weight_decay : float
-        Of AdamW, at the peak of the schedule: linear warm-up, then cosine to zero. Biases and norms do not decay.
+        Of AdamW, at the peak of the schedule, which is a linear warm-up followed by a cosine to zero. Biases and norms do not
+        decay.
     freeze_stages : int
-        First stages of encoders that keep the weights that they start from; see `utils.networks.encoders.Encoder.freeze`.
+        Number of first encoder stages that keep their starting weights; see `utils.networks.encoders.Encoder.freeze`.
     freeze_norms : bool
-        Keep the statistics of batch normalisation that such weights came with.
+        Keep the batch-normalisation statistics of the starting weights.
     warmup_share : float
-        Of all steps.
+        Share of all steps.
     label_smoothing : float
         Moves the labels to ``label_smoothing / 2`` and ``1 - label_smoothing / 2``.
     positive_weight : float
-        Of a positive item in the loss.
+        Weight of a positive item in the loss.
     auxiliary_weight : float
-        Of the loss of the auxiliary targets (`utils.networks.auxiliary`); 0 trains without that head.
+        Weight of the auxiliary targets' loss (`utils.networks.auxiliary`); 0 trains without that head.
     box_weight : float
-        Of the loss of the box, on images that have one; 0 trains without that head. The total is L_cancer + box_weight * L_box.
+        Weight of the box loss, on images that have a box; 0 trains without that head. The total is L_cancer + box_weight *
+        L_box.
     positive_share : float or None
         Share of positives that the sampler draws; None draws every item once.
     mixup : float
-        Parameter of the beta distribution that says how much of another image is mixed in; 0 for none.
+        Parameter of the beta distribution from which the share of the mixed-in image is drawn; 0 for no mixup.
     ema_decay : float
-        Of the running average of weights, which is what is evaluated and kept; 0 keeps the raw weights.
+        Decay of the running average of weights, which is evaluated and kept; 0 keeps the raw weights.
     clip_norm : float
         Largest gradient norm.
     augment_strength : float
@@ -157,21 +159,20 @@ class TrainConfig:
     test_time_flip : bool
         Predict the mean logit of an image and its mirror image.
     max_views : int or None
-        Of breasts: images that are seen at once, drawn at random; None for all.
+        Maximum number of a breast's images that are seen at once, drawn at random; None for all.
     patch_epochs, patch_size : int
-        Epochs on patches around boxes, whose encoder the whole-image model then starts from, and their side in pixels.
+        Epochs on patches around boxes, and the patches' side in pixels. The image model then starts from their encoder.
     keep_epoch : {"best_auc", "last"}
-        ``best_auc`` keeps the epoch with the highest AUC per breast on the held-out fold (its lowest loss where AUC is
-        undefined); the out-of-fold predictions are then a little too good, since the fold chose its epoch. ``last``
-        keeps them honest.
+        ``best_auc`` keeps the epoch with the highest AUC per breast on the held-out fold (the lowest loss if AUC is undefined).
+        The out-of-fold predictions are then a little too good, since the fold chose its epoch. ``last`` keeps them honest.
     micro_batch_size : int
-        Items that are computed at once; their gradients add up to a step's. 0 begins with ``batch_size``. Where the memory does
-        not suffice, it is halved by itself.
+        Number of items computed at once; their gradients add up to a step's. 0 starts with ``batch_size``. If memory runs out,
+        it is halved automatically.
     activation_checkpointing : bool
         Compute activations twice instead of keeping them: a third more time, a fraction of the memory.
     precision : {"auto", "float32", "bfloat16", "float16"}
     deterministic : bool
-        The same weights twice on a GPU too, at some cost of speed; on a CPU they always are.
+        Make weights reproducible on a GPU too, at some cost in speed; on a CPU they always are.
     seed : int
     """
 
@@ -208,7 +209,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self):
-        """Check types and ranges: papermill passes ``-p`` values that are no plain numbers on as text."""
+        """Check types and ranges: papermill passes ``-p`` values that are not plain numbers as text."""
         counts = ("n_folds", "epochs", "batch_size", "freeze_stages", "patch_epochs", "patch_size", "micro_batch_size", "seed")
         for name in counts:
             value = getattr(self, name)
@@ -234,7 +235,7 @@ class TrainConfig:
         self._check_combinations()
 
     def _check_shares(self) -> None:
-        """Check what is scaled or averaged: beyond these bounds, a network learns nothing or its images fail."""
+        """Check weights and shares: beyond these bounds, a network learns nothing or its images fail."""
         for name in ("learning_rate", "positive_weight", "clip_norm"):
             _check(getattr(self, name) > 0, name, getattr(self, name), "above 0")
         for name in ("label_smoothing", "ema_decay"):
@@ -263,12 +264,12 @@ class TrainConfig:
 
     @property
     def needs_boxes(self) -> bool:
-        """Whether boxes are learned, or patches are cut around them."""
+        """Whether the training needs boxes: to predict them, or to cut patches around them."""
         return self.box_weight > 0 or self.patch_epochs > 0
 
     @property
     def starts_trained(self) -> bool:
-        """Whether the encoders of whole images start from weights that were trained before."""
+        """Whether the encoders of complete images start from weights that were trained before."""
         return self.model.pretrained or bool(self.model.weights_path) or self.patch_epochs > 0
 
     @property
@@ -277,12 +278,12 @@ class TrainConfig:
         return self.starts_trained and self.model.item == "image"
 
     def to_json(self) -> dict:
-        """Plain dictionary, as written to config.json."""
+        """Return a plain dictionary, as written to config.json."""
         return json.loads(json.dumps(asdict(self)))
 
     @classmethod
     def from_parameters(cls, values: Mapping[str, object], preprocessing: CacheSettings) -> "TrainConfig":
-        """Make the configuration of a training from values by field name, those of the network included.
+        """Make the configuration of a training from values by field name, including those of the network.
 
         Parameters
         ----------
@@ -295,7 +296,7 @@ class TrainConfig:
         Raises
         ------
         KitError
-            If a value is out of range, or values do not go together.
+            If a value is out of range, or contradicts another one.
         """
         model = _chosen(values, ModelConfig) | {
             "image_height": preprocessing.image_height,
@@ -314,7 +315,7 @@ class TrainConfig:
         Raises
         ------
         KitError
-            If a field is unknown, one is missing that has no default, or a value is refused.
+            If a field is unknown, a field without a default is missing, or a value is refused.
         """
         config = build(cls, without_retired(content))
         for name in ("image_height", "image_width"):
@@ -325,7 +326,7 @@ class TrainConfig:
 
 
 def without_retired(content: dict) -> dict:
-    """Leave out the fields of an older run's configuration that there are no more, unless they ask for what is gone."""
+    """Remove obsolete fields from an older run's configuration, unless they ask for something that no longer exists."""
     kept = _without(content, RETIRED)
     if isinstance(kept.get("model"), dict):
         kept["model"] = _without(kept["model"], RETIRED_OF_MODEL)

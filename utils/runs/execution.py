@@ -1,4 +1,4 @@
-"""How a training's work is spread over processes and machines, which does not decide its weights."""
+"""How a training's work is spread over processes and machines, which does not affect its weights."""
 
 import re
 from collections.abc import Mapping
@@ -18,16 +18,16 @@ class Execution:
     Parameters
     ----------
     num_workers : int
-        Processes of a machine that load data, shared out among those that train there; 0 loads in threads of these.
+        Number of data-loading processes per machine, divided among its training processes; 0 loads in threads of the latter.
     num_processes : int
-        Processes, one a GPU, that share each step's batch (data-parallel training).
+        Number of processes, one per GPU, that share each step's batch (data-parallel training).
     num_machines : int
-        Machines that do so together; the same notebook runs on each, with the same parameters.
+        Number of machines that do so together; each runs the same notebook with the same parameters.
     rendezvous : str
-        HOST:PORT of one of those machines, where they meet.
+        HOST:PORT of one of those machines, to which the others connect.
     parallel_folds : int
-        Folds trained side by side, each in a process and on a GPU of its own; for k-fold the better use of several GPUs. 0
-        takes as many as there are GPUs.
+        Number of folds trained in parallel, each in its own process on its own GPU; the better use of several GPUs for k-fold
+        training. 0 uses the number of GPUs.
     cluster : str
         Address of a Dask scheduler whose workers train the folds, one each.
     compile : bool
@@ -46,7 +46,7 @@ class Execution:
     tensorboard: bool = False
 
     def __post_init__(self):
-        """Refuse combinations that mean two things."""
+        """Refuse ambiguous combinations."""
         for name, least in {"num_workers": 0, "num_processes": 1, "num_machines": 1, "parallel_folds": 0}.items():
             value = getattr(self, name)
             _check(is_whole(value) and value >= least, name, value, f"a whole number of {least} or more")
@@ -58,8 +58,8 @@ class Execution:
             raise TrainingError("num_machines above 1 needs rendezvous: HOST:PORT of one of the machines.")
         if self.world_size > 1 and (self.parallel_folds > 1 or self.cluster):
             raise TrainingError(
-                "Either several processes share a fold (num_processes, num_machines), or folds run side by side"
-                " (parallel_folds, cluster): not both. With as many folds as GPUs or more, folds side by side are faster."
+                "Either several processes share a fold (num_processes, num_machines), or folds run in parallel"
+                " (parallel_folds, cluster): not both. With at least as many folds as GPUs, parallel folds are faster."
             )
 
     @classmethod
@@ -68,12 +68,12 @@ class Execution:
         return build(cls, {field.name: values[field.name] for field in fields(cls) if field.name in values})
 
     def share_workers(self, trainers: int) -> "Execution":
-        """Give one of so many processes that train on a machine its part of those that load."""
+        """Return one training process's part of its machine's data-loading processes."""
         return replace(self, num_workers=-(-self.num_workers // trainers))
 
     @property
     def world_size(self) -> int:
-        """Processes that share a step's batch."""
+        """Number of processes that share a step's batch."""
         return self.num_processes * self.num_machines
 
 

@@ -91,7 +91,7 @@ def check_same_run(run_dir: Path, config: TrainConfig, images: pd.DataFrame) -> 
 
 
 def differing_settings(found: dict, config: TrainConfig) -> list[str]:
-    """List the settings that make ``found``, a configuration as a dictionary, another run than ``config``."""
+    """List the settings in which ``found``, a configuration as a dictionary, differs from ``config``."""
     wanted, found = _comparable(config.to_json()), _comparable(found)
     return [name for name in {**wanted, **found} if name not in MAY_CHANGE and found.get(name) != wanted.get(name)]
 
@@ -105,7 +105,7 @@ def _comparable(content: dict) -> dict:
 
 
 def _check_same_data(run: Run, images: pd.DataFrame, data_hash: str) -> None:
-    """Refuse other folds or data than those of an existing run; warn of other code."""
+    """Refuse folds or data that differ from an existing run's; warn if the code differs."""
     folds, notes = run.patients(), run.notes
     same_folds = dict(zip(folds.patient_id, folds.fold, strict=True)) == dict(zip(images.patient_id, images.fold, strict=True))
     if not same_folds or notes.data_hash not in ("", data_hash):

@@ -1,4 +1,4 @@
-"""Which runs are used: those that are named, else all finished ones that are found."""
+"""Find the runs to use: those that are named, else all finished ones."""
 
 import contextlib
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Refuse what would inflate a figure: patients in two folds, labels among the features, scores on training rows."""
+"""Checks against inflated figures: patients in two folds, labels among the features, scores on training rows."""
 
 from collections.abc import Iterable, Set
 from pathlib import Path
@@ -29,7 +29,7 @@ def check_features(images: pd.DataFrame, columns: Iterable[str]) -> None:
     images : DataFrame
         A train table.
     columns : iterable of str
-        What a model is to read next to the images.
+        Columns that a model will read in addition to the images.
 
     Raises
     ------

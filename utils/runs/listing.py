@@ -1,4 +1,4 @@
-"""A table of runs, finished or not: how their configurations differ, how far they are, and what they reached."""
+"""A table of runs, finished or not: how their configurations differ, their progress, and their results."""
 
 import time
 from collections.abc import Sequence
@@ -62,7 +62,7 @@ def list_runs(run_dirs: Sequence[Path]) -> tuple[pd.DataFrame, dict[str, str]]:
 
 
 def _settings(run: Run) -> dict[str, str]:
-    """Return as text what decides a run's weights, by field."""
+    """Return the settings that determine a run's weights as text, by field."""
     config = run.config.to_json()
     model, preprocessing = config.pop("model"), config.pop("preprocessing")
     hashes = {"code": run.notes.versions.get("code", ""), "data": run.notes.data_hash}
@@ -108,5 +108,5 @@ def _scores(run: Run) -> dict[str, str]:
 
 
 def _start(run_dir: Path) -> float:
-    """Return when a run was started: nothing writes its config.json again."""
+    """Return when a run was started, which is when its config.json was written."""
     return (run_dir / "config.json").stat().st_mtime

@@ -1,4 +1,4 @@
-"""What train.ipynb is about to do: its settings, data, configuration and folder. Nothing is preprocessed yet."""
+"""The plan of train.ipynb: its settings, data, configuration and folder, before anything is preprocessed."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ HASH_LENGTH = 6
 
 @dataclass(frozen=True)
 class Plan:
-    """A training that was asked for; ``extra_competition_dirs`` and ``boxes`` are of the other sets too."""
+    """A requested training; ``extra_competition_dirs`` and ``boxes`` include those of the other sets."""
 
     settings: Settings
     inputs: Inputs
@@ -34,11 +34,11 @@ class Plan:
     boxes: pd.DataFrame | None
 
     def expected_data(self) -> TrainingData:
-        """Return what the run would train on if every image is readable."""
+        """Return the run's training data if every image is readable."""
         return self.inputs.training_data(self.boxes, self.extra_competition_dirs)
 
     def data(self, num_workers: int) -> TrainingData:
-        """Preprocess what the caches lack, and return what the run trains on; raise KitError if that is nothing."""
+        """Preprocess what the caches lack, and return the run's training data; raise KitError if there is none."""
         return self.inputs.cached_training_data(num_workers, self.boxes, self.extra_competition_dirs)
 
 
@@ -55,7 +55,7 @@ def make_plan(parameters: Mapping[str, object], has_gpu: bool) -> Plan:
     Raises
     ------
     KitError
-        If a value is unknown, out of range, or does not go with another one, or the data are not found.
+        If a value is unknown, out of range, or contradicts another one, or the data are not found.
     """
     smoke_test, competition_dir = parameters["smoke_test"], parameters["competition_dir"]
     settings = read_settings(parameters, is_trial=smoke_test or not has_real_data(competition_dir))
@@ -88,7 +88,7 @@ def make_plan(parameters: Mapping[str, object], has_gpu: bool) -> Plan:
 
 
 def _default_run_dir(recipe: str, config: TrainConfig, inputs: Inputs, extra_competition_dirs: str) -> Path:
-    """Name a run's folder after what decides its weights, so that each experiment has its own and resumes in it."""
+    """Name a run's folder after the settings that determine its weights, so each experiment has its own and resumes there."""
     content = {name: value for name, value in config.to_json().items() if name not in MAY_CHANGE}
     content["model"]["weights_path"] = Path(config.model.weights_path).name
     sets = [inputs.competition_dir.name, *(Path(name).name for name in extra_competition_dirs.split(","))]

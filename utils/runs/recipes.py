@@ -1,4 +1,4 @@
-"""Named recipes: settings of a training that belong together, with what they are for and what was measured."""
+"""Named recipes: sets of training settings, each with its purpose and the results measured so far."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ class Recipe:
     Parameters
     ----------
     purpose, source, measured : str
-        What it is for, whom it follows, and what it reached, on what.
+        Its purpose, the work that it follows, and its measured results with their data.
     hours : float or None
-        Training all folds of the competition on two T4, reckoned at 7 TFLOP/s each (2.3 if most convolutions are depthwise),
-        not measured. None if it depends on the data.
+        Estimated time of training all folds of the competition on two T4, at 7 TFLOP/s each (2.3 if most convolutions are
+        depthwise). None if it depends on the data.
     settings : mapping of str to object
-        Value by field name. Sizes of images that it lacks follow from the data.
+        Value by field name. Missing image sizes follow from the data.
     """
 
     purpose: str
@@ -26,20 +26,20 @@ class Recipe:
     settings: Mapping[str, object]
 
 
-PAPER = "Gudur et al. 2024: CNN, RNN hybrid and ResNet50 on square images"
+PAPER = "Gudur et al. 2024 (CNN, RNN hybrid and ResNet50 on square images)"
 NOT_YET = "not yet on the competition's images"
 
 RECIPES = {
     "plain": Recipe(
-        purpose="the kit's defaults from random weights, for phantoms, smoke tests and settings of your own",
-        source="nobody",
-        measured="on the phantom alone (make demo)",
+        purpose="the kit's defaults with random weights, for phantoms, smoke tests and your own settings",
+        source="nothing published",
+        measured="only on the phantom (make demo)",
         hours=None,
         settings={"architecture": "resnet50"},
     ),
     "quick": Recipe(
         purpose="a first experiment on the competition's images",
-        source="first public notebooks: a small pretrained network, positives drawn more often",
+        source="early public notebooks (a small pretrained network, positives drawn more often)",
         measured=NOT_YET,
         hours=1,
         settings={"architecture": "efficientnet_b0", "pretrained": True, "epochs": 3, "positive_share": 0.2},
@@ -47,7 +47,7 @@ RECIPES = {
     "paper_256": Recipe(
         purpose="the paper's comparison at 256 px; run it with -p architecture rnn and cnn (and -p pretrained false) too",
         source=PAPER,
-        measured="films of 256 x 192 px, AUC of rnn with a lite0 encoder 0.750 [0.704, 0.794], of cnn 0.615 [0.545, 0.686]",
+        measured="films of 256 x 192 px, AUC 0.750 [0.704, 0.794] for rnn with a lite0 encoder, 0.615 [0.545, 0.686] for cnn",
         hours=1,
         settings={"architecture": "resnet50", "pretrained": True, "epochs": 10, "image_height": 256, "image_width": 256},
     ),
@@ -59,8 +59,8 @@ RECIPES = {
         settings={"architecture": "resnet50", "pretrained": True, "epochs": 10, "image_height": 512, "image_width": 512},
     ),
     "strong": Recipe(
-        purpose="what a week of Kaggle's GPU hours buys",
-        source="public top solutions: ConvNeXt at 2048 x 1024, EMA, label smoothing, auxiliary targets",
+        purpose="as much training as a week of Kaggle's GPU hours allows",
+        source="public top solutions (ConvNeXt at 2048 x 1024, EMA, label smoothing, auxiliary targets)",
         measured=NOT_YET,
         hours=28,
         settings={
@@ -79,15 +79,15 @@ RECIPES = {
         },
     ),
     "probe": Recipe(
-        purpose="the floor, a logistic regression on features of pretrained weights; the network is not trained",
+        purpose="a logistic regression on features from pretrained weights, as the floor; the network is not trained",
         source="linear probes",
         measured="films of 512 x 384 px, tf_efficientnet_lite0, AUC 0.766 [0.725, 0.808]",
         hours=0.1,
         settings={"architecture": "efficientnet_b0", "pretrained": True, "epochs": 0, "pooling": "stages"},
     ),
     "patches": Recipe(
-        purpose="patches around boxes first, then a head for images; needs boxes, of the competition or of extra sets",
-        source="patch classifiers that start an image classifier (Shen et al. 2019)",
+        purpose="patches around boxes first, then a head for images; needs boxes, from the competition or from extra sets",
+        source="patch classifiers that initialise an image classifier (Shen et al. 2019)",
         measured="films of 768 x 576 px, tf_efficientnet_lite0, AUC 0.837 [0.808, 0.865]",
         hours=None,
         settings={

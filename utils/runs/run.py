@@ -33,7 +33,7 @@ SMOKE_RUNS = "runs-smoke"  # default folder of smoke tests: see utils.core.folde
 
 @dataclass(frozen=True)
 class RunNotes:
-    """The fields of config.json next to the `TrainConfig`: what the run was trained on, and with which versions.
+    """The fields of config.json next to the `TrainConfig`: the run's training data, and the versions that it used.
 
     Parameters
     ----------
@@ -44,7 +44,8 @@ class RunNotes:
     data_hash : str
         From `utils.runs.folder.hash_data`; empty if an earlier version wrote the run.
     phantom, smoke_test : bool
-        Whether the run only shows that everything works. `Run.notes` knows a smoke test of an earlier version by its folder.
+        Whether the run only shows that everything works. `Run.notes` recognises a smoke test of an earlier version by its
+        folder.
     extra_sets : dict of str to int
         Number of training images of each other set.
     versions : dict of str to str
@@ -69,7 +70,7 @@ NOTES = tuple(entry.name for entry in fields(RunNotes))
 
 
 class Run:
-    """A run's folder; everything that is read from it is checked.
+    """A run's folder; everything read from it is checked.
 
     Every reader raises `utils.runs.errors.TrainingError`, naming the file, the field and the remedy, if a file is missing or
     broken, or was not written by this version of the kit.
@@ -128,7 +129,7 @@ class Run:
         return folders
 
     def patients(self) -> pd.DataFrame:
-        """Read which fold held out which patient: patient_id (str), fold (int)."""
+        """Read the fold that held out each patient: patient_id (str), fold (int)."""
         return read_folds(self.folder)
 
     def fold_of(self, patients: pd.Series) -> pd.Series:
@@ -202,7 +203,7 @@ def read_fold_oof(path: Path) -> pd.DataFrame:
 
 @lru_cache(maxsize=16)
 def _read_oof_once(folder: Path, _changed: tuple[int, ...]) -> pd.DataFrame:
-    """Read and check a run, once for as long as its files do not change."""
+    """Read and check a run; the result is cached until its files change."""
     run, path = Run(folder), folder / "oof.csv"
     oof = read_oof(path)
     check_patients_whole(oof, path)

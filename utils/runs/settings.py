@@ -1,4 +1,4 @@
-"""What a training was asked for: a recipe, and what differs from it."""
+"""The settings requested for a training: a recipe, and the overrides."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -82,7 +82,9 @@ def parse_recipe(text: str) -> tuple[str, dict[str, object], list[str]]:
     names, changes, problems = [], {}, []
     for word in text.split():
         setting, is_override, value = word.partition("=")
-        if not is_override:
+        if word.startswith("=") or word.endswith("="):
+            problems.append(f"recipe has {word!r}: write NAME=VALUE without spaces around the =.")
+        elif not is_override:
             names.append(word)
         elif setting not in KINDS:
             problems.append(f"recipe has no setting {setting}.{_suggestion(setting, KINDS)}")
@@ -110,7 +112,12 @@ def _default(changes: Mapping[str, object], is_trial: bool) -> str:
 
 def _first_lines(settings: Settings, is_named: bool) -> str:
     recipe = settings.recipe
-    hours = f" Reckoned, not measured: {recipe.hours:g} h for the competition on two T4." if recipe.hours else ""
-    why = "" if is_named else " (the default for these data and parameters)"
+    hours = f" Estimated, not measured: {recipe.hours:g} h for the competition on two T4." if recipe.hours else ""
+    if is_named:
+        why = ""
+    elif "architecture" in settings.changes:
+        why = " (the default if you choose an architecture; it starts from random weights unless you set pretrained)"
+    else:
+        why = " (the default for these data)"
     others = ", ".join(name for name in RECIPES if name != settings.name)
     return f"Recipe {settings.name}{why}: {recipe.purpose}.{hours}\nOther recipes: {others}."

@@ -1,4 +1,4 @@
-"""start.json of a fold: the weights that it started from, and the patients whom they had seen."""
+"""start.json of a fold: the weights that it started from, and the patients that they were trained on."""
 
 import re
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ class Start:
     sha256 : str
         Hash of the file.
     seen : tuple of str
-        Patients who trained these weights, or the weights that they started from in turn.
+        Patients who trained these weights, or the weights from which these started in turn.
     is_known : bool
         False if this kit trained the weights, or those before them, and the patients are unknown.
     """

@@ -1,4 +1,4 @@
-"""A run's out-of-fold figures, next to what is possible without training."""
+"""A run's out-of-fold figures, next to those reached without training."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def oof_summary(run_dir: Path, images: pd.DataFrame, seed: int = 0) -> pd.DataFr
 
     Each is given on all images of a breast and on one random image. If the two differ much, the number of images predicts the
     label, and only the second is fair. An encoder that started from weights is read by a logistic regression
-    (`utils.training.probe`): if training ends below it, training did harm.
+    (`utils.training.probe`): if the trained network is below it, training did harm.
 
     Parameters
     ----------

@@ -61,10 +61,10 @@ def read_oof(path: str | Path) -> pd.DataFrame:
 
 
 def read_folds(run_dir: str | Path) -> pd.DataFrame:
-    """Read which fold held out which patient: patient_id (str), fold (int); raise TrainingError if unusable."""
+    """Read the fold that held out each patient: patient_id (str), fold (int); raise TrainingError if unusable."""
     path = Path(run_dir) / "folds.csv"
     if not path.is_file():
-        raise TrainingError(f"{path} is missing: without it nobody knows which model saw which patient. Train the run again.")
+        raise TrainingError(f"{path} is missing: without it, it is unknown which model saw which patient. Train the run again.")
     with naming(path, TrainingError, REMEDY):
         table = read_run_table(path, FOLD_COLUMNS)
         _refuse(table.patient_id.duplicated(keep=False), table, "patient_id", "in one row and one fold")

@@ -49,7 +49,7 @@ class Candidate:
 
 
 class Accelerated:
-    """A network's faster form with the same signature; the network itself takes over if that fails or overflows.
+    """A faster form of a network with the same signature; the network itself takes over if that fails or overflows.
 
     Attributes
     ----------

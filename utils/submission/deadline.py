@@ -28,7 +28,7 @@ class Deadline:
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is done for each image.
+    """The amount of work per image.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class Plan:
     variants: int
 
     def lesser(self) -> Iterator["Plan"]:
-        """Yield this plan, then ever smaller ones: first no mirror images, then fewer folds, then fewer sizes."""
+        """Yield this plan, then smaller and smaller ones: first no mirror images, then fewer folds, then fewer sizes."""
         yield self
         if self.flip:
             yield from replace(self, flip=False).lesser()

@@ -93,7 +93,7 @@ class Draft:
     """A submission.csv that is valid at any moment and improves with each update.
 
     A breast with a prediction gets the decision. A breast without one keeps the prior, a probability, until the last update
-    decides it too. A submission of only zeros is worth nothing, hence two exceptions:
+    makes that a decision too. A submission of only zeros scores 0, hence two exceptions:
 
     - If no breast has a prediction, or probabilities are submitted and all are 0, every breast has the prior.
     - If no prediction reaches the threshold, the highest ones become positive, in the number that the prior expects.
@@ -135,15 +135,15 @@ class Draft:
         return read_sample_submission(self.competition_dir)
 
     def what_next(self, submissions_dir: Path) -> str:
-        """Return where the files are and what they are for, after `finish`."""
+        """Return text that says where the files are and what they are for, after `finish`."""
         probabilities = self.path.with_name(PROBABILITIES_FILE)
         copies = f"Copies with their provenance are in {submissions_dir}."
         if not self.is_own:
             return f"Submit {self.path}. The probabilities before the threshold are in {probabilities}. {copies}"
-        decided = " after the threshold that the runs' own data chose" if self.decide else ""
+        decided = " after the threshold tuned on the runs' own data" if self.decide else ""
         return (
             f"{probabilities} has one probability per breast. The runs learned from breasts of which {self.prior:.1%} have"
-            f" cancer: where cancer is rarer or more common, rely on the order, not on the values."
+            f" cancer: if cancer is rarer or more common in your images, rely on the order, not on the values."
             f" {self.path} has the same{decided}. {copies}"
         )
 

@@ -28,7 +28,7 @@ SHOWN_FAILURES = 5
 
 @dataclass
 class Log:
-    """What happened, for the provenance.
+    """A log of the prediction, for the provenance.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class Log:
     plans : dict of str to int
         Number of images predicted under each plan.
     failures : list of str
-        Which images were not predicted, and why.
+        Images that were not predicted, and the reasons.
     acceleration : dict of str to str
         How each run's networks were made faster, if they were.
     not_finite : dict of str to int
