@@ -22,11 +22,11 @@ help: ## list the targets
 
 $(READY): requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
-	@test "$$(uname -s)" = Linux || echo "The kit is made for Linux. README.md, 'Systems', says what works on $$(uname -s)."
+	@test "$$(uname -s)" = Linux || echo "The kit is made for Linux. The end of README.md says what works on $$(uname -s)."
 	@echo "Installing into .venv (about 6 GB with torch; some minutes, once) …"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
-	@touch $@
+	@mkdir -p outputs && touch $@
 
 venv: $(READY) ## make .venv and install requirements.txt into it, at the versions of constraints.txt
 

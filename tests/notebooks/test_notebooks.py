@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
+import papermill
 import pytest
 
 from utils.runs.settings import KINDS
@@ -188,6 +189,12 @@ def test_parameters_are_annotated_explained_literals_with_the_shared_names(name)
     assert groups == (["# Usually changed", "# Sometimes changed", "# Rarely changed"] if name == "train" else [])
     assert len(found) <= (21 if name == "train" else 10)
     assert SHARED_PARAMETERS[name] <= found.keys()
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_papermill_lists_every_parameter(name):
+    """It reads each line by a regular expression, and warns of parameters that it does not find."""
+    assert papermill.inspect_notebook(NOTEBOOKS[name]).keys() == parameters(name)[0].keys()
 
 
 def test_defaults_of_train_leave_settings_to_the_recipe():

@@ -68,3 +68,12 @@ def test_boxes_are_read_where_they_are_needed(plan_of):
 def test_value_that_is_out_of_range_is_refused(plan_of):
     with pytest.raises(KitError, match="level is 'breasts'"):
         plan_of(level="breasts")
+
+
+def test_table_says_who_set_what_is_used(plan_of):
+    table = plan_of(recipe="patches pretrained=false mixup=0.2 epochs=1", seed=3).table()
+    assert table.loc["mixup"].to_list() == [0.2, "you"] and table.loc["seed"].to_list() == [3, "you"]
+    assert table.loc["patch_size"].to_list() == [160, "recipe patches"]
+    smoke = plan_of(recipe="strong pretrained=false", smoke_test=True, epochs=7, image_height=None, image_width=None).table()
+    assert smoke.loc["epochs"].to_list() == [1, "smoke_test"] and smoke.loc["image_height"].to_list() == [64, "smoke_test"]
+    assert smoke.loc["label_smoothing"].to_list() == [0.1, "recipe strong"]

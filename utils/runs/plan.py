@@ -18,6 +18,7 @@ from utils.runs.folder import MAY_CHANGE
 from utils.runs.settings import Settings, read_settings
 
 SMOKE_TEST = {"n_folds": 2, "epochs": 1, "batch_size": 8}
+SMOKE_REPLACES = (*SMOKE_TEST, "patch_epochs", "image_height", "image_width")
 HASH_LENGTH = 6
 
 
@@ -36,6 +37,17 @@ class Plan:
     def expected_data(self) -> TrainingData:
         """Return the run's training data if every image is readable."""
         return self.inputs.training_data(self.boxes, self.extra_competition_dirs)
+
+    def table(self) -> pd.DataFrame:
+        """Return the settings that differ from the defaults, and who set them."""
+        used = vars(self.execution) | vars(self.config) | vars(self.config.model)
+        rows = {}
+        for name, asked in self.settings.values.items():
+            value = used.get(name, asked)
+            set_by = "you" if name in self.settings.changes else f"recipe {self.settings.name}"
+            is_replaced = self.inputs.smoke_test and name in SMOKE_REPLACES and value != asked
+            rows[name] = (value, "smoke_test" if is_replaced else set_by)
+        return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "set by"])
 
     def data(self, num_workers: int) -> TrainingData:
         """Preprocess what the caches lack, and return the run's training data; raise KitError if there is none."""

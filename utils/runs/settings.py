@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from inspect import formatannotation
 
-import pandas as pd
-
 from utils.core.names import nearest_name
 from utils.core.parameters import ParameterError, convert, refuse
 from utils.runs.config import ModelConfig, TrainConfig
@@ -36,11 +34,6 @@ class Settings:
     def values(self) -> dict[str, object]:
         """Return the value of each setting that is not the default."""
         return {**self.recipe.settings, **self.changes}
-
-    def table(self) -> pd.DataFrame:
-        """Return the settings that differ from the defaults, and who set them."""
-        rows = {name: (value, "you" if name in self.changes else f"recipe {self.name}") for name, value in self.values.items()}
-        return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "set by"])
 
 
 def read_settings(parameters: Mapping[str, object], is_trial: bool) -> Settings:

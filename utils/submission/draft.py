@@ -134,12 +134,16 @@ class Draft:
             return self.test_images[["prediction_id"]].drop_duplicates()
         return read_sample_submission(self.competition_dir)
 
-    def what_next(self, submissions_dir: Path) -> str:
-        """Return text that says where the files are and what they are for, after `finish`."""
+    def what_next(self, submissions_dir: Path, is_for_show: bool = False) -> str:
+        """Return text that says where the files are and what they are for, after `finish`.
+
+        ``is_for_show`` means that the images are a phantom's, or that this is a smoke test.
+        """
         probabilities = self.path.with_name(PROBABILITIES_FILE)
         copies = f"Copies with their provenance are in {submissions_dir}."
         if not self.is_own:
-            return f"Submit {self.path}. The probabilities before the threshold are in {probabilities}. {copies}"
+            todo = f"{self.path} only shows that everything works: do not submit it." if is_for_show else f"Submit {self.path}."
+            return f"{todo} The probabilities before the threshold are in {probabilities}. {copies}"
         decided = " after the threshold tuned on the runs' own data" if self.decide else ""
         return (
             f"{probabilities} has one probability per breast. The runs learned from breasts of which {self.prior:.1%} have"
