@@ -406,8 +406,8 @@ def test_full_picture_of_a_broken_file_is_refused(tmp_path, group):
 def test_reason_says_what_is_wrong(tmp_path):
     path = tmp_path / "broken.dcm"
     expected = {
-        ("wrong frame", "codestream of 60,000 x 60,000"): "the compressed picture has 60000 rows by 60000 columns",
-        ("wrong frame", "JPEG of 60,000 x 60,000"): "the compressed picture has 60000 rows by 60000 columns",
+        ("wrong frame", "codestream of 60,000 x 60,000"): "the compressed image has 60000 rows by 60000 columns",
+        ("wrong frame", "JPEG of 60,000 x 60,000"): "the compressed image has 60000 rows by 60000 columns",
         ("wrong header", "60,000 x 60,000"): "60000 rows by 60000 columns is not a usable size",
         ("wrong header", "two frames"): "2 frames",
         ("wrong header", "no pixel data, JPEG 2000"): "no pixel data",

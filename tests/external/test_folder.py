@@ -20,6 +20,8 @@ from utils.images.training_data import TrainingData
 from utils.kaggle.preflight_training import preflight_submission, preflight_training
 from utils.phantom.competition import TEST_COLUMNS, TRAIN_COLUMNS
 from utils.runs.execution import Execution
+from utils.runs.plan import Plan
+from utils.runs.settings import Settings
 from utils.submission.decoding import Source
 from utils.submission.draft import Draft, write_prior
 from utils.submission.streaming import predict_runs
@@ -372,4 +374,5 @@ def test_own_labelled_folder_passes_the_checks_of_training_without_a_test_part(t
     lines = [f"P{number},{side},{int(number < 4 and side == 'L')}" for number in range(12) for side in "LR"]
     converted(tmp_path, labels=write_csv(tmp_path, "patient_id,laterality,cancer", *lines))
     inputs = Inputs(tmp_path / "out", False, TINY, tmp_path / "cache", False)
-    preflight_training(inputs, inputs.training_data(), make_config(TINY), Execution(), tmp_path / "run", 0)
+    plan = Plan(Settings("plain", {}), inputs, "", make_config(TINY), Execution(), tmp_path / "run", None)
+    preflight_training(plan, 0)

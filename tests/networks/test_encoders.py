@@ -164,7 +164,7 @@ def test_checkpointing_does_not_touch_evaluation():
 
 
 def test_unknown_network_is_refused_with_a_hint():
-    with pytest.raises(ModelError, match="'resnet51' is neither.*did you mean resnet"):
+    with pytest.raises(ModelError, match="'resnet51' is neither.*The nearest name is resnet51q"):
         make_encoder("resnet51")
 
 

@@ -219,7 +219,7 @@ def test_box_head_reads_maps_of_other_channels_than_the_features():
         ({"level": "breast", "box_head": True}, "box_head needs level image"),
         ({"architecture": "rnn", "box_head": True}, "box_head needs level image"),
         ({"architecture": "rnn", "recurrent_cell": "gnu"}, "recurrent_cell is 'gnu'; choose from gru, lstm, rnn"),
-        ({"architecture": "resnet51"}, "resnet51.*did you mean"),
+        ({"architecture": "resnet51"}, "resnet51.*nearest name is resnet51q"),
     ],
 )
 def test_parts_that_do_not_go_together_are_refused(changes, message):

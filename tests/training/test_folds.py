@@ -37,7 +37,7 @@ from utils.training.inference import predict_logits
 def run(images, cache_dir, tmp_path_factory):
     """A finished run of the plain CNN, with its configuration and out-of-fold table."""
     run_dir = tmp_path_factory.mktemp("runs") / "cnn"
-    config = make_config(TINY)
+    config = make_config(TINY, keep_epoch="best_auc")
     return run_dir, config, train_run(config, TrainingData(images, cache_dir), run_dir)
 
 

@@ -55,7 +55,7 @@ def test_network_that_normalises_over_a_step_is_not_given_single_images(values):
     "values",
     [
         {"architecture": "test_resnet"},
-        {"architecture": "rnn", "encoders": "cnn,test_resnet"},
+        {"architecture": "rnn", "encoders": ("cnn", "test_resnet")},
         {},
         {"architecture": "test_resnet", "pooling": "stages", "box_weight": 1.0, "patch_epochs": 1},
     ],

@@ -7,15 +7,21 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable
-from concurrent.futures import TimeoutError  # pebble raises this one
+from concurrent.futures import TimeoutError, wait  # pebble raises this TimeoutError
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 
 import cv2
 from pebble import ProcessExpired, ProcessPool
 
 GIBIBYTE = 2**30
+ATTEMPTS = 2  # for an item: a process may have died of something else while it was idle
+LOOK_EVERY = 1.0  # seconds between looks at whether a pool still works
+LONGEST_START = 300.0  # seconds until a process takes an item: a process that dies while it holds a lock blocks the next one
 
 
 class IsolationError(Exception):
@@ -45,7 +51,11 @@ DECODING = Limits()
 
 
 class IsolatedPool:
-    """A pool of ``num_workers`` processes, each of which works on one item at a time within ``limits``."""
+    """``num_workers`` processes, each of which works on one item at a time within ``limits``.
+
+    Each is a pebble pool of its own: a pool breaks if its process dies before it has said what it works on, and must then
+    be replaced without another item's being lost.
+    """
 
     def __init__(self, num_workers: int, limits: Limits = DECODING):
         # A Dask worker is a daemon, and multiprocessing lets no daemon start children. These end with their parent anyway.
@@ -54,32 +64,72 @@ class IsolatedPool:
         # time. Processes read this when they start; the threshold is at most 32 MiB.
         os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(32 * 2**20))
         os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(GIBIBYTE))
-        self._seconds = limits.seconds
-        self._pool = ProcessPool(
-            max_workers=num_workers,
+        self._limits = limits
+        self._idle: SimpleQueue[ProcessPool] = SimpleQueue()
+        self._started: list[ProcessPool] = []
+        self._is_stopped = False
+        for _ in range(num_workers):
+            self._idle.put(self._start())
+        atexit.register(self.stop)
+
+    def _start(self) -> ProcessPool:
+        pool = ProcessPool(
+            max_workers=1,
             # fork would copy a notebook's threads and locks; spawn works on every system
             context=multiprocessing.get_context("spawn"),
             initializer=_prepare,
-            initargs=(limits,),
+            initargs=(self._limits,),
         )
-        atexit.register(self.stop)
+        self._started.append(pool)
+        return pool
 
     def call(self, function: Callable[[Any], Any], item: Any) -> Any:
         """Call the function in one of the processes and return its result or raise its exception.
 
         Raise IsolationError if the process died or took too long.
         """
+        pool = self._idle.get()
         try:
-            return self._pool.schedule(function, args=(item,), timeout=self._seconds).result()
+            for _ in range(ATTEMPTS):
+                with contextlib.suppress(BrokenProcessPool):
+                    return self._result(pool, function, item)
+                pool = self._replace(pool)
+            raise IsolationError("the process that worked on it died")
+        finally:
+            self._idle.put(pool)
+
+    def _result(self, pool: ProcessPool, function: Callable[[Any], Any], item: Any) -> Any:
+        """Return the function's result; raise BrokenProcessPool if the pool must be replaced."""
+        try:
+            future = pool.schedule(function, args=(item,), timeout=self._limits.seconds)
+        except RuntimeError as error:  # its process died while it was idle
+            raise BrokenProcessPool from error
+        begin = time.monotonic()
+        while not wait([future], timeout=LOOK_EVERY).done:
+            is_late = not future.running() and time.monotonic() - begin > LONGEST_START
+            if is_late or not pool.active:
+                raise BrokenProcessPool
+        try:
+            return future.result()
         except ProcessExpired as error:
             raise IsolationError(f"the process that worked on it died ({_cause(error.exitcode)})") from error
         except TimeoutError as error:
-            raise IsolationError(f"it took more than {self._seconds:g} seconds") from error
+            raise IsolationError(f"it took more than {self._limits.seconds:g} seconds") from error
+
+    def _replace(self, pool: ProcessPool) -> ProcessPool:
+        if self._is_stopped:
+            raise IsolationError("its pool of processes was stopped")
+        self._started.remove(pool)
+        _end(pool)
+        return self._start()
 
     def stop(self) -> None:
         """End the processes."""
-        self._pool.stop()
-        self._pool.join()
+        self._is_stopped = True
+        for pool in self._started:
+            pool.stop()
+        for pool in self._started:
+            _end(pool)
         atexit.unregister(self.stop)
 
     def __enter__(self) -> IsolatedPool:
@@ -87,6 +137,11 @@ class IsolatedPool:
 
     def __exit__(self, *error: object) -> None:
         self.stop()
+
+
+def _end(pool: ProcessPool) -> None:
+    pool.stop()
+    pool.join()
 
 
 def _prepare(limits: Limits) -> None:

@@ -110,7 +110,7 @@ def _default(changes: Mapping[str, object], is_trial: bool) -> str:
 
 def _first_lines(settings: Settings, is_named: bool) -> str:
     recipe = settings.recipe
-    hours = f" Estimated, not measured: {recipe.hours:g} hours on two T4." if recipe.hours else ""
+    hours = f" Estimated, not measured: {recipe.hours:g} h for the competition on two T4." if recipe.hours else ""
     why = "" if is_named else " (the default for these data and parameters)"
     others = ", ".join(name for name in RECIPES if name != settings.name)
     return f"Recipe {settings.name}{why}: {recipe.purpose}.{hours}\nOther recipes: {others}."
