@@ -92,7 +92,8 @@ def test_an_edited_parameters_cell_is_carried_over_and_settings_win(tmp_path):
     folder = write(tmp_path / "bundle", "train:architecture=cnn")
     edit(folder, "train", epochs=20, seed=7)
     kernels = bundle.check_sources(folder, USER, [], None, Options(settings={"train": {"seed": "3"}}))
-    assert list(describe(kernels, [])) == ["Carried over from the earlier bundle: train:architecture=cnn; train:epochs=20."]
+    carried = "Carried over from the earlier bundle: train:architecture=cnn; train:epochs=20."
+    assert list(describe(kernels, [])) == ["Set: train:seed=3.", carried]
     write(folder, "train:seed=3")
     assert {"architecture": "cnn", "epochs": 20, "seed": 3}.items() <= values_of(folder).items()
     write(folder)
@@ -177,11 +178,32 @@ def test_a_training_starts_from_weights_of_its_architecture_unless_others_are_ch
     weights = [Pretrained(tmp_path / "pretrained-resnet18", "resnet18")]
     kernel = plan_kernel("train", make_notebook(), settings, None, weights)
     assert kernel.values["weights_path"] == path
-    (line,) = describe([kernel], weights)
+    *_, line = describe([kernel], weights)
     if str(path).endswith("resnet18.safetensors"):
         assert line == "train will start from pretrained-resnet18 (weights_path)."
     else:
         assert "--set train:weights_path=/kaggle/input/pretrained-resnet18/resnet18.safetensors" in line
+
+
+@pytest.mark.parametrize(
+    ("settings", "warning"),
+    [
+        ({}, "weights efficientnet_b0, then write the bundle again"),
+        ({"recipe": "strong"}, "--set preprocess:image_height=2048 preprocess:image_width=1024"),
+        ({"recipe": "strong"}, "estimated to train for 28 h"),
+        ({"recipe": "paper_512", "weights_path": "a.pth"}, "preprocess makes 1024 x 512"),
+    ],
+)
+def test_a_training_that_would_stop_or_waste_a_gpus_hours_is_warned_of(settings, warning):
+    own = make_notebook(CELL.replace('"resnet50"', "None"))
+    lines = list(describe([plan_kernel("train", own, settings, None, [])], []))
+    assert any(warning in line for line in lines), lines
+
+
+def test_a_training_that_lacks_nothing_is_not_warned_of():
+    own = make_notebook(CELL.replace('"resnet50"', "None"))
+    for settings in ({"recipe": "quick", "weights_path": "a.pth"}, {"architecture": "cnn"}):
+        assert not [line for line in describe([plan_kernel("train", own, settings, None, [])], []) if "Warning" in line]
 
 
 def test_the_tag_of_weights_may_be_left_out_but_not_be_another(tmp_path):

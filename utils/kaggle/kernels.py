@@ -10,6 +10,7 @@ from utils.core.errors import KitError
 from utils.core.files import read_json
 from utils.core.folders import COMPETITION
 from utils.core.parameters import ParameterError
+from utils.images.inputs import REAL_SIZE
 from utils.kaggle.metadata import LONGEST_NAME, MARKER, PRETRAINED, RUNS, T4_TWICE, slug_of
 from utils.kaggle.notebooks import NOTEBOOKS, Notebook
 from utils.kaggle.parameter_cells import (
@@ -26,6 +27,9 @@ from utils.runs.settings import choose_settings
 
 TRAIN = "train"
 TRAIN_KERNEL = rf"{TRAIN}(-[a-z0-9]+)*"
+
+
+LONGEST_KERNEL = 12.0  # hours, on Kaggle
 
 
 class SettingError(KitError):
@@ -198,10 +202,16 @@ def kernel_metadata(kernel: Kernel, kernels: Sequence[Kernel], username: str, da
 
 def describe(kernels: Sequence[Kernel], weights: Sequence[Pretrained]) -> Iterator[str]:
     """Yield a line on the parameters that were carried over, and one on each kernel or weights that start a training."""
+    given = [f"{kernel.name}:{name}={value}" for kernel in kernels for name, value in kernel.given.items()]
+    if given:
+        yield f"Set: {'; '.join(given)}."
     carried = [f"{kernel.name}:{name}={value}" for kernel in kernels for name, value in kernel.carried.items()]
     if carried:
         yield f"Carried over from the earlier bundle: {'; '.join(carried)}."
     training = [kernel for kernel in kernels if kernel.notebook.name == TRAIN]
+    cached = next((kernel.values for kernel in kernels if kernel.name == "preprocess"), {})
+    for kernel in training:
+        yield from _training_warnings(kernel, cached)
     for one in weights:
         starting = [kernel.name for kernel in training if kernel.values.get("weights_path") == str(one.mounted)]
         if starting:
@@ -209,3 +219,30 @@ def describe(kernels: Sequence[Kernel], weights: Sequence[Pretrained]) -> Iterat
         else:
             example = f"--set {training[0].name}:weights_path={one.mounted}"
             yield f"No training starts from {one.folder.name} ({one.architecture}). To start from it: {example}"
+
+
+def _size(values: Mapping[str, object]) -> tuple[int, int]:
+    height, width = REAL_SIZE
+    return values.get("image_height") or height, values.get("image_width") or width
+
+
+def _training_warnings(kernel: Kernel, cached: Mapping[str, object]) -> Iterator[str]:
+    """Yield what a training would lack, or waste its GPU's hours on; ``cached`` has the parameters of preprocess."""
+    settings = choose_settings(kernel.values, is_trial=False)
+    values, hours = settings.values, settings.recipe.hours
+    if values.get("pretrained") and not values.get("weights_path"):
+        yield (
+            f"Warning: {kernel.name} starts from pretrained weights, and its kernel has no internet. Run"
+            f" python -m utils.kaggle weights {values['architecture']}, then write the bundle again."
+        )
+    made, wanted = _size(cached), _size(values)
+    if made != wanted:
+        yield (
+            f"Warning: {kernel.name} reads images of {wanted[0]} x {wanted[1]} px, and preprocess makes {made[0]} x {made[1]}."
+            f" Add --set preprocess:image_height={wanted[0]} preprocess:image_width={wanted[1]}."
+        )
+    if hours and hours > LONGEST_KERNEL and "folds" not in settings.changes:
+        yield (
+            f"Warning: {kernel.name} is estimated to train for {hours:g} h, and a kernel may run {LONGEST_KERNEL:g} h. Train a"
+            f" few folds at a time: --set {kernel.name}:folds=0."
+        )
