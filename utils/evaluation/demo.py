@@ -65,7 +65,7 @@ def _main() -> None:
     demo_dir = parser.parse_args().demo_dir
     tuned = Threshold.load(demo_dir / "threshold.json")
     table = demo_table(tuned.run_dirs, demo_dir / "submission.csv", demo_dir / "competition")
-    print("\nOut of fold on the phantom's training breasts, on which each fold chose its epoch and 'tuned' its threshold.")
+    print("\nOut of fold on the phantom's training breasts, on which 'tuned' chose its threshold.")
     print("The test columns are on hidden labels that no notebook has read.\n")
     print(table.to_string(), "\n")
     draw_overview(tuned.run_dirs, tuned, demo_dir / "cache", demo_dir / "competition", demo_dir / "demo.png")
