@@ -510,7 +510,7 @@ SHORTER = [{"Rows": 15}, {"Columns": 11}, {"Rows": 12, "Columns": 15}]
 @pytest.mark.parametrize("changes", SHORTER)
 def test_smaller_size_than_the_codestreams_is_refused(tmp_path, syntax, changes):
     assert_refused(
-        read_stored, make_dicom(tmp_path, syntax=syntax, **changes), "the compressed picture has 16 rows by 12 columns"
+        read_stored, make_dicom(tmp_path, syntax=syntax, **changes), "the compressed image has 16 rows by 12 columns"
     )
 
 
@@ -529,7 +529,7 @@ def test_one_byte_of_padding_is_no_surplus(tmp_path, shape):
 
 def test_transposed_size_is_refused_where_the_codestream_knows_better(tmp_path):
     path = make_dicom(tmp_path, syntax=JPEG2000Lossless, Rows=12, Columns=16)
-    assert_refused(read_stored, path, "the compressed picture has 16 rows by 12 columns, but the header says (12, 16)")
+    assert_refused(read_stored, path, "the compressed image has 16 rows by 12 columns, but the header says (12, 16)")
 
 
 def silent_differences(path: Path, contents, expected: np.ndarray) -> list[int]:

@@ -213,7 +213,7 @@ def test_folder_of_tables_alone_gives_sentences_instead_of_pictures(images, sett
     assert examples.empty and read_headers(images, tmp_path).empty
     nothing = segment_images(pick_by_machine(images, tmp_path), tmp_path, settings)
     for figure in (show_examples(examples, tmp_path), show_segmentation(nothing)):
-        assert "no picture" in figure.axes[0].texts[0].get_text()
+        assert "no image" in figure.axes[0].texts[0].get_text()
 
 
 def test_headers_are_read_of_one_image_a_breast(competition, images):

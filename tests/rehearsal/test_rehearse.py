@@ -101,7 +101,7 @@ def test_files_of_the_real_sizes_count_where_they_take_longer(stage, two_cores):
     assert report.decode_hours == pytest.approx({"the phantom's files": 3_700 / 3600, "files of the real sizes": 2.0})
     assert report.hours["total"] == pytest.approx((5 + 7_200 + 925) / 3600)
     assert "with the decoding time of files of the real sizes" in text_of(report)
-    assert "at the picture size 96 x 72 of" in text_of(report)
+    assert "at the image size 96 x 72 of" in text_of(report)
 
 
 def test_the_phantoms_files_count_where_they_take_longer(stage, two_cores):
