@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from utils.core import isolation
 from utils.core.isolation import IsolatedPool, IsolationError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals of Linux")
@@ -31,3 +32,13 @@ def test_call_after_the_end_is_refused_instead_of_waiting_for_ever():
         pool.call(identity, None)
     with pytest.raises(IsolationError, match="stopped"):
         pool.call(identity, None)
+
+
+def test_pool_that_is_stopped_while_a_process_is_replaced_starts_no_other(monkeypatch):
+    pool = IsolatedPool(1)
+    os.kill(pool.call(identity, None), signal.SIGKILL)
+    end = isolation._end
+    monkeypatch.setattr(isolation, "_end", lambda broken: (end(broken), monkeypatch.undo(), pool.stop()))
+    with pytest.raises(IsolationError, match="stopped"):
+        while True:  # until the death is noticed
+            pool.call(identity, None)

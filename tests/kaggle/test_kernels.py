@@ -5,6 +5,7 @@ import json
 import pytest
 
 from utils.core.files import read_json, write_json
+from utils.core.parameters import ParameterError
 from utils.kaggle import bundle
 from utils.kaggle.bundle import BundleError, Options, write_bundle
 from utils.kaggle.kernels import SettingError, describe, kernel_names, notebook_of_slug, parse_settings, plan_kernel
@@ -198,6 +199,14 @@ def test_a_training_that_would_stop_or_waste_a_gpus_hours_is_warned_of(settings,
     own = make_notebook(CELL.replace('"resnet50"', "None"))
     lines = list(describe([plan_kernel("train", own, settings, None, [])], []))
     assert any(warning in line for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("recipe", "epochs=-3"), ("recipe", "box_weight=1 level=breast"), ("architecture", "../../etc")]
+)
+def test_a_value_that_the_training_would_refuse_is_refused_at_once(name, value):
+    with pytest.raises(ParameterError, match="kernels/train: "):
+        plan_kernel("train", make_notebook(), {name: value}, None, [])
 
 
 def test_a_training_that_lacks_nothing_is_not_warned_of():

@@ -77,3 +77,20 @@ def test_table_says_who_set_what_is_used(plan_of):
     smoke = plan_of(recipe="strong pretrained=false", smoke_test=True, epochs=7, image_height=None, image_width=None).table()
     assert smoke.loc["epochs"].to_list() == [1, "smoke_test"] and smoke.loc["image_height"].to_list() == [64, "smoke_test"]
     assert smoke.loc["label_smoothing"].to_list() == [0.1, "recipe strong"]
+
+
+def test_smoke_test_of_later_folds_trains_those_that_it_has(plan_of):
+    assert plan_of(smoke_test=True, folds="2,3").config.folds == () and plan_of(smoke_test=True, folds="1,3").config.folds == (
+        1,
+    )
+
+
+def test_size_of_zero_is_refused_and_not_the_default(plan_of):
+    with pytest.raises(KitError, match="image_height is 0, but must be from 1"):
+        plan_of(image_height=0)
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "~nobody-of-this-name/run", "a\0b"])
+def test_path_that_can_not_exist_is_refused_in_words(plan_of, path):
+    with pytest.raises(KitError, match="is not a usable path"):
+        plan_of(run_dir=path)

@@ -11,6 +11,7 @@ COMPETITION = "rsna-breast-cancer-detection"
 KIT = "mammography-kit"
 KIT_FILE = "kit.json"  # marks the kit's own Kaggle datasets; contains name, version and commit
 PROJECT = Path(__file__).resolve().parents[2]
+SHOWN = 80  # characters of a wrong path in a message
 KAGGLE_INPUT = Path("/kaggle/input")
 KAGGLE_WORKING = Path("/kaggle/working")
 
@@ -95,6 +96,13 @@ def resolve(path: str | Path) -> Path:
     that exists in ``notebooks/`` or begins with a dot (``./here.csv``, ``../data``) still starts there. Kaggle mounts an input
     at ``/kaggle/input/SLUG`` or at ``/kaggle/input/KIND/OWNER/SLUG``; the first means both.
     """
+    try:
+        return _resolved(path)
+    except (OSError, RuntimeError, ValueError) as error:  # too long, no such user, a null byte
+        raise KitError(f"{os.fspath(path)[:SHOWN]!r} is not a usable path ({error}).") from error
+
+
+def _resolved(path: str | Path) -> Path:
     given = Path(path).expanduser()
     begins_with_a_dot = os.fspath(path).startswith(".")
     if Path.cwd() == PROJECT / "notebooks" and not given.exists() and not begins_with_a_dot:

@@ -13,6 +13,7 @@ from concurrent.futures import TimeoutError, wait  # pebble raises this TimeoutE
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from queue import SimpleQueue
+from threading import Lock
 from typing import Any
 
 import cv2
@@ -68,20 +69,24 @@ class IsolatedPool:
         self._idle: SimpleQueue[ProcessPool] = SimpleQueue()
         self._started: list[ProcessPool] = []
         self._is_stopped = False
+        self._lock = Lock()  # of the two above
         for _ in range(num_workers):
             self._idle.put(self._start())
         atexit.register(self.stop)
 
     def _start(self) -> ProcessPool:
-        pool = ProcessPool(
-            max_workers=1,
-            # fork would copy a notebook's threads and locks; spawn works on every system
-            context=multiprocessing.get_context("spawn"),
-            initializer=_prepare,
-            initargs=(self._limits,),
-        )
-        self._started.append(pool)
-        return pool
+        with self._lock:
+            if self._is_stopped:
+                raise IsolationError("its pool of processes was stopped")
+            pool = ProcessPool(
+                max_workers=1,
+                # fork would copy a notebook's threads and locks; spawn works on every system
+                context=multiprocessing.get_context("spawn"),
+                initializer=_prepare,
+                initargs=(self._limits,),
+            )
+            self._started.append(pool)
+            return pool
 
     def call(self, function: Callable[[Any], Any], item: Any) -> Any:
         """Call the function in one of the processes and return its result or raise its exception.
@@ -117,15 +122,13 @@ class IsolatedPool:
             raise IsolationError(f"it took more than {self._limits.seconds:g} seconds") from error
 
     def _replace(self, pool: ProcessPool) -> ProcessPool:
-        if self._is_stopped:
-            raise IsolationError("its pool of processes was stopped")
-        self._started.remove(pool)
         _end(pool)
         return self._start()
 
     def stop(self) -> None:
         """End the processes."""
-        self._is_stopped = True
+        with self._lock:
+            self._is_stopped = True
         for pool in self._started:
             pool.stop()
         for pool in self._started:

@@ -88,8 +88,10 @@ def _workers(num_workers: int, cluster: str, limits: Limits) -> Iterator[tuple[C
     """Yield a function that attempts one item, and the joblib pool that calls it."""
     if cluster:
         with dask_client(cluster) as client, joblib.parallel_config(backend="dask"):
-            yield partial(_attempt_on_cluster, limits), joblib.Parallel(return_as="generator_unordered")
-            client.run(_stop_pools)
+            try:
+                yield partial(_attempt_on_cluster, limits), joblib.Parallel(return_as="generator_unordered")
+            finally:
+                client.run(_stop_pools)
     elif num_workers < 1:
         yield _attempt, joblib.Parallel(n_jobs=1, return_as="generator_unordered")
     else:

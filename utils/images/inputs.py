@@ -157,7 +157,9 @@ def open_inputs(
     """
     folder, is_phantom = _find_or_make(competition_dir, smoke_test)
     height, width = _default_size(is_phantom, smoke_test)
-    settings = CacheSettings(image_height or height, image_width or width, exact=exact)
+    height = height if image_height is None else image_height
+    width = width if image_width is None else image_width
+    settings = CacheSettings(height, width, exact=exact)
     default = attached_cache_dir(folder, settings) or default_cache_dir(folder, settings)
     cache = resolve(cache_dir) if cache_dir else default
     print(f"Competition: {folder}{' (PHANTOM: synthetic images, no patients)' if is_phantom else ''}")

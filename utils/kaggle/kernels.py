@@ -11,6 +11,7 @@ from utils.core.files import read_json
 from utils.core.folders import COMPETITION
 from utils.core.parameters import ParameterError
 from utils.images.inputs import REAL_SIZE
+from utils.images.settings import CacheSettings
 from utils.kaggle.metadata import LONGEST_NAME, MARKER, PRETRAINED, RUNS, T4_TWICE, slug_of
 from utils.kaggle.notebooks import NOTEBOOKS, Notebook
 from utils.kaggle.parameter_cells import (
@@ -23,6 +24,8 @@ from utils.kaggle.parameter_cells import (
     write_values,
 )
 from utils.kaggle.pretrained import Pretrained
+from utils.runs.config import TrainConfig
+from utils.runs.execution import Execution
 from utils.runs.settings import choose_settings
 
 TRAIN = "train"
@@ -132,12 +135,22 @@ def plan_kernel(
         carried = convert_values(source, {key: value for key, value in changed.items() if key not in given})
     defaults = default_values(source)
     chosen = carried | given
+    if "recipe" in defaults:
+        with _naming(f"kernels/{name}"):
+            _check_training(defaults | chosen)
     if "weights_path" in defaults and "weights_path" not in chosen:
         architecture = choose_settings(defaults | chosen, is_trial=False).values["architecture"]
         fitting = [one for one in weights if architecture in (one.architecture, one.architecture.partition(".")[0])]
         if fitting:
             defaults["weights_path"] = str(fitting[0].mounted)
     return Kernel(name, notebook_of(name), defaults, carried, given)
+
+
+def _check_training(values: Mapping[str, object]) -> None:
+    """Raise KitError if train.ipynb would refuse the values."""
+    settings = choose_settings(values, is_trial=False).values
+    TrainConfig.from_parameters(settings, CacheSettings(*_size(settings)))
+    Execution.from_parameters(settings)
 
 
 def _changed(former: Path, name: str, source: str) -> dict[str, object]:
@@ -158,7 +171,7 @@ def _changed(former: Path, name: str, source: str) -> dict[str, object]:
 def _naming(place: str) -> Iterator[None]:
     try:
         yield
-    except ParameterError as error:
+    except KitError as error:
         raise ParameterError(f"{place}: {error}") from None
 
 
@@ -222,8 +235,9 @@ def describe(kernels: Sequence[Kernel], weights: Sequence[Pretrained]) -> Iterat
 
 
 def _size(values: Mapping[str, object]) -> tuple[int, int]:
-    height, width = REAL_SIZE
-    return values.get("image_height") or height, values.get("image_width") or width
+    sizes = dict(zip(("image_height", "image_width"), REAL_SIZE, strict=True))
+    height, width = (usual if values.get(side) is None else values[side] for side, usual in sizes.items())
+    return height, width
 
 
 def _training_warnings(kernel: Kernel, cached: Mapping[str, object]) -> Iterator[str]:

@@ -45,7 +45,9 @@ def warn_of_other_code(run_dirs: Sequence[Path]) -> None:
             noted[name] = Run(run_dir).notes.versions
     noted = {name: found for name, found in noted.items() if "code" in found}
     now = code_versions() if noted else {}
-    other = [f"{name} (commit {found['commit']})" for name, found in noted.items() if found["code"] != now["code"]]
+    other = [
+        f"{name} (commit {found.get('commit', 'unknown')})" for name, found in noted.items() if found["code"] != now["code"]
+    ]
     if other:
         more = f" and {len(other) - SHOWN} more" if len(other) > SHOWN else ""
         print(

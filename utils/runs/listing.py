@@ -108,5 +108,8 @@ def _scores(run: Run) -> dict[str, str]:
 
 
 def _start(run_dir: Path) -> float:
-    """Return when a run was started, which is when its config.json was written."""
-    return (run_dir / "config.json").stat().st_mtime
+    """Return when a run was started, which is when its config.json was written; 0 if that is gone."""
+    try:
+        return (run_dir / "config.json").stat().st_mtime
+    except OSError:
+        return 0.0

@@ -18,7 +18,7 @@ from utils.runs.folder import MAY_CHANGE
 from utils.runs.settings import Settings, read_settings
 
 SMOKE_TEST = {"n_folds": 2, "epochs": 1, "batch_size": 8}
-SMOKE_REPLACES = (*SMOKE_TEST, "patch_epochs", "image_height", "image_width")
+SMOKE_REPLACES = (*SMOKE_TEST, "folds", "patch_epochs", "image_height", "image_width")
 HASH_LENGTH = 6
 
 
@@ -83,6 +83,7 @@ def make_plan(parameters: Mapping[str, object], has_gpu: bool) -> Plan:
     )
     if smoke_test:
         values |= SMOKE_TEST
+        values["folds"] = tuple(fold for fold in values.get("folds", ()) if fold < SMOKE_TEST["n_folds"])
         values["patch_epochs"] = min(1, values.get("patch_epochs", 0))
     if values.get("weights_path"):
         values["weights_path"] = str(resolve(values["weights_path"]))
