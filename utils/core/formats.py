@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import get_args
@@ -91,6 +91,11 @@ def as_object(content: object) -> dict:
     if not isinstance(content, dict):
         raise FormatError(f"it contains {shown(content)}, but must contain an object with named fields.")
     return content
+
+
+def select_fields(cls: type, values: Mapping[str, object]) -> dict[str, object]:
+    """Return those of the values that are fields of a dataclass."""
+    return {field.name: values[field.name] for field in fields(cls) if field.name in values}
 
 
 def build(cls: type, content: object, complete: bool = False):

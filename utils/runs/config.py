@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
-from utils.core.formats import build, check, check_types, is_number, is_whole
+from utils.core.formats import build, check, check_types, is_number, is_whole, select_fields
 from utils.images.settings import LARGEST_SIDE, CacheSettings
 from utils.runs.errors import ModelError, TrainingError
 from utils.tables.folds import FOLD_BY, MOST_FOLDS
@@ -298,12 +298,12 @@ class TrainConfig:
         KitError
             If a value is out of range, or contradicts another one.
         """
-        model = _chosen(values, ModelConfig) | {
+        model = select_fields(ModelConfig, values) | {
             "image_height": preprocessing.image_height,
             "image_width": preprocessing.image_width,
             "box_head": bool(values.get("box_weight")),
         }
-        training = _chosen(values, cls)
+        training = select_fields(cls, values)
         for name in OFF_IS_ZERO:
             training[name] = values.get(name) or None
         return build(cls, training | {"model": build(ModelConfig, model), "preprocessing": preprocessing})
@@ -335,10 +335,6 @@ def without_retired(content: dict) -> dict:
 
 def _without(content: dict, retired: dict) -> dict:
     return {name: value for name, value in content.items() if name not in retired or value != retired[name]}
-
-
-def _chosen(values: Mapping[str, object], cls: type) -> dict[str, object]:
-    return {field.name: values[field.name] for field in fields(cls) if field.name in values}
 
 
 def _check(holds: bool, name: str, value: object, wanted: str) -> None:

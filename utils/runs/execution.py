@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
-from utils.core.formats import build, check, is_whole
+from utils.core.formats import build, check, is_whole, select_fields
 from utils.runs.config import TrainingError
 
 MOST_WORKERS = 1024  # processes
@@ -65,7 +65,7 @@ class Execution:
     @classmethod
     def from_parameters(cls, values: Mapping[str, object]) -> "Execution":
         """Make an execution from values by field name; other names are ignored, and other fields keep their default."""
-        return build(cls, {field.name: values[field.name] for field in fields(cls) if field.name in values})
+        return build(cls, select_fields(cls, values))
 
     def share_workers(self, trainers: int) -> "Execution":
         """Return one training process's part of its machine's data-loading processes."""
