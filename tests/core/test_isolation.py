@@ -25,6 +25,7 @@ def test_process_that_dies_while_it_is_idle_is_replaced(seconds):
         time.sleep(seconds)
         second = pool.call(identity, None)
         assert second != first and pool.call(identity, None) == second
+        assert len(pool._started) == 1  # the dead one is forgotten
 
 
 def test_call_after_the_end_is_refused_instead_of_waiting_for_ever():

@@ -123,15 +123,18 @@ class IsolatedPool:
 
     def _replace(self, pool: ProcessPool) -> ProcessPool:
         _end(pool)
+        with self._lock:
+            self._started.remove(pool)
         return self._start()
 
     def stop(self) -> None:
         """End the processes."""
         with self._lock:
             self._is_stopped = True
-        for pool in self._started:
+            started = list(self._started)
+        for pool in started:
             pool.stop()
-        for pool in self._started:
+        for pool in started:
             _end(pool)
         atexit.unregister(self.stop)
 
