@@ -19,5 +19,12 @@ def nearest_name(name: str, known: Iterable[str]) -> str:
     return likely[0] if likely else ""
 
 
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return a sentence with the known name that is nearest to a wrong one, or with all known names."""
+    known = list(known)
+    nearest = nearest_name(name, known)
+    return f"The nearest name is {nearest}." if nearest else f"Known names: {', '.join(known)}."
+
+
 def _plain(name: str) -> str:
     return "".join(letter for letter in name.lower() if letter.isalnum())

@@ -9,6 +9,7 @@ from pathlib import Path
 from utils.core.errors import KitError
 from utils.core.files import read_json
 from utils.core.folders import COMPETITION
+from utils.core.names import suggest
 from utils.core.parameters import ParameterError
 from utils.images.inputs import REAL_SIZE
 from utils.images.settings import CacheSettings
@@ -20,7 +21,6 @@ from utils.kaggle.parameter_cells import (
     is_parameters,
     parameters_source,
     read_values,
-    suggest,
     write_values,
 )
 from utils.kaggle.pretrained import Pretrained
@@ -30,8 +30,6 @@ from utils.runs.settings import choose_settings
 
 TRAIN = "train"
 TRAIN_KERNEL = rf"{TRAIN}(-[a-z0-9]+)*"
-
-
 LONGEST_KERNEL = 12.0  # hours, on Kaggle
 
 
@@ -137,20 +135,18 @@ def plan_kernel(
     chosen = carried | given
     if "recipe" in defaults:
         with _naming(f"kernels/{name}"):
-            _check_training(defaults | chosen)
-    if "weights_path" in defaults and "weights_path" not in chosen:
-        architecture = choose_settings(defaults | chosen, is_trial=False).values["architecture"]
+            architecture = _check_training(defaults | chosen).model.architecture
         fitting = [one for one in weights if architecture in (one.architecture, one.architecture.partition(".")[0])]
-        if fitting:
+        if fitting and "weights_path" not in chosen:
             defaults["weights_path"] = str(fitting[0].mounted)
     return Kernel(name, notebook_of(name), defaults, carried, given)
 
 
-def _check_training(values: Mapping[str, object]) -> None:
-    """Raise KitError if train.ipynb would refuse the values."""
+def _check_training(values: Mapping[str, object]) -> TrainConfig:
+    """Return the configuration that train.ipynb would make of the values; raise KitError if it would refuse them."""
     settings = choose_settings(values, is_trial=False).values
-    TrainConfig.from_parameters(settings, CacheSettings(*_size(settings)))
     Execution.from_parameters(settings)
+    return TrainConfig.from_parameters(settings, CacheSettings(*_size(settings)))
 
 
 def _changed(former: Path, name: str, source: str) -> dict[str, object]:

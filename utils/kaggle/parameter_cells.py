@@ -5,9 +5,9 @@ A cell declares a parameter as ``NAME: KIND = VALUE``. If the value is None, oth
 
 import ast
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
-from utils.core.names import nearest_name
+from utils.core.names import suggest
 from utils.core.parameters import OPTIONAL, ParameterError, convert
 from utils.runs.settings import parse_recipe
 
@@ -79,12 +79,6 @@ def convert_values(source: str, given: Mapping[str, object]) -> dict[str, object
     if problems:
         raise ParameterError(" ".join(problems))
     return values
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Return a sentence with the known name that is nearest to a wrong one, or with all known names."""
-    nearest = nearest_name(name, known)
-    return f"The nearest name is {nearest}." if nearest else f"Known names: {', '.join(known)}."
 
 
 def write_values(source: str, values: Mapping[str, object]) -> str:

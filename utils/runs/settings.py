@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from inspect import formatannotation
 
-from utils.core.names import nearest_name
+from utils.core.names import suggest
 from utils.core.parameters import ParameterError, convert, refuse
 from utils.runs.config import ModelConfig, TrainConfig
 from utils.runs.execution import Execution
@@ -21,10 +21,11 @@ KINDS = {  # type of each setting, as annotations write it
 
 @dataclass(frozen=True)
 class Settings:
-    """A recipe by name, and the settings that replace or add to its own."""
+    """A recipe by name, the settings that replace or add to its own, and whether somebody named it."""
 
     name: str
     changes: Mapping[str, object]
+    is_named: bool = True
 
     @property
     def recipe(self) -> Recipe:
@@ -53,7 +54,7 @@ def read_settings(parameters: Mapping[str, object], is_trial: bool) -> Settings:
         If a recipe or a setting is unknown, a setting is given twice, or has the wrong type. Lists all problems.
     """
     settings = choose_settings(parameters, is_trial)
-    print(_first_lines(settings, is_named=bool(parse_recipe(parameters["recipe"])[0])))
+    print(_first_lines(settings))
     return settings
 
 
@@ -67,7 +68,7 @@ def choose_settings(parameters: Mapping[str, object], is_trial: bool) -> Setting
                 problems.append(f"{setting} is {changes[setting]} in recipe and {value} as a parameter: leave one out.")
             changes[setting] = value
     refuse(problems)
-    return Settings(name or _default(changes, is_trial), changes)
+    return Settings(name or _default(changes, is_trial), changes, is_named=bool(name))
 
 
 def parse_recipe(text: str) -> tuple[str, dict[str, object], list[str]]:
@@ -80,7 +81,7 @@ def parse_recipe(text: str) -> tuple[str, dict[str, object], list[str]]:
         elif not is_override:
             names.append(word)
         elif setting not in KINDS:
-            problems.append(f"recipe has no setting {setting}.{_suggestion(setting, KINDS)}")
+            problems.append(f"recipe has no setting {setting}. {suggest(setting, KINDS)}")
         elif setting in changes:
             problems.append(f"recipe sets {setting} twice: leave one out.")
         else:
@@ -88,25 +89,20 @@ def parse_recipe(text: str) -> tuple[str, dict[str, object], list[str]]:
                 changes[setting] = convert(setting, value, KINDS[setting])
             except ParameterError as error:
                 problems.append(str(error))
-    problems += [f"There is no recipe {name}.{_suggestion(name, RECIPES)}" for name in names if name not in RECIPES]
+    problems += [f"There is no recipe {name}. {suggest(name, RECIPES)}" for name in names if name not in RECIPES]
     if len(names) > 1:
         problems.append(f"recipe names {' and '.join(names)}: leave all but one out.")
     return next(iter(names), ""), changes, problems
-
-
-def _suggestion(name: str, known: Mapping[str, object]) -> str:
-    nearest = nearest_name(name, known)
-    return f" The nearest name is {nearest}." if nearest else f" Choose from {', '.join(known)}."
 
 
 def _default(changes: Mapping[str, object], is_trial: bool) -> str:
     return "plain" if is_trial or "architecture" in changes else "quick"
 
 
-def _first_lines(settings: Settings, is_named: bool) -> str:
+def _first_lines(settings: Settings) -> str:
     recipe = settings.recipe
     hours = f" Estimated, not measured: {recipe.hours:g} h for the competition on two T4." if recipe.hours else ""
-    if is_named:
+    if settings.is_named:
         why = ""
     elif "architecture" in settings.changes:
         why = " (the default if you choose an architecture; it starts from random weights unless you set pretrained)"
