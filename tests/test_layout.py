@@ -28,6 +28,7 @@ IMPORTED_LATE = {  # inside a function, and why
     ("submission/acceleration.py", "onnxruntime"): "may be missing: torch predicts then",
     ("submission/acceleration.py", "onnxscript"): "may be missing: torch predicts then",
     ("tables/folds.py", "sklearn"): "takes 0.6 s, and each process that decodes images imports utils.tables",
+    ("training/example_run.py", "utils"): "finding runs must not import torch",
     ("training/monitoring.py", "torch"): "torch.utils.tensorboard needs a package that may be missing",
 }
 

@@ -181,6 +181,15 @@ def test_notebook_is_stored_plain_and_thin(name):
             assert not re.search(r"^\s*(def |class |!|%|#)", cell.source, re.MULTILINE), cell.id
 
 
+def test_imports_at_the_top_of_notebooks_leave_torch_out():
+    """It takes seconds, and the first useful line does not need it."""
+    imports = [cell.source for name in NOTEBOOKS for cell in cells(name) if cell.id == "imports"]
+    assert len(imports) == len(NOTEBOOKS)
+    code = "\n".join([*imports, "import sys", "print('torch' in sys.modules, 'pandas' in sys.modules)"])
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.stdout == "False True\n", result.stderr
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_parameters_are_annotated_explained_literals_with_the_shared_names(name):
     found, source = parameters(name)

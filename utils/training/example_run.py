@@ -11,7 +11,6 @@ from utils.runs.code import warn_of_other_code
 from utils.runs.config import ModelConfig, TrainConfig
 from utils.runs.errors import PredictionError
 from utils.runs.found import find_runs, runs_under
-from utils.training.folds import train_run
 
 
 def find_or_train_runs(
@@ -43,6 +42,8 @@ def find_or_train_runs(
         return runs
     if not for_show or not may_train:
         raise PredictionError(f"No finished run under {runs_dir()}: run train.ipynb first, or set run_dirs.")
+    from utils.training.folds import train_run
+
     print("No finished run found: training a small CNN on the phantom competition as an example.")
     inputs = open_inputs(None, smoke_test=smoke_test)
     data = inputs.cached_training_data(cpu_count())
