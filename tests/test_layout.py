@@ -13,10 +13,13 @@ LIGHT = UTILS / "decision"  # the last package of which torch is kept out, with 
 UNIX_MODULES = {"fcntl", "grp", "pwd", "resource", "termios"}
 UNIX_FILES = {UTILS / "rehearsal" / "init.py"}
 LONGEST_FILE = 400  # lines
+FIRST_LINE = "sklearn and scipy.stats take 0.8 s, and a notebook prints first what it works on"
 IMPORTED_LATE = {  # inside a function, and why
     ("core/devices.py", "torch"): "counting cores must not import torch",
     ("core/isolation.py", "resource"): "Windows lacks it",
     ("core/parallel.py", "distributed"): "only a cluster needs Dask",
+    ("decision/calibration.py", "sklearn"): FIRST_LINE,
+    ("decision/figures.py", "sklearn"): FIRST_LINE,
     ("kaggle/client.py", "kaggle"): "may be missing, and importing it logs in",
     ("kaggle/client.py", "kagglesdk"): "comes with kaggle",
     ("kaggle/client.py", "requests"): "comes with kaggle",
@@ -25,6 +28,9 @@ IMPORTED_LATE = {  # inside a function, and why
     ("kaggle/pretrained.py", "safetensors"): "the other commands of utils.kaggle start without torch",
     ("kaggle/pretrained.py", "timm"): "the other commands of utils.kaggle start without torch",
     ("kaggle/pretrained.py", "utils"): "the other commands of utils.kaggle start without torch",
+    ("metrics/intervals.py", "scipy"): FIRST_LINE,
+    ("metrics/scores.py", "sklearn"): FIRST_LINE,
+    ("runs/baseline.py", "sklearn"): FIRST_LINE,
     ("submission/acceleration.py", "onnxruntime"): "may be missing: torch predicts then",
     ("submission/acceleration.py", "onnxscript"): "may be missing: torch predicts then",
     ("tables/folds.py", "sklearn"): "takes 0.6 s, and each process that decodes images imports utils.tables",

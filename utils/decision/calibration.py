@@ -4,9 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from sklearn.isotonic import IsotonicRegression
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import brier_score_loss, log_loss
 
 from utils.core.formats import check, check_types
 from utils.metrics.intervals import proportion
@@ -95,6 +92,8 @@ def fit_calibration(method: str, labels: np.ndarray, probabilities: np.ndarray) 
 
 def _fit_line(method: str, labels: np.ndarray, probabilities: np.ndarray) -> Calibration:
     """Fit a temperature (slope alone) or Platt's line by logistic regression on the logit, with Platt's smoothed targets."""
+    from sklearn.linear_model import LogisticRegression
+
     positives, n = labels.sum(), len(labels)
     target = np.where(labels == 1, (positives + 1) / (positives + 2), 1 / (n - positives + 2))
     column = logit(probabilities)[:, None]
@@ -110,6 +109,8 @@ def _fit_line(method: str, labels: np.ndarray, probabilities: np.ndarray) -> Cal
 
 def _fit_isotonic(labels: np.ndarray, probabilities: np.ndarray) -> Calibration:
     """Fit an isotonic map whose outputs stay half a row away from 0 and 1."""
+    from sklearn.isotonic import IsotonicRegression
+
     half_a_row = 0.5 / len(labels)  # no finite sample supports a probability of 0 or 1
     model = IsotonicRegression(y_min=half_a_row, y_max=1 - half_a_row, out_of_bounds="clip").fit(probabilities, labels)
     return Calibration("isotonic", inputs=tuple(model.X_thresholds_.tolist()), outputs=tuple(model.y_thresholds_.tolist()))
@@ -132,6 +133,8 @@ def compare_calibrations(labels: np.ndarray, probabilities: np.ndarray, folds: n
     DataFrame
         Indexed by method: nested log_loss in nats, nested brier, and ``chosen``, True for the lowest log_loss.
     """
+    from sklearn.metrics import brier_score_loss, log_loss
+
     rows = {}
     for method in METHODS:
         nested = nested_calibration(method, labels, probabilities, folds)

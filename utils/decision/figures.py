@@ -6,7 +6,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.ticker import NullFormatter
-from sklearn.metrics import precision_recall_curve, roc_curve
 
 from utils.decision.calibration import reliability
 from utils.decision.threshold import Threshold
@@ -26,6 +25,8 @@ def show_curves(curves: dict[str, pd.DataFrame]) -> plt.Figure:
     curves : dict
         Name to table with the columns cancer and probability.
     """
+    from sklearn.metrics import precision_recall_curve
+
     figure, (roc, precision) = plt.subplots(1, 2, figsize=(9.5, 4.5), layout="tight")
     _draw_roc(roc, curves)
     for name, table in curves.items():
@@ -39,6 +40,8 @@ def show_curves(curves: dict[str, pd.DataFrame]) -> plt.Figure:
 
 
 def _draw_roc(axis: plt.Axes, curves: dict[str, pd.DataFrame]) -> None:
+    from sklearn.metrics import roc_curve
+
     for name, table in curves.items():
         false_positives, true_positives, _ = roc_curve(table.cancer, table.probability)
         auc = area_under_roc(table.cancer, table.probability)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy import sparse
-from scipy.stats import binomtest
 
 from utils.metrics.scores import area_under_roc, average_precision, probabilistic_f1
 
@@ -61,6 +60,8 @@ def proportion(successes: int, n: int) -> Interval:
     ----------
     Wilson, Probable Inference, the Law of Succession, and Statistical Inference, JASA 22 (1927) 209.
     """
+    from scipy.stats import binomtest
+
     if n == 0:
         return Interval(np.nan, np.nan, np.nan)
     interval = binomtest(int(successes), int(n)).proportion_ci(LEVEL, method="wilson")

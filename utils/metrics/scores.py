@@ -1,7 +1,6 @@
 """The probabilistic F1 and related scores."""
 
 import numpy as np
-from sklearn import metrics as sklearn_metrics
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
@@ -76,13 +75,17 @@ def half_way(upper: float, lower: float) -> float:
 
 def area_under_roc(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Return the AUC, or NaN if only one class is present (scikit-learn would warn)."""
+    from sklearn.metrics import roc_auc_score
+
     labels = np.asarray(labels)
     if labels.min() == labels.max():
         return float("nan")
-    return float(sklearn_metrics.roc_auc_score(labels, probabilities))
+    return float(roc_auc_score(labels, probabilities))
 
 
 def average_precision(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Return the area under the precision-recall curve, as a sum of steps; 0 without positives."""
+    from sklearn.metrics import average_precision_score
+
     labels = np.asarray(labels)
-    return float(sklearn_metrics.average_precision_score(labels, probabilities)) if labels.any() else 0.0
+    return float(average_precision_score(labels, probabilities)) if labels.any() else 0.0

@@ -1,11 +1,6 @@
 """Baselines that see no pixels: a model must beat them to show that it reads the pixels."""
 
 import pandas as pd
-from sklearn.compose import make_column_transformer
-from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from utils.runs.leaks import check_features
 from utils.tables.vocabulary import CATEGORIES
@@ -85,7 +80,13 @@ def _columns_oof(images: pd.DataFrame, numbers: list[str], categories: list[str]
     return pd.concat(parts).loc[images.index[images.fold.notna()]]
 
 
-def _make_model(numbers: list[str], categories: list[str]) -> Pipeline:
+def _make_model(numbers: list[str], categories: list[str]):
+    from sklearn.compose import make_column_transformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
     columns = make_column_transformer(
         (make_pipeline(SimpleImputer(keep_empty_features=True), StandardScaler()), numbers),
         (OneHotEncoder(handle_unknown="ignore"), categories),
