@@ -16,10 +16,10 @@ DEMO_RUNS := $$DEMO/runs/cnn,$$DEMO/runs/resnet50,$$DEMO/runs/rnn
 DEMO_TUNED := -p run_dirs "$(DEMO_RUNS)" -p threshold_path "$$DEMO/threshold.json"
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test kaggle rehearse bench oldest newest lint format clean
+.PHONY: help venv demo test kaggle rehearse bench gpu-check oldest newest lint format clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 11
 
 $(READY): requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
@@ -65,6 +65,9 @@ bench: $(READY) ## measure start-up, evaluation, and inference, training and pre
 	$(BIN)/python -m benchmarks.inference
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.preprocessing
+
+gpu-check: $(READY) ## check training, memory, processes and speed on this machine's GPU (8 minutes at most; without one, at toy size)
+	$(BIN)/python -m benchmarks.gpu_check
 
 # Without torch, whose oldest build would be another 6 GB: all that reads, draws, preprocesses and measures.
 OLDEST_TESTS := $(addprefix tests/,$(addsuffix .py,benchmarks/test_limit core/test_devices core/test_files core/test_folders core/test_formats core/test_parallel core/test_parameters decision/test_calibration decision/test_coverage dicom/test_file dicom/test_header dicom/test_hostile dicom/test_jpeg dicom/test_jpeg2000 dicom/test_window evaluation/test_marks evaluation/test_pointing explore/test_summary images/test_boxes images/test_breast images/test_cache images/test_cluster images/test_film images/test_inputs images/test_preprocessing images/test_resample kaggle/test_ledger metrics/test_intervals metrics/test_scores metrics/test_thresholds networks/test_auxiliary phantom/test_competition runs/test_run submission/test_deadline tables/test_competition training/test_augment))

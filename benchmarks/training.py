@@ -13,11 +13,6 @@ root prints one table and writes training.json into the folder. On two cores it 
 
 A round measures bare steps, a loop's epoch, bare steps again, and a plain loop's epoch, so that a noisy machine is as noisy for
 each; the ratios are within a round. A batch counts pictures: of ``rnn`` half as many breasts, each with two.
-
-On a GPU a second table holds the share of the measured matrix rate at which networks train, floating point operations being
-those that torch counts, and a measurement as timm's own benchmark.py makes it (which is in timm's repository, not in its
-package): one synthetic batch of three channels, channels_last, autocast, forward, backward and SGD step, the median of steps
-of which each is waited for. This part has not yet run on a GPU.
 """
 
 import argparse
@@ -28,7 +23,6 @@ from statistics import median
 import torch
 
 from benchmarks.loops import LEAST_ROUNDS, measure, overheads, speeds, write_pictures
-from benchmarks.training_gpu import gpu_table, measure_gpu
 from utils.core.devices import cpu_count, pick_device
 from utils.core.files import write_json
 from utils.core.versions import versions
@@ -51,11 +45,8 @@ def main() -> None:
     device = pick_device()
     architectures = [name.strip() for name in given.architectures.split(",")]
     sizes, rounds = (QUICK_SIZES, 1) if given.quick else (SIZES, given.rounds)
-    results = {"machine": describe_machine(device), "rows": measure_all(architectures, sizes, rounds, device), "gpu": None}
+    results = {"machine": describe_machine(device), "rows": measure_all(architectures, sizes, rounds, device)}
     print(table(results["rows"], results["machine"]), flush=True)
-    if device.type == "cuda" and not given.quick:
-        results["gpu"] = measure_gpu(device, given.rounds)
-        print(gpu_table(results["gpu"]))
     write_json(given.out / "training.json", results)
 
 

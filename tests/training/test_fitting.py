@@ -257,6 +257,14 @@ def test_deterministic_mode_is_set_and_unset(make):
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+def test_cublas_is_set_up_before_a_training_that_is_not_deterministic_uses_it():
+    """It would refuse a deterministic one in the same process later."""
+    code = "import os, sys, utils; print(os.environ['CUBLAS_WORKSPACE_CONFIG'], 'torch' in sys.modules)"
+    environment = {name: value for name, value in os.environ.items() if name != "CUBLAS_WORKSPACE_CONFIG"}
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=environment, check=True)
+    assert found.stdout.split() == [":4096:8", "False"]
+
+
 def test_peak_memory_is_printed(make, capsys):
     make().run()
     assert "GiB of memory in use" in capsys.readouterr().out

@@ -1,6 +1,5 @@
 """What a run's random choices depend on."""
 
-import os
 import random
 
 import numpy as np
@@ -20,8 +19,6 @@ def derive_seed(*numbers: int) -> int:
 
 
 def set_determinism(deterministic: bool) -> None:
-    """Let torch use only deterministic algorithms, or any."""
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without it
+    """Let torch use only deterministic algorithms, or any; `utils` itself sets up cuBLAS."""
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic

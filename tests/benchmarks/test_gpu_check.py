@@ -1,0 +1,106 @@
+"""Facts about what runs the checks of ``make gpu-check``; the checks themselves run in CI, by ``make gpu-check``."""
+
+import inspect
+import sys
+from importlib import import_module
+
+import pytest
+
+from benchmarks.gpu_check import __main__ as command
+from benchmarks.gpu_check.harness import run_plan
+from benchmarks.gpu_check.page import make_page
+from benchmarks.gpu_check.plan import PLAN
+from utils.core.files import read_json
+
+FAKE = "tests.benchmarks.gpu_check_plan"
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    return tmp_path_factory.mktemp("gpu-check")
+
+
+@pytest.fixture(scope="module")
+def report(out):
+    """Of a plan in which one check fails, one dies and one hangs."""
+    return run_plan(FAKE, out, budget_s=60)
+
+
+def by_name(report):
+    return {result["name"]: result for result in report["results"]}
+
+
+def test_every_check_runs_whatever_happens_to_the_others(report, out):
+    statuses = {name: result["status"] for name, result in by_name(report).items()}
+    assert statuses == {
+        "passes": "passed",
+        "fails": "failed",
+        "after-failure": "passed",
+        "dies": "failed",
+        "hangs": "failed",
+        "skips": "skipped",
+        "after-skip": "passed",
+    }
+    assert read_json(out / "gpu_check.json") == report
+
+
+def test_failure_is_told_with_its_error_its_numbers_and_its_place(report):
+    failed = by_name(report)["fails"]
+    assert failed["reason"] == "CheckError: It found given." and failed["numbers"] == {"measured": 3}
+    assert "in fails" in "\n".join(failed["traceback"])
+
+
+def test_death_of_a_process_is_told_with_the_signal_and_what_it_said_last(report):
+    assert by_name(report)["dies"]["reason"] == "Its process died (SIGSEGV)."
+    assert "last words" in by_name(report)["dies"]["traceback"]
+
+
+def test_check_that_hangs_is_ended_at_its_limit_and_tells_where_it_hung(report):
+    hung = by_name(report)["hangs"]
+    assert hung["reason"] == "It did not end within 1 s." and report["seconds"] < 30
+    assert any(line.endswith("in hangs") for line in hung["traceback"])
+
+
+def test_checks_share_a_process_until_one_fails(report):
+    found = by_name(report)
+    assert found["skips"]["numbers"]["process"] == found["after-skip"]["numbers"]["process"]
+    assert found["after-failure"]["numbers"]["process"] != found["after-skip"]["numbers"]["process"]
+
+
+def test_warnings_and_numbers_that_json_does_not_know_are_kept(report):
+    assert by_name(report)["passes"]["warnings"] == ["UserWarning: mind this"]
+    assert by_name(report)["passes"]["numbers"] == {"argument": "given", "ratio": "inf"}
+
+
+def test_checks_for_which_no_time_is_left_are_listed(tmp_path):
+    report = run_plan(FAKE, tmp_path, budget_s=0.9, only=["hangs", "skips", "after-skip"])  # less than the limit of the first
+    assert report["seconds"] < 10
+    assert [result["status"] for result in report["results"]] == ["not run"] * 3
+    assert "Not run, as the time (0 minutes) was up: hangs, skips, after-skip" in make_page(report)
+
+
+def test_page_begins_with_the_verdict_and_says_what_to_do(report):
+    page = make_page(report)
+    assert page.startswith("# GPU check\n\n**3 of 7 checks failed** (fails, dies, hangs)")
+    assert "NO GPU" in page
+    assert "Mend it. To run it alone: `python -m benchmarks.gpu_check --only fails`" in page
+    assert "- skips: There is nothing to check." in page and "- passes: UserWarning: mind this" in page
+
+
+@pytest.mark.parametrize(("kept", "code"), [(["passes", "skips"], 0), (["passes", "fails"], 1)])
+def test_exit_code_tells_of_a_failure(report, kept, code, tmp_path, monkeypatch):
+    of_kept = report | {"results": [result for result in report["results"] if result["name"] in kept]}
+    monkeypatch.setattr(command, "run_plan", lambda *arguments: of_kept)
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == code
+    assert (tmp_path / "gpu_check.md").read_text(encoding="utf-8") == make_page(of_kept)
+
+
+def test_every_check_of_the_plan_names_a_function_that_takes_what_it_is_given():
+    checks = [check for group in PLAN for check in group]
+    assert len({check.name for check in checks}) == len(checks)
+    for check in checks:
+        module, function = check.function.split(":")
+        inspect.signature(getattr(import_module(module), function)).bind(*["work", check.argument][: 1 + bool(check.argument)])
