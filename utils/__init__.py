@@ -29,7 +29,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 # second notebook), that made a training step on two cores 3 to 4 times slower; a short spin costs nothing where none does.
 os.environ.setdefault("GOMP_SPINCOUNT", "300000")
 
-# cuBLAS and torch read this at their first multiplication, after which a training with deterministic=true would fail.
+# cuBLAS and torch read this once, at a process's first matrix multiplication; a later deterministic training needs it.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 __version__ = "0.1.0"

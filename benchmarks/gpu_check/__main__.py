@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.gpu_check.harness import run_plan
-from benchmarks.gpu_check.page import make_page
+from benchmarks.gpu_check.page import DEVICE, make_page
 from benchmarks.gpu_check.plan import PLAN
 from utils.core.files import write_atomic
 
@@ -30,7 +30,7 @@ def main() -> None:
     unknown = set(only) - {check.name for group in PLAN for check in group}
     if unknown:
         parser.error(f"there is no check {', '.join(sorted(unknown))}")
-    report = run_plan("benchmarks.gpu_check.plan", given.out, BUDGET_S, only)
+    report = run_plan("benchmarks.gpu_check.plan", given.out, BUDGET_S, only and [DEVICE, *only])
     page = make_page(report)
     with write_atomic(given.out / "gpu_check.md") as temporary:
         temporary.write_text(page, encoding="utf-8")

@@ -40,7 +40,7 @@ def describe_machine() -> dict:
         "bfloat16": "in hardware" if _all_have_bfloat16(properties) else "emulated",
         "nvidia-smi": _driver(),
         "cuda": torch.version.cuda or "none",
-        "cudnn": torch.backends.cudnn.version() or 0,
+        "cudnn": _cudnn_version(),
         "cpu": _cpu_name(),
         "cores": cpu_count(),
     } | versions()
@@ -48,6 +48,14 @@ def describe_machine() -> dict:
 
 def _all_have_bfloat16(properties: list) -> bool:
     return bool(properties) and all((gpu.major, gpu.minor) >= FIRST_WITH_BFLOAT16 for gpu in properties)
+
+
+def _cudnn_version() -> str:
+    """Return cuDNN's version, or what torch says if it does not support one of the GPUs."""
+    try:
+        return str(torch.backends.cudnn.version())
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
 
 
 def _driver() -> list[str]:

@@ -3,24 +3,23 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
+from benchmarks.gpu_check.agreement import Prediction, check_agreement
 from benchmarks.gpu_check.check import CheckError, Skipped
 from benchmarks.gpu_check.small import Small, open_small
-from utils.networks.models import Outputs
 from utils.runs.config import TrainConfig
-from utils.submission.acceleration import disagreement
 from utils.training.fitting import Fitting
-from utils.training.inference import predict_logits
+from utils.training.inference import forward
+from utils.training.learner import encoders_of
+from utils.training.loading import Batch
+from utils.training.optimisation import autocast
 
 FORMATS = ("float32", "bfloat16", "float16")
 LOSS_TOLERANCE = 0.3  # relative to float32; float16 skips its first steps until the scale fits
 LEAST_CHANNELS_LAST = 0.9  # share of maps; the others are those of single channels or pixels, where the layout is ambiguous
-COMPARED_ITEMS = 8
 CPU = torch.device("cpu")
 
 
@@ -34,7 +33,7 @@ def train_and_predict(work: Path, architecture: str) -> dict:
         losses[precision] = fitting.train_epoch(0, tqdm(disable=True))["train_loss"]  # raises if it is not finite
         if precision == "float32":
             trained = fitting
-    numbers = {"train_loss": losses, "logit_differs_by": _compare_formats(small, trained)}
+    numbers = {"train_loss": losses, "features_differ_by": _compare_formats(small, trained)}
     for precision, loss in losses.items():
         if not abs(loss / losses["float32"] - 1) <= LOSS_TOLERANCE:
             raise CheckError(f"The loss in {precision} is {loss:.3f}, but {losses['float32']:.3f} in float32.")
@@ -44,22 +43,19 @@ def train_and_predict(work: Path, architecture: str) -> dict:
 
 
 def _compare_formats(small: Small, trained: Fitting) -> dict[str, float]:
-    """Return how much logits in each format differ from those of float32 on the CPU; raise CheckError if that is too much."""
-    model, items = trained.learner.model, Subset(trained.data.held_out_set, range(COMPARED_ITEMS))
-    found = {precision: _predict(model, items, trained.config, precision, small.device) for precision in FORMATS}
-    expected = _predict(model.to(CPU), items, trained.config, "float32", CPU)
-    problems = []
-    for precision, logits in found.items():
-        problem = disagreement(Outputs(torch.from_numpy(logits)), Outputs(torch.from_numpy(expected)))
-        problems += [f"{precision}: {problem}"] if problem else []
-    if problems:
-        raise CheckError(f"Predictions differ from those of float32 on the CPU: {'; '.join(problems)}.")
-    differences = {precision: float(np.abs(logits - expected).max()) for precision, logits in found.items()}
-    return differences | {"spread_of_logits": float(expected.std())}
+    """Return how much features in each format differ from those of float32 on the CPU; raise CheckError if it is too much."""
+    model, batch = trained.learner.model.eval(), next(iter(trained.validation_loader))
+    found = {name: _predict(model, batch, replace(trained.config, precision=name), small.device) for name in FORMATS}
+    expected = _predict(model.to(CPU), batch, replace(trained.config, precision="float32"), CPU)
+    return {name: check_agreement(name, prediction, expected) for name, prediction in found.items()}
 
 
-def _predict(model: nn.Module, items: Dataset, config: TrainConfig, precision: str, device: torch.device) -> np.ndarray:
-    return predict_logits(model, items, replace(config, precision=precision), device)
+def _predict(model: nn.Module, batch: Batch, config: TrainConfig, device: torch.device) -> Prediction:
+    images = batch["images"].to(device)
+    with torch.inference_mode(), autocast(config, device):
+        features = [encoder(images)[0].float().cpu() for encoder in encoders_of(model)]
+        logit = forward(model, batch, device).logit.float().cpu()
+    return Prediction(logit, torch.cat(features, dim=1))
 
 
 def keep_channels_last(work: Path) -> dict:

@@ -2,6 +2,7 @@
 
 from statistics import median
 
+DEVICE = "device"  # the check that describes the machine
 SPEED = "speed-"  # how the names of checks that only measure begin
 SYMBOLS = {"passed": "passed", "failed": "**FAILED**", "skipped": "skipped", "not run": "**not run**"}
 MACHINE = ("gpus", "capability", "bfloat16", "nvidia-smi", "cuda", "cudnn", "torch", "timm", "python", "cpu", "cores", "commit")
@@ -28,27 +29,21 @@ def _verdict(report: dict) -> str:
     if names["not run"]:
         budget = f"{report['budget_s'] / 60:.0f} minutes"
         lines.append(f"**Not run, as the time ({budget}) was up: {', '.join(names['not run'])}.**")
-    if not _machine_of(results).get("gpus"):
+    if not any(result["name"] == DEVICE and result["status"] == "passed" for result in results):
         lines += ["", "**NO GPU: toy size on a CPU. This proves only that every line runs, and says nothing about a GPU.**"]
     return "\n".join(lines)
 
 
-def _machine_of(results: list[dict]) -> dict:
-    """Return what the check of the device found, which is the first one."""
-    return next((result["numbers"] for result in results if "cores" in result["numbers"]), {})
-
-
 def _machine(results: list[dict]) -> str:
-    machine = _machine_of(results)
+    machine = next((result["numbers"] for result in results if result["name"] == DEVICE), {})
     return "; ".join(f"{name} {_number(machine[name])}" for name in MACHINE if machine.get(name))
 
 
 def _checks(results: list[dict]) -> str:
     lines = ["| check | result | s | what it shows | measured |", "|---|---|---|---|---|"]
     for result in results:
-        hidden = result["name"].startswith(SPEED) or "cores" in result["numbers"]
-        measured = "see above" if "cores" in result["numbers"] else "see below"
-        measured = measured if hidden else _number(result["numbers"])
+        elsewhere = result["name"] == DEVICE or result["name"].startswith(SPEED)
+        measured = "" if elsewhere else _number(result["numbers"])
         cells = [result["name"], SYMBOLS[result["status"]], f"{result['seconds']:.0f}", result["proves"], measured]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -57,7 +52,7 @@ def _checks(results: list[dict]) -> str:
 def _number(value) -> str:
     """Return a measured value as short text; a dictionary as its names and values."""
     if isinstance(value, dict):
-        return ", ".join(f"{name.replace('_', ' ')} {_number(each)}" for name, each in value.items())
+        return ", ".join(f"{name.replace('_', ' ')} {_number(each)}" for name, each in value.items() if each != [])
     if isinstance(value, list):
         return ", ".join(map(_number, value))
     return f"{value:.3g}" if isinstance(value, float) else str(value)

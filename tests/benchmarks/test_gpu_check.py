@@ -3,10 +3,15 @@
 import inspect
 import sys
 from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from benchmarks.gpu_check import __main__ as command
+from benchmarks.gpu_check import device
+from benchmarks.gpu_check.agreement import Prediction, check_agreement
+from benchmarks.gpu_check.check import CheckError
 from benchmarks.gpu_check.harness import run_plan
 from benchmarks.gpu_check.page import make_page
 from benchmarks.gpu_check.plan import PLAN
@@ -85,6 +90,33 @@ def test_page_begins_with_the_verdict_and_says_what_to_do(report):
     assert "NO GPU" in page
     assert "Mend it. To run it alone: `python -m benchmarks.gpu_check --only fails`" in page
     assert "- skips: There is nothing to check." in page and "- passes: UserWarning: mind this" in page
+
+
+@pytest.mark.parametrize(
+    ("logit", "features", "problem"), [(0.0, -1.0, "Features in bfloat16 differ by 1,"), (1.0, 0.0, "logit")]
+)
+def test_network_that_computes_something_else_does_not_agree(logit, features, problem):
+    expected = Prediction(torch.zeros(4), torch.ones(4, 8))
+    assert check_agreement("bfloat16", Prediction(expected.logit + 1e-3, expected.features + 1e-3), expected) > 0
+    with pytest.raises(CheckError, match=problem):
+        check_agreement("bfloat16", Prediction(expected.logit + logit, expected.features + features), expected)
+
+
+def test_gpu_that_torch_does_not_support_is_told_in_one_sentence(monkeypatch, tmp_path):
+    p100 = SimpleNamespace(name="Tesla P100", total_memory=16 * 2**30, major=6, minor=0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: p100)
+
+    def refuse(gpu):
+        raise RuntimeError("CUDA error: no kernel image is available\nCUDA kernel errors might be reported later")
+
+    monkeypatch.setattr(device, "try_gpu", refuse)
+    with pytest.raises(
+        CheckError, match=r"^Tesla P100 \(16 GiB\) does not work with torch .* \(CUDA error: no .* available\)\.$"
+    ) as told:
+        device.find_gpu(tmp_path)
+    assert told.value.numbers["capability"] == ["6.0"] and told.value.numbers["bfloat16"] == "emulated"
 
 
 @pytest.mark.parametrize(("kept", "code"), [(["passes", "skips"], 0), (["passes", "fails"], 1)])
