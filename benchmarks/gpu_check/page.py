@@ -30,7 +30,7 @@ def _verdict(report: dict) -> str:
         budget = f"{report['budget_s'] / 60:.0f} minutes"
         lines.append(f"**Not run, as the time ({budget}) was up: {', '.join(names['not run'])}.**")
     if not any(result["name"] == DEVICE and result["status"] == "passed" for result in results):
-        lines += ["", "**NO GPU: toy size on a CPU. This proves only that every line runs, and says nothing about a GPU.**"]
+        lines += ["", "**NO GPU: toy size on a CPU. This tests the checks, and says nothing about a GPU.**"]
     return "\n".join(lines)
 
 

@@ -1,8 +1,8 @@
 """How fast networks train, next to a bare step on one batch in memory, timm's own benchmark, and the device's matrix rate.
 
-`benchmarks.loops` says what the loop, the bare step and the plain loop are. Floating point operations are those that torch
-counts. timm's benchmark.py (in its repository, not in its package) measures one synthetic batch of three channels:
-channels_last, autocast, forward, backward and SGD step, the median of steps of which each is waited for.
+`benchmarks.loops` says what the loop, the bare step and the plain loop are. timm's benchmark.py (in its repository, not in its
+package) measures one synthetic batch of three channels: channels_last, autocast, forward, backward and SGD step, the median of
+steps of which each is waited for.
 """
 
 import gc
@@ -16,10 +16,10 @@ from unittest import mock
 import timm
 import torch
 from torch.nn.functional import cross_entropy
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import loops
 from benchmarks.loops import BareModel, Loop, make_config, make_table, measure, overheads, seconds, speeds, write_pictures
+from benchmarks.rates import count_flops, matrix_rate
 from utils.core.devices import pick_device
 from utils.tables.vocabulary import Vocabulary
 from utils.training.optimisation import is_out_of_memory, pick_precision
@@ -103,20 +103,6 @@ def _peak_memory(case: Case, folder: Path, device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def matrix_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
-    """Return the floating point operations per second in the multiplication of large matrices, the best of some."""
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    times = [seconds(lambda: torch.mm(a, b), device, times=10) for _ in range(6)]
-    return 2 * size**3 / min(times)
-
-
-def count_flops(bare: BareModel) -> int:
-    """Return the floating point operations of a forward and backward; a multiplication and an addition are two."""
-    with FlopCounterMode(display=False) as counter:
-        bare.gradients()
-    return counter.get_total_flops()
 
 
 def timm_step(case: Case, device: torch.device, warm: int, steps: int) -> float:
