@@ -63,6 +63,7 @@ DECODERS: dict[str, Callable[[bytes], np.ndarray]] = {
     "jpeg_ls": imagecodecs.jpegls_decode,
 }
 UNDECODABLE = "its pixel data can't be decoded: fetch the file again, or store it uncompressed with another program"
+ROWS_AT_ONCE = 64  # in a look-up, since NumPy copies the indices, as eight bytes each
 PHOTOMETRIC = ("MONOCHROME1", "MONOCHROME2")
 NEEDED = [
     "Rows",
@@ -238,7 +239,7 @@ class DicomFile:
 
         Parameters
         ----------
-        values : ndarray, any shape, integers
+        values : ndarray of at least one axis, integers
             From `stored`, or averages of them.
 
         Returns
@@ -258,7 +259,11 @@ class DicomFile:
         with self._explained("its modality LUT or window can't be applied"):
             table = grey_table(self.header, self._voi, lowest, highest)
         index = values if lowest == 0 else np.subtract(values, lowest, dtype=np.int32)
-        return table.take(index, mode="clip")
+        grey = np.empty(values.shape, np.float32)
+        for start in range(0, len(values), ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            table.take(index[rows], mode="clip", out=grey[rows])
+        return grey
 
     @cached_property
     def _full_range(self) -> tuple[int, int]:

@@ -84,7 +84,7 @@ def draw(file: DicomFile, plan: Plan) -> np.ndarray:
         (top, bottom), (left, right) = _around(rows), _around(columns)
         part = halved(file, plan.discard, slice(top, bottom), slice(left, right))
         rows, columns = [edge - top for edge in rows], [edge - left for edge in columns]
-        picture = average_areas(file.grey(part), rows, columns, *size)
+        picture = average_areas(part, rows, columns, *size, show=file.grey)
     picture = _without_frame(picture, crop)
     return picture[:, ::-1] if crop.flipped else picture
 
@@ -128,7 +128,7 @@ def _overview(file: DicomFile) -> tuple[int, np.ndarray]:
     halvings = halvings_to(file.shape, MASK_SIDE)
     decoded = min(halvings, file.levels)
     skipped = max(0, halvings - decoded - FILTERED_HALVINGS)
-    picture = file.stored(decoded)[:: 1 << skipped, :: 1 << skipped]
+    picture = np.ascontiguousarray(file.stored(decoded)[:: 1 << skipped, :: 1 << skipped])
     return 1 << halvings, low_pass(picture, halvings - decoded - skipped)
 
 
