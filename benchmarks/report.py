@@ -27,13 +27,15 @@ def own_path(results: dict) -> str:
     lines = [
         "",
         "The kit's own path on one core, per image: its time, the floor (reading the needed bytes and decoding just the needed",
-        "levels), the share of the file that it reads, and the shares of its stages.",
+        "levels), their ratio in interleaved rounds [lowest, highest], the share of the file that it reads, and the shares of",
+        "its stages.",
         "",
         "| files | target | ms | floor, ms | ratio | read | " + " | ".join(stages) + " |",
         "|---" * (len(stages) + 6) + "|",
     ]
     for row in rows:
-        figures = [f"{row['ms']:.0f}", f"{row['floor_ms']:.0f}", f"{row['ratio']:.2f}", f"{row['share_read']:.0%}"]
+        ratio = _spread(row["ratios"], "{:.2f}", "{:.2f}")
+        figures = [f"{row['ms']:.0f}", f"{row['floor_ms']:.0f}", ratio, f"{row['share_read']:.0%}"]
         figures += [f"{row['stages'][stage] / row['ms']:.0%}" for stage in stages]
         lines.append("| " + " | ".join([kind_name(row["kind"]), "{} × {}".format(*row["target"]), *figures]) + " |")
     return "\n".join(lines) + "\n"

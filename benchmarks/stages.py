@@ -4,13 +4,14 @@ import contextlib
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
 from unittest import mock
 
 import cv2
+import numpy as np
 
 from benchmarks.files import KINDS, first_files
 from utils.dicom import file as dicom
@@ -21,6 +22,7 @@ from utils.images.preprocessing import make_plan
 from utils.images.settings import CacheSettings
 
 DISTINCT = 4  # pictures of a kind
+ROUNDS = 9
 REPEATS = 5
 STAGES = {
     "decode": [(dicom.DECODERS, "jpeg2000"), (dicom.DECODERS, "jpeg_lossless")],
@@ -39,9 +41,9 @@ def measure_stages(files: Path, targets: tuple[tuple[int, int], ...]) -> list[di
     Returns
     -------
     list of dict
-        ``kind``, ``target``, ``ms`` an image, ``floor_ms``, ``ratio`` of the two, ``share_read`` of the files' bytes, and
-        ``stages``: milliseconds of each, "rest" being what is left (opening, header, reading, padding). Medians over the
-        pictures of the best of some repeats.
+        ``kind``, ``target``, ``ms`` an image, ``floor_ms``, ``ratios`` of the two, one a round, ``share_read`` of the files'
+        bytes, and ``stages``: milliseconds of each, "rest" being what is left (opening, header, reading, padding). Medians
+        over the pictures; of each stage, the best of some repeats.
     """
     cv2.setNumThreads(1)
     return [_measure(kind, first_files(files / kind, DISTINCT), target) for kind in KINDS for target in targets]
@@ -49,28 +51,43 @@ def measure_stages(files: Path, targets: tuple[tuple[int, int], ...]) -> list[di
 
 def _measure(kind: str, paths: list[Path], target: tuple[int, int]) -> dict:
     settings = CacheSettings(*target)
-    rows = []
+    floors, sizes = zip(*(_floor(path, settings) for path in paths), strict=True)
     with tempfile.TemporaryDirectory() as folder:
-        for path in paths:
-            floor, read = _floor(path, settings)
-            make = partial(cache.Cache(Path(folder), "train", settings).make, (path.stem, path))
-            whole, stages = _best(make), _stages(make)
-            rows.append({"ms": whole, "floor_ms": floor, "share_read": read / path.stat().st_size, "stages": stages})
-    summed = {key: median(row[key] for row in rows) for key in ("ms", "floor_ms", "share_read")}
-    stages = {stage: median(row["stages"][stage] for row in rows) for stage in STAGES}
-    ratio = median(row["ms"] / row["floor_ms"] for row in rows)
-    rest = {"rest": max(0.0, summed["ms"] - sum(stages.values()))}
-    return {"kind": kind, "target": target, **summed, "ratio": ratio, "stages": stages | rest}
+        make = cache.Cache(Path(folder), "train", settings).make
+        makes = [partial(make, (path.stem, path)) for path in paths]
+        times = _rounds(floors, makes)
+        stages = [_stages(function) for function in makes]
+    floor_ms, ms = np.median(times, axis=(0, 1))
+    best = {stage: median(row[stage] for row in stages) for stage in STAGES}
+    return {
+        "kind": kind,
+        "target": target,
+        "ms": ms,
+        "floor_ms": floor_ms,
+        "ratios": np.median(times[..., 1] / times[..., 0], axis=1).tolist(),
+        "share_read": median(size / path.stat().st_size for size, path in zip(sizes, paths, strict=True)),
+        "stages": best | {"rest": max(0.0, ms - sum(best.values()))},
+    }
 
 
-def _floor(path: Path, settings: CacheSettings) -> tuple[float, int]:
-    """Milliseconds to read the needed bytes and to decode the needed levels, and how many bytes that are."""
+def _rounds(floors: Sequence[Callable], makes: Sequence[Callable]) -> np.ndarray:
+    """Milliseconds of floor and kit, in turn for each picture: (round, picture, 2); the first round is not measured."""
+    times = [[(_ms(floor), _ms(make)) for floor, make in zip(floors, makes, strict=True)] for _ in range(1 + ROUNDS)]
+    return np.array(times[1:])
+
+
+def _floor(path: Path, settings: CacheSettings) -> tuple[Callable[[], None], int]:
+    """Return what reads the needed bytes and decodes the needed levels, and how many bytes that are."""
     with open_dicom(path) as file:
         plan = make_plan(file, *settings.arguments)
         codestream = file.codestream(min(plan.discard, file.levels))
-        codec, size = file.codec, file.bytes_read
-    read = _best(lambda: _read(path, size))
-    return read + _best(lambda: DECODERS[codec](codestream)), size
+        decode, size = DECODERS[file.codec], file.bytes_read
+
+    def read_and_decode() -> None:
+        _read(path, size)
+        decode(codestream)
+
+    return read_and_decode, size
 
 
 def _read(path: Path, size: int) -> None:
@@ -78,13 +95,10 @@ def _read(path: Path, size: int) -> None:
         file.read(size)
 
 
-def _best(function: Callable[[], object]) -> float:
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return min(times) * 1e3
+def _ms(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return (time.perf_counter() - start) * 1e3
 
 
 def _stages(function: Callable[[], object]) -> dict[str, float]:
