@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.dicom.test_jpeg2000 import encode, noise, reduced_by_openjpeg, smooth
+from utils.images import resample
 from utils.images.resample import CUBIC_SHARE, average_areas, fitted_size, low_pass, pad, resize
 
 
@@ -131,6 +132,17 @@ def test_part_of_the_low_pass_is_that_of_the_whole(levels, rows, columns):
     assert part.size > 0
 
 
+@pytest.mark.parametrize("levels", [1, 2, 4])
+@pytest.mark.parametrize("rows", [slice(None), slice(3, 60)])
+@pytest.mark.parametrize("bits", [12, 16])  # int16, and float32
+def test_low_pass_in_bands_is_that_at_once(monkeypatch, levels, rows, bits):
+    picture = noise((140, 31), bits)
+    picture[100:] //= 16  # alone, these rows would be filtered as int16
+    whole = low_pass(picture, levels, rows)
+    monkeypatch.setattr(resample, "FILTERED_ROWS", 32)
+    np.testing.assert_array_equal(low_pass(picture, levels, rows), whole)
+
+
 @pytest.mark.parametrize("dtype, value", [(np.uint8, 255), (np.uint16, 65_535), (np.int16, -32_768), (np.uint8, 0)])
 def test_low_pass_keeps_constants(dtype, value):
     np.testing.assert_array_equal(low_pass(np.full((33, 21), value, dtype), 3), np.full((5, 3), value, dtype))
@@ -192,6 +204,19 @@ def test_constant_pictures_stay_constant(window, size):
 def test_brightness_of_the_whole_is_kept(size):
     picture = np.pad(np.random.default_rng(0).uniform(0, 1, (26, 40)), 2, mode="edge").astype(np.float32)
     assert average_areas(picture, (0, 30), (0, 44), *size).mean() == pytest.approx(picture.mean(), abs=1e-6)
+
+
+@windows
+@pytest.mark.parametrize("height", [1, 16, 37])
+def test_average_areas_in_bands_is_that_at_once(monkeypatch, window, height):
+    picture = np.random.default_rng(0).integers(0, 4096, (40, 30)).astype(np.uint16)
+
+    def show(samples: np.ndarray) -> np.ndarray:
+        return np.minimum(samples / np.float32(3000), 1)
+
+    whole = average_areas(show(picture), window, (-3.0, 31.5), height, 9)
+    monkeypatch.setattr(resample, "AVERAGED_ROWS", 8)
+    np.testing.assert_array_equal(average_areas(picture, window, (-3.0, 31.5), height, 9, show), whole)
 
 
 @windows
