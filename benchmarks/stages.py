@@ -42,8 +42,8 @@ def measure_stages(files: Path, targets: tuple[tuple[int, int], ...]) -> list[di
     -------
     list of dict
         ``kind``, ``target``, ``ms`` an image, ``floor_ms``, ``ratios`` of the two, one a round, ``share_read`` of the files'
-        bytes, and ``stages``: milliseconds of each, "rest" being what is left (opening, header, reading, padding). Medians
-        over the pictures; of each stage, the best of some repeats.
+        bytes, and ``stages``: milliseconds of each, "rest" being what is left (opening, header, reading, checks, padding).
+        Medians over pictures and repeats.
     """
     cv2.setNumThreads(1)
     return [_measure(kind, first_files(files / kind, DISTINCT), target) for kind in KINDS for target in targets]
@@ -57,8 +57,8 @@ def _measure(kind: str, paths: list[Path], target: tuple[int, int]) -> dict:
         makes = [partial(make, (path.stem, path)) for path in paths]
         times = _rounds(floors, makes)
         stages = [_stages(function) for function in makes]
-    floor_ms, ms = np.median(times, axis=(0, 1))
-    best = {stage: median(row[stage] for row in stages) for stage in STAGES}
+    floor_ms, ms = np.median(times, axis=(0, 1)).tolist()
+    usual = {stage: median(row[stage] for row in stages) for stage in STAGES}
     return {
         "kind": kind,
         "target": target,
@@ -66,7 +66,7 @@ def _measure(kind: str, paths: list[Path], target: tuple[int, int]) -> dict:
         "floor_ms": floor_ms,
         "ratios": np.median(times[..., 1] / times[..., 0], axis=1).tolist(),
         "share_read": median(size / path.stat().st_size for size, path in zip(sizes, paths, strict=True)),
-        "stages": best | {"rest": max(0.0, ms - sum(best.values()))},
+        "stages": usual | {"rest": max(0.0, ms - sum(usual.values()))},
     }
 
 
@@ -102,14 +102,14 @@ def _ms(function: Callable[[], object]) -> float:
 
 
 def _stages(function: Callable[[], object]) -> dict[str, float]:
-    """Milliseconds of each stage, the least of some repeats."""
-    best = dict.fromkeys(STAGES, float("inf"))
+    """Milliseconds of each stage, the median of some repeats."""
+    runs = []
     for _ in range(REPEATS):
         spent: defaultdict[str, float] = defaultdict(float)
         with _timers(spent):
             function()
-        best = {stage: min(least, spent[stage] * 1e3) for stage, least in best.items()}
-    return best
+        runs.append(spent)
+    return {stage: 1e3 * median(run[stage] for run in runs) for stage in STAGES}
 
 
 @contextlib.contextmanager
@@ -125,11 +125,14 @@ def _timers(spent: dict[str, float]) -> Iterator[None]:
 
 
 def _timed(function: Callable, stage: str, spent: dict[str, float]) -> Callable:
+    """Add a function's time to its stage, less that of other stages inside."""
+
     def call(*arguments, **options):
+        inside = sum(spent.values())
         start = time.perf_counter()
         try:
             return function(*arguments, **options)
         finally:
-            spent[stage] += time.perf_counter() - start
+            spent[stage] += time.perf_counter() - start - (sum(spent.values()) - inside)
 
     return call
