@@ -8,24 +8,25 @@ import pytest
 from tests.runs.test_oof import write_oof
 from utils.core.folders import PROJECT
 from utils.decision.tuning import tune
-from utils.evaluation.demo import demo_table
+from utils.evaluation.demo import HiddenLabels, demo_table, read_submission
 from utils.phantom.competition import read_truth
 
 
-def test_table_has_a_row_per_architecture_and_scores_the_submission(competition, tmp_path):
+def test_table_has_a_row_per_architecture_and_scores_each_on_the_hidden_labels(competition, tmp_path):
     runs = [write_oof(tmp_path / "cnn"), write_oof(tmp_path / "resnet50", shift=0.1)]
     for run in runs:
         pd.DataFrame({"fold": 0, "epoch": [0, 1], "seconds": [1.4, 2.0]}).to_csv(run / "history.csv", index=False)
     _, labels = read_truth(competition)
-    right = labels.assign(cancer=labels.cancer)
-    right.to_csv(tmp_path / "submission.csv", index=False)
+    labels.to_csv(tmp_path / "submission.csv", index=False)
     wrong = labels.assign(probability=1 - labels.cancer)[["prediction_id", "probability"]]
-    wrong.to_csv(tmp_path / "probabilities.csv", index=False)
-    table = demo_table(runs, tmp_path / "submission.csv", competition)
+    wrong.iloc[::-1].to_csv(tmp_path / "probabilities.csv", index=False)
+    right = labels.set_index("prediction_id").cancer.astype(float)
+    by_run = pd.DataFrame({"cnn": right, "resnet50": 1 - right})
+    table = demo_table(runs, read_submission(tmp_path / "submission.csv"), by_run, HiddenLabels(competition))
     assert table.index.tolist() == ["cnn", "resnet50", "average"]
     assert table.seconds.tolist() == ["3", "3", "7"]
-    assert table.loc["average", "test pF1"] == "1.000" and table.loc["average", "test AUC [95 %]"].startswith("0.000")
-    assert (table.loc[["cnn", "resnet50"], "test pF1"] == "").all()
+    assert table["test AUC [95 %]"].str[:5].tolist() == ["1.000", "0.000", "0.000"]
+    assert table["test pF1"].tolist() == ["", "", "1.000"]
     assert np.isin(["AUC [95 %]", "pF1 tuned", "pF1 nested [95 %]"], table.columns).all()
     tuned = tune(runs)
     assert table.loc["average", "AUC [95 %]"] == str(tuned.auc)
