@@ -17,7 +17,7 @@ class Augment:
 
     def __init__(self, strength: float = 1.0):
         self.strength = strength
-        self._local = threading.local()  # a pipeline has its own generator, so each thread needs one
+        self._local = threading.local()  # a pipeline has its own generator, so each thread needs its own
 
     def __call__(self, picture: np.ndarray, seed: int, box: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None]:
         """Augment one image; the same seed gives the same result in any process.
@@ -37,26 +37,24 @@ class Augment:
         """
         if self.strength == 0:
             return picture, box
-        pipeline = self._pipeline()
+        if not hasattr(self._local, "pipelines"):
+            self._local.pipelines = {has_box: _make_pipeline(self.strength, has_box) for has_box in (False, True)}
+        pipeline = self._local.pipelines[box is not None]
         pipeline.set_random_seed(seed)
-        given = np.empty((0, 4)) if box is None or np.isnan(box[0]) else box[None]
-        result = pipeline(image=picture, bboxes=given)
-        if box is not None:
-            left = np.asarray(result["bboxes"], dtype=np.float32).reshape(-1, 4)
-            box = left[0] if len(left) else np.full(4, np.nan, dtype=np.float32)
-        return result["image"], box
-
-    def _pipeline(self) -> A.Compose:
-        if not hasattr(self._local, "pipeline"):
-            self._local.pipeline = _make_pipeline(self.strength)
-        return self._local.pipeline
+        if box is None:
+            return pipeline(image=picture)["image"], None
+        result = pipeline(image=picture, bboxes=np.empty((0, 4)) if np.isnan(box[0]) else box[None])
+        left = np.asarray(result["bboxes"], dtype=np.float32).reshape(-1, 4)
+        return result["image"], left[0] if len(left) else np.full(4, np.nan, dtype=np.float32)
 
     def __reduce__(self) -> tuple:
         """Pickle the strength alone, for spawned processes: pipelines stay in their threads."""
         return type(self), (self.strength,)
 
 
-def _make_pipeline(strength: float) -> A.Compose:
+def _make_pipeline(strength: float, has_box: bool) -> A.Compose:
+    # Without min_visibility, CoarseDropout would erase boxes that a hole covers in part.
+    boxes = A.BboxParams(format="albumentations", min_visibility=0.5, clip=True)
     return A.Compose(
         [
             A.HorizontalFlip(p=0.5),
@@ -78,6 +76,7 @@ def _make_pipeline(strength: float) -> A.Compose:
                 p=0.3 * strength,
             ),
         ],
-        # Without min_visibility, CoarseDropout would erase boxes that a hole covers in part.
-        bbox_params=A.BboxParams(format="albumentations", min_visibility=0.5, clip=True),
+        bbox_params=boxes
+        if has_box
+        else None,  # albumentations looks for boxes in every image, which takes a tenth of its time
     )

@@ -55,14 +55,13 @@ class PatchDataset(ImageDataset):
         """Number of classes of the auxiliary target."""
         return (len(self.kinds) + 1,)
 
-    def _picture(self, row: int) -> tuple[torch.Tensor, np.ndarray]:
+    def _picture(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         picture = self._load(row)
         generator = np.random.default_rng([self.seed, self.epoch if self.augment else 0, row, 3])
         place = self._choose_place(picture, self.images.iloc[row], generator)
         if self.augment:
             picture, place = self._augmented(picture, place, int(generator.integers(2**31)))
-        patch = cut_patch(picture, place, self.size)
-        return torch.from_numpy(patch.copy())[None], NO_BOX  # (1, size, size), (4,)
+        return cut_patch(picture, place, self.size), NO_BOX  # (size, size), (4,)
 
     def _augmented(self, picture: np.ndarray, place: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Augment an image and move a place (row, column) with it; return both as they were if the place would leave it."""
