@@ -64,6 +64,7 @@ bench: $(READY) ## measure start-up, evaluation, and inference, training and pre
 	$(BIN)/python -m benchmarks.evaluation
 	$(BIN)/python -m benchmarks.inference
 	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.choices
 	$(BIN)/python -m benchmarks.preprocessing
 
 gpu-check: $(READY) ## check training, memory, processes and speed on this machine's GPU (8 minutes at most; without one, at toy size)

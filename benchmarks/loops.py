@@ -9,7 +9,6 @@ import utils  # noqa: F401
 # isort: split
 import io
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -19,6 +18,8 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm import tqdm
 
+from benchmarks.rates import convolution_rate, count_flops, matrix_rate
+from benchmarks.timing import seconds
 from benchmarks.timm_loop import TimmLoop
 from utils.core.devices import cpu_count
 from utils.images.cache import PNG_OPTIONS
@@ -36,11 +37,11 @@ from utils.training.fold_data import FoldData
 from utils.training.optimisation import autocast, make_optimizer, pick_precision
 from utils.training.ranks import Ranks
 
-LEAST_ROUNDS = 3
+LEAST_ROUNDS = 6  # of fewer, a median has no 95 % interval
 VIEWS = ("CC", "MLO")
 CELL_S = 40.0  # for a network and size; the dear ones take longer, since they do the least number of rounds
-LEAST_STEPS, MOST_STEPS = 6, 1000
-EPOCH_S = {"cpu": 3.0, "cuda": 8.0}  # so long is a measured epoch, if that makes a number of steps in between
+LEAST_STEPS, MOST_STEPS = 3, 1000
+EPOCH_S = {"cpu": 1.5, "cuda": 8.0}  # so long is a measured epoch, if that makes a number of steps in between
 PLAIN_SHARE = 0.5  # of the loop's steps
 DISTINCT = 32  # picture files; an epoch goes through them again and again
 
@@ -121,8 +122,9 @@ def measure(architecture: str, size: tuple[int, int], batch: int, folder: Path, 
     Returns
     -------
     dict
-        ``architecture``, ``size``, ``batch``, ``precision``, ``steps`` of a loop's epoch, and one number a round of ``bare_s``,
-        ``loop_s`` and ``plain_s`` (seconds a step; the last is empty where there is no plain loop) and ``data_wait``.
+        ``architecture``, ``size``, ``batch``, ``precision``, ``steps`` of a loop's epoch, ``flops`` of a step, and one number a
+        round of ``bare_s``, ``loop_s`` and ``plain_s`` (seconds a step; the last is empty where there is no plain loop),
+        ``data_wait``, and ``matrix`` and ``convolution`` (operations a second that the device can do).
     """
     config = make_config(architecture, size, batch)
     bare = BareModel(config, Vocabulary.from_images(make_table(batch)), device)
@@ -134,7 +136,8 @@ def measure(architecture: str, size: tuple[int, int], batch: int, folder: Path, 
     plain = _plain_loop(architecture, images[: plain_steps * batch], folder, batch, device)
     row = {"architecture": architecture, "size": list(size), "batch": batch, "steps": steps}
     row |= {"precision": str(pick_precision(config, device)).removeprefix("torch.")}
-    row |= {"bare_s": [], "loop_s": [], "data_wait": [], "plain_s": []}
+    row |= {"flops": count_flops(bare.model, bare.images, bare.metadata, bare.lengths)}
+    row |= {"bare_s": [], "loop_s": [], "plain_s": [], "data_wait": [], "matrix": [], "convolution": []}
     start = time.perf_counter()
     for number in range(rounds):
         if number >= LEAST_ROUNDS and (time.perf_counter() - start) * (number + 1) / number > CELL_S:
@@ -149,6 +152,9 @@ def _measure_round(row: dict, bare: BareModel, loop: Loop, plain: TimmLoop | Non
     row["loop_s"].append(seconds(loop.train_epoch, device) / row["steps"])
     row["bare_s"].append((before + seconds(bare.step, device, around)) / 2)
     row["data_wait"].append(loop.data_wait)
+    dtype = pick_precision(bare.config, device)
+    row["matrix"].append(matrix_rate(device, dtype))
+    row["convolution"].append(convolution_rate(device, dtype))
     if plain:
         row["plain_s"].append(seconds(plain.train_epoch, device) / len(plain.loader))
 
@@ -171,21 +177,6 @@ def _plain_loop(architecture: str, images: pd.DataFrame, folder: Path, batch: in
     loop.model(pictures).sum().backward()
     loop.optimizer.zero_grad()
     return loop
-
-
-def seconds(work: Callable[[], None], device: torch.device, times: int = 1) -> float:
-    """Seconds that a call takes, the mean of some."""
-    _wait_for(device)
-    start = time.perf_counter()
-    for _ in range(times):
-        work()
-    _wait_for(device)
-    return (time.perf_counter() - start) / times
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def make_config(architecture: str, size: tuple[int, int], batch: int) -> TrainConfig:
@@ -237,5 +228,10 @@ def overheads(row: dict) -> list[float]:
 
 
 def speeds(row: dict, path: str) -> list[float]:
-    """Images a second, one number a round; ``path`` is ``loop_s`` or ``plain_s``."""
+    """Images a second, one number a round; ``path`` is ``loop_s``, ``bare_s`` or ``plain_s``."""
     return [row["batch"] / step for step in row[path]]
+
+
+def shares(row: dict, path: str, rate: str) -> list[float]:
+    """The share of a ``rate`` (``matrix`` or ``convolution``) at which a ``path`` computes, one number a round."""
+    return [row["flops"] / step / best for step, best in zip(row[path], row[rate], strict=True)]

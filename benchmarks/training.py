@@ -1,7 +1,7 @@
 """What the training loop adds to the bare model, and how it compares with a plain loop around timm.
 
 ``python -m benchmarks.training [--architectures cnn,resnet50] [--rounds 5] [--quick] [--out outputs/bench]`` from the project's
-root prints one table and writes training.json into the folder. On two cores it takes about eight minutes.
+root prints two tables and writes training.json into the folder. On two cores it takes about fifteen minutes.
 
 - *bare model*: forward, backward and optimizer step of the very same network, with the same optimizer, number format and memory
   layout, on one batch that lies on the device; no data, average of weights, clipping, schedule, nor bookkeeping.
@@ -12,30 +12,35 @@ root prints one table and writes training.json into the folder. On two cores it 
   (`utils.__init__`) is its own too, which on few cores is to its advantage.
 
 A round measures bare steps, a loop's epoch, bare steps again, and a plain loop's epoch, so that a noisy machine is as noisy for
-each; the ratios are within a round. A batch counts pictures: of ``rnn`` half as many breasts, each with two.
+each; the ratios are within a round. A round also measures what the machine can do: the multiplication of large matrices, and a
+convolution that suits it. A batch counts pictures: of ``rnn`` half as many breasts, each with two.
 """
 
 import argparse
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 
 import torch
 
-from benchmarks.loops import LEAST_ROUNDS, measure, overheads, speeds, write_pictures
+from benchmarks.loops import LEAST_ROUNDS, measure, overheads, shares, speeds, write_pictures
+from benchmarks.timing import spread
 from utils.core.devices import cpu_count, pick_device
 from utils.core.files import write_json
 from utils.core.versions import versions
 
-ARCHITECTURES = ("cnn", "resnet50", "rnn", "efficientnet_b0")
-SIZES, QUICK_SIZES = ((256, 256), (512, 512)), ((64, 64), (96, 96))  # height, width
-CPU_BATCHES = {(256, 256): 8, (512, 512): 2}  # pictures; where nothing is said, `BATCH`
+ARCHITECTURES = ("cnn", "resnet50", "rnn", "tf_efficientnet_lite0", "efficientnet_b0")
+SIZES, QUICK_SIZES = ((128, 128), (256, 256), (512, 512)), ((64, 64), (96, 96))  # height, width
+CPU_BATCHES = {(128, 128): 16, (256, 256): 8, (512, 512): 2}  # pictures; where nothing is said, `BATCH`
 BATCH, GPU_BATCH = 8, 16
-ROUNDS = 5
+ROUNDS = 15
+RATE_HEAD = ("network", "px", "batch", "images/s", "GFLOP/s", "of the matrix rate", "of the convolution rate")
+RATIO_HEAD = ("network", "px", "loop over bare", "waits for data", "plain loop, images/s", "kit over plain")
 
 
 def main() -> None:
-    """Measure, print the table, and write it as JSON."""
+    """Measure, print the tables, and write the figures as JSON."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--architectures", default=",".join(ARCHITECTURES), help="names with commas between")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"at most; at least {LEAST_ROUNDS} if this allows")
@@ -64,32 +69,37 @@ def measure_all(architectures: list[str], sizes: tuple, rounds: int, device: tor
 
 
 def table(rows: list[dict], machine: dict) -> str:
-    """Return the Markdown table."""
-    head = ("network", "picture", "batch", "loop over bare model", "waits for data", "kit, images/s")
-    head += ("plain timm loop, images/s", "kit over plain")
+    """Return two Markdown tables: how fast networks train, and next to what else."""
+    rounds = [len(row["loop_s"]) for row in rows]
+    gflops = {rate: median(sum((row[rate] for row in rows), [])) / 1e9 for rate in ("matrix", "convolution")}
     lines = [
         "",
-        f"On {machine['device']}, {machine['threads']} threads, {rows[0]['precision']}: medians of"
-        f" {min(len(row['loop_s']) for row in rows)} to {max(len(row['loop_s']) for row in rows)} rounds [lowest, highest].",
-        "",
-        "| " + " | ".join(head) + " |",
-        "|---" * len(head) + "|",
+        f"On {machine['device']}, {machine['threads']} threads, {rows[0]['precision']}: medians of {min(rounds)} to",
+        f"{max(rounds)} rounds [95 % interval]. Matrices {gflops['matrix']:.0f} GFLOP/s,",
+        f"convolution {gflops['convolution']:.0f} GFLOP/s.",
     ]
-    return "\n".join([*lines, *map(_table_row, rows)]) + "\n"
+    lines += ["", *markdown(RATE_HEAD, map(_rate_row, rows)), "", *markdown(RATIO_HEAD, map(_ratio_row, rows))]
+    return "\n".join(lines) + "\n"
 
 
-def _table_row(row: dict) -> str:
-    cells = [row["architecture"], "{} × {}".format(*row["size"]), str(row["batch"])]
-    cells += [_spread(overheads(row), ".3f"), f"{median(row['data_wait']):.1%}"]
-    cells += [f"{median(speeds(row, path)):.3g}" if row[path] else "–" for path in ("loop_s", "plain_s")]
+def markdown(head: tuple[str, ...], rows: Iterable[list[str]]) -> list[str]:
+    """Return the lines of a table."""
+    return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
+
+
+def _rate_row(row: dict) -> list[str]:
+    """Return the cells of a row: the loop's images and operations a second, and the shares of what the device can do."""
+    gflops = [row["flops"] / step / 1e9 for step in row["loop_s"]]
+    cells = [f"`{row['architecture']}`", str(row["size"][0]), str(row["batch"])]
+    cells += [spread(speeds(row, "loop_s"), ".3g"), f"{median(gflops):.0f}"]
+    return cells + [f"{median(shares(row, 'loop_s', rate)):.0%}" for rate in ("matrix", "convolution")]
+
+
+def _ratio_row(row: dict) -> list[str]:
+    """Return the cells of a row: the loop next to the bare step and to the plain loop."""
     over_plain = [plain / loop for plain, loop in zip(row["plain_s"], row["loop_s"], strict=False)]
-    return "| " + " | ".join([*cells, _spread(over_plain, ".2f")]) + " |"
-
-
-def _spread(values: list[float], form: str) -> str:
-    if not values:
-        return "–"
-    return f"{median(values):{form}} [{min(values):{form}}, {max(values):{form}}]"
+    cells = [f"`{row['architecture']}`", str(row["size"][0]), spread(overheads(row), ".3f"), spread(row["data_wait"], ".1%")]
+    return cells + [f"{median(speeds(row, 'plain_s')):.3g}" if row["plain_s"] else "–", spread(over_plain, ".2f")]
 
 
 def _progress(row: dict) -> str:

@@ -18,11 +18,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from benchmarks import loops
-from benchmarks.loops import BareModel, Loop, make_config, make_table, measure, overheads, seconds, speeds, write_pictures
-from benchmarks.rates import count_flops, matrix_rate
+from benchmarks.loops import Loop, make_config, make_table, measure, overheads, shares, speeds, write_pictures
+from benchmarks.timing import seconds
 from utils.core.devices import pick_device
-from utils.tables.vocabulary import Vocabulary
-from utils.training.optimisation import is_out_of_memory, pick_precision
+from utils.training.optimisation import is_out_of_memory
 
 ROUNDS = 5
 EPOCH_S = {"cpu": 0.5, "cuda": 4.0}  # shorter than in `make bench`, so that everything fits into 8 minutes
@@ -31,21 +30,20 @@ WARM, STEPS = 10, 40  # of timm's benchmark
 
 @dataclass(frozen=True)
 class Case:
-    """A network, its image size (height, width), the images of a batch, and the side of the multiplied matrices."""
+    """A network, its image size (height, width), and the images of a batch."""
 
     network: str
     size: tuple[int, int]
     batch: int
-    matrix: int
 
 
 CASES = {
-    "resnet50": Case("resnet50", (512, 512), 16, 8192),
-    "convnext_small": Case("convnext_small", (1024, 512), 8, 8192),
+    "resnet50": Case("resnet50", (512, 512), 16),
+    "convnext_small": Case("convnext_small", (1024, 512), 8),
 }
 TOY_CASES = {
-    "resnet50": Case("resnet18", (64, 64), 4, 256),
-    "convnext_small": Case("convnext_atto", (64, 32), 4, 256),
+    "resnet50": Case("resnet18", (64, 64), 4),
+    "convnext_small": Case("convnext_atto", (64, 32), 4),
 }
 
 
@@ -69,11 +67,8 @@ def measure_case(work: Path, name: str) -> dict:
 
 
 def _measure(case: Case, folder: Path, device: torch.device, rounds: int) -> dict:
-    config = make_config(case.network, case.size, case.batch)
     peak = _peak_memory(case, folder, device)
     row = measure(case.network, case.size, case.batch, folder, rounds, device)
-    flops = count_flops(BareModel(config, Vocabulary.from_images(make_table(case.batch)), device))
-    rate = matrix_rate(device, pick_precision(config, device), case.matrix)
     timm_s = timm_step(case, device, *((1, 3) if device.type == "cpu" else (WARM, STEPS)))
     return {
         "network": case.network,
@@ -86,9 +81,9 @@ def _measure(case: Case, folder: Path, device: torch.device, rounds: int) -> dic
         "timm_images_per_s": case.batch / timm_s,
         "over_bare": overheads(row),
         "data_wait": row["data_wait"],
-        "matrix_tflops": rate / 1e12,
-        "share_of_rate": [flops / step / rate for step in row["loop_s"]],
-        "bare_share_of_rate": [flops / step / rate for step in row["bare_s"]],
+        "matrix_tflops": median(row["matrix"]) / 1e12,
+        "share_of_rate": shares(row, "loop_s", "matrix"),
+        "bare_share_of_rate": shares(row, "bare_s", "matrix"),
         "peak_gib": peak / 2**30,
     }
 
