@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.loops import BareModel, make_config, make_table
-from benchmarks.timing import seconds, spread
-from benchmarks.training import ARCHITECTURES, CPU_BATCHES, describe_machine, markdown
+from benchmarks.tables import markdown, spread
+from benchmarks.timing import seconds
+from benchmarks.training import ARCHITECTURES, CPU_BATCHES, describe_machine
 from utils.core.devices import pick_device
 from utils.core.files import write_json
 from utils.tables.vocabulary import Vocabulary

@@ -124,7 +124,8 @@ def measure(architecture: str, size: tuple[int, int], batch: int, folder: Path, 
     dict
         ``architecture``, ``size``, ``batch``, ``precision``, ``steps`` of a loop's epoch, ``flops`` of a step, and one number a
         round of ``bare_s``, ``loop_s`` and ``plain_s`` (seconds a step; the last is empty where there is no plain loop),
-        ``data_wait``, and ``matrix`` and ``convolution`` (operations a second that the device can do).
+        ``data_wait``, and ``matrix`` and ``convolution`` (operations a second that the device can do). ``at_once`` is how many
+        pictures the loop computes at once: fewer than ``batch`` if memory ran out.
     """
     config = make_config(architecture, size, batch)
     bare = BareModel(config, Vocabulary.from_images(make_table(batch)), device)
@@ -143,6 +144,7 @@ def measure(architecture: str, size: tuple[int, int], batch: int, folder: Path, 
         if number >= LEAST_ROUNDS and (time.perf_counter() - start) * (number + 1) / number > CELL_S:
             break
         _measure_round(row, bare, loop, plain, device)
+    row["at_once"] = loop.fitting.learner.micro_batch_size * _views(architecture)
     return row
 
 
@@ -172,10 +174,8 @@ def _plain_loop(architecture: str, images: pd.DataFrame, folder: Path, batch: in
     paths = [picture_path(folder, "train", image_id) for image_id in images.image_id]
     loop = TimmLoop(architecture, paths, images.cancer.tolist(), batch, device)
     loop.model.train()
-    # Starts the processes, which then live on, and takes one batch through the model.
-    pictures = next(iter(loop.loader))[0].to(device)
-    loop.model(pictures).sum().backward()
-    loop.optimizer.zero_grad()
+    pictures, labels = next(iter(loop.loader))  # this starts the loader's processes, which then live on
+    loop.step(pictures, labels)
     return loop
 
 

@@ -138,7 +138,7 @@ def first_line(client: BlockingKernelClient, name: str, parameters: dict[str, ob
 
 
 def run_cell(client: BlockingKernelClient, source: str, to_first_output: bool) -> str:
-    """Run a cell to its end, or to its first output if asked to; return that output's first line, else nothing."""
+    """Run a cell to its end, or to its first output with ``to_first_output``; return that output's first line, or ''."""
     request = client.execute(source)
     while True:
         message = client.get_iopub_msg(timeout=PATIENCE_S)

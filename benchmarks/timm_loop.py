@@ -75,15 +75,19 @@ class TimmLoop:
         self.model.train()
         total = 0.0
         for images, labels in self.loader:
-            images, labels = images.to(self.device), labels.to(self.device)
-            self.optimizer.zero_grad()
-            with torch.autocast(self.device.type, dtype=torch.float16, enabled=self.device.type == "cuda"):
-                loss = self.criterion(self.model(images).squeeze(1), labels)
-            self.scaler.scale(loss).backward()
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            total += loss.item()
+            total += self.step(images, labels)
         return total / len(self.loader)
+
+    def step(self, images: torch.Tensor, labels: torch.Tensor) -> float:
+        """Take a step with a batch; returns its loss."""
+        images, labels = images.to(self.device), labels.to(self.device)
+        self.optimizer.zero_grad()
+        with torch.autocast(self.device.type, dtype=torch.float16, enabled=self.device.type == "cuda"):
+            loss = self.criterion(self.model(images).squeeze(1), labels)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.item()
 
 
 def _plain_cnn() -> nn.Module:

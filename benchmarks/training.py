@@ -18,14 +18,13 @@ convolution that suits it. A batch counts pictures: of ``rnn`` half as many brea
 
 import argparse
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 
 import torch
 
 from benchmarks.loops import LEAST_ROUNDS, measure, overheads, shares, speeds, write_pictures
-from benchmarks.timing import spread
+from benchmarks.tables import markdown, spread
 from utils.core.devices import cpu_count, pick_device
 from utils.core.files import write_json
 from utils.core.versions import versions
@@ -80,11 +79,6 @@ def table(rows: list[dict], machine: dict) -> str:
     ]
     lines += ["", *markdown(RATE_HEAD, map(_rate_row, rows)), "", *markdown(RATIO_HEAD, map(_ratio_row, rows))]
     return "\n".join(lines) + "\n"
-
-
-def markdown(head: tuple[str, ...], rows: Iterable[list[str]]) -> list[str]:
-    """Return the lines of a table."""
-    return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
 
 
 def _rate_row(row: dict) -> list[str]:

@@ -32,7 +32,7 @@ class Check:
 
 
 class CheckError(Exception):
-    """Raised by a check whose fact does not hold; ``numbers`` are what it measured until then."""
+    """Raised by a check whose fact does not hold; ``numbers`` are what it had measured."""
 
     def __init__(self, reason: str, numbers: dict | None = None):
         super().__init__(reason)

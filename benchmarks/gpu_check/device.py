@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu_check.check import CheckError, Skipped
-from utils.core.devices import cpu_count, try_gpu
+from utils.core.devices import cpu_count, pick_device, try_gpu
 from utils.core.versions import versions
 
 DRIVER_QUERY = ("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
@@ -35,6 +35,7 @@ def describe_machine() -> dict:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     properties = [torch.cuda.get_device_properties(number) for number in range(count)]
     return {
+        "checks_run_on": pick_device().type,
         "gpus": [f"{gpu.name} ({gpu.total_memory / 2**30:.0f} GiB)" for gpu in properties],
         "capability": [f"{gpu.major}.{gpu.minor}" for gpu in properties],
         "bfloat16": "in hardware" if _all_have_bfloat16(properties) else "emulated",

@@ -71,12 +71,12 @@ def _run_process(plan: str, checks: list[Check], work: Path, seconds: float, log
             start_new_session=True,  # so that its own processes end with it
         )
         try:
-            process.wait(timeout=seconds + GRACE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # what it has started
-        code = process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=seconds + GRACE_S)
+        finally:  # also after Ctrl-C, which does not reach a session of its own
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            code = process.wait()
     found = read_json(part) if part.exists() else {"results": [], "running": checks[0].name}
     results = found["results"]
     if found["running"]:

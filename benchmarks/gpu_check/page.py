@@ -2,6 +2,8 @@
 
 from statistics import median
 
+from benchmarks.tables import markdown, spread
+
 DEVICE = "device"  # the check that describes the machine
 SPEED = "speed-"  # how the names of checks that only measure begin
 SYMBOLS = {"passed": "passed", "failed": "**FAILED**", "skipped": "skipped", "not run": "**not run**"}
@@ -29,24 +31,27 @@ def _verdict(report: dict) -> str:
     if names["not run"]:
         budget = f"{report['budget_s'] / 60:.0f} minutes"
         lines.append(f"**Not run, as the time ({budget}) was up: {', '.join(names['not run'])}.**")
-    if not any(result["name"] == DEVICE and result["status"] == "passed" for result in results):
-        lines += ["", "**NO GPU: toy size on a CPU. This tests the checks, and says nothing about a GPU.**"]
+    if _description(results).get("checks_run_on") != "cuda":
+        lines += ["", "**NO GPU: everything ran at toy size on the CPU. This tests the checks, not a GPU.**"]
     return "\n".join(lines)
 
 
+def _description(results: list[dict]) -> dict:
+    return next((result["numbers"] for result in results if result["name"] == DEVICE), {})
+
+
 def _machine(results: list[dict]) -> str:
-    machine = next((result["numbers"] for result in results if result["name"] == DEVICE), {})
+    machine = _description(results)
     return "; ".join(f"{name} {_number(machine[name])}" for name in MACHINE if machine.get(name))
 
 
 def _checks(results: list[dict]) -> str:
-    lines = ["| check | result | s | what it shows | measured |", "|---|---|---|---|---|"]
+    rows = []
     for result in results:
         elsewhere = result["name"] == DEVICE or result["name"].startswith(SPEED)
         measured = "" if elsewhere else _number(result["numbers"])
-        cells = [result["name"], SYMBOLS[result["status"]], f"{result['seconds']:.0f}", result["proves"], measured]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append([result["name"], SYMBOLS[result["status"]], f"{result['seconds']:.0f}", result["proves"], measured])
+    return "\n".join(markdown(("check", "result", "s", "what it shows", "measured"), rows))
 
 
 def _number(value) -> str:
@@ -66,21 +71,17 @@ def _speeds(results: list[dict]) -> str:
     head += ("waits for data", "plain timm loop, images/s", "timm's benchmark, images/s", "peak memory")
     rates = ", ".join(f"{row['matrix_tflops']:.3g} TFLOP/s ({row['precision']})" for row in rows)
     rounds = len(rows[0]["images_per_s"])
-    lines = [f"Speed of training, medians of {rounds} interleaved round(s) [lowest, highest]. Matrix rate: {rates}.", ""]
-    lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    return "\n".join(lines + [_speed_row(row) for row in rows])
+    caption = f"Speed of training, medians of {rounds} interleaved round(s) [lowest, highest]. timm's benchmark and peak memory"
+    caption += f" were measured once, outside of the rounds, so they have no brackets. Matrix rate: {rates}."
+    return "\n".join([caption, "", *markdown(head, map(_speed_row, rows))])
 
 
-def _speed_row(row: dict) -> str:
-    shares = f"{_spread(row['share_of_rate'], '.0%')} ({median(row['bare_share_of_rate']):.0%})"
+def _speed_row(row: dict) -> list[str]:
+    shares = f"{spread(row['share_of_rate'], '.0%')} ({median(row['bare_share_of_rate']):.0%})"
     cells = [row["network"], "{} × {}".format(*row["size"]), str(row["batch"]), row["precision"]]
-    cells += [_spread(row["images_per_s"], ".3g"), _spread(row["over_bare"], ".2f"), shares, _spread(row["data_wait"], ".1%")]
-    cells += [f"{median(row['plain_images_per_s']):.3g}", f"{row['timm_images_per_s']:.3g}", f"{row['peak_gib']:.2f} GiB"]
-    return "| " + " | ".join(cells) + " |"
-
-
-def _spread(values: list[float], form: str) -> str:
-    return f"{median(values):{form}} [{min(values):{form}}, {max(values):{form}}]"
+    cells += [spread(row["images_per_s"], ".3g"), spread(row["over_bare"], ".2f"), shares, spread(row["data_wait"], ".1%")]
+    plain = spread(row["plain_images_per_s"], ".3g")
+    return cells + [plain, f"{row['timm_images_per_s']:.3g}", f"{row['peak_gib']:.2f} GiB"]
 
 
 def _reasons(results: list[dict]) -> str:

@@ -34,7 +34,8 @@ START_S, LOOK_EVERY_S = 60.0, 0.005
 def share_steps(work: Path) -> dict:
     """Train a fold in one process and in two; on a GPU also a network whose batch normalisation they synchronise."""
     small = open_small(work)
-    numbers: dict = {"backend": "nccl" if torch.cuda.device_count() > 1 else "gloo", "loss_differs_by": {}}
+    backend = "nccl" if torch.cuda.device_count() > 1 else "gloo (NCCL is untested: it needs two GPUs)"
+    numbers: dict = {"backend": backend, "loss_differs_by": {}}
     for architecture in ("test_convnext",) if small.is_toy else ("test_convnext", "test_resnet"):
         config = small.config(architecture, dropout=0.0, precision="float32", epochs=2, folds=(0,))
         alone, together = work / f"{architecture}-one", work / f"{architecture}-two"

@@ -1,6 +1,6 @@
 """A small phantom competition for the checks, and trainings on it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -71,8 +71,8 @@ class Small:
         """Return a training of one epoch, without a running average of its weights."""
         encoders = TOY_ENCODERS if self.is_toy else ModelConfig("rnn", 1, 1).encoders
         model = ModelConfig(architecture, self.size.side, self.size.side, dropout=dropout, encoders=encoders)
-        values = {"n_folds": 2, "epochs": 1, "batch_size": self.size.batch, "ema_decay": 0.0}
-        return TrainConfig(model, self.settings, **values | changes)
+        config = TrainConfig(model, self.settings, n_folds=2, epochs=1, batch_size=self.size.batch, ema_decay=0.0)
+        return replace(config, **changes)
 
     def fitting(self, config: TrainConfig) -> Fitting:
         """Make a training on all images, which are also its held-out ones; nothing is written unless it is run."""

@@ -1,8 +1,8 @@
 """How fast networks train, next to a bare step on one batch in memory, timm's own benchmark, and the device's matrix rate.
 
 `benchmarks.loops` says what the loop, the bare step and the plain loop are. timm's benchmark.py (in its repository, not in its
-package) measures one synthetic batch of three channels: channels_last, autocast, forward, backward and SGD step, the median of
-steps of which each is waited for.
+package) measures one synthetic batch of three channels: channels_last, the kit's number format, forward, backward and SGD step,
+the median of steps of which each is waited for.
 """
 
 import gc
@@ -21,7 +21,7 @@ from benchmarks import loops
 from benchmarks.loops import Loop, make_config, make_table, measure, overheads, shares, speeds, write_pictures
 from benchmarks.timing import seconds
 from utils.core.devices import pick_device
-from utils.training.optimisation import is_out_of_memory
+from utils.training.optimisation import autocast, is_out_of_memory
 
 ROUNDS = 5
 EPOCH_S = {"cpu": 0.5, "cuda": 4.0}  # shorter than in `make bench`, so that everything fits into 8 minutes
@@ -69,6 +69,8 @@ def measure_case(work: Path, name: str) -> dict:
 def _measure(case: Case, folder: Path, device: torch.device, rounds: int) -> dict:
     peak = _peak_memory(case, folder, device)
     row = measure(case.network, case.size, case.batch, folder, rounds, device)
+    if row["at_once"] < case.batch:
+        raise torch.OutOfMemoryError(f"The kit's loop computed only {row['at_once']} of {case.batch} images at once.")
     timm_s = timm_step(case, device, *((1, 3) if device.type == "cpu" else (WARM, STEPS)))
     return {
         "network": case.network,
@@ -105,10 +107,11 @@ def timm_step(case: Case, device: torch.device, warm: int, steps: int) -> float:
     model = timm.create_model(case.network).to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
     images = torch.randn(case.batch, 3, *case.size, device=device).contiguous(memory_format=torch.channels_last)
+    config = make_config(case.network, case.size, case.batch)
 
     def step() -> None:
         optimizer.zero_grad()
-        with torch.autocast(device.type):
+        with autocast(config, device):
             loss = cross_entropy(model(images), torch.randint(model.num_classes, (case.batch,), device=device))
         loss.backward()
         optimizer.step()

@@ -60,9 +60,11 @@ def _step_changes_weights(trained: Learner, batch: dict) -> bool:
 
 @dataclass(frozen=True)
 class Steps:
-    """The first steps of a new training, and bytes of a GPU's memory at the start and at most.
+    """The first two steps of a new training.
 
-    ``gradients`` are those of the first step, up to a factor (AdamW's first moments), before they are lost in the weights.
+    ``gradients`` and ``at_once`` (items) are those of the first step; the gradients are AdamW's first moments, so they have a
+    factor. ``loss`` is that of the second step. ``start`` and ``peak`` are a GPU's memory in bytes before the second step and
+    at most in it: the first step also needs memory to search for cuDNN's fastest algorithms.
     """
 
     gradients: torch.Tensor
@@ -121,18 +123,20 @@ def _take_steps(small: Small, config: TrainConfig) -> Steps:
     if is_gpu:
         gc.collect()
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(small.device)
     fitting = small.fitting(config)
     trained, batch = fitting.learner, next(iter(fitting.loader))
     trained.network.train()
-    start = torch.cuda.memory_allocated(small.device) if is_gpu else 0
     trained.step(batch, 0)
+    at_once = trained.micro_batch_size  # now, as the second step may halve it again
     gradients = _flat(trained.optimizer.state[weights]["exp_avg"] for weights in trained.model.parameters()).cpu()
+    start = torch.cuda.memory_allocated(small.device) if is_gpu else 0
+    if is_gpu:
+        torch.cuda.reset_peak_memory_stats(small.device)
     loss = trained.step(batch, 1).item()
     peak = torch.cuda.max_memory_allocated(small.device) if is_gpu else 0
     if not (torch.isfinite(gradients).all() and math.isfinite(loss)):
         raise CheckError(f"Some gradients are not finite, or the loss, {loss}, is not.")
-    return Steps(gradients, loss, trained.micro_batch_size, start, peak)
+    return Steps(gradients, loss, at_once, start, peak)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from torch import nn
 from benchmarks import choices, training
 from benchmarks.loops import measure, write_pictures
 from benchmarks.rates import count_flops
-from benchmarks.timing import spread
+from benchmarks.tables import spread
 
 CPU = torch.device("cpu")
 
@@ -29,6 +29,7 @@ def test_tables_have_a_row_per_network_and_size(tmp_path):
     write_pictures(tmp_path, (32, 32))
     rows = [measure(network, (32, 32), 4, tmp_path, 1, CPU) for network in ("cnn", "rnn")]
     lines = training.table(rows, training.describe_machine(CPU)).splitlines()
+    assert [row["at_once"] for row in rows] == [4, 4]  # pictures: of rnn, two breasts of two
     rates, ratios = ([line for line in lines if line.startswith("| `")][place] for place in (slice(0, 2), slice(2, 4)))
     assert [row.split(" | ")[1] for row in rates] == ["32", "32"] and "rnn" in rates[1]
     assert [row.split(" | ")[-1] == "– |" for row in ratios] == [False, True]  # the plain loop knows no rnn
