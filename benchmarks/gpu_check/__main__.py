@@ -4,7 +4,7 @@
 prints one page and writes it to ``gpu_check.md``. ``gpu_check.json`` has the same figures, and ``gpu_check.log`` everything
 that the checks printed. The exit code is 1 if a check failed, or was not run as time was up.
 
-Without a GPU, everything runs at toy size on the CPU: this takes two minutes, and shows only that each line runs.
+Without a GPU, everything runs at toy size on the CPU: this takes two minutes, and tests the checks, not a GPU.
 `benchmarks.gpu_check.plan` lists the checks.
 """
 
