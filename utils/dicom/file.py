@@ -239,7 +239,7 @@ class DicomFile:
 
         Parameters
         ----------
-        values : ndarray of at least one axis, integers
+        values : ndarray with at least one value, integers
             From `stored`, or averages of them.
 
         Returns
@@ -252,18 +252,17 @@ class DicomFile:
         DicomError
             If the modality LUT or the window can't be applied.
         """
+        return self.grey_map(values)(values)
+
+    def grey_map(self, values: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """Return a function that converts some of these stored values, such as a few rows; see `grey`."""
         if self._voi.show:
             lowest, highest = min(int(values.min()), 0), int(values.max())  # unsigned values then index the table directly
         else:
             lowest, highest = self._full_range
         with self._explained("its modality LUT or window can't be applied"):
             table = grey_table(self.header, self._voi, lowest, highest)
-        index = values if lowest == 0 else np.subtract(values, lowest, dtype=np.int32)
-        grey = np.empty(values.shape, np.float32)
-        for start in range(0, len(values), ROWS_AT_ONCE):
-            rows = slice(start, start + ROWS_AT_ONCE)
-            table.take(index[rows], mode="clip", out=grey[rows])
-        return grey
+        return partial(_look_up, table, lowest)
 
     @cached_property
     def _full_range(self) -> tuple[int, int]:
@@ -332,3 +331,13 @@ def _decode_plain(path: Path, codec: str) -> np.ndarray:
         # pydicom would take pixels beyond the header's rows for padding, and drop them.
         warnings.filterwarnings("error", ".*padding", UserWarning)
         return pixel_array(dataset)
+
+
+def _look_up(table: np.ndarray, lowest: int, values: np.ndarray) -> np.ndarray:
+    """Return the table's entry of each value; the first is that of ``lowest``."""
+    index = values if lowest == 0 else np.subtract(values, lowest, dtype=np.int32)
+    found = np.empty(values.shape, table.dtype)
+    for start in range(0, len(values), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        table.take(index[rows], mode="clip", out=found[rows])
+    return found

@@ -84,7 +84,7 @@ def draw(file: DicomFile, plan: Plan) -> np.ndarray:
         (top, bottom), (left, right) = _around(rows), _around(columns)
         part = halved(file, plan.discard, slice(top, bottom), slice(left, right))
         rows, columns = [edge - top for edge in rows], [edge - left for edge in columns]
-        picture = average_areas(part, rows, columns, *size, show=file.grey)
+        picture = average_areas(part, rows, columns, *size, show=file.grey_map(part))
     picture = _without_frame(picture, crop)
     return picture[:, ::-1] if crop.flipped else picture
 
