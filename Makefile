@@ -60,7 +60,7 @@ kaggle: $(READY) ## write push-ready folders for Kaggle into outputs/kaggle: cod
 rehearse: $(READY) ## run submit in a copy of Kaggle's world: no network, read-only input, only the bundle's wheels
 	$(BIN)/python -m utils.rehearsal $(REHEARSE)
 
-bench: $(READY) ## measure start-up, evaluation, and inference, training and preprocessing beside other paths (28 minutes, 4 GB of files)
+bench: $(READY) ## measure start-up, evaluation, and inference, training and preprocessing next to other paths (35 minutes, 4 GB of files)
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.evaluation
 	$(BIN)/python -m benchmarks.inference

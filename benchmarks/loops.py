@@ -39,7 +39,7 @@ from utils.training.ranks import Ranks
 
 LEAST_ROUNDS = 6  # of fewer, a median has no 95 % interval
 VIEWS = ("CC", "MLO")
-CELL_S = 40.0  # for a network and size; the dear ones take longer, since they do the least number of rounds
+CELL_S = 30.0  # for a network and size; the dear ones take longer, since they do the least number of rounds
 LEAST_STEPS, MOST_STEPS = 3, 1000
 EPOCH_S = {"cpu": 1.5, "cuda": 8.0}  # so long is a measured epoch, if that makes a number of steps in between
 PLAIN_SHARE = 0.5  # of the loop's steps
