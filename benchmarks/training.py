@@ -74,8 +74,8 @@ def table(rows: list[dict], machine: dict) -> str:
     lines = [
         "",
         f"On {machine['device']}, {machine['threads']} threads, {rows[0]['precision']}: medians of {min(rounds)} to",
-        f"{max(rounds)} rounds [95 % interval, of fewer than six the lowest and highest]. Matrices {gflops['matrix']:.0f} GFLOP/s,",
-        f"convolution {gflops['convolution']:.0f} GFLOP/s.",
+        f"{max(rounds)} rounds [95 % interval; of fewer than six, the lowest and highest].",
+        f"Matrices {gflops['matrix']:.0f} GFLOP/s, convolution {gflops['convolution']:.0f} GFLOP/s.",
     ]
     lines += ["", *markdown(RATE_HEAD, map(_rate_row, rows)), "", *markdown(RATIO_HEAD, map(_ratio_row, rows))]
     return "\n".join(lines) + "\n"
