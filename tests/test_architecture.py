@@ -35,6 +35,6 @@ def test_own_part_trains(part, images, cache_dir, tmp_path, monkeypatch):
     if part == "A loss":
         monkeypatch.setattr(learner, "cancer_loss", names["cancer_loss"])
     if part == "An augmentation":
-        monkeypatch.setattr(augment, "_make_pipeline", names["_make_pipeline"])
+        monkeypatch.setattr(augment, "_list_transforms", names["_list_transforms"])
     config = make_config(TINY, names.get("architecture", "cnn"), epochs=1, folds=(0,))
     assert len(train_run(config, TrainingData(images, cache_dir), tmp_path / "run"))

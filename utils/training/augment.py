@@ -38,7 +38,7 @@ class Augment:
         if self.strength == 0:
             return picture, box
         if not hasattr(self._local, "pipelines"):
-            self._local.pipelines = {has_box: _make_pipeline(self.strength, has_box) for has_box in (False, True)}
+            self._local.pipelines = {has_box: _compose(self.strength, has_box) for has_box in (False, True)}
         pipeline = self._local.pipelines[box is not None]
         pipeline.set_random_seed(seed)
         if box is None:
@@ -52,31 +52,32 @@ class Augment:
         return type(self), (self.strength,)
 
 
-def _make_pipeline(strength: float, has_box: bool) -> A.Compose:
+def _compose(strength: float, has_box: bool) -> A.Compose:
     boxes = None  # looking for boxes takes a tenth of the time
     if has_box:
         # Without min_visibility, CoarseDropout would erase boxes that a hole covers in part.
         boxes = A.BboxParams(format="albumentations", min_visibility=0.5, clip=True)
-    return A.Compose(
-        [
-            A.HorizontalFlip(p=0.5),
-            A.VerticalFlip(p=0.5),
-            A.Affine(
-                scale=(1 - 0.15 * strength, 1 + 0.15 * strength),
-                translate_percent=(-0.06 * strength, 0.06 * strength),
-                rotate=(-20 * strength, 20 * strength),
-                shear=(-8 * strength, 8 * strength),
-                fill=0,
-                p=0.8,
-            ),
-            A.RandomBrightnessContrast(brightness_limit=0.15 * strength, contrast_limit=0.15 * strength, p=0.5),
-            A.CoarseDropout(
-                num_holes_range=(1, 4),
-                hole_height_range=(0.05, 0.15),
-                hole_width_range=(0.05, 0.15),
-                fill=0,
-                p=0.3 * strength,
-            ),
-        ],
-        bbox_params=boxes,
-    )
+    return A.Compose(_list_transforms(strength), bbox_params=boxes)
+
+
+def _list_transforms(strength: float) -> list[A.BasicTransform]:
+    return [
+        A.HorizontalFlip(p=0.5),
+        A.VerticalFlip(p=0.5),
+        A.Affine(
+            scale=(1 - 0.15 * strength, 1 + 0.15 * strength),
+            translate_percent=(-0.06 * strength, 0.06 * strength),
+            rotate=(-20 * strength, 20 * strength),
+            shear=(-8 * strength, 8 * strength),
+            fill=0,
+            p=0.8,
+        ),
+        A.RandomBrightnessContrast(brightness_limit=0.15 * strength, contrast_limit=0.15 * strength, p=0.5),
+        A.CoarseDropout(
+            num_holes_range=(1, 4),
+            hole_height_range=(0.05, 0.15),
+            hole_width_range=(0.05, 0.15),
+            fill=0,
+            p=0.3 * strength,
+        ),
+    ]
