@@ -23,7 +23,8 @@ from statistics import median
 import torch
 from torch import nn
 
-from benchmarks.loops import VIEWS, make_table, seconds
+from benchmarks.loops import VIEWS, make_table
+from benchmarks.timing import seconds
 from benchmarks.training import describe_machine
 from utils.core.devices import pick_device
 from utils.core.files import write_json
