@@ -80,12 +80,8 @@ class Loop:
     """The kit's loop over phantom pictures, ``steps`` an epoch."""
 
     def __init__(self, config: TrainConfig, table: pd.DataFrame, folder: Path, device: torch.device):
-        vocabulary = Vocabulary.from_images(table)
-        training_set = make_dataset(config, table, folder, "train", vocabulary)
-        training_set.augment = Augment(config.augment_strength)
-        data = FoldData(0, training_set, make_dataset(config, table, folder, "train", vocabulary), vocabulary)
         execution = Execution(num_workers=cpu_count() if device.type == "cuda" else 0)
-        self.fitting = Fitting(config, data, folder, Ranks(device), execution)
+        self.fitting = make_fitting(config, table, folder, folder, device, execution)
         self.epoch = 0
         self.data_wait = 0.0
 
@@ -101,6 +97,16 @@ class Loop:
         bar = tqdm(total=len(fitting.loader) * fitting.config.batch_size, file=io.StringIO(), mininterval=REFRESH)
         self.data_wait = fitting.train_epoch(self.epoch, bar)["data_wait"]
         self.epoch += 1
+
+
+def make_fitting(
+    config: TrainConfig, table: pd.DataFrame, cache_dir: Path, fold_dir: Path, device: torch.device, execution: Execution
+) -> Fitting:
+    """Make a training on all images of a table, which are also its held-out ones; nothing is written unless it is run."""
+    vocabulary = Vocabulary.from_images(table)
+    training_set, held_out_set = (make_dataset(config, table, cache_dir, "train", vocabulary) for _ in range(2))
+    training_set.augment = Augment(config.augment_strength)
+    return Fitting(config, FoldData(0, training_set, held_out_set, vocabulary), fold_dir, Ranks(device), execution)
 
 
 def measure(architecture: str, size: tuple[int, int], batch: int, folder: Path, rounds: int, device: torch.device) -> dict:

@@ -28,6 +28,7 @@ from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import start_new_kernel
 from nbformat.v4 import new_code_cell, new_notebook
 
+from benchmarks.tables import markdown
 from utils.core.devices import cpu_count
 from utils.core.files import write_json
 from utils.core.versions import versions
@@ -176,17 +177,12 @@ def table(results: dict) -> str:
     """Return the Markdown table."""
     machine, seconds = results["machine"], results["seconds"]
     head = ("from the start of", "to its first useful line, s", "limit, s", "the line")
-    lines = [
-        f"On {machine['cpus']} CPUs ({machine['cpu']}): medians of {len(seconds[PAPERMILL])} rounds [lowest, highest].",
-        "",
-        "| " + " | ".join(head) + " |",
-        "|---" * len(head) + "|",
-    ]
+    rows = []
     for name in (*LIMITS, KERNEL, PAPERMILL):
         times = f"{median(seconds[name]):.1f} [{min(seconds[name]):.1f}, {max(seconds[name]):.1f}]"
-        cells = [name, times, str(LIMITS.get(name, "–")), results["lines"].get(name, "–")[:SHOWN]]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        rows.append([name, times, str(LIMITS.get(name, "–")), results["lines"].get(name, "–")[:SHOWN]])
+    caption = f"On {machine['cpus']} CPUs ({machine['cpu']}): medians of {len(seconds[PAPERMILL])} rounds [lowest, highest]."
+    return "\n".join([caption, "", *markdown(head, rows)]) + "\n"
 
 
 if __name__ == "__main__":

@@ -30,10 +30,15 @@ def check_agreement(name: str, found: Prediction, expected: Prediction) -> float
 
     ``name`` is a key of `TOLERANCES`.
     """
-    difference = ((found.features - expected.features).norm() / expected.features.norm()).item()
+    difference = relative_distance(found.features, expected.features)
     if not difference <= TOLERANCES[name]:
         raise CheckError(f"Features in {name} differ by {difference:.2g}, more than {TOLERANCES[name]:g}.")
     problem = disagreement(Outputs(found.logit), Outputs(expected.logit))
     if problem:
         raise CheckError(f"In {name}, {problem}.")
     return difference
+
+
+def relative_distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the distance between two tensors, relative to the second one's length."""
+    return ((found - expected).norm() / expected.norm()).item()

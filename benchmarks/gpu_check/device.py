@@ -1,6 +1,5 @@
 """The machine: its GPU, driver and versions."""
 
-import platform
 import subprocess
 from pathlib import Path
 
@@ -9,9 +8,10 @@ import torch
 from benchmarks.gpu_check.check import CheckError, Skipped
 from utils.core.devices import cpu_count, pick_device, try_gpu
 from utils.core.versions import versions
+from utils.kaggle.machine import cpu_name
+from utils.training.optimisation import FIRST_WITH_BFLOAT16
 
 DRIVER_QUERY = ("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
-FIRST_WITH_BFLOAT16 = (8, 0)  # compute capability; before it, torch emulates bfloat16
 
 
 def find_gpu(work: Path) -> dict:
@@ -42,7 +42,7 @@ def describe_machine() -> dict:
         "nvidia-smi": _driver(),
         "cuda": torch.version.cuda or "none",
         "cudnn": _cudnn_version(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": cpu_count(),
     } | versions()
 
@@ -66,10 +66,3 @@ def _driver() -> list[str]:
     except (OSError, subprocess.SubprocessError):
         return []
     return found.stdout.strip().splitlines()
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -9,14 +9,13 @@ from tqdm import tqdm
 
 from benchmarks.gpu_check.agreement import Prediction, check_agreement
 from benchmarks.gpu_check.check import CheckError, Skipped
-from benchmarks.gpu_check.device import FIRST_WITH_BFLOAT16
 from benchmarks.gpu_check.small import Small, open_small
 from utils.runs.config import TrainConfig
 from utils.training.fitting import Fitting
 from utils.training.inference import forward
 from utils.training.learner import encoders_of
 from utils.training.loading import Batch
-from utils.training.optimisation import autocast
+from utils.training.optimisation import FIRST_WITH_BFLOAT16, autocast
 
 FORMATS = ("float32", "bfloat16", "float16")
 LOSS_TOLERANCE = 0.3  # relative to float32; float16 skips its first steps until the scale fits

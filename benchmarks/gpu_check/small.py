@@ -1,12 +1,13 @@
 """A small phantom competition for the checks, and trainings on it."""
 
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import pandas as pd
 import torch
 
+from benchmarks.loops import make_fitting
 from utils.core.devices import cpu_count, pick_device
 from utils.images.cache import build_cache
 from utils.images.settings import CacheSettings
@@ -15,12 +16,7 @@ from utils.phantom.competition import make_competition
 from utils.runs.config import ModelConfig, TrainConfig
 from utils.runs.execution import Execution
 from utils.tables import read_images
-from utils.tables.vocabulary import Vocabulary
-from utils.training.augment import Augment
-from utils.training.dataset import make_dataset
 from utils.training.fitting import Fitting
-from utils.training.fold_data import FoldData
-from utils.training.ranks import Ranks
 
 TOY_ENCODERS = ("cnn", "resnet18")
 
@@ -44,7 +40,6 @@ class Small:
 
     device: torch.device
     folder: Path
-    images: pd.DataFrame
 
     @property
     def is_toy(self) -> bool:
@@ -63,6 +58,10 @@ class Small:
     def competition(self) -> Path:
         return self.folder / "competition"
 
+    @cached_property
+    def images(self) -> pd.DataFrame:
+        return read_images(self.competition, "train")
+
     @property
     def data(self) -> TrainingData:
         return TrainingData(self.images, self.folder / "cache", is_phantom=True)
@@ -76,25 +75,20 @@ class Small:
 
     def fitting(self, config: TrainConfig) -> Fitting:
         """Make a training on all images, which are also its held-out ones; nothing is written unless it is run."""
-        vocabulary = Vocabulary.from_images(self.images)
-        sets = [make_dataset(config, self.images, self.data.cache_dir, "train", vocabulary) for _ in range(2)]
-        sets[0].augment = Augment(config.augment_strength)
-        return Fitting(config, FoldData(0, *sets, vocabulary), self.folder, Ranks(self.device), Execution())
+        return make_fitting(config, self.images, self.data.cache_dir, self.folder, self.device, Execution())
 
 
 @cache
 def open_small(work: Path) -> Small:
     """Make the phantom in ``work``, or find it there from another process."""
     torch.set_num_threads(1 if cpu_count() < 4 else torch.get_num_threads())
-    device = pick_device()
-    size = TOY_SIZE if device.type == "cpu" else GPU_SIZE
+    small = Small(pick_device(), work)
     make_competition(
-        work / "competition",
-        n_train_patients=size.train_patients,
-        n_test_patients=size.test_patients,
-        height=2 * size.side,
+        small.competition,
+        n_train_patients=small.size.train_patients,
+        n_test_patients=small.size.test_patients,
+        height=2 * small.size.side,
         positive_share=0.5,
     )
-    images = read_images(work / "competition", "train")
-    build_cache(images, work / "competition", "train", work / "cache", CacheSettings(size.side, size.side), quiet=True)
-    return Small(device, work, images)
+    build_cache(small.images, small.competition, "train", small.data.cache_dir, small.settings, quiet=True)
+    return small

@@ -11,6 +11,7 @@ from unittest import mock
 import torch
 from tqdm import tqdm
 
+from benchmarks.gpu_check.agreement import relative_distance
 from benchmarks.gpu_check.check import CheckError
 from benchmarks.gpu_check.small import Small, open_small
 from utils.runs.config import TrainConfig
@@ -84,7 +85,7 @@ def halve_within_memory(work: Path) -> dict:
     if halved.at_once >= config.batch_size:
         raise CheckError(f"All {halved.at_once} items were computed at once, although memory was limited.")
     explicit = _take_steps(small, replace(config, micro_batch_size=halved.at_once))
-    differs = _distance(halved.gradients, explicit.gradients)
+    differs = relative_distance(halved.gradients, explicit.gradients)
     numbers = {"batch": config.batch_size, "at_once": halved.at_once, "loss": halved.loss, "gradient_differs_by": differs}
     numbers |= _peaks(complete=complete, halved=halved)
     if not differs <= GRADIENT_TOLERANCE:
@@ -97,7 +98,7 @@ def checkpoint_activations(work: Path) -> dict:
     small = open_small(work)
     config = _memory_config(small)
     kept, twice = _take_steps(small, config), _take_steps(small, replace(config, activation_checkpointing=True))
-    differs = _distance(twice.gradients, kept.gradients)
+    differs = relative_distance(twice.gradients, kept.gradients)
     numbers = {"gradient_differs_by": differs} | _peaks(kept=kept, computed_twice=twice)
     if not differs <= GRADIENT_TOLERANCE:
         raise CheckError(f"Gradients differ by {differs:.2g} from those of kept activations.", numbers)
@@ -186,8 +187,3 @@ def _trained_weights(small: Small, config: TrainConfig) -> torch.Tensor:
 
 def _flat(tensors) -> torch.Tensor:
     return torch.cat([tensor.detach().flatten().float() for tensor in tensors])
-
-
-def _distance(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Return the distance between two vectors, relative to the second one's length."""
-    return ((found - expected).norm() / expected.norm()).item()

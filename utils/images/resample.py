@@ -30,7 +30,7 @@ def low_pass(values: np.ndarray, levels: int, rows: slice = slice(None), columns
     levels : int
         0 returns the values unchanged.
     rows, columns : slice
-        The part of the result to compute.
+        The part of the result to compute; at least one row.
 
     Returns
     -------

@@ -17,6 +17,7 @@ OUT_OF_MEMORY = (
     "unable to find an engine",
     "could not create a primitive",
 )
+FIRST_WITH_BFLOAT16 = (8, 0)  # compute capability; below it (T4: 7.5), torch emulates bfloat16 slowly
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -43,11 +44,11 @@ def warmup_cosine(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], 
 
 
 def pick_precision(config: TrainConfig, device: torch.device) -> torch.dtype:
-    """Pick the number format: half precision on a GPU (T4 has no bfloat16), float32 on a CPU, where neither gained."""
+    """Pick the number format: half precision on a GPU, float32 on a CPU, where neither gained."""
     if config.precision != "auto":
         return DTYPES[config.precision]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= FIRST_WITH_BFLOAT16 else torch.float16
     return torch.float32
 
 
